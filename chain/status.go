@@ -1,0 +1,51 @@
+package chain
+
+import "time"
+
+// Status is the document of status.json and of every --json listing. Fields
+// are added, never changed in meaning.
+type Status struct {
+	Version int           `json:"version"` // 1
+	Disk    string        `json:"disk"`    // the disk directory's path
+	Size    int64         `json:"size"`    // guest bytes
+	Leaf    string        `json:"leaf"`    // layer id
+	Layers  []LayerStatus `json:"layers"`  // in the order of their ids
+	Open    []OpenStatus  `json:"open"`
+	Job     *JobStatus    `json:"job"`
+}
+
+// LayerStatus describes one layer.
+type LayerStatus struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`  // "" for an unnamed layer and the leaf
+	State     string    `json:"state"` // base, frozen, leaf or unnamed
+	Foreign   bool      `json:"foreign"`
+	Parent    *string   `json:"parent"`
+	Children  []string  `json:"children"`
+	Format    string    `json:"format"` // raw or qcow2
+	File      string    `json:"file"`   // absolute path
+	Created   time.Time `json:"created"`
+	Size      int64     `json:"size"`       // guest bytes
+	OwnBytes  int64     `json:"own_bytes"`  // guest bytes that the layer itself maps
+	HostBytes int64     `json:"host_bytes"` // its file's blocks on the host, in bytes
+	Depth     int       `json:"depth"`      // 1 for the bottom
+}
+
+// OpenStatus describes one open file of the mount.
+type OpenStatus struct {
+	File    string `json:"file"` // disk.raw or layers/NAME.raw
+	PID     int    `json:"pid"`
+	Command string `json:"command"`
+	Write   bool   `json:"write"`
+}
+
+// JobStatus describes the job under way or the last one.
+type JobStatus struct {
+	ID         string `json:"id"`
+	Kind       string `json:"kind"`  // delete or flatten
+	Layer      string `json:"layer"` // layer id
+	State      string `json:"state"` // running, done, cancelled or failed
+	DoneBytes  int64  `json:"done_bytes"`
+	TotalBytes int64  `json:"total_bytes"`
+	Error      string `json:"error"`
+}
