@@ -186,6 +186,3 @@ func Holder(dir string) (pid int, mountpoint string, ok bool, err error) { panic
 
 // ParseSize reads a size in bytes, or with K, M, G, T (powers of 1024).
 func ParseSize(s string) (int64, error) { panic("todo") }
-
-// CheckName says whether a snapshot may have a name: ErrInvalid with the reason.
-func CheckName(name string) error { panic("todo") }

@@ -1,0 +1,165 @@
+package chain
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"varve/overlay"
+)
+
+const (
+	manifestName     = "chain.json"
+	manifestTempName = "chain.json.tmp"
+	// maxManifestBytes bounds chain.json when it is read and written: some
+	// 30,000 layers.
+	maxManifestBytes = 16 << 20
+)
+
+// errCommitUnknown says that a commit failed after its rename may have
+// happened: after a power cut chain.json is the old one or the new one.
+var errCommitUnknown = errors.New("it is unknown whether chain.json was replaced")
+
+// parseManifest reads a chain.json. The error is ErrNewer or ErrCorrupt.
+func parseManifest(data []byte) (*manifest, error) {
+	// The version comes first: a newer one may give every other field another
+	// form.
+	var head struct {
+		Version int `json:"version"`
+	}
+	if _, err := decodeObject(data, &head); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if head.Version > manifestVersion {
+		return nil, fmt.Errorf("%w: chain.json has version %d, this varve reads up to %d",
+			ErrNewer, head.Version, manifestVersion)
+	}
+	m := &manifest{}
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if err := m.validate(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// encode writes the manifest as chain.json holds it.
+func (m *manifest) encode() ([]byte, error) {
+	compact, err := m.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, compact, "", "  "); err != nil {
+		return nil, err
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
+}
+
+// loadManifest reads dir's chain.json. The error is os.ErrNotExist when there
+// is none, ErrNewer, ErrCorrupt or that of reading.
+func loadManifest(fs overlay.FS, dir string) (*manifest, error) {
+	path := filepath.Join(dir, manifestName)
+	f, err := fs.Open(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s is not a disk directory: %w", dir, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the chain of %s: %w", dir, err)
+	}
+	defer f.Close() // read only
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read the chain of %s: %w", dir, err)
+	}
+	if info.Size > maxManifestBytes {
+		return nil, fmt.Errorf("read %s: %w: it has %d bytes, at most %d are read", path, ErrCorrupt, info.Size, maxManifestBytes)
+	}
+	data := make([]byte, info.Size)
+	if n, err := f.ReadAt(data, 0); err != nil && !(errors.Is(err, io.EOF) && n == len(data)) {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	m, err := parseManifest(data)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return m, nil
+}
+
+// commit replaces dir's chain.json: temp file, fsync, rename, fsync of the
+// directory. It is the one place that writes chain.json. On success the
+// manifest is durable. On failure chain.json is the old one, unless the error
+// wraps errCommitUnknown. An invalid manifest is not written (ErrCorrupt).
+func (m *manifest) commit(fs overlay.FS, dir string) error {
+	path := filepath.Join(dir, manifestName)
+	if err := m.validate(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	data, err := m.encode()
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if len(data) > maxManifestBytes {
+		return fmt.Errorf("write %s: %w: it would have %d bytes, at most %d are read again", path, ErrInvalid, len(data), maxManifestBytes)
+	}
+	temp := filepath.Join(dir, manifestTempName)
+	if err := fs.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove a stale temporary file: %w", err)
+	}
+	if err := writeFile(fs, temp, data); err != nil {
+		// What is left of it is removed by the next commit at the latest.
+		_ = fs.Remove(temp)
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := fs.Rename(temp, path); err != nil {
+		if _, gone := fs.Stat(temp); errors.Is(gone, os.ErrNotExist) {
+			return fmt.Errorf("replace %s: %w: %w", path, errCommitUnknown, err)
+		}
+		_ = fs.Remove(temp)
+		return fmt.Errorf("replace %s: %w", path, err)
+	}
+	if err := fs.SyncDir(dir); err != nil {
+		return fmt.Errorf("replace %s: %w: %w", path, errCommitUnknown, err)
+	}
+	return nil
+}
+
+// writeFile makes a new file, 0600 whatever the umask, with a durable content.
+// Its name is durable after the directory's SyncDir.
+func writeFile(fs overlay.FS, path string, data []byte) error {
+	f, err := fs.Open(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = func() error {
+		if err := setMode(f, 0o600); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(data, 0); err != nil {
+			return err
+		}
+		return f.Datasync()
+	}()
+	return errors.Join(err, f.Close())
+}
+
+// setMode gives a host file its mode whatever the umask; a simulated file has
+// none.
+func setMode(f overlay.File, mode uint32) error {
+	fd := f.Fd()
+	if fd < 0 {
+		return nil
+	}
+	if err := unix.Fchmod(fd, mode); err != nil {
+		return &os.PathError{Op: "chmod", Path: f.Name(), Err: err}
+	}
+	return nil
+}
