@@ -1,0 +1,135 @@
+// Package background lets a command go on in the background as a daemon: it
+// runs itself again in a session of its own and waits until that process says
+// that it is ready, or ends.
+//
+// The two talk over an inherited pipe; a signal or a file could be lost, or
+// mistaken for an older one. Until it is ready the daemon keeps the caller's
+// stderr, so that what it has to say (and what fusermount3 says) reaches the
+// user; then it lets go of it, since a kept descriptor hangs a script that
+// reads the command's output to its end.
+package background
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// environment names the variable that tells the daemon its end of the pipe.
+const environment = "VARVE_READY_FD"
+
+// ready is what the daemon writes into the pipe.
+const ready = "ready\n"
+
+// Start runs this program again with the given arguments, in the caller's
+// working directory, and waits for it. The code is 0 when the daemon is ready,
+// else the exit code with which it ended; what went wrong it has said on
+// stderr itself. When ctx ends, the daemon is asked to end (SIGTERM) and Start
+// goes on waiting for one of the two.
+func Start(ctx context.Context, args []string, stderr *os.File) (code int, err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return 0, fmt.Errorf("find the program to run in the background: %w", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, fmt.Errorf("make a pipe to the daemon: %w", err)
+	}
+	defer r.Close()
+	cmd := exec.Command(exe, args...)
+	cmd.Env = append(os.Environ(), environment+"=3")
+	cmd.ExtraFiles = []*os.File{w} // descriptor 3
+	cmd.Stderr = stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return 0, fmt.Errorf("start the daemon: %w", err)
+	}
+
+	stop := context.AfterFunc(ctx, func() {
+		// It may have ended by itself in the meantime.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+	})
+	defer stop()
+	said, err := io.ReadAll(r)
+	if err != nil {
+		return 0, fmt.Errorf("wait for the daemon: %w", err)
+	}
+	if string(said) == ready {
+		return 0, cmd.Process.Release()
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.Exited():
+		return exit.ExitCode(), nil
+	case err != nil:
+		return 0, fmt.Errorf("the daemon ended early: %w", err)
+	default:
+		return 0, errors.New("the daemon ended without a word")
+	}
+}
+
+// Pipe is the daemon's end.
+type Pipe struct{ w *os.File }
+
+// Inherited gives the daemon's end of the pipe; ok is false in a process that
+// Start did not make. It is to be called once, before any process is started.
+func Inherited() (p *Pipe, ok bool, err error) {
+	value, ok := os.LookupEnv(environment)
+	if !ok {
+		return nil, false, nil
+	}
+	if err := os.Unsetenv(environment); err != nil {
+		return nil, false, err
+	}
+	fd, err := strconv.Atoi(value)
+	if err != nil || fd < 3 {
+		return nil, false, fmt.Errorf("%s is %q: it is for varve's own use", environment, value)
+	}
+	// Otherwise a child (fusermount3) would keep the pipe open.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+		return nil, false, fmt.Errorf("%s is %q: %w", environment, value, err)
+	}
+	return &Pipe{os.NewFile(uintptr(fd), "ready pipe")}, true, nil
+}
+
+// Ready lets the waiting process go. Unless keepStderr, this process's stderr
+// is /dev/null from then on. An error means that nobody waits any more.
+func (p *Pipe) Ready(keepStderr bool) error {
+	defer p.w.Close()
+	if !keepStderr {
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer null.Close()
+		if err := unix.Dup3(int(null.Fd()), 2, 0); err != nil {
+			return fmt.Errorf("let go of stderr: %w", err)
+		}
+	}
+	if _, err := p.w.WriteString(ready); err != nil {
+		return fmt.Errorf("tell the caller that the mount is ready: %w", err)
+	}
+	return nil
+}
+
+// StderrIsJournal says whether stderr is the one that systemd connected to its
+// journal (systemd.exec(5), JOURNAL_STREAM: the stream's device and inode). A
+// variable that was merely inherited, with stderr somewhere else, does not
+// count.
+func StderrIsJournal() bool {
+	var st unix.Stat_t
+	if err := unix.Fstat(2, &st); err != nil {
+		return false
+	}
+	return os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+}

@@ -1,0 +1,74 @@
+package logfile
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+func TestCapAndOneOldFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "varve.log")
+	if err := os.WriteFile(path, []byte("from before\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(path, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			if _, err := fmt.Fprintf(f, "entry %02d\n", i); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// 12 bytes, then 40 entries of 9: the last full hundred bytes are kept
+	// beside what came after them, in whole entries.
+	total := 0
+	for _, name := range []string{path, path + ".old"} {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) > 100 {
+			t.Errorf("%s has %d bytes", name, len(b))
+		}
+		for _, line := range bytes.SplitAfter(b, []byte("\n")) {
+			if len(line) != 0 && (len(line) != 9 || !bytes.HasPrefix(line, []byte("entry "))) {
+				t.Errorf("%s holds a broken entry %q", name, line)
+			}
+		}
+		total += len(b) / 9
+		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, %v", name, info.Mode(), err)
+		}
+	}
+	if total < 12 {
+		t.Errorf("only %d entries are left", total)
+	}
+}
+
+// An entry beyond the bound is written whole: losing it would be worse.
+func TestLargeEntry(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "varve.log")
+	f, err := Open(path, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	entry := bytes.Repeat([]byte("x"), 50)
+	if n, err := f.Write(entry); n != 50 || err != nil {
+		t.Fatalf("wrote %d, %v", n, err)
+	}
+	if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, entry) {
+		t.Errorf("read %q, %v", b, err)
+	}
+}

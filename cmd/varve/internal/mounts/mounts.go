@@ -1,0 +1,147 @@
+// Package mounts finds varve's mounts in the kernel's mount table.
+//
+// It reads /proc/self/mountinfo and never touches a mounted file system, so it
+// neither waits for a daemon nor fails on a mount whose daemon is gone.
+package mounts
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// FSType is the type of varve's mounts in the mount table.
+const FSType = "fuse.varve"
+
+// Mount is one varve mount of this host, as this mount namespace sees it.
+type Mount struct {
+	Mountpoint string
+	Source     string // the disk directory, or the image of a read-only mount without one
+	ReadOnly   bool
+	UID        int // the mounting user's, -1 where the kernel does not tell
+}
+
+// List gives the varve mounts in the order in which they were mounted.
+func List() ([]Mount, error) {
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return i.FSType != FSType, false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	list := make([]Mount, 0, len(infos))
+	for _, i := range infos {
+		list = append(list, fromInfo(i))
+	}
+	return list, nil
+}
+
+func fromInfo(i *mountinfo.Info) Mount {
+	m := Mount{Mountpoint: i.Mountpoint, Source: i.Source, UID: -1}
+	for _, o := range strings.Split(i.Options+","+i.VFSOptions, ",") {
+		if o == "ro" {
+			m.ReadOnly = true
+		}
+		if v, ok := strings.CutPrefix(o, "user_id="); ok {
+			if n, err := strconv.Atoi(v); err == nil {
+				m.UID = n
+			}
+		}
+	}
+	return m
+}
+
+// At gives the topmost varve mount whose mountpoint is path, which must be
+// absolute with its symbolic links resolved (Resolve).
+func At(path string) (Mount, bool, error) {
+	list, err := List()
+	if err != nil {
+		return Mount{}, false, err
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		if list[i].Mountpoint == path {
+			return list[i], true, nil
+		}
+	}
+	return Mount{}, false, nil
+}
+
+// Of gives the first varve mount whose source is dir.
+func Of(dir string) (Mount, bool, error) {
+	list, err := List()
+	if err != nil {
+		return Mount{}, false, err
+	}
+	for _, m := range list {
+		if m.Source == dir {
+			return m, true, nil
+		}
+	}
+	return Mount{}, false, nil
+}
+
+// Around gives the varve mount that path lies in, path being absolute and
+// resolved.
+func Around(path string) (Mount, bool, error) {
+	list, err := List()
+	if err != nil {
+		return Mount{}, false, err
+	}
+	var found Mount
+	ok := false
+	for _, m := range list {
+		if Within(path, m.Mountpoint) && len(m.Mountpoint) >= len(found.Mountpoint) {
+			found, ok = m, true
+		}
+	}
+	return found, ok, nil
+}
+
+// Below lists the mountpoints of any type that lie inside dir.
+func Below(dir string) ([]string, error) {
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return i.Mountpoint == dir || !Within(i.Mountpoint, dir), false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	var list []string
+	for _, i := range infos {
+		list = append(list, i.Mountpoint)
+	}
+	return list, nil
+}
+
+// Within says whether path is dir or lies inside it. Both are clean, absolute
+// and resolved.
+func Within(path, dir string) bool {
+	if path == dir || dir == "/" {
+		return true
+	}
+	return strings.HasPrefix(path, dir+"/")
+}
+
+// Resolve makes a path absolute and resolves its symbolic links as far as they
+// can be: the last elements need not exist or be accessible, as with a
+// directory that is yet to be made, and with a mountpoint whose daemon is gone
+// or belongs to somebody else.
+func Resolve(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	rest := ""
+	for dir := abs; ; dir = filepath.Dir(dir) {
+		resolved, err := filepath.EvalSymlinks(dir)
+		if err == nil {
+			return filepath.Join(resolved, rest), nil
+		}
+		if dir == filepath.Dir(dir) {
+			return abs, nil
+		}
+		rest = filepath.Join(filepath.Base(dir), rest)
+	}
+}
