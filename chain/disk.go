@@ -179,10 +179,3 @@ func DirFor(image string) (string, error) { panic("todo") }
 
 // Accept takes the present state of a changed layer's file as right.
 func Accept(dir, layer string, o OpenOptions) error { panic("todo") }
-
-// Holder tells who holds a disk directory's lock: its pid and mountpoint (""
-// for none). ok is false when nobody does.
-func Holder(dir string) (pid int, mountpoint string, ok bool, err error) { panic("todo") }
-
-// ParseSize reads a size in bytes, or with K, M, G, T (powers of 1024).
-func ParseSize(s string) (int64, error) { panic("todo") }

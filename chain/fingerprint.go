@@ -1,20 +1,44 @@
 package chain
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"os"
 	"strings"
+	"time"
+
+	"varve/overlay"
 )
 
 // digestPrefix names the hash of a fingerprint's digest.
 const digestPrefix = "sha256:"
+
+// What a digest covers. Places depend on the file's size and, for qcow2, on
+// its header only, never on where it has holes: a copy or a restored file has
+// others, and is the same file. The count bounds what a check costs, whatever
+// the size: a hole is read without touching the device.
+const (
+	sampleBytes = 4096
+	sampleCount = 64 // blocks, spread evenly, the first and the last among them
+	// firstPartition is where partitioning tools put the first partition, and
+	// so a file system's superblock, which any mount for writing changes.
+	firstPartition = 1 << 20
+	// maxWholeL1 is how many bytes of an L1 table are read whole; a larger one
+	// is sampled like a file.
+	maxWholeL1 = 1 << 20
+)
 
 // fingerprint tells whether a frozen layer's file is the one that it was. Size,
 // modification time and digest are judged; inode and device are noted only,
 // since a restore or a reboot changes them.
 type fingerprint struct {
 	Size    int64  // bytes of the file
-	ModTime int64  // nanoseconds since 1970
+	ModTime int64  // nanoseconds since 1970; 0 for a block device, whose node has none of its own
 	Digest  string // of the sampled blocks
 	Inode   uint64
 	Device  uint64
@@ -34,7 +58,7 @@ func (f *fingerprint) clone() *fingerprint {
 // fault says what is wrong with a fingerprint as chain.json holds it.
 func (f *fingerprint) fault() error {
 	digits, ok := strings.CutPrefix(f.Digest, digestPrefix)
-	if !ok || len(digits) != 64 {
+	if !ok || len(digits) != 2*sha256.Size {
 		return fmt.Errorf("fingerprint with the digest %q", f.Digest)
 	}
 	if _, err := hex.DecodeString(digits); err != nil {
@@ -44,4 +68,183 @@ func (f *fingerprint) fault() error {
 		return fmt.Errorf("fingerprint with a size of %d bytes", f.Size)
 	}
 	return nil
+}
+
+// takeFingerprint reads a file's fingerprint. The image's lock must be held, or
+// the file may change under it (M18: lock, test, then fingerprint).
+func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("fingerprint %s: %w", f.Name(), err)
+	}
+	sum := sha256.New()
+	block := make([]byte, sampleBytes)
+	add := func(off, length int64) error {
+		for length > 0 {
+			part := block[:min(length, sampleBytes)]
+			n, err := f.ReadAt(part, off)
+			if err != nil && !errors.Is(err, io.EOF) {
+				return fmt.Errorf("fingerprint: read %d bytes at 0x%x of %s: %w", len(part), off, f.Name(), err)
+			}
+			clear(part[n:]) // past the end of a file that is being cut
+			var place [8]byte
+			binary.BigEndian.PutUint64(place[:], uint64(off))
+			sum.Write(place[:]) // a hash's Write never fails
+			sum.Write(part)
+			off, length = off+int64(len(part)), length-int64(len(part))
+		}
+		return nil
+	}
+	if err := addSamples(add, 0, info.Size); err != nil {
+		return nil, err
+	}
+	if err := add(firstPartition, min(sampleBytes, info.Size-firstPartition)); err != nil {
+		return nil, err
+	}
+	if format == formatQcow2 {
+		off, length, err := l1Place(f, info.Size)
+		if err != nil {
+			return nil, err
+		}
+		if length <= maxWholeL1 {
+			err = add(off, length)
+		} else {
+			err = addSamples(add, off, length)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	taken := &fingerprint{
+		Size:    info.Size,
+		ModTime: info.ModTime.UnixNano(),
+		Digest:  digestPrefix + hex.EncodeToString(sum.Sum(nil)),
+		Inode:   info.Inode,
+		Device:  info.Device,
+	}
+	if info.Mode&os.ModeDevice != 0 {
+		taken.ModTime = 0
+	}
+	return taken, nil
+}
+
+// addSamples adds blocks that are spread over a range, the first and the last
+// among them.
+func addSamples(add func(off, length int64) error, start, length int64) error {
+	blocks := (length + sampleBytes - 1) / sampleBytes
+	count := min(blocks, sampleCount)
+	for i := range count {
+		at := i
+		if blocks > sampleCount {
+			// blocks is below 2^51 and i below 2^6: no overflow.
+			at = i * (blocks - 1) / (sampleCount - 1)
+		}
+		off := at * sampleBytes
+		if err := add(start+off, min(sampleBytes, length-off)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// l1Place is where a qcow2's active L1 table stands, cut at the end of the
+// file (qcow2 specification, "Header": l1_size at byte 36, l1_table_offset at
+// byte 40). A header that lies gives a digest of something else, which is as
+// good a fingerprint.
+func l1Place(f overlay.File, size int64) (off, length int64, err error) {
+	var header [48]byte
+	if _, err := f.ReadAt(header[:], 0); err != nil && !errors.Is(err, io.EOF) {
+		return 0, 0, fmt.Errorf("fingerprint: read the header of %s: %w", f.Name(), err)
+	}
+	length = int64(binary.BigEndian.Uint32(header[36:])) * 8
+	at := binary.BigEndian.Uint64(header[40:])
+	if at >= uint64(size) {
+		return 0, 0, nil
+	}
+	return int64(at), min(length, size-int64(at)), nil
+}
+
+// compareFingerprints says, in words, what changed from old to now: changes
+// that falsify the views above, and those that are noted only.
+func compareFingerprints(old, now *fingerprint) (changes, noted []string) {
+	if old.Size != now.Size {
+		changes = append(changes, fmt.Sprintf("size %d → %d bytes", old.Size, now.Size))
+	}
+	if old.ModTime != now.ModTime {
+		changes = append(changes, fmt.Sprintf("modification time %s → %s", stamp(old.ModTime), stamp(now.ModTime)))
+	}
+	if old.Digest != now.Digest {
+		changes = append(changes, "content at sampled places")
+	}
+	if old.Inode != now.Inode {
+		noted = append(noted, fmt.Sprintf("inode %d → %d", old.Inode, now.Inode))
+	}
+	if old.Device != now.Device {
+		noted = append(noted, fmt.Sprintf("device 0x%x → 0x%x", old.Device, now.Device))
+	}
+	return changes, noted
+}
+
+func stamp(nanoseconds int64) string {
+	return time.Unix(0, nanoseconds).UTC().Format(time.RFC3339Nano)
+}
+
+// checkFingerprints compares the files of all frozen layers, by layer id, with
+// what chain.json says of them. Layers that are being written are not judged
+// (M16). The error wraps ErrChanged and names the layer, what changed, the
+// views that it falsifies and the way out. The image locks must be held.
+func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[string]overlay.File) error {
+	var first error
+	var others []string
+	for _, l := range m.Layers {
+		if l.ID == m.Leaf || l.Writing {
+			continue
+		}
+		f := files[l.ID]
+		if f == nil {
+			return fmt.Errorf("check %s: its file is not open", l.label())
+		}
+		now, err := takeFingerprint(f, l.Format)
+		if err != nil {
+			return fmt.Errorf("check %s: %w", l.label(), err)
+		}
+		changes, noted := compareFingerprints(l.Fingerprint, now)
+		if len(noted) > 0 {
+			log.Info("a layer's file was moved or restored", "layer", l.label(), "file", l.path(dir), "noted", strings.Join(noted, ", "))
+		}
+		switch {
+		case len(changes) == 0:
+		case first == nil:
+			first = changedError(dir, m, l, changes)
+		default:
+			others = append(others, l.label())
+		}
+	}
+	if len(others) > 0 {
+		return fmt.Errorf("%w (changed too: %s)", first, strings.Join(others, ", "))
+	}
+	return first
+}
+
+// changedError says that a layer's file is not the one that it was.
+func changedError(dir string, m *manifest, l *layerRecord, changes []string) error {
+	var views []string
+	for _, other := range append([]*layerRecord{l}, m.above(l.ID)...) {
+		switch {
+		case other.ID == m.Leaf:
+			views = append(views, "the leaf")
+		case other.Name != "":
+			views = append(views, other.Name)
+		}
+	}
+	handle := l.Name
+	if handle == "" {
+		handle = l.ID
+	}
+	falsified := "nothing that has a name"
+	if len(views) > 0 {
+		falsified = strings.Join(views, ", ")
+	}
+	return fmt.Errorf("%s (%s) %w: %s; it falsifies %s; put the file back as it was, or, if the change is wanted: varve accept %s %s",
+		l.label(), l.path(dir), ErrChanged, strings.Join(changes, ", "), falsified, dir, handle)
 }

@@ -143,8 +143,10 @@ func writeFile(fs overlay.FS, path string, data []byte) error {
 		if err := setMode(f, 0o600); err != nil {
 			return err
 		}
-		if _, err := f.WriteAt(data, 0); err != nil {
+		if n, err := f.WriteAt(data, 0); err != nil {
 			return err
+		} else if n < len(data) {
+			return fmt.Errorf("write %s: %w", path, io.ErrShortWrite)
 		}
 		return f.Datasync()
 	}()

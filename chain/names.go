@@ -2,6 +2,8 @@ package chain
 
 import (
 	"fmt"
+	"math/big"
+	"path/filepath"
 	"strings"
 )
 
@@ -37,4 +39,82 @@ func CheckName(name string) error {
 func nameByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
 		strings.IndexByte("._-", c) >= 0
+}
+
+// maxDiskBytes bounds the sizes that people write: 1 EiB.
+const maxDiskBytes = 1 << 60
+
+// ParseSize reads a size in bytes, or with K, M, G, T (powers of 1024; also
+// KiB and lower case; 1.5G is possible). It is more than 0 and at most 1 EiB,
+// and a whole number of bytes; ErrInvalid otherwise.
+func ParseSize(s string) (int64, error) {
+	number := strings.TrimRight(s, "KMGTkmgtiIbB")
+	unit := int64(1)
+	switch strings.ToLower(s[len(number):]) {
+	case "":
+	case "k", "kib":
+		unit = 1 << 10
+	case "m", "mib":
+		unit = 1 << 20
+	case "g", "gib":
+		unit = 1 << 30
+	case "t", "tib":
+		unit = 1 << 40
+	default:
+		return 0, fmt.Errorf("%w: the size %.40q has an unknown unit; K, M, G and T are powers of 1024", ErrInvalid, s)
+	}
+	whole, fraction, point := strings.Cut(number, ".")
+	if !digits(whole) || point && !digits(fraction) || len(number) > 40 {
+		return 0, fmt.Errorf("%w: %.40q is no size; write bytes, or a number with K, M, G or T", ErrInvalid, s)
+	}
+	value, ok := new(big.Rat).SetString(number)
+	if !ok {
+		return 0, fmt.Errorf("%w: %.40q is no size", ErrInvalid, s)
+	}
+	value.Mul(value, new(big.Rat).SetInt64(unit))
+	switch {
+	case value.Sign() == 0:
+		return 0, fmt.Errorf("%w: the size is 0", ErrInvalid)
+	case !value.IsInt():
+		return 0, fmt.Errorf("%w: the size %s is not a whole number of bytes", ErrInvalid, s)
+	case value.Cmp(new(big.Rat).SetInt64(maxDiskBytes)) > 0:
+		return 0, fmt.Errorf("%w: the size %s is more than %d bytes", ErrInvalid, s, int64(maxDiskBytes))
+	}
+	return value.Num().Int64(), nil
+}
+
+func digits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
+
+// layerNameFor makes a snapshot's name from an adopted file's path: its last
+// part without an image's extension, what no name may have replaced by '-',
+// and different from all that are taken.
+func layerNameFor(path string, taken map[string]bool) string {
+	name := filepath.Base(path)
+	for _, extension := range []string{".qcow2", ".qcow", ".raw", ".img"} {
+		if stem, ok := strings.CutSuffix(strings.ToLower(name), extension); ok {
+			name = name[:len(stem)]
+			break
+		}
+	}
+	var clean strings.Builder
+	for _, r := range name {
+		if r < 0x80 && nameByte(byte(r)) {
+			clean.WriteRune(r)
+		} else {
+			clean.WriteByte('-')
+		}
+	}
+	name = strings.TrimLeft(clean.String(), ".-")
+	if name == "" {
+		name = "layer"
+	}
+	name = name[:min(len(name), maxLayerName)]
+	unique := name
+	for n := 2; taken[unique] || unique == baseName || unique == leafName; n++ {
+		suffix := fmt.Sprintf("-%d", n)
+		unique = name[:min(len(name), maxLayerName-len(suffix))] + suffix
+	}
+	return unique
 }

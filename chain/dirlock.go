@@ -1,0 +1,284 @@
+package chain
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"varve/overlay"
+)
+
+const (
+	lockName = "lock"
+	// lockPoll is how often a lock that somebody else has is tried again.
+	lockPoll = 20 * time.Millisecond
+	// fuseType is the type of varve's mounts in mountinfo.
+	fuseType = "fuse.varve"
+)
+
+// lockHolder is what the lock file says of who holds it.
+type lockHolder struct {
+	PID        int    `json:"pid"`
+	Mountpoint string `json:"mountpoint"` // "" for work on the directory
+}
+
+func (h lockHolder) String() string {
+	who := "another process"
+	if h.PID != 0 {
+		who = fmt.Sprintf("pid %d", h.PID)
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", h.PID)); err == nil {
+			who += " " + strings.TrimSpace(string(name))
+		}
+	}
+	if h.Mountpoint != "" {
+		return who + " has it mounted at " + h.Mountpoint
+	}
+	return who + " works on it"
+}
+
+// dirLock is the held lock of a disk directory. It is an OFD lock: it goes with
+// the descriptor, whatever way the process ends, and two opens in one process
+// exclude each other too.
+type dirLock struct {
+	f         *os.File // nil where nothing is locked
+	exclusive bool
+}
+
+// lockDir takes the lock of a disk directory, exclusively for whoever writes,
+// shared for whoever only reads; the latter writes nothing, so it goes on
+// without a lock where there is no lock file or the medium knows no locks. Another
+// holder is waited for at most as long as wait, then the error wraps ErrInUse and
+// names the holder. Exclusive on a read-only medium is ErrReadOnly. A simulated
+// file system is not locked.
+func lockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string, wait time.Duration) (*dirLock, error) {
+	if fs != overlay.HostFS() {
+		return &dirLock{}, nil
+	}
+	deadline := time.Now().Add(wait)
+	for {
+		lock, err := tryLockDir(dir, exclusive, mountpoint)
+		if !errors.Is(err, ErrInUse) || !time.Now().Before(deadline) {
+			return lock, err
+		}
+		time.Sleep(min(lockPoll, time.Until(deadline)))
+	}
+}
+
+func tryLockDir(dir string, exclusive bool, mountpoint string) (*dirLock, error) {
+	path := filepath.Join(dir, lockName)
+	flag, kind := os.O_RDONLY, int16(unix.F_RDLCK)
+	if exclusive {
+		flag, kind = os.O_RDWR|os.O_CREATE, unix.F_WRLCK
+	}
+	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	switch {
+	case err == nil:
+	case !exclusive && errors.Is(err, os.ErrNotExist):
+		return &dirLock{}, nil
+	case errors.Is(err, unix.EROFS):
+		return nil, fmt.Errorf("lock %s: %w: %w", dir, ErrReadOnly, err)
+	default:
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	err = fcntlLock(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: kind})
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		holder, held := findHolder(f, dir)
+		f.Close() // nothing was written
+		if !held {
+			// It went between the two questions: as if it were still there.
+			return nil, fmt.Errorf("%s: %w: it is just being let go", dir, ErrInUse)
+		}
+		return nil, fmt.Errorf("%s: %w: %v", dir, ErrInUse, holder)
+	default:
+		f.Close()
+		if !exclusive {
+			return &dirLock{}, nil
+		}
+		return nil, fmt.Errorf("lock %s: the file system gives no locks: %w", dir, err)
+	}
+	lock := &dirLock{f: f, exclusive: exclusive}
+	if err := lock.entered(path, mountpoint); err != nil {
+		return nil, errors.Join(err, lock.unlock())
+	}
+	return lock, nil
+}
+
+// entered checks that the file that is locked is still the one at path, and
+// says in it who holds it.
+func (l *dirLock) entered(path, mountpoint string) error {
+	held, err := l.f.Stat()
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	there, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	if !os.SameFile(held, there) {
+		return fmt.Errorf("lock %s: %w: it was replaced meanwhile", path, ErrInUse)
+	}
+	if !l.exclusive {
+		return nil
+	}
+	text, err := json.Marshal(lockHolder{PID: os.Getpid(), Mountpoint: mountpoint})
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	text = append(text, '\n')
+	// Readers take the first JSON value: they never see half of one, nor the
+	// rest of a longer one that stood here.
+	if _, err := l.f.WriteAt(text, 0); err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	if err := l.f.Truncate(int64(len(text))); err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	if err := l.f.Chmod(0o600); err != nil && !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	return nil
+}
+
+// unlock lets the lock go. It is free afterwards, whatever the error.
+func (l *dirLock) unlock() error {
+	if l.f == nil {
+		return nil
+	}
+	var err error
+	if l.exclusive {
+		err = l.f.Truncate(0) // tidy; a holder that crashed leaves its words too
+	}
+	err = errors.Join(err, l.f.Close())
+	l.f = nil
+	return err
+}
+
+// Holder tells who holds a disk directory's lock: its pid (0 where it cannot be
+// told) and mountpoint ("" for none). ok is false when nobody does. It takes no
+// lock.
+func Holder(dir string) (pid int, mountpoint string, ok bool, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, "", false, nil
+	}
+	if err != nil {
+		return 0, "", false, fmt.Errorf("look who holds %s: %w", dir, err)
+	}
+	defer f.Close() // read only
+	holder, held := findHolder(f, dir)
+	return holder.PID, holder.Mountpoint, held, nil
+}
+
+// findHolder tells who else holds the lock on f, dir's lock file. Only who
+// holds it exclusively says so in the file; the others are looked for in /proc
+// and in the table of mounts.
+func findHolder(f *os.File, dir string) (holder lockHolder, held bool) {
+	test := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := fcntlLock(f, unix.F_OFD_GETLK, &test); err != nil || test.Type == unix.F_UNLCK {
+		return lockHolder{}, false
+	}
+	if test.Type == unix.F_WRLCK {
+		text := io.NewSectionReader(f, 0, 1<<16)
+		if err := json.NewDecoder(text).Decode(&holder); err == nil && holder.PID > 0 {
+			return holder, true
+		}
+	}
+	return lockHolder{PID: pidHolding(f), Mountpoint: mountOf(dir)}, true
+}
+
+// pidHolding finds a process that holds a lock on f: of OFD locks the kernel
+// tells no pid, but /proc/PID/fdinfo has a "lock:" line with the inode
+// (proc_pid_fdinfo(5)). 0 when there is none that may be read. It looks at no
+// file that a process has open, only at its name: the file could be in a FUSE
+// mount that hangs.
+func pidHolding(f *os.File) int {
+	info, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	sys, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	// The device before the inode is not compared: on btrfs and overlayfs the
+	// kernel shows another one than stat does.
+	inode := fmt.Sprintf(":%d", sys.Ino)
+	files, err := filepath.Glob("/proc/[0-9]*/fdinfo/*")
+	if err != nil {
+		return 0
+	}
+	for _, file := range files {
+		if !locksInode(file, inode) {
+			continue
+		}
+		target, err := os.Readlink(strings.Replace(file, "/fdinfo/", "/fd/", 1))
+		if err != nil || filepath.Base(target) != lockName {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.Split(file, "/")[2]); err == nil {
+			return pid
+		}
+	}
+	return 0
+}
+
+func locksInode(fdinfo, inode string) bool {
+	text, err := os.ReadFile(fdinfo)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		// lock:	1: OFDLCK  ADVISORY  WRITE -1 fe:00:9980029 0 EOF
+		field := strings.Fields(line)
+		if len(field) >= 7 && field[0] == "lock:" && strings.HasSuffix(field[6], inode) {
+			return true
+		}
+	}
+	return false
+}
+
+// mountOf is where a disk directory is mounted, "" for nowhere: a varve mount
+// names its disk directory as its source.
+func mountOf(dir string) string {
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		resolved = dir
+	}
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return i.FSType != fuseType || i.Source != dir && i.Source != resolved, false
+	})
+	if err != nil || len(mounts) == 0 {
+		return ""
+	}
+	return mounts[len(mounts)-1].Mountpoint
+}
+
+// fcntlLock is fcntl(2) on the whole file, again as long as a signal interrupts
+// it.
+func fcntlLock(f *os.File, command int, lock *unix.Flock_t) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = conn.Control(func(fd uintptr) {
+		for {
+			if failed = unix.FcntlFlock(fd, command, lock); failed != unix.EINTR {
+				return
+			}
+		}
+	})
+	return errors.Join(err, failed)
+}
