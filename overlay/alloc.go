@@ -1,0 +1,161 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+)
+
+// allocator gives out host clusters in the order of the file, and keeps the
+// refcounts ahead of them.
+//
+// Refcounts are written as 1 for a batch of clusters before the first of them
+// is given out (M7): a crash leaves refcounts that are exact or too high,
+// which qemu-img check calls leaks. A cluster once given out is never given
+// out again by a live layer (M3).
+//
+//	0 ........ next ........ end ........
+//	 in use      refcount 1,   refcount 0,
+//	             not in use    past the file's end
+type allocator struct {
+	mu          sync.Mutex
+	clusterBits uint32
+	next        int64 // the next cluster to give out
+	end         int64 // clusters below have refcount 1 and lie within the file
+	batch       int64 // clusters to add at a time
+
+	tableOffset int64   // of the refcount table
+	table       []int64 // offsets of the refcount blocks; 0 for none; replaced, not changed
+	unlinked    []int   // table entries that are to be written by the next flush
+	freed       []int64 // clusters that no longer serve: refcount 0 when settling
+}
+
+const (
+	minBatch = 64
+	maxBatch = 4096
+)
+
+// perBlock is how many refcounts of 16 bits a refcount block holds (qcow2
+// specification, "Host cluster management").
+func (a *allocator) perBlock() int64 { return 1 << (a.clusterBits - 1) }
+
+func (a *allocator) load(f File, h *Header, fileSize int64) error {
+	a.clusterBits = h.ClusterBits
+	cs := h.ClusterSize()
+	a.next = (fileSize + cs - 1) >> h.ClusterBits
+	a.end = a.next
+	a.batch = minBatch
+	table, err := readRefcountTable(f, h)
+	if err != nil {
+		return err
+	}
+	a.table = table
+	a.tableOffset = h.RefcountTableOffset
+	return nil
+}
+
+func readRefcountTable(f File, h *Header) ([]int64, error) {
+	p := make([]byte, int64(h.RefcountTableClusters)*h.ClusterSize())
+	if err := readFull(f, p, h.RefcountTableOffset); err != nil {
+		return nil, fmt.Errorf("read refcount table at 0x%x of %s: %w", h.RefcountTableOffset, f.Name(), err)
+	}
+	table := make([]int64, len(p)/8)
+	for i := range table {
+		table[i] = int64(binary.BigEndian.Uint64(p[i*8:]))
+		if table[i]&(h.ClusterSize()-1) != 0 {
+			return nil, fmt.Errorf("%s: refcount table entry %d is 0x%x: %w", f.Name(), i, table[i], ErrCorrupt)
+		}
+	}
+	return table, nil
+}
+
+// take gives out n clusters that follow each other and returns the host
+// offset of the first. The file is long enough for them, they read as zeros,
+// and their refcounts are 1, all this not yet durable. ENOSPC comes from here.
+func (a *allocator) take(f File, n int64) (int64, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.next+n > a.end {
+		if err := a.extend(f, n); err != nil {
+			return 0, fmt.Errorf("allocate a cluster of %s: %w", f.Name(), err)
+		}
+	}
+	host := a.next << a.clusterBits
+	a.next += n
+	return host, nil
+}
+
+// giveBack takes back the cluster that was given out last, if it is that.
+func (a *allocator) giveBack(host int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := host >> a.clusterBits; c == a.next-1 {
+		a.next = c
+	} else {
+		a.freed = append(a.freed, c)
+	}
+}
+
+// extend adds a batch of at least n clusters behind end, with the refcount
+// blocks that they need in front. A batch has room for both: it is at least
+// twice n, and a block serves thousands of clusters.
+func (a *allocator) extend(f File, n int64) error {
+	end := a.end + max(a.batch, 2*n)
+	table := a.table
+	if last := (end - 1) / a.perBlock(); last >= int64(len(table)) {
+		// The table on disk is too small as well; the flush that writes the new
+		// entries moves it (unlinkedBlocks).
+		table = append(table[:len(table):len(table)], make([]int64, max(last+1-int64(len(table)), int64(len(table))))...)
+	}
+	next := a.next
+	var blocks []int
+	for b := a.end / a.perBlock(); b <= (end-1)/a.perBlock(); b++ {
+		if table[b] == 0 {
+			if len(blocks) == 0 {
+				table = append([]int64(nil), table...)
+			}
+			table[b] = next << a.clusterBits
+			blocks = append(blocks, int(b))
+			next++
+		}
+	}
+	if err := f.Truncate(end << a.clusterBits); err != nil {
+		return err
+	}
+	if err := setRefcounts(f, table, a.clusterBits, a.end, end, 1); err != nil {
+		return err
+	}
+	a.table, a.next, a.end = table, next, end
+	a.unlinked = append(a.unlinked, blocks...)
+	a.batch = min(maxBatch, a.batch*2)
+	return nil
+}
+
+// setRefcounts writes the refcounts of clusters [from, to).
+func setRefcounts(f File, table []int64, clusterBits uint32, from, to int64, value uint16) error {
+	perBlock := int64(1) << (clusterBits - 1)
+	for from < to {
+		b, in := from/perBlock, from%perBlock
+		n := min(to-from, perBlock-in)
+		p := make([]byte, 2*n)
+		for i := int64(0); i < n; i++ {
+			binary.BigEndian.PutUint16(p[2*i:], value)
+		}
+		if b >= int64(len(table)) || table[b] == 0 {
+			return fmt.Errorf("%s: no refcount block for cluster %d: %w", f.Name(), from, ErrCorrupt)
+		}
+		if err := writeFull(f, p, table[b]+2*in); err != nil {
+			return err
+		}
+		from += n
+	}
+	return nil
+}
+
+// unlinkedBlocks takes the refcount table entries that are to be written.
+func (a *allocator) unlinkedBlocks() (table []int64, blocks []int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	blocks, a.unlinked = a.unlinked, nil
+	return a.table, blocks
+}

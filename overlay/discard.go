@@ -1,0 +1,241 @@
+package overlay
+
+import "sync"
+
+// Discard makes a range read as zeros. Whole subclusters get zero bits and
+// their blocks are punched after the next Flush, by Punch (M6); the host
+// cluster stays theirs (M3). What already reads as zeros is left alone. The
+// ends that cover a subcluster in part are written as zeros.
+func (o *Overlay) Discard(off, length int64, below Backing) error {
+	if err := o.Failed(); err != nil {
+		return err
+	}
+	return o.discard(off, min(length, o.Size()-off), below)
+}
+
+func (o *Overlay) discard(off, length int64, below Backing) error {
+	for length > 0 {
+		n, err := o.skipZero(off, length, below)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			in := off & (o.clusterSize() - 1)
+			n = min(length, o.clusterSize()-in)
+			if err := o.discardCluster(off>>o.clusterBits, in, n, below); err != nil {
+				return err
+			}
+		}
+		off, length = off+n, length-n
+	}
+	return nil
+}
+
+// skipZero is how many bytes from off on need no discard because this layer
+// says nothing and what is below is zero.
+func (o *Overlay) skipZero(off, length int64, below Backing) (int64, error) {
+	e, err := o.Lookup(off, length)
+	if err != nil || e.Kind == Data {
+		return 0, err
+	}
+	if e.Kind == Zero || below == nil {
+		return e.Length, nil
+	}
+	// Far first, then only this cluster: one look per cluster must not cost a
+	// scan of everything up to the next data.
+	for _, n := range []int64{16 << 20, o.clusterSize() - off&(o.clusterSize()-1)} {
+		n = min(n, e.Length)
+		zero, err := below.IsZero(off, n)
+		if err != nil {
+			return 0, err
+		}
+		if zero {
+			return n, nil
+		}
+	}
+	return 0, nil
+}
+
+func (o *Overlay) discardCluster(cluster, in, n int64, below Backing) error {
+	m := o.stripe(cluster)
+	m.Lock()
+	defer m.Unlock()
+	sub := o.subSize()
+	first := (in + sub - 1) &^ (sub - 1)
+	last := (in + n) &^ (sub - 1)
+	// The tail of the disk's last subcluster is nobody's.
+	if cluster<<o.clusterBits+in+n == o.Size() {
+		last = (in + n + sub - 1) &^ (sub - 1)
+	}
+	if first > last { // within one subcluster
+		return o.zeroPart(cluster, in, n, below)
+	}
+	if in < first {
+		if err := o.zeroPart(cluster, in, min(first-in, n), below); err != nil {
+			return err
+		}
+	}
+	if last < in+n {
+		if err := o.zeroPart(cluster, last, in+n-last, below); err != nil {
+			return err
+		}
+	}
+	if first == last {
+		return nil
+	}
+	s, i, err := o.ensureSlice(cluster)
+	if err != nil {
+		return err
+	}
+	mask := o.subMask(first, last-first)
+	return o.clearSubclusters(s, i, cluster, mask, true)
+}
+
+// clearSubclusters takes subclusters out of allocation, to zero or to
+// unallocated, and queues the punch of those that held data. The stripe is
+// the caller's.
+func (o *Overlay) clearSubclusters(s *slice, i int, cluster int64, mask uint32, zero bool) error {
+	host, old := s.offset[i].Load(), s.bitmap[i].Load()
+	bitmap := old &^ (uint64(mask) | uint64(mask)<<32)
+	if zero {
+		bitmap |= uint64(mask) << 32
+	}
+	if bitmap == old {
+		return nil
+	}
+	if err := o.setEntry(cluster, host, bitmap); err != nil {
+		return err
+	}
+	o.wrote()
+	if held := uint32(old) & mask; held != 0 {
+		o.punch.add(cluster, held)
+	}
+	return nil
+}
+
+// zeroPart makes part of one subcluster zeros; the stripe is the caller's.
+func (o *Overlay) zeroPart(cluster, in, n int64, below Backing) error {
+	off := cluster<<o.clusterBits + in
+	skip, err := o.skipZero(off, n, below)
+	if err != nil || skip >= n {
+		return err
+	}
+	buf := getBuffer(n)
+	defer putBuffer(buf)
+	clear(*buf)
+	return o.writeOwned(*buf, cluster, in, o.subMask(in, n), below)
+}
+
+// Unmap takes a range, of whole subclusters or to the layer's end, out of the
+// layer: the layer below answers for it again. The blocks are punched after the
+// next Flush, by Punch. For merges only: it changes what the layer itself says.
+func (o *Overlay) Unmap(off, length int64) error {
+	if err := o.Failed(); err != nil {
+		return err
+	}
+	return o.byCluster(off, min(length, o.Size()-off), func(cluster, in, n int64) error {
+		if o.findTable(cluster) == nil {
+			return nil
+		}
+		m := o.stripe(cluster)
+		m.Lock()
+		defer m.Unlock()
+		s, i, err := o.findSlice(cluster)
+		if err != nil {
+			return err
+		}
+		return o.clearSubclusters(s, i, cluster, o.subMask(in, n), false)
+	})
+}
+
+// Reserve gives a range space on the host, so that later writes to it do not
+// meet ENOSPC. What it reads as stays.
+func (o *Overlay) Reserve(off, length int64) error {
+	if err := o.Failed(); err != nil {
+		return err
+	}
+	return o.byCluster(off, min(length, o.Size()-off), func(cluster, in, n int64) error {
+		m := o.stripe(cluster)
+		m.Lock()
+		defer m.Unlock()
+		s, i, err := o.ensureSlice(cluster)
+		if err != nil {
+			return err
+		}
+		host, bitmap := s.offset[i].Load(), s.bitmap[i].Load()
+		if host == 0 {
+			h, err := o.alloc.take(o.file, 1)
+			if err != nil {
+				return err
+			}
+			host = uint64(h)
+			if err := o.setEntry(cluster, host, bitmap); err != nil {
+				return err
+			}
+		}
+		o.punch.cancel(cluster, o.subMask(in, n))
+		o.wrote()
+		return o.file.Allocate(int64(host)+in, n)
+	})
+}
+
+// punchQueue holds the holes that are to be punched once the entries that
+// make them dead are durable (M6).
+type punchQueue struct {
+	mu       sync.Mutex
+	captured uint64 // flushes that have captured entries
+	durable  uint64 // the last of them that completed
+	pending  map[int64]*pendingPunch
+}
+
+type pendingPunch struct {
+	mask uint32
+	seq  uint64 // the flush whose completion makes it due
+}
+
+// add queues subclusters whose entry was changed already: a flush that
+// captures from now on has the change.
+func (q *punchQueue) add(cluster int64, mask uint32) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p := q.pending[cluster]
+	if p == nil {
+		p = new(pendingPunch)
+		q.pending[cluster] = p
+	}
+	p.mask |= mask
+	p.seq = q.captured + 1
+}
+
+// cancel forgets subclusters that are about to be written. The caller owns the
+// cluster's stripe, as Punch does while it punches.
+func (q *punchQueue) cancel(cluster int64, mask uint32) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p := q.pending[cluster]; p != nil {
+		if p.mask &^= mask; p.mask == 0 {
+			delete(q.pending, cluster)
+		}
+	}
+}
+
+func (q *punchQueue) due() []int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var clusters []int64
+	for c, p := range q.pending {
+		if p.seq <= q.durable {
+			clusters = append(clusters, c)
+		}
+	}
+	return clusters
+}
+
+func (q *punchQueue) dueMask(cluster int64) uint32 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p := q.pending[cluster]; p != nil && p.seq <= q.durable {
+		return p.mask
+	}
+	return 0
+}

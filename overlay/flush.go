@@ -1,0 +1,181 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// captured is what one flush publishes: entries as they were at one moment,
+// all of whose data was in the file by then.
+type captured struct {
+	slices []*slice
+	image  []byte // sliceBytes for each
+	l1     []int
+	seq    uint64 // for the punch queue
+	synced bool   // nothing was written at all since the last flush
+}
+
+// DirtyBytes is how much of the tables in memory waits for a flush.
+func (o *Overlay) DirtyBytes() int64 {
+	o.dirtyMu.Lock()
+	defer o.dirtyMu.Unlock()
+	return int64(len(o.dirty)) * sliceBytes
+}
+
+// Flush makes everything durable that was written before the call. After its
+// first error the layer has failed for good (ErrFailed, M10).
+func (o *Overlay) Flush() error {
+	o.flushMu.Lock()
+	defer o.flushMu.Unlock()
+	return o.flushLocked()
+}
+
+func (o *Overlay) flushLocked() error {
+	if err := o.Failed(); err != nil {
+		return err
+	}
+	c := o.capture()
+	if c.synced {
+		o.punch.completed(c.seq)
+		return nil
+	}
+	if err := o.publish(c); err != nil {
+		return o.fail(err)
+	}
+	return nil
+}
+
+// capture copies the dirty entries as they are now (M4). What the live tables
+// get later has data that the next fdatasync may not cover, and waits for the
+// next flush.
+func (o *Overlay) capture() *captured {
+	c := &captured{seq: o.punch.capture()}
+	o.dirtyMu.Lock()
+	c.slices, o.dirty = o.dirty, nil
+	c.l1, o.dirtyL1 = o.dirtyL1, nil
+	o.dirtyMu.Unlock()
+	c.image = make([]byte, len(c.slices)*sliceBytes)
+	for i, s := range c.slices {
+		s.mu.Lock()
+		s.encode(c.image[i*sliceBytes:])
+		s.dirty, s.writing = false, true
+		s.mu.Unlock()
+	}
+	// Last: a write that clears it again afterwards is not in the capture.
+	c.synced = !o.unsynced.Swap(false) && len(c.slices) == 0 && len(c.l1) == 0
+	return c
+}
+
+// publish writes what was captured: data and refcounts durable, then the L2
+// entries, then the L1 entries that name new tables, then all that durable
+// (M4, M7). A new table is durable as a run of zeros, an empty table, before
+// an L1 entry can name it, so L2 and L1 need no barrier between them.
+func (o *Overlay) publish(c *captured) error {
+	if err := o.linkRefcountBlocks(); err != nil {
+		return err
+	}
+	if err := o.sync(); err != nil {
+		return err
+	}
+	if len(c.slices) > 0 || len(c.l1) > 0 {
+		for i, s := range c.slices {
+			if err := writeFull(o.file, c.image[i*sliceBytes:(i+1)*sliceBytes], s.at()); err != nil {
+				return err
+			}
+			s.mu.Lock()
+			s.writing = false
+			s.mu.Unlock()
+		}
+		if err := o.writeL1(c.l1); err != nil {
+			return err
+		}
+		if err := o.sync(); err != nil {
+			return err
+		}
+	}
+	o.punch.completed(c.seq)
+	return nil
+}
+
+func (o *Overlay) sync() error {
+	if err := o.file.Datasync(); err != nil {
+		return fmt.Errorf("fdatasync %s: %w", o.file.Name(), err)
+	}
+	return nil
+}
+
+func (o *Overlay) writeL1(entries []int) error {
+	tables := *o.tables.Load()
+	var p [8]byte
+	for _, i := range entries {
+		binary.BigEndian.PutUint64(p[:], uint64(tables[i].Load().host)|copiedFlag)
+		if err := writeFull(o.file, p[:], o.header.L1Offset+int64(i)*8); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// linkRefcountBlocks puts new refcount blocks into the refcount table. A block
+// must be durable, and within the file, before the table names it; otherwise a
+// crash leaves a table that points nowhere.
+func (o *Overlay) linkRefcountBlocks() error {
+	table, blocks := o.alloc.unlinkedBlocks()
+	if len(blocks) == 0 {
+		return nil
+	}
+	if err := o.sync(); err != nil {
+		return err
+	}
+	if int64(len(table))*8 > int64(o.header.RefcountTableClusters)<<o.clusterBits {
+		return o.moveRefcountTable()
+	}
+	var p [8]byte
+	for _, b := range blocks {
+		binary.BigEndian.PutUint64(p[:], uint64(table[b]))
+		if err := writeFull(o.file, p[:], o.header.RefcountTableOffset+int64(b)*8); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveRefcountTable writes the refcount table, which has outgrown its place,
+// to a new one, and switches the header over.
+func (o *Overlay) moveRefcountTable() error {
+	table, _ := o.alloc.unlinkedBlocks()
+	n := (int64(len(table))*8 + o.clusterSize() - 1) >> o.clusterBits
+	host, err := o.alloc.take(o.file, n)
+	if err != nil {
+		return err
+	}
+	table, _ = o.alloc.unlinkedBlocks() // taking may have added a block
+	p := make([]byte, n<<o.clusterBits)
+	for i, b := range table {
+		binary.BigEndian.PutUint64(p[i*8:], uint64(b))
+	}
+	if err := writeFull(o.file, p, host); err != nil {
+		return err
+	}
+	if err := o.sync(); err != nil {
+		return err
+	}
+	h := *o.header
+	o.alloc.free(h.RefcountTableOffset>>o.clusterBits, int64(h.RefcountTableClusters))
+	h.RefcountTableOffset, h.RefcountTableClusters = host, uint32(n)
+	return o.switchHeader(&h)
+}
+
+// capture and completed are the punch queue's view of a flush.
+func (q *punchQueue) capture() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.captured++
+	return q.captured
+}
+
+func (q *punchQueue) completed(seq uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.durable = max(q.durable, seq)
+}

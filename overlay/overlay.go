@@ -1,0 +1,328 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+)
+
+// Backing is what shows through where an overlay says nothing: the view of the
+// layer below it. Safe for concurrent use.
+type Backing interface {
+	// ReadAt fills p from the view; past its end it reads zeros.
+	ReadAt(p []byte, off int64) error
+	// IsZero says whether the range is known to read as zeros, from metadata
+	// alone.
+	IsZero(off, length int64) (bool, error)
+}
+
+// OverlayOptions are the options of OpenOverlay.
+type OverlayOptions struct {
+	// Unclean says that the layer was not settled when it was last written:
+	// its tables are scanned, refcounts mended, leaks freed.
+	Unclean bool
+	// MaxSlices bounds the cached table slices of 4 KiB; 0 for the default.
+	// Dirty ones come on top until the next flush.
+	MaxSlices int
+	// Log gets what is noticed and mended; nil discards.
+	Log *slog.Logger
+}
+
+// ErrNotPlain says that a layer of ours holds something that varve does not
+// write: somebody used another tool on it. It can be read as a frozen layer,
+// but not be written in place (M17).
+var ErrNotPlain = errors.New("was changed by another tool")
+
+const (
+	sliceEntries     = 256 // L2 entries in a slice
+	entrySize        = 16  // bytes of an extended L2 entry
+	sliceBytes       = sliceEntries * entrySize
+	defaultMaxSlices = 2048
+	stripeCount      = 256
+
+	offsetMask = 0x00fffffffffffe00 // host offset of an L1 or L2 entry
+	copiedFlag = uint64(1) << 63    // refcount is exactly 1
+	allSub     = 0xffffffff         // 32 subclusters
+)
+
+// Overlay is a layer of ours, opened for writing: the leaf, or a layer that a
+// job writes. All methods are safe for concurrent use, except that Settle,
+// Grow and SetBacking exclude each other by flushMu.
+//
+// Locks, in the order in which they are taken: flushMu, then a stripe, then
+// tableMu or loadMu, then slice.mu, then alloc.mu / dirtyMu / punchMu / cacheMu,
+// none of which is held while another of the last group is taken.
+type Overlay struct {
+	file File
+	log  *slog.Logger
+
+	clusterBits uint32
+	subBits     uint32 // of a subcluster in bytes
+	tableBits   uint32 // of the entries in an L2 table
+	size        atomic.Int64
+
+	// stripes order everything that happens to one guest cluster. In-place
+	// writes to allocated subclusters share a stripe; allocation, copy-up,
+	// discard and punching own it (M8, M6).
+	stripes [stripeCount]sync.RWMutex
+
+	// tables is indexed by L1 index. It grows under tableMu and flushMu.
+	tables  atomic.Pointer[[]atomic.Pointer[table]]
+	tableMu sync.Mutex // creating a table
+	loadMu  [16]sync.Mutex
+
+	alloc allocator
+
+	dirtyMu sync.Mutex
+	dirty   []*slice // slices with unpublished entries
+	dirtyL1 []int    // L1 entries that are not published
+
+	// flushMu: one flush, growth, header change or settling at a time. Guards
+	// the header and what is on disk of the L1 table.
+	flushMu  sync.Mutex
+	header   *Header
+	unsynced atomic.Bool // something was written since the last fdatasync
+	failed   atomic.Pointer[error]
+
+	punch punchQueue
+	cache sliceCache
+}
+
+// table is an L2 table. host never changes once it is set.
+type table struct {
+	host   int64
+	slices []atomic.Pointer[slice]
+}
+
+// slice is a run of 256 entries of an L2 table. Readers load entries without
+// a lock: the bitmap first, then the offset, which is set before the first bit
+// of the bitmap and never changes (M3).
+type slice struct {
+	table   *table
+	index   int // within the table
+	offset  [sliceEntries]atomic.Uint64
+	bitmap  [sliceEntries]atomic.Uint64
+	mu      sync.Mutex // changes of entries, and the flags below
+	dirty   bool       // stands in Overlay.dirty
+	writing bool       // captured by a flush that has not written it yet
+	evicted bool       // no longer reachable: load it again
+	used    atomic.Bool
+}
+
+// OpenOverlay opens one of our layers read-write and takes its lock
+// (LockWritable). ErrNotPlain when it is not as varve writes it, ErrLocked
+// when somebody else has it open.
+func OpenOverlay(fs FS, path string, o OverlayOptions) (*Overlay, error) {
+	f, err := fs.Open(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Lock(LockWritable); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	ov, err := newOverlay(f, o)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return ov, nil
+}
+
+func newOverlay(f File, o OverlayOptions) (*Overlay, error) {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if o.Unclean {
+		// What a failed write-back left in the page cache is clean and newer
+		// than the disk; look at the disk (M10).
+		if err := f.DropCache(); err != nil {
+			return nil, fmt.Errorf("drop cached pages of %s: %w", f.Name(), err)
+		}
+	}
+	h, size, err := readOwnHeader(f)
+	if err != nil {
+		return nil, err
+	}
+	ov := &Overlay{
+		file:        f,
+		log:         log,
+		clusterBits: h.ClusterBits,
+		subBits:     h.ClusterBits - 5,
+		tableBits:   h.ClusterBits - 4,
+		header:      h,
+	}
+	ov.cache.limit = o.MaxSlices
+	if ov.cache.limit <= 0 {
+		ov.cache.limit = defaultMaxSlices
+	}
+	ov.punch.pending = make(map[int64]*pendingPunch)
+	ov.size.Store(h.Size)
+	if o.Unclean {
+		if err := recoverOverlay(f, h, log); err != nil {
+			return nil, err
+		}
+		info, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		size = info.Size
+	}
+	if err := ov.loadL1(); err != nil {
+		return nil, err
+	}
+	if err := ov.alloc.load(f, h, size); err != nil {
+		return nil, err
+	}
+	return ov, nil
+}
+
+// readOwnHeader reads a header and judges whether it is one that we write
+// (M17).
+func readOwnHeader(f File) (*Header, int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	p := make([]byte, 64<<10)
+	n, err := f.ReadAt(p, 0)
+	if err != nil && err != io.EOF {
+		return nil, 0, fmt.Errorf("read header of %s: %w", f.Name(), err)
+	}
+	h, err := ParseHeader(f.Name(), p[:n], info.Size)
+	if err != nil {
+		return nil, 0, err
+	}
+	if reason := notPlain(h); reason != "" {
+		return nil, 0, fmt.Errorf("%s: %s: %w", f.Name(), reason, ErrNotPlain)
+	}
+	return h, info.Size, nil
+}
+
+// notPlain tells what in a header is not of our making; "" for nothing.
+func notPlain(h *Header) string {
+	switch {
+	case h.Version != 3 || !h.ExtendedL2():
+		return "no extended L2 entries"
+	case h.Incompatible != IncompatibleExtendedL2:
+		return fmt.Sprintf("incompatible features 0x%x", h.Incompatible)
+	case h.Compatible != 0:
+		return fmt.Sprintf("compatible features 0x%x", h.Compatible)
+	case h.RefcountOrder != writeRefcountOrder:
+		return "refcounts of another width"
+	case h.Snapshots != 0:
+		return "internal snapshots"
+	case h.ClusterBits < 14:
+		return "clusters below 16 KiB"
+	}
+	for _, e := range h.Extensions {
+		if e.Type != ExtensionBackingFormat && e.Type != ExtensionFeatureNames {
+			return fmt.Sprintf("header extension 0x%08x", e.Type)
+		}
+	}
+	return ""
+}
+
+func (o *Overlay) loadL1() error {
+	h := o.header
+	p := make([]byte, int64(h.L1Entries)*8)
+	if err := readFull(o.file, p, h.L1Offset); err != nil {
+		return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
+	}
+	tables := make([]atomic.Pointer[table], h.L1Entries)
+	for i := range tables {
+		e := binary.BigEndian.Uint64(p[i*8:])
+		if e == 0 {
+			continue
+		}
+		host := int64(e & offsetMask)
+		if e&copiedFlag == 0 {
+			return fmt.Errorf("%s: L1 entry %d without the COPIED flag: %w", o.file.Name(), i, ErrNotPlain)
+		}
+		if host == 0 || host&(o.clusterSize()-1) != 0 {
+			return fmt.Errorf("%s: L1 entry %d is 0x%x: %w", o.file.Name(), i, e, ErrCorrupt)
+		}
+		tables[i].Store(o.newTable(host))
+	}
+	o.tables.Store(&tables)
+	return nil
+}
+
+func (o *Overlay) newTable(host int64) *table {
+	return &table{host: host, slices: make([]atomic.Pointer[slice], 1<<o.tableBits/sliceEntries)}
+}
+
+func (o *Overlay) clusterSize() int64 { return 1 << o.clusterBits }
+func (o *Overlay) subSize() int64     { return 1 << o.subBits }
+
+// Size is the guest size in bytes.
+func (o *Overlay) Size() int64 { return o.size.Load() }
+
+// SubclusterSize is the unit of allocation in bytes.
+func (o *Overlay) SubclusterSize() int64 { return o.subSize() }
+
+// ClusterSize is the cluster size in bytes.
+func (o *Overlay) ClusterSize() int64 { return o.clusterSize() }
+
+// File is the open file. It stays the overlay's.
+func (o *Overlay) File() File { return o.file }
+
+// Header is a copy of the header as it is on disk.
+func (o *Overlay) Header() Header {
+	o.flushMu.Lock()
+	defer o.flushMu.Unlock()
+	return *o.header
+}
+
+// Failed is the first error of a write-back, or nil. It is sticky: nothing
+// that the file holds is certain until it is opened again (M10).
+func (o *Overlay) Failed() error {
+	if p := o.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (o *Overlay) fail(err error) error {
+	err = fmt.Errorf("%w: %w", ErrFailed, err)
+	o.failed.CompareAndSwap(nil, &err)
+	return err
+}
+
+// wrote notes that the file has data that is not yet durable. It is called
+// after the write and before it is acknowledged.
+func (o *Overlay) wrote() {
+	if !o.unsynced.Load() {
+		o.unsynced.Store(true)
+	}
+}
+
+// Close closes the file as it is, without settling it: after Settle, or when
+// the layer is given up.
+func (o *Overlay) Close() error { return o.file.Close() }
+
+// readFull reads len(p) bytes; what lies past the end of the file is zeros.
+func readFull(f File, p []byte, off int64) error {
+	for len(p) > 0 {
+		n, err := f.ReadAt(p, off)
+		p, off = p[n:], off+int64(n)
+		if len(p) == 0 {
+			return nil
+		}
+		if err == io.EOF {
+			clear(p)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return io.ErrNoProgress
+		}
+	}
+	return nil
+}

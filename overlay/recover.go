@@ -1,0 +1,220 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+)
+
+// clusterSet is a set of host clusters.
+type clusterSet struct {
+	words []uint64
+	high  int64 // one more than the highest member
+}
+
+func (s *clusterSet) has(c int64) bool {
+	return c>>6 < int64(len(s.words)) && s.words[c>>6]>>(c&63)&1 != 0
+}
+
+// add reports false when c was a member already.
+func (s *clusterSet) add(c int64) bool {
+	if s.has(c) {
+		return false
+	}
+	if need := c>>6 + 1; need > int64(len(s.words)) {
+		s.words = append(s.words, make([]uint64, need-int64(len(s.words)))...)
+	}
+	s.words[c>>6] |= 1 << (c & 63)
+	s.high = max(s.high, c+1)
+	return true
+}
+
+// usedClusters walks all tables of a layer of ours and collects the host
+// clusters that they name.
+type usedClusters struct {
+	file  File
+	h     *Header
+	limit int64 // clusters in the file
+	set   clusterSet
+}
+
+func (u *usedClusters) mark(what string, off, n int64) error {
+	cs := u.h.ClusterSize()
+	for c := off / cs; c < off/cs+n; c++ {
+		if off <= 0 && what != "header" || off%cs != 0 || c >= u.limit {
+			return fmt.Errorf("%s at 0x%x of %s: not within the file or not aligned: %w", what, off, u.file.Name(), ErrCorrupt)
+		}
+		if !u.set.add(c) {
+			return fmt.Errorf("%s at 0x%x of %s: the cluster is used twice: %w", what, off, u.file.Name(), ErrCorrupt)
+		}
+	}
+	return nil
+}
+
+func (u *usedClusters) collect(refcountTable []int64) error {
+	h, cs := u.h, u.h.ClusterSize()
+	if err := u.mark("header", 0, 1); err != nil {
+		return err
+	}
+	if err := u.mark("refcount table", h.RefcountTableOffset, int64(h.RefcountTableClusters)); err != nil {
+		return err
+	}
+	for _, b := range refcountTable {
+		if b != 0 {
+			if err := u.mark("refcount block", b, 1); err != nil {
+				return err
+			}
+		}
+	}
+	l1 := make([]byte, int64(h.L1Entries)*8)
+	if err := readFull(u.file, l1, h.L1Offset); err != nil {
+		return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, u.file.Name(), err)
+	}
+	if err := u.mark("L1 table", h.L1Offset, max(1, (int64(len(l1))+cs-1)/cs)); err != nil {
+		return err
+	}
+	table := make([]byte, cs)
+	for i := 0; i < len(l1); i += 8 {
+		e := binary.BigEndian.Uint64(l1[i:])
+		if e == 0 {
+			continue
+		}
+		if e&copiedFlag == 0 {
+			return fmt.Errorf("%s: L1 entry %d without the COPIED flag: %w", u.file.Name(), i/8, ErrNotPlain)
+		}
+		host := int64(e & offsetMask)
+		if err := u.mark("L2 table", host, 1); err != nil {
+			return err
+		}
+		if err := readFull(u.file, table, host); err != nil {
+			return fmt.Errorf("read L2 table at 0x%x of %s: %w", host, u.file.Name(), err)
+		}
+		for j := 0; j < len(table); j += entrySize {
+			e, bitmap := binary.BigEndian.Uint64(table[j:]), binary.BigEndian.Uint64(table[j+8:])
+			if err := badOwnEntry(e, bitmap, cs); err != nil {
+				return fmt.Errorf("L2 entry at 0x%x of %s: %w", host+int64(j), u.file.Name(), err)
+			}
+			if data := int64(e & offsetMask); data != 0 {
+				if err := u.mark("data cluster", data, 1); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// recoverOverlay mends a layer of ours that was not settled: refcounts become
+// exact, leaked clusters are given back, the file ends behind its last cluster.
+// It can be cut off anywhere and run again: refcounts that are too low are
+// raised, durably, before any is lowered.
+func recoverOverlay(f File, h *Header, log *slog.Logger) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	cs := h.ClusterSize()
+	table, err := readRefcountTable(f, h)
+	if err != nil {
+		return err
+	}
+	u := usedClusters{file: f, h: h, limit: (info.Size + cs - 1) / cs}
+	if err := u.collect(table); err != nil {
+		return err
+	}
+	raised, _, err := mendRefcounts(f, h, table, &u.set, true)
+	if err != nil {
+		return err
+	}
+	if raised > 0 {
+		log.Warn("raised refcounts that were too low", "file", f.Name(), "clusters", raised)
+		if err := f.Datasync(); err != nil {
+			return fmt.Errorf("fdatasync %s: %w", f.Name(), err)
+		}
+	}
+	_, lowered, err := mendRefcounts(f, h, table, &u.set, false)
+	if err != nil {
+		return err
+	}
+	if err := punchUnused(f, h, &u.set); err != nil {
+		return err
+	}
+	if end := u.set.high * cs; end < info.Size {
+		if err := f.Truncate(end); err != nil {
+			return err
+		}
+	}
+	if err := f.Datasync(); err != nil {
+		return fmt.Errorf("fdatasync %s: %w", f.Name(), err)
+	}
+	if lowered > 0 {
+		log.Info("gave back clusters that were allocated ahead or leaked", "file", f.Name(), "clusters", lowered)
+	}
+	return nil
+}
+
+// mendRefcounts makes the refcounts 1 for used clusters and 0 for the others,
+// the raising part or the lowering part of it.
+func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise bool) (raised, lowered int, err error) {
+	cs := h.ClusterSize()
+	perBlock := cs / 2
+	for c := int64(0); c < used.high; c++ {
+		if b := c / perBlock; used.has(c) && (b >= int64(len(table)) || table[b] == 0) {
+			return 0, 0, fmt.Errorf("%s: cluster %d is in use and has no refcount block: %w", f.Name(), c, ErrCorrupt)
+		}
+	}
+	p := make([]byte, cs)
+	for b, off := range table {
+		if off == 0 {
+			continue
+		}
+		if err := readFull(f, p, off); err != nil {
+			return 0, 0, fmt.Errorf("read refcount block at 0x%x of %s: %w", off, f.Name(), err)
+		}
+		first, last := -1, -1 // changed refcounts
+		for i := 0; i < int(perBlock); i++ {
+			have := binary.BigEndian.Uint16(p[2*i:])
+			want := uint16(0)
+			if used.has(int64(b)*perBlock + int64(i)) {
+				want = 1
+			}
+			switch {
+			case have < want && raise:
+				raised++
+			case have > want && !raise:
+				lowered++
+			default:
+				continue
+			}
+			binary.BigEndian.PutUint16(p[2*i:], want)
+			if first < 0 {
+				first = i
+			}
+			last = i
+		}
+		if first >= 0 {
+			if err := writeFull(f, p[2*first:2*last+2], off+2*int64(first)); err != nil {
+				return 0, 0, err
+			}
+		}
+	}
+	return raised, lowered, nil
+}
+
+func punchUnused(f File, h *Header, used *clusterSet) error {
+	cs := h.ClusterSize()
+	for c := int64(0); c < used.high; c++ {
+		if used.has(c) {
+			continue
+		}
+		first := c
+		for c < used.high && !used.has(c) {
+			c++
+		}
+		if err := f.PunchHole(first*cs, (c-first)*cs); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("punch leaked clusters at 0x%x of %s: %w", first*cs, f.Name(), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,268 @@
+package overlay
+
+import (
+	"fmt"
+	"sync/atomic"
+)
+
+// switchHeader makes a header that differs in its first sector the one in
+// force: one sector write, so that a crash leaves the old or the new one
+// (M15). All that it names must be durable. Called with flushMu held.
+func (o *Overlay) switchHeader(h *Header) error {
+	sector, err := encodeHeader(h)
+	if err != nil {
+		return err
+	}
+	if err := writeFull(o.file, sector, 0); err != nil {
+		return err
+	}
+	if err := o.sync(); err != nil {
+		return err
+	}
+	o.header = h
+	return nil
+}
+
+// SetBacking changes the name and format of the backing file in the header; ""
+// for none. The new backing file must give the layer the same view (M15).
+func (o *Overlay) SetBacking(name, format string) error {
+	if len(name) > maxBackingName {
+		return fmt.Errorf("%s: the backing name has %d bytes, at most %d are possible", o.file.Name(), len(name), maxBackingName)
+	}
+	o.flushMu.Lock()
+	defer o.flushMu.Unlock()
+	if err := o.flushLocked(); err != nil {
+		return err
+	}
+	h := *o.header
+	h.BackingName, h.BackingFormat, h.BackingOffset = name, format, 0
+	h.HasBackingFormat = name != ""
+	if name != "" {
+		h.BackingOffset = freeNameSlot(o.header)
+		if err := writeFull(o.file, []byte(name), int64(h.BackingOffset)); err != nil {
+			return o.fail(err)
+		}
+		if err := o.sync(); err != nil {
+			return o.fail(err)
+		}
+	}
+	if err := o.switchHeader(&h); err != nil {
+		return o.fail(err)
+	}
+	return nil
+}
+
+// freeNameSlot is a place in cluster 0 that the present name does not use.
+func freeNameSlot(h *Header) uint64 {
+	end := h.BackingOffset + uint64(len(h.BackingName))
+	if h.BackingOffset < nameSlotA+maxBackingName && end > nameSlotA {
+		return nameSlotB
+	}
+	return nameSlotA
+}
+
+// Grow makes the layer larger. Where below would show through in the new part
+// it gets zero bits, durable before the larger size (M2). Writes and reads may
+// go on; a growth excludes others and flushes.
+func (o *Overlay) Grow(size int64, below Backing) error {
+	old := o.Size()
+	if size <= old {
+		return nil
+	}
+	if err := o.Failed(); err != nil {
+		return err
+	}
+	if err := o.growL1(l1EntriesFor(size, o.clusterBits)); err != nil {
+		return err
+	}
+	if below != nil {
+		if err := o.discard(old, size-old, below); err != nil {
+			return err
+		}
+	}
+	o.flushMu.Lock()
+	defer o.flushMu.Unlock()
+	if err := o.flushLocked(); err != nil {
+		return err
+	}
+	h := *o.header
+	h.Size = size
+	if err := o.switchHeader(&h); err != nil {
+		return o.fail(err)
+	}
+	o.size.Store(size)
+	return nil
+}
+
+// growL1 makes the L1 table hold at least n entries: in place while its last
+// cluster has room, else in a new place to which the header switches.
+func (o *Overlay) growL1(n int64) error {
+	if n*8 > maxL1Bytes {
+		return fmt.Errorf("%s: an L1 table of %d entries is more than qcow2 allows", o.file.Name(), n)
+	}
+	o.flushMu.Lock()
+	defer o.flushMu.Unlock()
+	// Everything published first: the table on disk is then the one in memory,
+	// but for tables made from here on, which stay in dirtyL1.
+	if err := o.flushLocked(); err != nil {
+		return err
+	}
+	o.tableMu.Lock()
+	defer o.tableMu.Unlock()
+	tables := *o.tables.Load()
+	if n <= int64(len(tables)) {
+		return nil
+	}
+	h := *o.header
+	cs := o.clusterSize()
+	have := (int64(h.L1Entries)*8 + cs - 1) >> o.clusterBits
+	// The tail of the last cluster must be zeros to be taken as entries; a new
+	// place is, and all that we write keeps it so.
+	if n*8 > max(have, 1)<<o.clusterBits {
+		old := make([]byte, int64(h.L1Entries)*8)
+		if err := readFull(o.file, old, h.L1Offset); err != nil {
+			return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
+		}
+		want := (n*8 + cs - 1) >> o.clusterBits
+		host, err := o.alloc.take(o.file, want)
+		if err != nil {
+			return err
+		}
+		if err := o.linkRefcountBlocks(); err != nil {
+			return o.fail(err)
+		}
+		if err := o.file.Allocate(host, want*cs); err != nil {
+			return fmt.Errorf("reserve L1 table at 0x%x of %s: %w", host, o.file.Name(), err)
+		}
+		if err := writeFull(o.file, old, host); err != nil {
+			return err
+		}
+		if err := o.sync(); err != nil {
+			return o.fail(err)
+		}
+		o.alloc.free(h.L1Offset>>o.clusterBits, max(have, 1))
+		h.L1Offset = host
+	}
+	h.L1Entries = uint32(n)
+	if err := o.switchHeader(&h); err != nil {
+		return o.fail(err)
+	}
+	grown := make([]atomic.Pointer[table], n)
+	for i := range tables {
+		grown[i].Store(tables[i].Load())
+	}
+	o.tables.Store(&grown)
+	return nil
+}
+
+// free notes clusters that no longer serve. Their refcounts stay 1, a leak at
+// worst, until the layer is settled.
+func (a *allocator) free(first, n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c := first; c < first+n; c++ {
+		a.freed = append(a.freed, c)
+	}
+}
+
+// Settle flushes, punches what is due, makes the refcounts exact and cuts the
+// file behind its last cluster, so that qemu-img check finds no leak. Nobody
+// may write the layer meanwhile. It can be written on afterwards; settle it
+// again then.
+func (o *Overlay) Settle() error {
+	o.flushMu.Lock()
+	defer o.flushMu.Unlock()
+	if err := o.flushLocked(); err != nil {
+		return err
+	}
+	if err := o.Punch(); err != nil {
+		return err
+	}
+	next, end, freed, table := o.alloc.unused()
+	if next == end && len(freed) == 0 {
+		return nil
+	}
+	err := func() error {
+		if err := o.linkRefcountBlocks(); err != nil {
+			return err
+		}
+		for _, c := range freed {
+			if err := setRefcounts(o.file, table, o.clusterBits, c, c+1, 0); err != nil {
+				return err
+			}
+		}
+		if err := setRefcounts(o.file, table, o.clusterBits, next, end, 0); err != nil {
+			return err
+		}
+		if err := o.file.Truncate(next << o.clusterBits); err != nil {
+			return err
+		}
+		return o.sync()
+	}()
+	if err != nil {
+		return o.fail(err)
+	}
+	for _, c := range freed {
+		if err := o.file.PunchHole(c<<o.clusterBits, o.clusterSize()); err != nil {
+			o.log.Warn("cannot give back a cluster", "file", o.file.Name(), "cluster", c, "error", err)
+		}
+	}
+	return nil
+}
+
+// unused takes what is given out ahead and what was freed; the allocator goes
+// on behind next.
+func (a *allocator) unused() (next, end int64, freed []int64, table []int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	next, end, freed, table = a.next, a.end, a.freed, a.table
+	a.end, a.freed, a.batch = a.next, nil, minBatch
+	return next, end, freed, table
+}
+
+// OwnBytes is how many guest bytes the layer itself maps: data and zeros. It
+// reads all tables, without keeping them in memory.
+func (o *Overlay) OwnBytes() (int64, error) {
+	var total int64
+	size := o.Size()
+	tables := *o.tables.Load()
+	for l1 := range tables {
+		t := tables[l1].Load()
+		if t == nil {
+			continue
+		}
+		for si := range t.slices {
+			s := t.slices[si].Load()
+			if s == nil {
+				var err error
+				if s, err = o.readSlice(t, si); err != nil {
+					return 0, err
+				}
+			}
+			base := (int64(l1)<<o.tableBits + int64(si)*sliceEntries) << o.clusterBits
+			total += s.ownBytes(base, size, o.clusterBits)
+		}
+	}
+	return total, nil
+}
+
+func (s *slice) ownBytes(base, size int64, clusterBits uint32) int64 {
+	var total int64
+	for i := range s.bitmap {
+		bitmap := s.bitmap[i].Load()
+		if bitmap == 0 {
+			continue
+		}
+		cluster := base + int64(i)<<clusterBits
+		for sub := uint(0); sub < 32; {
+			kind, run := runAt(bitmap, sub)
+			from := cluster + int64(sub)<<(clusterBits-5)
+			to := min(size, from+int64(run)<<(clusterBits-5))
+			if kind != Unallocated && to > from {
+				total += to - from
+			}
+			sub += run
+		}
+	}
+	return total
+}

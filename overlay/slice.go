@@ -1,0 +1,240 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+)
+
+// sliceCache bounds the clean slices in memory with a clock hand.
+type sliceCache struct {
+	mu    sync.Mutex
+	limit int
+	ring  []*slice
+	hand  int
+}
+
+// findTable is the L2 table of a guest cluster, or nil.
+func (o *Overlay) findTable(cluster int64) *table {
+	tables := *o.tables.Load()
+	i := cluster >> o.tableBits
+	if i >= int64(len(tables)) {
+		return nil
+	}
+	return tables[i].Load()
+}
+
+// findSlice is the slice of a guest cluster and the entry's index in it; nil
+// when the L1 table says nothing there. It reads the slice when it is not in
+// memory.
+func (o *Overlay) findSlice(cluster int64) (*slice, int, error) {
+	t := o.findTable(cluster)
+	if t == nil {
+		return nil, 0, nil
+	}
+	inTable := cluster & (1<<o.tableBits - 1)
+	si, ei := int(inTable/sliceEntries), int(inTable%sliceEntries)
+	if s := t.slices[si].Load(); s != nil {
+		if !s.used.Load() {
+			s.used.Store(true)
+		}
+		return s, ei, nil
+	}
+	s, err := o.loadSlice(t, si)
+	return s, ei, err
+}
+
+func (o *Overlay) loadSlice(t *table, si int) (*slice, error) {
+	mu := &o.loadMu[(int(t.host>>o.clusterBits)+si)%len(o.loadMu)]
+	mu.Lock()
+	defer mu.Unlock()
+	if s := t.slices[si].Load(); s != nil {
+		return s, nil
+	}
+	s, err := o.readSlice(t, si)
+	if err != nil {
+		return nil, err
+	}
+	t.slices[si].Store(s)
+	o.cache.add(s)
+	return s, nil
+}
+
+// readSlice reads a slice from the file without caching it.
+func (o *Overlay) readSlice(t *table, si int) (*slice, error) {
+	var p [sliceBytes]byte
+	at := t.host + int64(si)*sliceBytes
+	if err := readFull(o.file, p[:], at); err != nil {
+		return nil, fmt.Errorf("read L2 table at 0x%x of %s: %w", at, o.file.Name(), err)
+	}
+	s := &slice{table: t, index: si}
+	s.used.Store(true)
+	for i := 0; i < sliceEntries; i++ {
+		e := binary.BigEndian.Uint64(p[i*entrySize:])
+		bitmap := binary.BigEndian.Uint64(p[i*entrySize+8:])
+		if err := badOwnEntry(e, bitmap, o.clusterSize()); err != nil {
+			return nil, fmt.Errorf("L2 entry at 0x%x of %s: %w", at+int64(i)*entrySize, o.file.Name(), err)
+		}
+		s.offset[i].Store(e & offsetMask)
+		s.bitmap[i].Store(bitmap)
+	}
+	return s, nil
+}
+
+// badOwnEntry says what is wrong with an extended L2 entry for a layer that we
+// write (qcow2 specification, "Extended L2 Entries"): ErrNotPlain for what
+// another tool may rightly have written, ErrCorrupt for the rest.
+func badOwnEntry(e, bitmap uint64, clusterSize int64) error {
+	host := int64(e & offsetMask)
+	switch {
+	case e&(1<<62) != 0:
+		return fmt.Errorf("compressed cluster: %w", ErrNotPlain)
+	case e&^(copiedFlag|offsetMask) != 0:
+		return fmt.Errorf("reserved bits in 0x%x: %w", e, ErrCorrupt)
+	case host&(clusterSize-1) != 0:
+		return fmt.Errorf("host offset 0x%x is not aligned: %w", host, ErrCorrupt)
+	case host != 0 && e&copiedFlag == 0:
+		return fmt.Errorf("no COPIED flag: %w", ErrNotPlain)
+	case uint32(bitmap)&uint32(bitmap>>32) != 0:
+		return fmt.Errorf("subclusters both allocated and zero in 0x%x: %w", bitmap, ErrCorrupt)
+	case host == 0 && uint32(bitmap) != 0:
+		return fmt.Errorf("allocated subclusters without a host cluster: %w", ErrCorrupt)
+	}
+	return nil
+}
+
+// encode writes the slice's entries as they are now. Called with s.mu held.
+func (s *slice) encode(p []byte) {
+	for i := 0; i < sliceEntries; i++ {
+		e := s.offset[i].Load()
+		if e != 0 {
+			e |= copiedFlag
+		}
+		binary.BigEndian.PutUint64(p[i*entrySize:], e)
+		binary.BigEndian.PutUint64(p[i*entrySize+8:], s.bitmap[i].Load())
+	}
+}
+
+// at is where the slice stands in the file.
+func (s *slice) at() int64 { return s.table.host + int64(s.index)*sliceBytes }
+
+// change sets an entry and marks the slice dirty. False when the slice was
+// evicted meanwhile: find it again.
+func (o *Overlay) change(s *slice, i int, offset, bitmap uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.evicted {
+		return false
+	}
+	s.offset[i].Store(offset) // before the bitmap: readers look at the bitmap first
+	s.bitmap[i].Store(bitmap)
+	if !s.dirty {
+		s.dirty = true
+		o.dirtyMu.Lock()
+		o.dirty = append(o.dirty, s)
+		o.dirtyMu.Unlock()
+	}
+	return true
+}
+
+// setEntry changes the entry of a cluster whose stripe the caller owns and
+// whose table exists.
+func (o *Overlay) setEntry(cluster int64, offset, bitmap uint64) error {
+	for {
+		s, i, err := o.findSlice(cluster)
+		if err != nil {
+			return err
+		}
+		if o.change(s, i, offset, bitmap) {
+			return nil
+		}
+	}
+}
+
+// ensureSlice is findSlice that makes the L2 table where there is none.
+func (o *Overlay) ensureSlice(cluster int64) (*slice, int, error) {
+	s, i, err := o.findSlice(cluster)
+	if s != nil || err != nil {
+		return s, i, err
+	}
+	if err := o.makeTable(cluster >> o.tableBits); err != nil {
+		return nil, 0, err
+	}
+	return o.findSlice(cluster)
+}
+
+// makeTable allocates an L2 table. Its blocks on the host are reserved now, so
+// that ENOSPC is met by the write that needs the table and not by a later
+// flush (M10). The cluster was never used, so it reads as zeros, which is an
+// empty table: the L1 entry may become durable before the table's content.
+func (o *Overlay) makeTable(l1 int64) error {
+	o.tableMu.Lock()
+	defer o.tableMu.Unlock()
+	tables := *o.tables.Load()
+	if l1 >= int64(len(tables)) {
+		return fmt.Errorf("%s: no L1 entry %d of %d", o.file.Name(), l1, len(tables))
+	}
+	if tables[l1].Load() != nil {
+		return nil
+	}
+	host, err := o.alloc.take(o.file, 1)
+	if err != nil {
+		return err
+	}
+	if err := o.file.Allocate(host, o.clusterSize()); err != nil {
+		o.alloc.giveBack(host)
+		return fmt.Errorf("reserve L2 table at 0x%x of %s: %w", host, o.file.Name(), err)
+	}
+	tables[l1].Store(o.newTable(host))
+	o.dirtyMu.Lock()
+	o.dirtyL1 = append(o.dirtyL1, int(l1))
+	o.dirtyMu.Unlock()
+	return nil
+}
+
+func (c *sliceCache) add(s *slice) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.ring) < c.limit {
+		c.ring = append(c.ring, s)
+		return
+	}
+	// One turn of the clock at most; when all are in use or dirty the ring
+	// grows, and the next flush makes them evictable.
+	for range 2 * len(c.ring) {
+		c.hand = (c.hand + 1) % len(c.ring)
+		old := c.ring[c.hand]
+		if old.used.Swap(false) || !old.evict() {
+			continue
+		}
+		c.ring[c.hand] = s
+		c.shrink()
+		return
+	}
+	c.ring = append(c.ring, s)
+}
+
+// shrink drops what the ring holds over its limit, as far as it is clean.
+func (c *sliceCache) shrink() {
+	for len(c.ring) > c.limit {
+		last := len(c.ring) - 1
+		if !c.ring[last].evict() {
+			return
+		}
+		c.ring = c.ring[:last]
+	}
+	c.hand %= len(c.ring)
+}
+
+func (s *slice) evict() bool {
+	if !s.mu.TryLock() {
+		return false
+	}
+	defer s.mu.Unlock()
+	if s.dirty || s.writing {
+		return false
+	}
+	s.evicted = true
+	s.table.slices[s.index].Store(nil)
+	return true
+}
