@@ -1,0 +1,72 @@
+# Run `make` for a list of targets.
+
+GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# A checkout that belongs to another user (sudo make, a CI container) must not
+# make git, and through it go build, refuse.
+export GIT_CONFIG_COUNT   := 1
+export GIT_CONFIG_KEY_0   := safe.directory
+export GIT_CONFIG_VALUE_0 := $(CURDIR)
+
+# Linters are built at these versions by the go command; nothing is installed.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.2.1
+
+# Packages whose tests need no root.
+UNIT := ./overlay/... ./chain/... ./fs/... ./cmd/...
+
+# The integration tests mount, attach loop devices and become other users.
+ifneq ($(shell id -u),0)
+AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,CI'
+endif
+INTEGRATION := VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 $(AS_ROOT) ./integration/...
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/varve, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/varve ./cmd/varve
+
+.PHONY: deps
+deps: ## install what the tests need and this machine lacks (Debian; root or sudo)
+	@packaging/install-deps.sh
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, the import rule
+	@files=$$(git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l); \
+	if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	@echo depguard ./...; out=$$($(GO) run $(DEPGUARD) ./... 2>&1) && [ -z "$$out" ] || { echo "$$out"; exit 1; }
+
+.PHONY: check-fast
+check-fast: lint ## what takes under two minutes and needs no root: lint, short unit tests
+	$(GO) test -short -timeout 2m $(UNIT)
+
+.PHONY: test
+test: deps build lint ## everything, in under 20 minutes on 2 cores
+	$(GO) test -race -timeout 10m $(UNIT)
+	$(INTEGRATION) -timeout 15m
+
+.PHONY: test-long
+test-long: deps build lint ## what takes longer: more seeds, more steps, bigger guests
+	$(GO) test -race -count=1 -timeout 60m $(UNIT)
+	$(INTEGRATION) -timeout 120m -long
+
+.PHONY: quickstart
+quickstart: ## a small disk, mounted and snapshotted, to try things on (root or sudo)
+	@packaging/quickstart.sh start
+
+.PHONY: quickstart-clean
+quickstart-clean: ## undo quickstart
+	@packaging/quickstart.sh clean
+
+.PHONY: clean
+clean: ## remove what was built and downloaded
+	@if [ -e quickstart ]; then echo "quickstart/ is still there: run make quickstart-clean first" >&2; exit 1; fi
+	rm -rf bin .cache
