@@ -1,0 +1,220 @@
+package overlay
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// QEMU marks what it does with an image, and what it forbids others to do, by
+// shared locks on single bytes of the file: byte 100+n for "does n", byte
+// 200+n for "forbids n". Who wants n looks whether anybody holds 200+n, who
+// forbids n whether anybody holds 100+n. QEMU takes the locks first and looks
+// then, so of two that come at once at least one sees the other. varve does
+// the same with the same bytes (M18).
+const (
+	lockReads         = 100
+	lockWrites        = 101
+	lockResizes       = 103
+	lockForbidsRead   = 200
+	lockForbidsWrite  = 201
+	lockForbidsResize = 203
+)
+
+// lockRule says which bytes a mode holds, and on which nobody else may hold
+// any lock.
+type lockRule struct{ hold, test []int64 }
+
+func ruleOf(mode LockMode) lockRule {
+	switch mode {
+	case LockFrozen:
+		return lockRule{
+			hold: []int64{lockReads, lockForbidsWrite, lockForbidsResize},
+			test: []int64{lockWrites, lockResizes, lockForbidsRead},
+		}
+	case LockWritable:
+		return lockRule{
+			hold: []int64{lockReads, lockWrites, lockResizes, lockForbidsWrite, lockForbidsResize},
+			test: []int64{lockWrites, lockResizes, lockForbidsRead, lockForbidsWrite, lockForbidsResize},
+		}
+	}
+	return lockRule{}
+}
+
+// Lock changes the mode by taking what is missing, testing, and only then
+// giving up what is too much: at no moment less is held than the weaker of
+// both modes needs. When it fails the old mode is held as before.
+func (h *hostFile) Lock(mode LockMode) error {
+	h.lockMu.Lock()
+	defer h.lockMu.Unlock()
+	held, rule := ruleOf(h.locked).hold, ruleOf(mode)
+	for i, at := range rule.hold {
+		if slices.Contains(held, at) {
+			continue
+		}
+		if err := h.setLock(at, unix.F_RDLCK); err != nil {
+			return h.lockFailed(err, rule.hold[:i], held)
+		}
+	}
+	for _, at := range rule.test {
+		if err := h.testLock(at); err != nil {
+			return h.lockFailed(err, rule.hold, held)
+		}
+	}
+	if err := h.unlockAllBut(held, rule.hold); err != nil {
+		return err
+	}
+	h.locked = mode
+	return nil
+}
+
+// lockFailed gives back what a failed Lock took and had not held before.
+func (h *hostFile) lockFailed(err error, taken, held []int64) error {
+	return errors.Join(err, h.unlockAllBut(taken, held))
+}
+
+func (h *hostFile) unlockAllBut(locked, keep []int64) error {
+	for _, at := range locked {
+		if slices.Contains(keep, at) {
+			continue
+		}
+		if err := h.setLock(at, unix.F_UNLCK); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setLock sets or drops the lock on one byte. The locks belong to the open
+// file description (OFD): another description of the same file, closed
+// anywhere in the process, does not drop them.
+func (h *hostFile) setLock(at int64, kind int16) error {
+	err := h.control("lock", func(fd int) error {
+		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: at, Len: 1})
+	})
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return h.lockedBy(at)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOLCK), errors.Is(err, errors.ErrUnsupported):
+		return fmt.Errorf("the file system gives no locks, so nothing would keep others from changing the image: %w", err)
+	}
+	return err
+}
+
+// testLock fails when another description holds any lock on the byte.
+func (h *hostFile) testLock(at int64) error {
+	// Shared locks conflict with an exclusive one only.
+	want := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
+	err := h.control("test lock", func(fd int) error {
+		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &want)
+	})
+	if err == nil && want.Type != unix.F_UNLCK {
+		return h.lockedBy(at)
+	}
+	return err
+}
+
+// lockedBy makes the error for a byte that somebody else has locked.
+func (h *hostFile) lockedBy(at int64) error {
+	who := h.lockHolder(at)
+	switch at {
+	case lockWrites, lockResizes:
+		return fmt.Errorf("%s is open for writing in %s: %w", h.f.Name(), who, ErrLocked)
+	case lockForbidsWrite, lockForbidsResize:
+		return fmt.Errorf("%s is open in %s, which lets nobody write it: %w", h.f.Name(), who, ErrLocked)
+	}
+	return fmt.Errorf("%s is open in %s, which lets nobody else open it: %w", h.f.Name(), who, ErrLocked)
+}
+
+// lockHolder names the process that has the byte locked. The kernel says pid
+// -1 for locks of a description, so the holder is looked for in
+// /proc/PID/fdinfo/FD, whose "lock:" lines name device and inode as the kernel
+// knows them (on btrfs and overlayfs not as stat does): hence by comparison
+// with the lines of our own descriptor, where it holds a lock by now.
+func (h *hostFile) lockHolder(at int64) string {
+	const unknown = "another process"
+	own := fmt.Sprintf("/proc/self/fdinfo/%d", h.fd)
+	id := ""
+	for _, l := range readLocks(own) {
+		id = l.id
+	}
+	if id == "" {
+		info, err := h.Stat()
+		if err != nil {
+			return unknown
+		}
+		id = fmt.Sprintf("%02x:%02x:%d", unix.Major(info.Device), unix.Minor(info.Device), info.Inode)
+	}
+	self := strconv.Itoa(os.Getpid())
+	files, err := filepath.Glob("/proc/[0-9]*/fdinfo/*")
+	if err != nil {
+		return unknown
+	}
+	for _, file := range files {
+		part := strings.Split(file, "/")
+		pid, fd := part[2], part[4]
+		if pid == self && fd == strconv.Itoa(h.fd) {
+			continue
+		}
+		for _, l := range readLocks(file) {
+			if l.id == id && l.first <= at && at <= l.last {
+				return describeProcess(pid, pid == self)
+			}
+		}
+	}
+	return unknown
+}
+
+func describeProcess(pid string, self bool) string {
+	if self {
+		return "this process (pid " + pid + ")"
+	}
+	name, err := os.ReadFile("/proc/" + pid + "/comm")
+	if err != nil {
+		return "pid " + pid
+	}
+	return "pid " + pid + " " + strings.TrimSpace(string(name))
+}
+
+// heldLock is one "lock:" line of a fdinfo file (proc_pid_fdinfo(5)).
+type heldLock struct {
+	id          string // major:minor:inode, as the kernel writes it
+	first, last int64  // bytes
+}
+
+// readLocks gives the locks of one descriptor. A process may end, or belong to
+// somebody else, while its files are read: then it has none to show.
+func readLocks(fdinfo string) []heldLock {
+	text, err := os.ReadFile(fdinfo)
+	if err != nil || !bytes.Contains(text, []byte("lock:")) {
+		return nil
+	}
+	var locks []heldLock
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for lines.Scan() {
+		// lock: 1: OFDLCK ADVISORY READ -1 fe:00:9980029 100 100
+		rest, ok := strings.CutPrefix(lines.Text(), "lock:")
+		field := strings.Fields(rest)
+		if !ok || len(field) < 8 {
+			continue
+		}
+		first, err := strconv.ParseInt(field[6], 10, 64)
+		if err != nil {
+			continue
+		}
+		last, err := strconv.ParseInt(field[7], 10, 64)
+		if err != nil { // "EOF"
+			last = 1<<63 - 1
+		}
+		locks = append(locks, heldLock{id: field[5], first: first, last: last})
+	}
+	return locks
+}
