@@ -25,6 +25,7 @@ type LayerStatus struct {
 	Format    string    `json:"format"` // raw or qcow2
 	File      string    `json:"file"`   // absolute path
 	Created   time.Time `json:"created"`
+	Frozen    time.Time `json:"-"`          // when the view became what it is; zero for the leaf
 	Size      int64     `json:"size"`       // guest bytes
 	OwnBytes  int64     `json:"own_bytes"`  // guest bytes that the layer itself maps
 	HostBytes int64     `json:"host_bytes"` // its file's blocks on the host, in bytes

@@ -1,0 +1,114 @@
+package fs
+
+import (
+	"math"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// diskOpenFlags: the page cache is left out, so that a completed write is in
+// the chain, where a snapshot finds it, and so that writers do not wait for
+// each other.
+const diskOpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+
+// diskFile is an open of disk.raw.
+type diskFile struct{ handle }
+
+func (o *diskFile) close() { o.Close() }
+
+// openDisk waits while a revert runs.
+func (f *fileSystem) openDisk(cancel <-chan struct{}, in *fuse.OpenIn, write bool) (openFile, error) {
+	ctx := &fuse.Context{Caller: in.Caller, Cancel: cancel}
+	h, err := f.disk.OpenDisk(ctx, openerOf(in.Pid), write)
+	if err != nil {
+		return nil, err
+	}
+	return &diskFile{h}, nil
+}
+
+func (f *fileSystem) readDisk(buf []byte, off int64) (fuse.ReadResult, fuse.Status) {
+	buf = clip(buf, off, f.disk.Size())
+	if len(buf) > 0 {
+		if err := f.disk.ReadAt(buf, off); err != nil {
+			return nil, f.status("read disk.raw", err)
+		}
+	}
+	return newReadResult(buf), fuse.OK
+}
+
+// writeDisk writes to the leaf. The disk's end is a device's end: a write over
+// it is cut short, one behind it is ENOSPC. Growing is asked for by name.
+func (f *fileSystem) writeDisk(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	off := int64(in.Offset)
+	if len(data) > 0 {
+		data = clip(data, off, f.disk.Size())
+		if len(data) == 0 {
+			return 0, fuse.Status(unix.ENOSPC)
+		}
+	}
+	if err := f.disk.WriteAt(data, off); err != nil {
+		return 0, f.status("write disk.raw", err)
+	}
+	// M9: with FOPEN_DIRECT_IO no FSYNC follows a synchronous write. The
+	// kernel sets O_DSYNC here for O_DSYNC and O_SYNC of the open file and
+	// for RWF_DSYNC and RWF_SYNC of the call alike.
+	if in.Flags&unix.O_DSYNC != 0 {
+		if err := f.disk.Flush(); err != nil {
+			return 0, f.status("flush a synchronous write", err)
+		}
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+// resizeDisk is truncate(2): it grows the disk and never shrinks it.
+func (f *fileSystem) resizeDisk(size uint64) error {
+	if size > math.MaxInt64 {
+		return refuse(unix.EFBIG, "the size is too large")
+	}
+	switch now := f.disk.Size(); {
+	case int64(size) < now:
+		return refuse(unix.EINVAL, "a disk does not shrink")
+	case int64(size) == now:
+		return nil
+	}
+	return f.disk.Resize(int64(size))
+}
+
+// Fallocate: punching a hole and zeroing a range are a discard, and allocating
+// reserves space. What would extend a file grows the disk first.
+func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	if in.NodeId != nodeDisk {
+		return fuse.Status(unix.EOPNOTSUPP)
+	}
+	if f.disk.ReadOnly() {
+		return fuse.EROFS
+	}
+	do := f.disk.Discard
+	grow := in.Mode&unix.FALLOC_FL_KEEP_SIZE == 0
+	switch in.Mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0:
+		do = f.disk.Reserve
+	case unix.FALLOC_FL_PUNCH_HOLE:
+		if grow {
+			return fuse.Status(unix.EOPNOTSUPP)
+		}
+	case unix.FALLOC_FL_ZERO_RANGE:
+	default:
+		return fuse.Status(unix.EOPNOTSUPP)
+	}
+	if in.Length > math.MaxInt64 || in.Offset > math.MaxInt64-in.Length {
+		return fuse.Status(unix.EFBIG)
+	}
+	off, end := int64(in.Offset), int64(in.Offset+in.Length)
+	if grow && end > f.disk.Size() {
+		if err := f.disk.Resize(end); err != nil {
+			return f.status("grow the disk", err)
+		}
+	}
+	end = min(end, f.disk.Size())
+	if off >= end {
+		return fuse.OK
+	}
+	return f.status("fallocate disk.raw", do(off, end-off))
+}

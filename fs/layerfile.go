@@ -1,0 +1,37 @@
+package fs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// layerOpenFlags: a view never changes, so its pages stay in the kernel's
+// cache from one open to the next.
+const layerOpenFlags = fuse.FOPEN_KEEP_CACHE
+
+// layerFile is an open of layers/NAME.raw.
+type layerFile struct{ view view }
+
+func (o *layerFile) close() { o.view.Close() }
+
+func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn) (openFile, error) {
+	l, ok := f.layerByNode(in.NodeId)
+	if !ok {
+		return nil, errStale()
+	}
+	ctx := &fuse.Context{Caller: in.Caller, Cancel: cancel}
+	v, err := f.disk.OpenView(ctx, l.ID, openerOf(in.Pid))
+	if err != nil {
+		return nil, err
+	}
+	return &layerFile{v}, nil
+}
+
+func (f *fileSystem) readLayer(o *layerFile, buf []byte, off int64) (fuse.ReadResult, fuse.Status) {
+	buf = clip(buf, off, o.view.Size())
+	if len(buf) > 0 {
+		if err := o.view.ReadAt(buf, off); err != nil {
+			return nil, f.status("read a layer", err)
+		}
+	}
+	return newReadResult(buf), fuse.OK
+}

@@ -1,0 +1,163 @@
+package fs
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+)
+
+// Options are the options of Mount.
+type Options struct {
+	AllowOther bool        // let other users in, as far as the modes do
+	UID, GID   uint32      // owner of the files; control/ stays the mounting user's
+	Umask      os.FileMode // taken from 0666 and 0777
+	// MountOptions are further options as of "mount -o"; see mountOptions.
+	MountOptions []string
+	FsName       string // what the mount table shows as the source; "": the disk's path
+	Debug        bool   // log every request
+	Log          *slog.Logger
+	ReadOnly     bool // mount read-only; of itself where the disk is
+}
+
+// Server is a mount that is being served.
+type Server struct {
+	fs         *fileSystem
+	kernel     *fuse.Server
+	mountpoint string
+	direct     bool          // mounted by mount(2), not by fusermount3
+	done       chan struct{} // closed when the last request was answered
+}
+
+// Limits of the connection: what was measured to be the fastest, see
+// docs/performance.md.
+const (
+	maxRequest    = 1 << 20 // bytes of one read or write
+	maxBackground = 64      // asynchronous requests in flight
+)
+
+// Mount shows a disk at a directory and returns when it can be used. The disk
+// stays the caller's: it is closed after Wait.
+func Mount(d *chain.Disk, mountpoint string, o Options) (*Server, error) {
+	return mount(chainDisk{d}, mountpoint, o)
+}
+
+func mount(d disk, mountpoint string, o Options) (*Server, error) {
+	mountpoint, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
+	}
+	f := newFileSystem(d, o)
+	s := &Server{fs: f, mountpoint: mountpoint, direct: os.Geteuid() == 0, done: make(chan struct{})}
+	options, err := s.fuseOptions(d, o)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
+	}
+	if s.kernel, err = fuse.NewServer(f, mountpoint, options); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
+	}
+	d.OnChange(f.changed)
+	go f.notify.run(f.tell(s.kernel))
+	go s.serve()
+	// Another thread serves what this one asks for, so it may touch the
+	// mount. A user who mounts for another may be refused: then it is up.
+	if err := s.kernel.WaitMount(); err != nil && err != unix.EACCES {
+		err = fmt.Errorf("mount %s: %w", mountpoint, err)
+		if unmountErr := s.Unmount(); unmountErr != nil {
+			return nil, fmt.Errorf("%w (and it could not be unmounted: %w)", err, unmountErr)
+		}
+		s.Wait()
+		return nil, err
+	}
+	return s, nil
+}
+
+// serve answers requests until the mount is gone.
+func (s *Server) serve() {
+	defer close(s.done)
+	s.kernel.Serve()
+	s.fs.notify.end()
+	s.fs.open.closeAll()
+}
+
+// Wait returns when the mount is gone and every request has been answered.
+// Then the disk can be closed.
+func (s *Server) Wait() { <-s.done }
+
+// Unmount asks the kernel to take the mount away; Wait returns after it. The
+// error is unix.EBUSY while a file of the mount is open or in use as a
+// directory: then it goes on serving. A mount that is gone is no error.
+func (s *Server) Unmount() error {
+	const tries = 5 // the kernel may still be closing what was in use
+	var err error
+	for i, pause := 0, 5*time.Millisecond; i < tries; i, pause = i+1, 2*pause {
+		select {
+		case <-s.done:
+			return nil
+		default:
+		}
+		if err = unmount(s.mountpoint, s.direct); err == nil {
+			return nil
+		}
+		time.Sleep(pause)
+	}
+	return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
+}
+
+func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
+	if d.ReadOnly() || o.ReadOnly {
+		o.MountOptions = append([]string{"ro"}, o.MountOptions...)
+	}
+	given, err := mountOptions(o.MountOptions)
+	if err != nil {
+		return nil, err
+	}
+	if o.FsName == "" {
+		o.FsName = d.Dir()
+	}
+	m := &fuse.MountOptions{
+		AllowOther:        o.AllowOther || given.allowOther,
+		FsName:            o.FsName,
+		Name:              "varve",
+		Options:           append([]string{"default_permissions"}, given.kernel...), // M19
+		DirectMountStrict: s.direct,
+		DirectMountFlags:  given.flags,
+		MaxWrite:          maxRequest,
+		MaxBackground:     maxBackground,
+		MaxStackDepth:     1,
+		// A splice costs more than the copy that it saves.
+		DisableSplice:        true,
+		DisableReadDirPlus:   true,
+		EnableLocks:          false, // M19
+		DisabledCapabilities: fuse.CAP_NO_OPEN_SUPPORT,
+		// Without ASYNC_DIO direct reads and writes of a file come one at a
+		// time; without KILLPRIV_V2 a question for security.capability comes
+		// before each write.
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HANDLE_KILLPRIV_V2,
+		PanicHandler:      s.fs.panicked,
+		Debug:             o.Debug,
+	}
+	if !s.direct {
+		m.Options = append(m.Options, given.words...)
+	}
+	level := slog.LevelWarn
+	if o.Debug {
+		level = slog.LevelDebug
+	}
+	m.Logger = slog.NewLogLogger(s.fs.log.Handler(), level)
+	return m, nil
+}
+
+// panicked answers a request whose handler panicked: a bug is an I/O error of
+// one request, and serving goes on.
+func (f *fileSystem) panicked(value any) fuse.Status {
+	f.log.Error("a request failed by a bug in varve; please report it", "panic", value, "stack", string(debug.Stack()))
+	return fuse.EIO
+}

@@ -1,0 +1,96 @@
+package fs
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// givenOptions are options of "mount -o", sorted by who wants them.
+type givenOptions struct {
+	flags      uintptr  // of mount(2); never 0
+	words      []string // the same flags as fusermount3 takes them
+	kernel     []string // of the fuse file system itself
+	allowOther bool
+}
+
+// mountFlag is an option that sets a bit of mount(2) or clears it.
+type mountFlag struct {
+	bit   uintptr
+	clear bool
+}
+
+func mountFlags() map[string]mountFlag {
+	return map[string]mountFlag{
+		"ro": {unix.MS_RDONLY, false}, "rw": {unix.MS_RDONLY, true},
+		"nosuid": {unix.MS_NOSUID, false}, "suid": {unix.MS_NOSUID, true},
+		"nodev": {unix.MS_NODEV, false}, "dev": {unix.MS_NODEV, true},
+		"noexec": {unix.MS_NOEXEC, false}, "exec": {unix.MS_NOEXEC, true},
+		"sync": {unix.MS_SYNCHRONOUS, false}, "async": {unix.MS_SYNCHRONOUS, true},
+		"dirsync": {unix.MS_DIRSYNC, false},
+		"noatime": {unix.MS_NOATIME, false}, "atime": {unix.MS_NOATIME, true},
+		"nodiratime": {unix.MS_NODIRATIME, false}, "diratime": {unix.MS_NODIRATIME, true},
+		"relatime": {unix.MS_RELATIME, false}, "norelatime": {unix.MS_RELATIME, true},
+		"strictatime": {unix.MS_STRICTATIME, false}, "nostrictatime": {unix.MS_STRICTATIME, true},
+		"lazytime": {unix.MS_LAZYTIME, false}, "nolazytime": {unix.MS_LAZYTIME, true},
+	}
+}
+
+// mountOptions sorts options of "mount -o". Those of /etc/fstab that speak to
+// other programs are dropped; an unknown one is an error that names it.
+func mountOptions(options []string) (givenOptions, error) {
+	g := givenOptions{flags: unix.MS_NOSUID | unix.MS_NODEV}
+	flags := mountFlags()
+	for _, option := range options {
+		key, _, valued := strings.Cut(option, "=")
+		flag, isFlag := flags[option]
+		switch {
+		case isFlag:
+			g.flags |= flag.bit
+			if flag.clear {
+				g.flags &^= flag.bit
+			}
+			g.words = append(g.words, option)
+		case option == "allow_other":
+			g.allowOther = true
+		case option == "default_permissions": // always set
+		case valued && (key == "context" || key == "fscontext" || key == "defcontext" || key == "rootcontext"):
+			g.kernel = append(g.kernel, option)
+		case option == "defaults", option == "auto", option == "noauto", option == "user", option == "nouser",
+			option == "users", option == "owner", option == "group", option == "nofail", option == "_netdev",
+			option == "comment", valued && key == "comment", strings.HasPrefix(option, "x-"):
+		default:
+			return givenOptions{}, fmt.Errorf("unknown mount option %q", option)
+		}
+	}
+	// With no bit set go-fuse would take its own defaults; this one is
+	// ignored by the kernel.
+	g.flags |= unix.MS_MGC_VAL
+	return g, nil
+}
+
+// unmount takes a mount away, but not while it is in use: then the error is
+// unix.EBUSY.
+func unmount(mountpoint string, direct bool) error {
+	if direct {
+		return ignoringEINTR(func() error { return unix.Unmount(mountpoint, unix.UMOUNT_NOFOLLOW) })
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command("fusermount3", "-u", mountpoint)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	switch words := strings.TrimSpace(stderr.String()); {
+	case err == nil:
+		return nil
+	case strings.Contains(words, unix.EBUSY.Error()) || strings.Contains(strings.ToLower(words), "busy"):
+		return unix.EBUSY
+	case words != "":
+		return fmt.Errorf("%s", words)
+	}
+	return fmt.Errorf("fusermount3: %w", err)
+}

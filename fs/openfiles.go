@@ -1,0 +1,69 @@
+package fs
+
+import (
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// openFile is what stands behind a file handle: *diskFile, *layerFile,
+// *textFile, *controlFile or *directory.
+type openFile interface{ close() }
+
+// openFiles gives numbers to open files. Safe for concurrent use.
+type openFiles struct {
+	mu    sync.RWMutex // guards next and files; held for no call
+	next  uint64
+	files map[uint64]openFile
+}
+
+func (t *openFiles) add(o openFile) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.files == nil {
+		t.files = make(map[uint64]openFile)
+	}
+	t.next++ // from 1: a handle of 0 is never ours
+	t.files[t.next] = o
+	return t.next
+}
+
+func (t *openFiles) get(fh uint64) openFile {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.files[fh]
+}
+
+func (t *openFiles) remove(fh uint64) openFile {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o := t.files[fh]
+	delete(t.files, fh)
+	return o
+}
+
+// closeAll closes what the kernel never released, as when a connection is
+// aborted.
+func (t *openFiles) closeAll() {
+	t.mu.Lock()
+	files := t.files
+	t.files = nil
+	t.mu.Unlock()
+	for _, o := range files {
+		o.close()
+	}
+}
+
+// Release closes a file. The kernel tells it late and ignores the answer.
+func (f *fileSystem) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	if o := f.open.remove(in.Fh); o != nil {
+		o.close()
+	}
+}
+
+// ReleaseDir closes a directory.
+func (f *fileSystem) ReleaseDir(in *fuse.ReleaseIn) {
+	if o := f.open.remove(in.Fh); o != nil {
+		o.close()
+	}
+}

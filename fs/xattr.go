@@ -1,0 +1,136 @@
+package fs
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+)
+
+// attributePrefix begins the names of the extended attributes that layers and
+// disk.raw (for the leaf) carry: what status has of a layer.
+const attributePrefix = "user.varve."
+
+// attribute is one of them.
+type attribute struct {
+	name    string
+	counted bool // only Disk.Status has it
+	value   func(chain.LayerStatus) string
+}
+
+func attributes() []attribute {
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	return []attribute{
+		{"id", false, func(l chain.LayerStatus) string { return l.ID }},
+		{"name", false, func(l chain.LayerStatus) string { return l.Name }},
+		{"state", false, func(l chain.LayerStatus) string { return l.State }},
+		{"foreign", false, func(l chain.LayerStatus) string { return strconv.FormatBool(l.Foreign) }},
+		{"parent", false, func(l chain.LayerStatus) string {
+			if l.Parent == nil {
+				return ""
+			}
+			return *l.Parent
+		}},
+		{"children", false, func(l chain.LayerStatus) string { return strings.Join(l.Children, " ") }},
+		{"format", false, func(l chain.LayerStatus) string { return l.Format }},
+		{"file", false, func(l chain.LayerStatus) string { return l.File }},
+		{"created", false, func(l chain.LayerStatus) string { return l.Created.UTC().Format(time.RFC3339) }},
+		{"size", false, func(l chain.LayerStatus) string { return number(l.Size) }},
+		{"own_bytes", true, func(l chain.LayerStatus) string { return number(l.OwnBytes) }},
+		{"host_bytes", true, func(l chain.LayerStatus) string { return number(l.HostBytes) }},
+		{"depth", false, func(l chain.LayerStatus) string { return strconv.Itoa(l.Depth) }},
+	}
+}
+
+// attributed finds the layer whose attributes a node carries.
+func (f *fileSystem) attributed(node uint64) (chain.LayerStatus, bool) {
+	if node == nodeDisk {
+		return f.leafStatus()
+	}
+	if isLayer(node) {
+		return f.layerByNode(node)
+	}
+	return chain.LayerStatus{}, false
+}
+
+// GetXAttr reads an attribute. The kernel asks for security.* and system.*
+// ones now and then; those are ENODATA without a further look.
+func (f *fileSystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	short, ours := strings.CutPrefix(name, attributePrefix)
+	if !ours {
+		return 0, fuse.ENODATA
+	}
+	for _, a := range attributes() {
+		if a.name != short {
+			continue
+		}
+		l, ok := f.attributed(in.NodeId)
+		if !ok {
+			return 0, fuse.ENODATA
+		}
+		if a.counted {
+			var err error
+			if l, err = f.counted(l.ID); err != nil {
+				return 0, f.status("getxattr", err)
+			}
+		}
+		return giveXAttr(dest, a.value(l))
+	}
+	return 0, fuse.ENODATA
+}
+
+// counted is a layer's status with its bytes counted.
+func (f *fileSystem) counted(id string) (chain.LayerStatus, error) {
+	st, err := f.disk.Status()
+	if err != nil {
+		return chain.LayerStatus{}, err
+	}
+	for _, l := range st.Layers {
+		if l.ID == id {
+			return l, nil
+		}
+	}
+	return chain.LayerStatus{}, errStale()
+}
+
+// ListXAttr lists the attributes' names.
+func (f *fileSystem) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	if _, ok := f.attributed(in.NodeId); !ok {
+		return 0, fuse.OK
+	}
+	var names strings.Builder
+	for _, a := range attributes() {
+		names.WriteString(attributePrefix + a.name + "\x00")
+	}
+	return giveXAttr(dest, names.String())
+}
+
+// giveXAttr copies a value out, or tells how much room it needs.
+func giveXAttr(dest []byte, value string) (uint32, fuse.Status) {
+	if len(dest) < len(value) {
+		return uint32(len(value)), fuse.ERANGE
+	}
+	return uint32(copy(dest, value)), fuse.OK
+}
+
+// SetXAttr: ours cannot be set; others are not stored, which programs such as
+// libvirt take as "no extended attributes here" and go on.
+func (f *fileSystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
+	return refusedXAttr(name)
+}
+
+// RemoveXAttr is refused as SetXAttr is.
+func (f *fileSystem) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return refusedXAttr(name)
+}
+
+func refusedXAttr(name string) fuse.Status {
+	if strings.HasPrefix(name, attributePrefix) {
+		return fuse.EPERM
+	}
+	return fuse.Status(unix.EOPNOTSUPP)
+}
