@@ -74,7 +74,12 @@ func Boot(t testing.TB, o Options) *Guest {
 
 func start(t testing.TB, o Options) *Guest {
 	t.Helper()
-	dir := t.TempDir()
+	// Not t.TempDir: the path of a socket holds at most 107 bytes.
+	dir, err := os.MkdirTemp("", "guest-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "serial")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -82,23 +87,25 @@ func start(t testing.TB, o Options) *Guest {
 	}
 	defer func() { _ = listener.Close() }()
 
-	drive := "if=none,id=disk,format=raw,discard=unmap,file=" + o.Disk
+	drive := "if=none,id=disk,format=raw,discard=unmap,file=" + strings.ReplaceAll(o.Disk, ",", ",,")
 	if o.Drive != "" {
 		drive += "," + o.Drive
 	}
 	args := []string{
 		lookPath(t, "qemu-system-x86_64"),
 		"-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", kernel(t), "-initrd", initramfs(t),
+		"-kernel", kernel(t), "-initrd", initramfs(t, dir),
 		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr mitigations=off random.trust_cpu=on",
 		"-drive", drive, "-device", "virtio-blk-pci,drive=disk",
 		"-serial", "file:" + filepath.Join(dir, "console"),
 		"-serial", "unix:" + socket,
 	}
 	if o.User != 0 {
-		// The other user gets a copy of the kernel's name only through /proc
-		// and the run's directory, which everybody may pass.
-		openTo(t, o.User, dir, socket)
+		for _, path := range []string{dir, socket} {
+			if err := os.Chown(path, o.User, o.User); err != nil {
+				t.Fatal(err)
+			}
+		}
 		uid := fmt.Sprint(o.User)
 		args = append([]string{lookPath(t, "setpriv"), "--reuid", uid, "--regid", uid, "--clear-groups", "--"}, args...)
 	}
@@ -124,22 +131,6 @@ func start(t testing.TB, o Options) *Guest {
 	}
 	go g.read(g.conn)
 	return g
-}
-
-// openTo lets another user reach a guest's directory.
-func openTo(t testing.TB, uid int, paths ...string) {
-	t.Helper()
-	for _, path := range paths {
-		if err := os.Chown(path, uid, uid); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// t.TempDir makes directories that only root may pass.
-	for dir := filepath.Dir(paths[0]); len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // read sorts what the guest sends until the line is closed.

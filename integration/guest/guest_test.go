@@ -14,25 +14,28 @@ func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 // TestPlainRaw shows that the guest and the judges are right where there is no
 // varve: what they say of a varve disk means something only then.
 func TestPlainRaw(t *testing.T) {
-	image := filepath.Join(t.TempDir(), "plain.raw")
-	Image(t, image, 96<<20)
-	Fsck(t, image, "-r")
+	for _, drive := range []string{"cache=none,aio=native", "cache=none,aio=io_uring"} {
+		t.Run(drive, func(t *testing.T) {
+			image := filepath.Join(t.TempDir(), "plain.raw")
+			Image(t, image, 96<<20)
+			Fsck(t, image, "-r")
 
-	began := time.Now()
-	g := Boot(t, Options{Disk: image, Drive: "cache=none,aio=native"})
-	t.Logf("booted in %.1f s", time.Since(began).Seconds())
-	g.Run("put one 64")
-	g.StartWriter("w")
-	g.WaitFsynced(5)
+			began := time.Now()
+			g := Boot(t, Options{Disk: image, Drive: drive})
+			t.Logf("booted in %.1f s", time.Since(began).Seconds())
+			g.Run("put one 64")
+			g.StartWriter("w")
+			g.WaitFsynced(5)
+			g.StopWriter()
+			g.Verify()
+			files := g.Fsynced()
+			g.PowerOff()
 
-	g.StopWriter()
-	g.Verify()
-	after := g.Fsynced()
-	g.PowerOff()
-
-	Fsck(t, image, "-r")
-	Contains(t, image, Data(t, image), after)
-	t.Logf("the guest wrote %d files", len(after))
+			Fsck(t, image, "-r")
+			Contains(t, image, Data(t, image), files)
+			t.Logf("the guest wrote %d files", len(files))
+		})
+	}
 }
 
 // TestPullThePlug kills QEMU and judges what it leaves as the journal's owner

@@ -27,10 +27,10 @@ var rootInit []byte
 // modules are the drivers that the Debian kernel does not have built in.
 var modules = []string{"virtio_pci", "virtio_blk"}
 
-// initramfs builds the archive that QEMU gives the kernel, and gives its path.
-func initramfs(t testing.TB) string {
+// initramfs builds, in a directory, the archive that QEMU gives the kernel, and
+// gives its path.
+func initramfs(t testing.TB, dir string) string {
 	t.Helper()
-	dir := t.TempDir()
 	tree := filepath.Join(dir, "tree")
 	for _, d := range []string{"bin", "dev", "proc", "root", "modules"} {
 		mkdir(t, filepath.Join(tree, d))
