@@ -52,6 +52,9 @@ func (h lockHolder) String() string {
 type dirLock struct {
 	f         *os.File // nil where nothing is locked
 	exclusive bool
+	// failed is set when what the lock guarded could not be closed in order:
+	// then the holder's words stay, and ClosedInOrder sees them.
+	failed bool
 }
 
 // lockDir takes the lock of a disk directory, exclusively for whoever writes,
@@ -157,8 +160,8 @@ func (l *dirLock) unlock() error {
 		return nil
 	}
 	var err error
-	if l.exclusive {
-		err = l.f.Truncate(0) // tidy; a holder that crashed leaves its words too
+	if l.exclusive && !l.failed {
+		err = l.f.Truncate(0) // a holder that crashed leaves its words
 	}
 	err = errors.Join(err, l.f.Close())
 	l.f = nil

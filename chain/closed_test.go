@@ -1,0 +1,52 @@
+package chain
+
+import (
+	"testing"
+
+	"varve/overlay"
+)
+
+func TestClosedInOrder(t *testing.T) {
+	dir := t.TempDir()
+	check := func(when string, want bool) {
+		t.Helper()
+		if got, err := ClosedInOrder(dir); got != want || err != nil {
+			t.Errorf("%s: %v, %v", when, got, err)
+		}
+	}
+	lock := func() *dirLock {
+		t.Helper()
+		l, err := lockDir(overlay.HostFS(), dir, true, "/mnt/vm1", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	check("never locked", true)
+	l := lock()
+	check("while it is held", false)
+	if err := l.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	check("closed", true)
+
+	l = lock()
+	l.failed = true
+	if err := l.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	check("closed with an error", false)
+	if _, _, held, err := Holder(dir); held || err != nil {
+		t.Errorf("words without a lock count as a holder (%v)", err)
+	}
+
+	l = lock()
+	if err := l.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	check("closed by the next holder", true)
+
+	l = lock()
+	l.f.Close() // as when its process is killed
+	check("after a crash", false)
+}
