@@ -140,7 +140,7 @@ func writeFile(fs overlay.FS, path string, data []byte) error {
 		return err
 	}
 	err = func() error {
-		if err := setMode(f, 0o600); err != nil {
+		if err := setMode(fs, path, 0o600); err != nil {
 			return err
 		}
 		if n, err := f.WriteAt(data, 0); err != nil {
@@ -151,17 +151,4 @@ func writeFile(fs overlay.FS, path string, data []byte) error {
 		return f.Datasync()
 	}()
 	return errors.Join(err, f.Close())
-}
-
-// setMode gives a host file its mode whatever the umask; a simulated file has
-// none.
-func setMode(f overlay.File, mode uint32) error {
-	fd := f.Fd()
-	if fd < 0 {
-		return nil
-	}
-	if err := unix.Fchmod(fd, mode); err != nil {
-		return &os.PathError{Op: "chmod", Path: f.Name(), Err: err}
-	}
-	return nil
 }

@@ -1,0 +1,108 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"varve/overlay"
+)
+
+// Accept takes the present state of a changed layer's file as right: its
+// fingerprint and its guest size. The layer is named by its name or id. All
+// views that stand on it show what they show now. The error wraps ErrNotExist
+// when there is no such layer, ErrInvalid for the leaf and for a file that
+// cannot be the layer any more, ErrBusy while a job is under way, ErrInUse
+// while the disk is mounted, overlay.ErrLocked while the file is open for
+// writing elsewhere.
+func Accept(dir, layer string, o OpenOptions) (err error) {
+	fs := o.FS
+	if fs == nil {
+		fs = overlay.HostFS()
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if o.ReadOnly {
+		return fmt.Errorf("accept %s: %w", layer, ErrReadOnly)
+	}
+	// Before the lock, which would make a lock file in any directory.
+	if _, err := loadManifest(fs, dir); err != nil {
+		return err
+	}
+	lock, err := lockDir(fs, dir, true, o.Mountpoint, o.LockWait)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.unlock()) }()
+	m, err := loadManifest(fs, dir)
+	if err != nil {
+		return err
+	}
+	if err := accept(fs, dir, m, layer); err != nil {
+		return fmt.Errorf("accept %s: %w", layer, err)
+	}
+	return nil
+}
+
+func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
+	l := m.byName(name)
+	if l == nil {
+		l = m.layer(name)
+	}
+	switch {
+	case name == leafName || l != nil && l.ID == m.Leaf:
+		return fmt.Errorf("%w: the leaf is written all the time and has no fingerprint", ErrInvalid)
+	case l == nil:
+		return fmt.Errorf("layer %q %w", name, ErrNotExist)
+	case m.Job != nil:
+		return fmt.Errorf("%w: job %s (%s) is under way; mount the disk and let it end, or cancel it", ErrBusy, m.Job.ID, m.Job.Kind)
+	case l.Writing:
+		return fmt.Errorf("%w: the layer has not settled yet; mount the disk once", ErrBusy)
+	}
+	path := l.path(dir)
+	if err := checkFile(fs, path); err != nil {
+		return err
+	}
+	image, err := overlay.OpenImage(fs, path, l.Format, overlay.LockFrozen)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, image.Close()) }()
+	if image.Size() == 0 {
+		return fmt.Errorf("%w: %s is empty now", ErrInvalid, path)
+	}
+	if l.Foreign {
+		if err := sameBacking(m, l, image.Header()); err != nil {
+			return err
+		}
+	}
+	now, err := takeFingerprint(image.File(), l.Format)
+	if err != nil {
+		return err
+	}
+	edited := m.clone()
+	record := edited.layer(l.ID)
+	now.extra = l.Fingerprint.clone().extra
+	record.Fingerprint, record.Size = now, image.Size()
+	return edited.commit(fs, dir)
+}
+
+// sameBacking checks that a foreign image's header still names what chain.json
+// has below it. (The header of one of our own follows chain.json by itself.)
+func sameBacking(m *manifest, l *layerRecord, header *overlay.Header) error {
+	backing, format, err := backingOf(l.File, header)
+	if err != nil {
+		return err
+	}
+	wanted, wantedFormat := "", ""
+	if parent := m.layer(l.Parent); parent != nil {
+		wanted, wantedFormat = parent.File, parent.Format
+	}
+	if backing != wanted || format != wantedFormat {
+		return fmt.Errorf("%w: %s now stands on %q (%s), the disk's chain has %q (%s) there; put the header back with qemu-img rebase -u",
+			ErrInvalid, l.File, backing, format, wanted, wantedFormat)
+	}
+	return nil
+}

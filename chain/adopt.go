@@ -1,0 +1,304 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"varve/overlay"
+)
+
+// maxAdopted is how many files an adopted chain may have. QEMU itself gets slow
+// long before; a header that names ever new files must end somewhere.
+const maxAdopted = 2000
+
+// foreignImage is an image of the user's own, open and locked, on its way into
+// a chain.
+type foreignImage struct {
+	path, format string // as they go into chain.json
+	image        *overlay.Image
+	info         overlay.Info
+}
+
+// adoptImages opens an image and all its backing files, top first. It follows
+// only backing names that a header gives together with a format. Every error
+// names the file. The caller closes what it gets; on an error nothing is open.
+func adoptImages(fs overlay.FS, path, format string) (images []*foreignImage, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeImages(images))
+			images = nil
+		}
+	}()
+	path, err = absolutePath(path)
+	if err != nil {
+		return nil, err
+	}
+	format, err = topFormat(fs, path, format)
+	if err != nil {
+		return nil, err
+	}
+	for namedBy := ""; path != ""; {
+		if len(images) == maxAdopted {
+			return images, fmt.Errorf("%w: %s has more than %d backing files", ErrInvalid, images[0].path, maxAdopted)
+		}
+		next, err := openForeign(fs, path, format, namedBy)
+		if err != nil {
+			return images, err
+		}
+		for _, seen := range images {
+			if seen.info.Device == next.info.Device && seen.info.Inode == next.info.Inode {
+				return append(images, next), fmt.Errorf("%w: a loop of backing files: %s is below itself, named by %s", ErrInvalid, next.path, namedBy)
+			}
+		}
+		images = append(images, next)
+		namedBy = path
+		path, format, err = backingOf(path, next.image.Header())
+		if err != nil {
+			return images, err
+		}
+	}
+	bottom := images[len(images)-1]
+	if bottom.image.Size() == 0 {
+		return images, fmt.Errorf("%w: the base %s is empty", ErrInvalid, bottom.path)
+	}
+	// A resolved path goes on to name the same file when a link is turned to
+	// another one. But QEMU looks for a relative backing name beside the path
+	// as it was given, so there the given one stays.
+	if top := images[0]; !hasRelativeBacking(top.image.Header()) && isHost(fs) {
+		if top.path, err = filepath.EvalSymlinks(top.path); err != nil {
+			return images, err
+		}
+		if err := checkPath(top.path); err != nil {
+			return images, err
+		}
+	}
+	return images, nil
+}
+
+func closeImages(images []*foreignImage) error {
+	var err error
+	for _, image := range images {
+		err = errors.Join(err, image.image.Close())
+	}
+	return err
+}
+
+// topFormat decides the format of the image that the user named: what they
+// said, or by its name. Content never decides, since a guest can write any
+// header into a raw disk; it can only make the name a lie.
+func topFormat(fs overlay.FS, path, said string) (string, error) {
+	switch said {
+	case "", formatRaw, formatQcow2:
+	default:
+		return "", fmt.Errorf("%w: the format %q; raw and qcow2 are known", ErrInvalid, said)
+	}
+	if err := checkFile(fs, path); err != nil {
+		return "", err
+	}
+	magic, err := overlay.IsQcow2(fs, path)
+	if err != nil {
+		return "", err
+	}
+	named := strings.HasSuffix(strings.ToLower(path), ".qcow2")
+	switch {
+	case said == formatQcow2 && !magic:
+		return "", fmt.Errorf("%w: %s is no qcow2: it does not begin with its magic", ErrInvalid, path)
+	case said != "":
+		return said, nil
+	case named && !magic:
+		return "", fmt.Errorf("%w: %s is named .qcow2 but does not begin with its magic; if it is a raw image, say --format raw", ErrInvalid, path)
+	case named:
+		return formatQcow2, nil
+	case magic:
+		return "", fmt.Errorf("%w: %s begins like a qcow2 but is not named .qcow2; say --format qcow2, or --format raw if a guest wrote that", ErrInvalid, path)
+	}
+	return formatRaw, nil
+}
+
+// checkFile refuses what cannot be a layer before it is opened: opening a fifo
+// alone would wait for ever.
+func checkFile(fs overlay.FS, path string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	info, err := fs.Stat(path)
+	if err != nil {
+		return err
+	}
+	switch {
+	case info.Mode.IsDir():
+		if _, err := fs.Stat(filepath.Join(path, manifestName)); err == nil {
+			return fmt.Errorf("%w: %s is a disk directory, not an image", ErrInvalid, path)
+		}
+		return fmt.Errorf("%w: %s is a directory", ErrInvalid, path)
+	case info.Mode.IsRegular():
+	case info.Mode&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice:
+	default:
+		return fmt.Errorf("%w: %s is neither a file nor a block device", ErrInvalid, path)
+	}
+	return nil
+}
+
+// openForeign opens and locks one image. namedBy is the image whose header
+// names it, "" for the one that the user named.
+func openForeign(fs overlay.FS, path, format, namedBy string) (*foreignImage, error) {
+	if err := checkFile(fs, path); err != nil {
+		if namedBy != "" && errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("the backing file of %s is missing: %w", namedBy, err)
+		}
+		return nil, err
+	}
+	if err := refuseVarve(fs, path); err != nil {
+		return nil, err
+	}
+	image, err := overlay.OpenImage(fs, path, format, overlay.LockFrozen)
+	if err != nil {
+		return nil, err
+	}
+	info, err := image.File().Stat()
+	if err != nil {
+		return nil, errors.Join(err, image.Close())
+	}
+	return &foreignImage{path: path, format: format, image: image, info: info}, nil
+}
+
+// backingOf is the path and format of the image that a header names; "" when
+// it names none.
+func backingOf(path string, header *overlay.Header) (backing, format string, err error) {
+	if header == nil || header.BackingName == "" {
+		return "", "", nil
+	}
+	name := header.BackingName
+	if err := checkPath(name); err != nil {
+		return "", "", fmt.Errorf("the backing file of %s: %w", path, err)
+	}
+	if isProtocol(name) {
+		return "", "", fmt.Errorf("%w: %s names the backing file %q; names with a protocol and json: are not followed", ErrInvalid, path, name)
+	}
+	if !header.HasBackingFormat {
+		return "", "", fmt.Errorf("%w: %s names the backing file %q without its format; say which with: qemu-img rebase -u -b %s -F raw|qcow2 %s",
+			ErrInvalid, path, name, name, path)
+	}
+	if header.BackingFormat != formatRaw && header.BackingFormat != formatQcow2 {
+		return "", "", fmt.Errorf("%w: %s names the backing file %q with the format %q; only raw and qcow2 are read",
+			ErrInvalid, path, name, header.BackingFormat)
+	}
+	if !filepath.IsAbs(name) {
+		// Beside the path as it is given, links not resolved: as QEMU does.
+		name = path[:strings.LastIndexByte(path, '/')+1] + name
+	}
+	return tidyPath(name), header.BackingFormat, nil
+}
+
+// isProtocol says whether QEMU takes a name for something other than a path:
+// it does when a colon comes before the first slash.
+func isProtocol(name string) bool {
+	i := strings.IndexAny(name, ":/")
+	return i >= 0 && name[i] == ':'
+}
+
+func hasRelativeBacking(header *overlay.Header) bool {
+	return header != nil && header.BackingName != "" && !filepath.IsAbs(header.BackingName)
+}
+
+// absolutePath makes a path absolute without resolving links.
+func absolutePath(path string) (string, error) {
+	if path == "" {
+		return "", fmt.Errorf("%w: the path is empty", ErrInvalid)
+	}
+	if !filepath.IsAbs(path) {
+		wd, err := os.Getwd()
+		if err != nil {
+			return "", err
+		}
+		path = wd + "/" + path
+	}
+	return tidyPath(path), nil
+}
+
+// tidyPath removes what means nothing. A ".." means something behind a link,
+// so with one the path stays as it is.
+func tidyPath(path string) string {
+	if slices.Contains(strings.Split(path, "/"), "..") {
+		return path
+	}
+	return filepath.Clean(path)
+}
+
+func isHost(fs overlay.FS) bool { return fs == overlay.HostFS() }
+
+// refuseVarve refuses a file that varve itself writes or shows: a layer of a
+// disk changes under the new disk, and a file in a mount would make one varve
+// wait for another.
+func refuseVarve(fs overlay.FS, path string) error {
+	if !isHost(fs) {
+		return nil
+	}
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	if err := refuseMounted(resolved); err != nil {
+		return err
+	}
+	info, err := fs.Stat(resolved)
+	if err != nil {
+		return err
+	}
+	beside := filepath.Dir(resolved)
+	for _, dir := range []string{beside, filepath.Dir(beside)} {
+		m, err := loadManifest(fs, dir)
+		if err != nil {
+			relative, _ := strings.CutPrefix(resolved, dir+"/")
+			if _, ours := layerFileNumber(relative); ours && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("%w: %s looks like a layer of the varve disk %s: %w", ErrInvalid, path, dir, err)
+			}
+			continue
+		}
+		for _, l := range m.Layers {
+			if l.Foreign {
+				continue // several disks may share a base
+			}
+			own, err := fs.Stat(l.path(dir))
+			if err == nil && own.Device == info.Device && own.Inode == info.Inode {
+				return fmt.Errorf("%w: %s is %s of the varve disk %s; mount that disk instead", ErrInvalid, path, l.label(), dir)
+			}
+		}
+	}
+	return nil
+}
+
+// refuseMounted refuses a file in a varve mount.
+func refuseMounted(path string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	if fs.Type != unix.FUSE_SUPER_MAGIC {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		ours := i.FSType == fuseType &&
+			i.Major == int(unix.Major(st.Dev)) && i.Minor == int(unix.Minor(st.Dev))
+		return !ours, ours
+	})
+	if err != nil {
+		return fmt.Errorf("look whether %s is in a varve mount: %w", path, err)
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("%w: %s is a file in the varve mount %s of %s; it cannot be the base of another disk",
+			ErrInvalid, path, mounts[0].Mountpoint, mounts[0].Source)
+	}
+	return nil
+}

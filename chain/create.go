@@ -1,0 +1,345 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/overlay"
+)
+
+// dirSuffix is what a disk directory's name has behind its image's.
+const dirSuffix = ".varve"
+
+const readmeName = "README"
+
+// readme stands in every disk directory, for whoever finds it without varve.
+const readme = `This directory is a virtual disk of varve, a tool that mounts a disk's layers.
+
+It holds the ONLY COPY of everything that was written to the disk since it was
+made here. The image that the disk was made from (its base), if there is one,
+stands elsewhere and is not changed by varve.
+
+  chain.json          the tree of layers: which file stands on which, their names,
+                      and which is the leaf, the one that is written
+  layers/NNNNNN.qcow2 the layers themselves, standard qcow2
+  lock                held while the disk is mounted or worked on; says by whom
+
+With varve:     varve mount THIS-DIRECTORY MOUNTPOINT, then use MOUNTPOINT/disk.raw
+Without varve, while the disk is not mounted: find "leaf" in chain.json and the
+file of the layer with that id, then
+    qemu-img info --backing-chain layers/NNNNNN.qcow2
+    qemu-img convert -O raw layers/NNNNNN.qcow2 OUT.raw
+
+Never open the base, or any layer but the leaf, for writing, and never delete or
+move one of these files: every layer that stands on it would silently show
+something else, or nothing.
+`
+
+// CreateOptions are the options of Create.
+type CreateOptions struct {
+	FS     overlay.FS
+	Size   int64  // guest bytes of a blank disk; with Base: 0, or a size at least the base's
+	Base   string // path of a foreign image; "" for a blank disk
+	Format string // raw, qcow2 or "" (raw unless Base ends in .qcow2)
+}
+
+// Created says what Create made and which foreign files the disk reads.
+type Created struct {
+	Dir   string
+	Files []ForeignFile // top first
+}
+
+// ForeignFile is a file that an adopted disk reads.
+type ForeignFile struct {
+	Layer, Path, Format string
+}
+
+// DirFor is the disk directory that belongs to an image by default: beside
+// the image's resolved path, its name plus ".varve". ErrInvalid for what is no
+// regular file (of a block device the directory would not outlive a reboot), and
+// where it would stand on tmpfs, devtmpfs or ramfs.
+func DirFor(image string) (string, error) {
+	given, err := absolutePath(image)
+	if err != nil {
+		return "", err
+	}
+	path, err := filepath.EvalSymlinks(given)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case info.IsDir():
+		return "", fmt.Errorf("%w: %s is a directory", ErrInvalid, image)
+	case info.Mode()&os.ModeDevice != 0:
+		return "", fmt.Errorf("%w: beside the device %s no disk directory can stand; say where it shall be: --disk DIR", ErrInvalid, image)
+	case !info.Mode().IsRegular():
+		return "", fmt.Errorf("%w: %s is neither a file nor a block device", ErrInvalid, image)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(path), &fs); err != nil {
+		return "", &os.PathError{Op: "statfs", Path: filepath.Dir(path), Err: err}
+	}
+	// devtmpfs has the number of tmpfs.
+	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
+		return "", fmt.Errorf("%w: %s is in memory (tmpfs), where a disk directory would be lost; say where it shall be: --disk DIR", ErrInvalid, filepath.Dir(path))
+	}
+	return path + dirSuffix, nil
+}
+
+// Create makes a disk directory: a blank disk of a size, or one on a foreign
+// image with all that it stands on. It is built under another name beside dir
+// and gets its name when all of it is durable, so nothing of it is left when
+// Create fails; what a crash left is removed by the next Create of that dir.
+// Foreign files are only read. The error wraps ErrExist when dir is there,
+// ErrInvalid for what cannot be a disk, ErrInUse while another varve creates
+// it, overlay.ErrLocked when an image is open for writing elsewhere, and
+// overlay.ErrUnsupported or ErrCorrupt for its content.
+func Create(dir string, o CreateOptions) (Created, error) {
+	fs := o.FS
+	if fs == nil {
+		fs = overlay.HostFS()
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Created{}, err
+	}
+	created, err := create(fs, dir, o)
+	if err != nil {
+		return Created{}, fmt.Errorf("create %s: %w", dir, err)
+	}
+	return created, nil
+}
+
+func create(fs overlay.FS, dir string, o CreateOptions) (created Created, err error) {
+	if err := checkPath(dir); err != nil {
+		return Created{}, err
+	}
+	if _, err := fs.Stat(dir); err == nil {
+		return Created{}, ErrExist
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return Created{}, err
+	}
+	var images []*foreignImage
+	if o.Base != "" {
+		if images, err = adoptImages(fs, o.Base, o.Format); err != nil {
+			return Created{}, fmt.Errorf("base %s: %w", o.Base, err)
+		}
+		defer func() { err = errors.Join(err, closeImages(images)) }()
+	}
+	plan, err := planDisk(images, o)
+	if err != nil {
+		return Created{}, err
+	}
+
+	temp := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".creating")
+	lock, err := claimTemp(fs, temp)
+	if err != nil {
+		return Created{}, err
+	}
+	defer func() { err = errors.Join(err, lock.unlock()) }()
+	at := temp
+	err = func() error {
+		if err := plan.write(fs, temp); err != nil {
+			return err
+		}
+		if err := fs.Rename(temp, dir); err != nil {
+			if errors.Is(err, os.ErrExist) {
+				return ErrExist
+			}
+			return err
+		}
+		at = dir
+		return fs.SyncDir(filepath.Dir(dir))
+	}()
+	if err != nil {
+		return Created{}, errors.Join(err, removeDisk(fs, at))
+	}
+	return Created{Dir: dir, Files: plan.files}, nil
+}
+
+// diskPlan is a disk that is to be made.
+type diskPlan struct {
+	manifest *manifest
+	leaf     overlay.CreateOptions
+	files    []ForeignFile // top first
+}
+
+// planDisk numbers and names the layers, bottom first, and puts a leaf on top.
+func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
+	now := time.Now().UTC()
+	m := &manifest{Version: manifestVersion, Next: 1, NextJob: 1, Modified: now}
+	plan := &diskPlan{manifest: m, files: make([]ForeignFile, len(images))}
+	names := map[string]bool{}
+	top := ""
+	for i := len(images) - 1; i >= 0; i-- {
+		image := images[i]
+		taken, err := takeFingerprint(image.image.File(), image.format)
+		if err != nil {
+			return nil, err
+		}
+		frozen := now
+		if taken.ModTime != 0 {
+			frozen = image.info.ModTime.UTC()
+		}
+		l := &layerRecord{
+			ID: layerID(m.newNumber()), Name: baseName, Parent: top, Format: image.format,
+			File: image.path, Foreign: true, Created: frozen, Frozen: frozen,
+			Size: image.image.Size(), Fingerprint: taken,
+		}
+		if top == "" {
+			m.Base = l.ID
+		} else {
+			l.Name = layerNameFor(image.path, names)
+		}
+		names[l.Name] = true
+		m.add(l)
+		m.Modified, top = frozen, l.ID
+		plan.files[i] = ForeignFile{Layer: l.Name, Path: l.File, Format: l.Format}
+	}
+
+	size := o.Size
+	switch {
+	case size < 0 || size > maxDiskBytes:
+		return nil, fmt.Errorf("%w: a size of %d bytes", ErrInvalid, size)
+	case len(images) == 0 && o.Format != "":
+		return nil, fmt.Errorf("%w: a format (%s) is for a base", ErrInvalid, o.Format)
+	case len(images) == 0 && size == 0:
+		return nil, fmt.Errorf("%w: a blank disk needs a size", ErrInvalid)
+	case len(images) == 0:
+		m.BlankSize = size
+	default:
+		base := images[0]
+		plan.leaf.Backing, plan.leaf.BackingFormat = base.path, base.format
+		if size == 0 {
+			size = base.image.Size()
+		}
+		if size == 0 {
+			return nil, fmt.Errorf("%w: %s is a disk of 0 bytes", ErrInvalid, base.path)
+		}
+		if size < base.image.Size() {
+			return nil, fmt.Errorf("%w: a size of %d bytes is less than the %d of %s", ErrInvalid, size, base.image.Size(), base.path)
+		}
+	}
+	plan.leaf.Size = size
+	number := m.newNumber()
+	m.Leaf = layerID(number)
+	m.add(&layerRecord{
+		ID: m.Leaf, Parent: top, Format: formatQcow2, File: layerFile(number), Created: now,
+	})
+	return plan, nil
+}
+
+// write fills an empty disk directory. chain.json comes last, after all that it
+// names is durable (M15).
+func (p *diskPlan) write(fs overlay.FS, dir string) error {
+	layers := filepath.Join(dir, layersDir)
+	if err := makeDir(fs, layers); err != nil {
+		return err
+	}
+	leaf := filepath.Join(dir, p.manifest.layer(p.manifest.Leaf).File)
+	if err := overlay.Create(fs, leaf, p.leaf); err != nil {
+		return err
+	}
+	if err := setMode(fs, leaf, 0o600); err != nil {
+		return err
+	}
+	if err := fs.SyncDir(layers); err != nil {
+		return err
+	}
+	if err := writeFile(fs, filepath.Join(dir, readmeName), []byte(readme)); err != nil {
+		return err
+	}
+	return p.manifest.commit(fs, dir)
+}
+
+func makeDir(fs overlay.FS, path string) error {
+	if err := fs.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	return setMode(fs, path, 0o700)
+}
+
+// setMode gives what was just made its mode whatever the umask. A simulated
+// file system has none.
+func setMode(fs overlay.FS, path string, mode os.FileMode) error {
+	if !isHost(fs) {
+		return nil
+	}
+	return os.Chmod(path, mode)
+}
+
+// claimTemp makes the directory in which a disk is built and locks it, so that
+// what a crash left there is told from what another process is building.
+func claimTemp(fs overlay.FS, temp string) (*dirLock, error) {
+	for attempt := 0; ; attempt++ {
+		err := makeDir(fs, temp)
+		stale := errors.Is(err, os.ErrExist)
+		if err != nil && !stale {
+			return nil, err
+		}
+		lock, err := lockDir(fs, temp, true, "", 0)
+		if errors.Is(err, os.ErrNotExist) && attempt < 10 {
+			continue // whoever had it is done, and it has its name now
+		}
+		if err != nil {
+			return nil, fmt.Errorf("another varve makes it at the moment: %w", err)
+		}
+		if !stale {
+			return lock, nil
+		}
+		if err := removeContent(fs, temp); err != nil {
+			return nil, errors.Join(err, lock.unlock())
+		}
+		return lock, nil
+	}
+}
+
+// removeDisk removes a disk directory that was just made.
+func removeDisk(fs overlay.FS, dir string) error {
+	if err := removeContent(fs, dir); err != nil {
+		return err
+	}
+	if err := removeIfThere(fs, filepath.Join(dir, lockName)); err != nil {
+		return err
+	}
+	return removeIfThere(fs, dir)
+}
+
+// removeContent removes what Create puts into a disk directory, and nothing
+// else, except the lock.
+func removeContent(fs overlay.FS, dir string) error {
+	layers := filepath.Join(dir, layersDir)
+	names, err := fs.ReadDir(layers)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, name := range names {
+		if _, ours := layerFileNumber(layersDir + "/" + name); ours {
+			if err := removeIfThere(fs, filepath.Join(layers, name)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range []string{layersDir, manifestTempName, manifestName, readmeName} {
+		if err := removeIfThere(fs, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removeIfThere(fs overlay.FS, path string) error {
+	if err := fs.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
