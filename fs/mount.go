@@ -106,7 +106,11 @@ func (s *Server) Unmount() error {
 		if err = unmount(s.mountpoint, s.direct); err == nil {
 			return nil
 		}
-		time.Sleep(pause)
+		select {
+		case <-s.done: // somebody else was quicker
+			return nil
+		case <-time.After(pause):
+		}
 	}
 	return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
 }

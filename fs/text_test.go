@@ -1,0 +1,154 @@
+package fs
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+)
+
+func TestOutcomeRoundTrip(t *testing.T) {
+	at := time.Date(2026, 11, 22, 18, 30, 0, 0, time.UTC)
+	for _, c := range []struct {
+		o    Outcome
+		text string
+	}{
+		{Outcome{Time: at, PID: 4242, Line: "before-upgrade"}, `# last: 2026-11-22T18:30:00Z pid 4242: "before-upgrade": ok`},
+		{Outcome{Time: at, PID: 1, Line: "old", Job: "3"}, `# last: 2026-11-22T18:30:00Z pid 1: "old": ok job 3`},
+		{Outcome{Time: at, Line: `x": ok job 7`, Errno: unix.EBUSY, Reason: "disk.raw is open (pid 4242 qemu): busy"},
+			`# last: 2026-11-22T18:30:00Z pid 0: "x\": ok job 7": error EBUSY: disk.raw is open (pid 4242 qemu): busy`},
+		{Outcome{Time: at, Line: "a\n\x1b", Errno: unix.EINVAL, Reason: "no"},
+			`# last: 2026-11-22T18:30:00Z pid 0: "a\n\x1b": error EINVAL: no`},
+	} {
+		if got := c.o.String(); got != c.text {
+			t.Errorf("%s\nwant %s", got, c.text)
+		}
+		got, ok := ParseOutcome("# snapshot: write NAME\n# example: x\n" + c.text + "\n")
+		if !ok || got != c.o {
+			t.Errorf("%+v, %v; want %+v", got, ok, c.o)
+		}
+	}
+	two := Outcome{Time: at, Errno: unix.EIO, Reason: "first\nsecond\tthird"}
+	if o, ok := ParseOutcome(two.String()); !ok || o.Reason != "first second third" {
+		t.Errorf("%+v", o)
+	}
+	for _, bad := range []string{
+		"", "# last: ", "# last: now pid 1: \"x\": ok", "# last: 2026-11-22T18:30:00Z pid x: \"x\": ok",
+		"# last: 2026-11-22T18:30:00Z pid 1: x: ok", "# last: 2026-11-22T18:30:00Z pid 1: \"x\": maybe",
+		"# last: 2026-11-22T18:30:00Z pid 1: \"x\": ok job ", "# last: 2026-11-22T18:30:00Z pid 1: \"x\": error EWHAT: y",
+	} {
+		if o, ok := ParseOutcome(bad); ok {
+			t.Errorf("%q gave %+v", bad, o)
+		}
+	}
+}
+
+func FuzzParseOutcome(f *testing.F) {
+	f.Add("# last: 2026-11-22T18:30:00Z pid 4242: \"x\": ok job 3\n")
+	f.Add("# last: 2026-11-22T18:30:00Z pid 4242: \"x\": error EBUSY: y\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		o, ok := ParseOutcome(text)
+		if !ok {
+			return
+		}
+		// What was understood is understood again the same.
+		again, ok := ParseOutcome(o.String())
+		if !ok || again.Line != o.Line || again.Errno != o.Errno || again.Job != o.Job {
+			t.Errorf("%+v, then %+v", o, again)
+		}
+	})
+}
+
+func FuzzParseCommand(f *testing.F) {
+	for _, s := range []string{"name", "name\n", "# x", "", "a\nb", "a\x00", "\xff", "old new\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		line, err := parseCommand(data)
+		if err != nil {
+			if errno, _ := errnoOf(err); errno != unix.EINVAL {
+				t.Errorf("%q: %v", data, err)
+			}
+			return
+		}
+		if line == "" || line[0] == '#' || strings.ContainsAny(line, "\n\x00\r\x1b") || !utf8.ValidString(line) || len(line) > maxCommand {
+			t.Errorf("%q gave %q", data, line)
+		}
+	})
+}
+
+func exampleStatus() chain.Status {
+	at := time.Date(2026, 11, 22, 18, 30, 0, 0, time.Local)
+	id := func(s string) *string { return &s }
+	return chain.Status{
+		Version: 1, Disk: "/srv/vm1.varve", Size: 20 << 30, Leaf: "000005",
+		Layers: []chain.LayerStatus{
+			{ID: "000001", Name: "base", State: "base", Foreign: true, Format: "raw", File: "/srv/ubuntu.raw", Created: at, OwnBytes: 4 << 30, HostBytes: 4<<30 + 1<<28},
+			{ID: "000002", Name: "before-upgrade", State: "frozen", Parent: id("000001"), Created: at, Frozen: at.Add(time.Hour), OwnBytes: 300 << 20, HostBytes: 301 << 20},
+			{ID: "000003", State: "unnamed", Parent: id("000002"), Created: at, OwnBytes: 65536, HostBytes: 1 << 20},
+			{ID: "000004", Name: strings.Repeat("long-", 20) + "end", State: "frozen", Parent: id("000002"), Created: at, OwnBytes: 1023 << 30, HostBytes: 999},
+			{ID: "000005", State: "leaf", Parent: id("000004"), Created: at},
+		},
+		Open: []chain.OpenStatus{{File: "disk.raw", PID: 4242, Command: "qemu-system-x86", Write: true}, {File: "layers/base.raw", Command: "\x1b[2J"}},
+		Job:  &chain.JobStatus{ID: "3", Kind: "flatten", Layer: "000002", State: "running", DoneBytes: 1 << 30, TotalBytes: 4 << 30},
+	}
+}
+
+func TestTable(t *testing.T) {
+	const want = `disk  /srv/vm1.varve
+size  20 GiB (21474836480 bytes)
+base  /srv/ubuntu.raw (raw, never written)
+job   3: flatten of before-upgrade, running, 25 % (1 GiB of 4 GiB)
+
+LAYER                 ON                         OWN   ON HOST  SINCE
+base                  -                        4 GiB  4.25 GiB  2026-11-22 18:30
+before-upgrade        base                   300 MiB   301 MiB  2026-11-22 19:30
+(000003)              before-upgrade          64 KiB     1 MiB  2026-11-22 18:30
+long-long-…-long-end  before-upgrade        1023 GiB     999 B  2026-11-22 18:30
+leaf                  long-long-…-long-end       0 B       0 B  2026-11-22 18:30
+
+OPEN              PID  COMMAND          TO
+disk.raw         4242  qemu-system-x86  write
+layers/base.raw     ?  ?[2J             read
+`
+	var got bytes.Buffer
+	if err := Table(&got, exampleStatus()); err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
+	}
+	for line := range strings.Lines(got.String()) {
+		if n := utf8.RuneCountInString(line) - 1; n > tableWidth {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+}
+
+func TestJobNeverPassesItsEnd(t *testing.T) {
+	line := JobLine(chain.Status{}, chain.JobStatus{ID: "1", Kind: "delete", Layer: "000009", State: "failed", DoneBytes: 9, TotalBytes: 3, Error: "a\nb"})
+	if line != "1: delete of (000009), failed, 100 % (3 B of 3 B): a b" {
+		t.Error(line)
+	}
+}
+
+func TestJSONHasListsNotNull(t *testing.T) {
+	var got bytes.Buffer
+	if err := JSON(&got, chain.Status{Version: 1, Layers: []chain.LayerStatus{{ID: "000001", File: "/a&b"}}}); err != nil {
+		t.Fatal(err)
+	}
+	var doc map[string]any
+	if err := json.Unmarshal(got.Bytes(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	layer := doc["layers"].([]any)[0].(map[string]any)
+	if layer["children"] == nil || doc["open"] == nil || layer["file"] != "/a&b" || layer["parent"] != nil || !strings.Contains(got.String(), "a&b") {
+		t.Error(got.String())
+	}
+}
