@@ -1,8 +1,10 @@
 package fs
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,8 +32,11 @@ func TestMain(m *testing.M) {
 }
 
 // helper maps a file into memory and prints its digest ("mmap"), or writes to
-// it through a shared mapping ("mmap-write").
+// it through a shared mapping ("mmap-write"), or serves a mount ("serve").
 func helper(job string, args []string) error {
+	if job == "serve" {
+		return serveAlone(args[0])
+	}
 	flag, protection := os.O_RDONLY, unix.PROT_READ
 	if job == "mmap-write" {
 		flag, protection = os.O_RDWR, unix.PROT_READ|unix.PROT_WRITE
@@ -95,16 +100,22 @@ func asNobody(t *testing.T, dir, script string) (string, error) {
 	return string(out), err
 }
 
-// mounted serves a fake disk of that many bytes and gives its mountpoint.
-func mounted(t *testing.T, size int64, o Options) (string, *fakeDisk, *Server) {
+// reachable is a temporary directory that other users can walk to.
+func reachable(t *testing.T) string {
 	t.Helper()
 	top := t.TempDir()
-	// Other users must be able to walk to the mountpoint.
 	for dir := top; strings.HasPrefix(dir, os.TempDir()+"/"); dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return top
+}
+
+// mounted serves a fake disk of that many bytes and gives its mountpoint.
+func mounted(t *testing.T, size int64, o Options) (string, *fakeDisk, *Server) {
+	t.Helper()
+	top := reachable(t)
 	d := newFakeDisk(top, size)
 	mountpoint := filepath.Join(top, "mnt")
 	if err := os.Mkdir(mountpoint, 0o755); err != nil {
@@ -159,4 +170,22 @@ func stat(t *testing.T, path string) unix.Stat_t {
 		t.Fatalf("stat %s: %v", path, err)
 	}
 	return st
+}
+
+// serveAlone mounts a disk in memory, says so, and unmounts when its input
+// ends; it tells what became of an unmount that it tries for each line.
+func serveAlone(dir string) error {
+	s, err := mount(newFakeDisk(filepath.Dir(dir), 1<<20), dir, Options{FsName: "/x,y\\z", UID: uint32(os.Getuid()), Umask: 0o077})
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		fmt.Println(errors.Is(s.Unmount(), unix.EBUSY))
+	}
+	if err := s.Unmount(); err != nil {
+		return err
+	}
+	s.Wait()
+	return nil
 }

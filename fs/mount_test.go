@@ -1,11 +1,13 @@
 package fs
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -61,6 +63,73 @@ func TestLostConnectionClosesFiles(t *testing.T) {
 	file.Close()
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 		t.Error(err)
+	}
+}
+
+// Without root the mount is made and taken away by fusermount3.
+func TestMountByAnOrdinaryUser(t *testing.T) {
+	top := reachable(t)
+	// Where go test builds its binaries no other user can look.
+	binary, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, dir := filepath.Join(top, "program"), filepath.Join(top, "mnt")
+	if err := os.WriteFile(program, binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, dir)
+	cmd.Env = append(os.Environ(), helperVariable+"=serve")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(out)
+	if line, err := said.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if got, err := asNobody(t, top, "cd mnt && echo data | dd of=disk.raw conv=notrunc 2>/dev/null && head -c 4 disk.raw && grep mnt /proc/mounts && ls -ld control"); err != nil ||
+		!strings.HasPrefix(got, "data") || !strings.Contains(got, `/x,y\134z `+dir+` fuse.varve`) ||
+		!strings.Contains(got, "default_permissions") || !strings.Contains(got, "drwx------ 2 nobody") {
+		t.Errorf("%v: %s", err, got)
+	}
+	hold := exec.Command("sleep", "100")
+	hold.Dir = dir
+	hold.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if err := hold.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in, "try")
+	if line, err := said.ReadString('\n'); line != "true\n" {
+		t.Errorf("unmounting what is in use was EBUSY: %q, %v", line, err)
+	}
+	if err := hold.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Wait(); err == nil {
+		t.Error("it was not killed")
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if len(names(t, dir)) != 0 {
+		t.Error("the mount is still there")
 	}
 }
 
