@@ -13,14 +13,13 @@ export GIT_CONFIG_VALUE_0 := $(CURDIR)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.2.1
 
-# Packages whose tests need no root.
-UNIT := ./overlay/... ./chain/... ./fs/... ./cmd/...
+UNIT        := ./overlay/... ./chain/... ./fs/... ./cmd/...
+INTEGRATION := ./integration/...
 
-# The integration tests mount, attach loop devices and become other users.
+# Tests mount, attach loop devices and become other users.
 ifneq ($(shell id -u),0)
-AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,CI'
+AS_ROOT := -exec 'sudo --preserve-env=PATH,HOME,GOPATH,GOCACHE,VARVE_BIN,VARVE_LONG,VARVE_RACE'
 endif
-INTEGRATION := VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 $(AS_ROOT) ./integration/...
 
 .DEFAULT_GOAL := help
 
@@ -45,18 +44,18 @@ lint: ## gofmt, go vet, staticcheck, the import rule
 	@echo depguard ./...; out=$$($(GO) run $(DEPGUARD) ./... 2>&1) && [ -z "$$out" ] || { echo "$$out"; exit 1; }
 
 .PHONY: check-fast
-check-fast: lint ## what takes under two minutes and needs no root: lint, short unit tests
-	$(GO) test -short -timeout 2m $(UNIT)
+check-fast: lint ## what takes under two minutes: lint and the short unit tests
+	$(GO) test -short -timeout 2m $(AS_ROOT) $(UNIT)
 
 .PHONY: test
 test: deps build lint ## everything, in under 20 minutes on 2 cores
-	$(GO) test -race -timeout 10m $(UNIT)
-	$(INTEGRATION) -timeout 15m
+	$(GO) test -race -timeout 10m $(AS_ROOT) $(UNIT)
+	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -timeout 15m $(AS_ROOT) $(INTEGRATION)
 
 .PHONY: test-long
-test-long: deps build lint ## what takes longer: more seeds, more steps, bigger guests
-	$(GO) test -race -count=1 -timeout 60m $(UNIT)
-	$(INTEGRATION) -timeout 120m -long
+test-long: deps build lint ## what takes longer: more seeds and steps, varve itself with the race detector
+	VARVE_LONG=1 $(GO) test -race -count=1 -timeout 60m $(AS_ROOT) $(UNIT)
+	VARVE_LONG=1 VARVE_RACE=1 $(GO) test -count=1 -timeout 120m $(AS_ROOT) $(INTEGRATION)
 
 .PHONY: quickstart
 quickstart: ## a small disk, mounted and snapshotted, to try things on (root or sudo)
