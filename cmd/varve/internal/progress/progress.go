@@ -8,9 +8,10 @@ import (
 	"os"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"varve/fs"
 )
 
 // between is the least time between two plain lines.
@@ -53,7 +54,7 @@ func (r *Reporter) Update(done, total int64) {
 	}
 	if now := r.now(); now.Sub(r.last) >= between {
 		r.last = now
-		fmt.Fprintf(r.out, "%s: %s of %s (%d %%)\n", r.title, Bytes(done), Bytes(total), percent(done, total))
+		fmt.Fprintf(r.out, "%s: %s of %s (%d %%)\n", r.title, fs.HumanSize(done), fs.HumanSize(total), Percent(done, total))
 	}
 }
 
@@ -94,21 +95,16 @@ func (r *Reporter) Finish(bytes int64) {
 	r.Clear()
 	took := r.now().Sub(r.started).Round(100 * time.Millisecond)
 	if bytes > 0 {
-		fmt.Fprintf(r.out, "%s: done, %s in %s\n", r.title, Bytes(bytes), took)
+		fmt.Fprintf(r.out, "%s: done, %s in %s\n", r.title, fs.HumanSize(bytes), took)
 		return
 	}
 	fmt.Fprintf(r.out, "%s: done\n", r.title)
 }
 
-// percent is how much of total done is, 100 only when it is all of it.
-func percent(done, total int64) int64 {
+// Percent is how much of total done is, 100 only when it is all of it.
+func Percent(done, total int64) int64 {
 	if done >= total {
 		return 100
 	}
 	return min(99, int64(float64(done)*100/float64(total)))
-}
-
-// Bytes is a size for people: "1.5 GiB".
-func Bytes(n int64) string {
-	return units.CustomSize("%.4g %s", float64(n), 1024, []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"})
 }

@@ -72,8 +72,8 @@ func TestPercent(t *testing.T) {
 	for _, c := range []struct{ done, total, want int64 }{
 		{0, 1, 0}, {1, 1, 100}, {1 << 62, 1<<62 + 1, 99}, {999, 1000, 99}, {1 << 61, 1 << 62, 50},
 	} {
-		if got := percent(c.done, c.total); got != c.want {
-			t.Errorf("percent(%d, %d) = %d, want %d", c.done, c.total, got, c.want)
+		if got := Percent(c.done, c.total); got != c.want {
+			t.Errorf("Percent(%d, %d) = %d, want %d", c.done, c.total, got, c.want)
 		}
 	}
 }

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"varve/cmd/varve/internal/background"
+)
+
+func newMountCommand() *cobra.Command {
+	flags := newMountFlags()
+	c := &cobra.Command{
+		Use:   "mount SOURCE MOUNTPOINT",
+		Short: "Mount a disk",
+		Long: `Mounts a disk and returns when it is ready; a daemon goes on in the background.
+
+SOURCE is a disk directory, or an image. An image's disk directory stands beside
+it (IMAGE.varve) and is made when it is mounted for the first time; the image
+itself is only read, from then on and for good. A qcow2 image with backing files
+is adopted with all of them, by the names and formats that their headers give.
+
+MOUNTPOINT is an empty directory. Point the VM at MOUNTPOINT/disk.raw. An image
+is raw unless its name ends in .qcow2 or --format says so; the format is decided
+once and never guessed from what a guest may have written.
+
+-o takes allow_other, ro, uid=, gid=, umask=, cache=, disk= and format= as the
+flags do, and the usual ones of mount(8) such as noatime.`,
+		Example: `  varve mount ubuntu.raw /mnt/vm1          # first time: makes ubuntu.raw.varve
+  varve mount vm1.varve /mnt/vm1
+  varve mount snap2.qcow2 /mnt/vm1         # a chain as virsh leaves it
+  varve mount /dev/vg/vm1 /mnt/vm1 --disk /var/lib/varve/vm1.varve
+  varve mount -o allow_other,uid=107 vm1.varve /mnt/vm1`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := takes("SOURCE", "MOUNTPOINT")(cmd, args); err != nil {
+				return err
+			}
+			if err := flags.check(); err != nil {
+				return wrongUse(cmd, "%w", err)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return wrapped(cmd, args[0], mountDisk(cmd, flags, args[0], args[1]))
+		},
+	}
+	flags.register(c.Flags())
+	return c
+}
+
+// mountDisk serves the mount in this process, or has a daemon do it.
+func mountDisk(cmd *cobra.Command, flags *mountFlags, source, mountpoint string) error {
+	pipe, daemon, err := background.Inherited()
+	if err != nil {
+		return err
+	}
+	if daemon || flags.foreground {
+		m := &server{flags: flags, source: source, mountpoint: mountpoint, stderr: cmd.ErrOrStderr(), pipe: pipe}
+		return m.run()
+	}
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	// The daemon does the whole command again, in the same words, and says
+	// itself what goes wrong.
+	code, err := background.Start(ctx, os.Args[1:], os.Stderr)
+	if err != nil {
+		return fmt.Errorf("go on in the background: %w", err)
+	}
+	if code != exitDone {
+		return reportedError{code}
+	}
+	if ctx.Err() != nil {
+		return errors.New("interrupted after it was mounted; it stays mounted")
+	}
+	return nil
+}

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"varve/chain"
+)
+
+func newResizeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "resize DISK SIZE",
+		Short: "Grow the disk",
+		Long: `Grows the disk to SIZE bytes; K, M, G, T stand for KiB, MiB, GiB, TiB. What is
+new reads as zeros. Snapshots keep the size that they had. A disk never shrinks.
+
+A running VM sees the new size once it is told, with QEMU's block_resize or
+"virsh blockresize"; partitions and file systems in it are grown in the guest.`,
+		Example: `  varve resize /mnt/vm1 40G`,
+		Args:    takes("DISK", "SIZE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			size, err := chain.ParseSize(args[1])
+			if err != nil {
+				return wrongUse(cmd, "%w", err)
+			}
+			return perform(cmd, args[0], operation{"resize", strconv.FormatInt(size, 10), func(d *chain.Disk) error {
+				return d.Resize(size)
+			}})
+		},
+	}
+}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/holders"
+)
+
+func newUmountCommand() *cobra.Command {
+	var timeout time.Duration
+	c := &cobra.Command{
+		Use:     "umount DISK",
+		Aliases: []string{"unmount"},
+		Short:   "Unmount a disk and wait until all is written",
+		Long: `Unmounts a disk and returns when its daemon has written everything and let go of
+the disk directory: then the files can be copied, or opened by other programs.
+
+A mount that somebody uses is not unmounted; the error says who has what open.`,
+		Example: `  varve umount /mnt/vm1
+  varve umount vm1.varve --timeout 30s`,
+		Args: takes("DISK"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if timeout < 0 {
+				return wrongUse(cmd, "the timeout %s is negative", timeout)
+			}
+			return wrapped(cmd, args[0], umountDisk(cmd, args[0], timeout))
+		},
+	}
+	c.Flags().DurationVar(&timeout, "timeout", 0, "wait no longer than `TIME` for the daemon (default: as long as it takes)")
+	return c
+}
+
+func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	t, err := findTarget(arg)
+	if err != nil {
+		return err
+	}
+	if t.mountpoint == "" {
+		return errors.New("it is not mounted")
+	}
+	var st unix.Stat_t
+	dead := errors.Is(unix.Stat(t.mountpoint, &st), unix.ENOTCONN)
+	daemon := 0
+	if t.dir != "" {
+		if daemon, _, _, err = chain.Holder(t.dir); err != nil {
+			return err
+		}
+	}
+	if err := unmountPath(t.mountpoint); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("it is in use: %s; close that first", whoUses(t))
+		}
+		return t.explain(err)
+	}
+	if t.dir == "" {
+		return nil // nothing was ever written
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon); err != nil || t.readOnly {
+		return err
+	}
+	return checkClosed(cmd.ErrOrStderr(), t, dead)
+}
+
+// unmountPath asks the kernel, or where that is root's business fusermount3,
+// to unmount. The error is unix.EBUSY when the mount is in use.
+func unmountPath(mountpoint string) error {
+	if os.Geteuid() == 0 {
+		for {
+			if err := unix.Unmount(mountpoint, unix.UMOUNT_NOFOLLOW); !errors.Is(err, unix.EINTR) {
+				return err
+			}
+		}
+	}
+	// C-locale words: they decide what the error was.
+	var words bytes.Buffer
+	c := exec.Command("fusermount3", "-u", "--", mountpoint)
+	c.Env = append(os.Environ(), "LC_ALL=C")
+	c.Stderr = &words
+	err := c.Run()
+	switch text := strings.TrimSpace(words.String()); {
+	case err == nil:
+		return nil
+	case strings.Contains(strings.ToLower(text), "busy"):
+		return unix.EBUSY
+	case text != "":
+		return errors.New(text)
+	}
+	return fmt.Errorf("run fusermount3: %w", err)
+}
+
+// whoUses says who keeps a mount busy.
+func whoUses(t target) string {
+	uses := holders.Find(t.mountpoint)
+	// The daemon knows of files that /proc does not show, such as those of
+	// another user's processes. A loop device is opened by a program that may
+	// have ended; the device is what counts then.
+	if st, err := t.documentSoon(); err == nil {
+		for _, o := range st.Open {
+			if !known(uses, o) {
+				uses = append(uses, holders.Use{PID: o.PID, Command: o.Command, How: "open", What: o.File})
+			}
+		}
+	}
+	return usersOf(uses)
+}
+
+func known(uses []holders.Use, o chain.OpenStatus) bool {
+	for _, u := range uses {
+		if u.What == o.File && (u.PID == o.PID || u.Device != "") {
+			return true
+		}
+	}
+	return o.PID == os.Getpid()
+}
+
+// usersOf puts uses into words, the first few of them.
+func usersOf(uses []holders.Use) string {
+	const most = 4
+	if len(uses) == 0 {
+		return "by a process that cannot be seen from here (another user's, or in a container)"
+	}
+	var words []string
+	for i, u := range uses {
+		if i == most {
+			words = append(words, fmt.Sprintf("%d more", len(uses)-most))
+			break
+		}
+		words = append(words, u.String())
+	}
+	return strings.Join(words, ", ")
+}
+
+// patience is how long umount waits in silence.
+const patience = 2 * time.Second
+
+// waitReleased waits until the daemon has let go of the disk directory.
+func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int) error {
+	said := false
+	begun := time.Now()
+	for {
+		pid, _, held, err := chain.Holder(t.dir)
+		if err != nil {
+			return err
+		}
+		if !held || pid != daemon {
+			return nil
+		}
+		if !said && time.Since(begun) > patience {
+			said = true
+			say(stderr, "umount %s: waiting for pid %d to write everything", t.arg, pid)
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, t.dir)
+		}
+	}
+}
+
+// checkClosed says whether the daemon closed the disk in order.
+func checkClosed(stderr io.Writer, t target, dead bool) error {
+	clean, err := chain.ClosedInOrder(t.dir)
+	if err != nil || clean {
+		return err
+	}
+	if dead {
+		say(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", t.arg)
+		return nil
+	}
+	return fmt.Errorf("unmounted, but the daemon could not close the disk in order and what was written last may be lost; %s says why",
+		filepath.Join(t.dir, logName))
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker: -X main.version=v1.2.3. Without it the
+// module's own version counts.
+var version string
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Say which varve this is",
+		Long:    `Says the version, the commit that it was built from, and by which Go.`,
+		Example: `  varve version`,
+		Args:    takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, _ := debug.ReadBuildInfo()
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionLine(version, info))
+			return err
+		},
+	}
+}
+
+// versionLine words a build: info may be nil.
+func versionLine(linked string, info *debug.BuildInfo) string {
+	number, commit, modified := linked, "", ""
+	if info != nil {
+		if number == "" {
+			number = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision":
+				commit = s.Value
+			case s.Key == "vcs.modified" && s.Value == "true":
+				modified = ", modified"
+			}
+		}
+	}
+	if number == "" {
+		number = "(devel)"
+	}
+	if commit == "" {
+		commit = "unknown"
+	}
+	return fmt.Sprintf("varve %s (commit %s%s) %s %s/%s", number, commit, modified, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}

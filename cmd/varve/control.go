@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"varve/chain"
+	"varve/fs"
+)
+
+// control writes a line to a control file of a mounted disk. It gives the id of
+// the job that goes on in the background, or "". What went wrong comes in the
+// daemon's words, with the errno for errors.Is.
+func (t target) control(command, line string) (job string, err error) {
+	// What is read from the same open file is the outcome of this write, and
+	// not of somebody else's.
+	f, err := os.OpenFile(filepath.Join(t.mountpoint, "control", command), os.O_RDWR, 0)
+	if err != nil {
+		return "", t.explain(err)
+	}
+	defer f.Close() // nothing is held back until then
+	_, writeErr := f.WriteString(line + "\n")
+	text, readErr := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
+	outcome, ok := fs.ParseOutcome(string(text))
+	switch {
+	case writeErr == nil && readErr == nil && ok:
+		return outcome.Job, nil
+	case writeErr == nil && readErr != nil:
+		return "", fmt.Errorf("it was done, but how cannot be read: %w", t.explain(readErr))
+	case writeErr == nil:
+		return "", fmt.Errorf("it was done, but what %s says is not understood: %.200q", f.Name(), text)
+	case readErr == nil && ok && outcome.Errno != 0 && errors.Is(writeErr, outcome.Errno):
+		return "", refusedError{outcome.Reason, outcome.Errno}
+	}
+	return "", t.explain(writeErr)
+}
+
+// refusedError is what the daemon said to a control write.
+type refusedError struct {
+	reason string
+	errno  syscall.Errno
+}
+
+func (e refusedError) Error() string { return e.reason }
+
+func (e refusedError) Unwrap() error { return e.errno }
+
+// document reads status.json of a mounted disk, as it stands and decoded.
+func (t target) document() ([]byte, chain.Status, error) {
+	path := filepath.Join(t.mountpoint, "status.json")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, chain.Status{}, t.explain(err)
+	}
+	var st chain.Status
+	if err := json.Unmarshal(text, &st); err != nil {
+		return nil, chain.Status{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return text, st, nil
+}
+
+// answerTime is how long list waits for each daemon.
+const answerTime = 3 * time.Second
+
+// documentSoon is document for a mount that may hang: it gives up after a
+// moment. The reader that is left behind ends with the process.
+func (t target) documentSoon() (chain.Status, error) {
+	type answer struct {
+		st  chain.Status
+		err error
+	}
+	c := make(chan answer, 1)
+	go func() {
+		_, st, err := t.document()
+		c <- answer{st, err}
+	}()
+	select {
+	case a := <-c:
+		return a.st, a.err
+	case <-time.After(answerTime):
+		return chain.Status{}, fmt.Errorf("no answer within %s", answerTime)
+	}
+}

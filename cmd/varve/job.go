@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/progress"
+)
+
+// jobPoll is how often a waiting command looks how far its job is.
+const jobPoll = 200 * time.Millisecond
+
+// job is a command whose work goes on in the background.
+type job struct {
+	command string // the control file
+	line    string
+	direct  func(*chain.Disk) (id string, err error)
+}
+
+// interruptible is the command's context, which ends at the first Ctrl-C or
+// SIGTERM; a second one ends the process.
+func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	parent := cmd.Context()
+	if parent == nil {
+		parent = context.Background()
+	}
+	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// runJob starts a job on the disk that arg names and waits for it, or with
+// background leaves it to run.
+func runJob(cmd *cobra.Command, arg string, j job, background bool) error {
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	t, err := findTarget(arg)
+	if err == nil {
+		w := waiter{target: t, title: cmd.Name() + " " + t.name(), out: cmd.ErrOrStderr()}
+		if t.mountpoint != "" {
+			err = w.mounted(ctx, j, background)
+		} else {
+			err = w.direct(ctx, j, background)
+		}
+	}
+	return wrapped(cmd, arg, err)
+}
+
+// waiter waits for a job and shows how far it is.
+type waiter struct {
+	target target
+	title  string
+	out    io.Writer
+}
+
+func (w waiter) mounted(ctx context.Context, j job, background bool) error {
+	id, err := w.target.control(j.command, j.line)
+	if err != nil {
+		return err
+	}
+	if id == "" {
+		return nil
+	}
+	if background {
+		say(w.out, "%s: job %s runs in the background; \"varve status %s\" shows how far it is", w.title, id, w.target.arg)
+		return nil
+	}
+	bar := progress.New(w.out, w.title)
+	tick := time.NewTicker(jobPoll)
+	defer tick.Stop()
+	for {
+		_, st, err := w.target.document()
+		if err != nil {
+			bar.Clear()
+			return fmt.Errorf("job %s can no longer be watched; it goes on, at the next mount if the disk was unmounted: %w", id, err)
+		}
+		switch {
+		case st.Job == nil || st.Job.ID != id:
+			// It has ended and another one took its place.
+			bar.Finish(0)
+			return nil
+		case st.Job.State != jobRunning:
+			return w.ended(bar, *st.Job)
+		}
+		bar.Update(st.Job.DoneBytes, st.Job.TotalBytes)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			bar.Clear()
+			return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, w.target.arg, id)
+		}
+	}
+}
+
+func (w waiter) direct(ctx context.Context, j job, background bool) error {
+	d, err := w.target.open(w.out, false)
+	if err != nil {
+		return err
+	}
+	id, err := j.direct(d)
+	if err == nil && id != "" && !background {
+		err = w.follow(ctx, d, id)
+	}
+	if err := errors.Join(err, d.Close()); err != nil {
+		return err
+	}
+	if background && id != "" {
+		say(w.out, "%s: job %s is recorded; the disk is not mounted, so it goes on at the next mount", w.title, id)
+	}
+	return nil
+}
+
+// follow waits for a job that runs in this process.
+func (w waiter) follow(ctx context.Context, d *chain.Disk, id string) error {
+	bar := progress.New(w.out, w.title)
+	for {
+		wait, cancel := context.WithTimeout(ctx, jobPoll)
+		st, err := d.WaitJob(wait, id)
+		cancel()
+		switch {
+		case err == nil:
+			return w.ended(bar, st)
+		case ctx.Err() != nil:
+			bar.Clear()
+			return fmt.Errorf("interrupted; job %s was stopped in good order and goes on when the disk is next mounted or worked on", id)
+		case errors.Is(err, context.DeadlineExceeded):
+			bar.Update(st.DoneBytes, st.TotalBytes)
+		default:
+			bar.Clear()
+			return err
+		}
+	}
+}
+
+// States of a job, as status.json names them.
+const (
+	jobRunning   = "running"
+	jobDone      = "done"
+	jobCancelled = "cancelled"
+)
+
+func (w waiter) ended(bar *progress.Reporter, st chain.JobStatus) error {
+	switch st.State {
+	case jobDone:
+		bar.Finish(st.TotalBytes)
+		return nil
+	case jobCancelled:
+		bar.Clear()
+		if st.Kind == "delete" {
+			return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, w.target.arg)
+		}
+		return fmt.Errorf("job %s was cancelled", st.ID)
+	default:
+		bar.Clear()
+		return fmt.Errorf("job %s %s: %s", st.ID, st.State, st.Error)
+	}
+}

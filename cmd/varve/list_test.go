@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bytes"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+
+	"varve/chain"
+)
+
+func TestWriteMounts(t *testing.T) {
+	var out bytes.Buffer
+	err := writeMounts(&out, []mountStatus{
+		{Mountpoint: "/mnt/vm1", Disk: "/images/ubuntu.raw.varve", Size: 20 << 30, Layers: 3},
+		{Mountpoint: "/mnt/vm22", Disk: "/images/d.varve", Size: 1536 << 20, Layers: 128,
+			Job: &chain.JobStatus{ID: "7", Kind: "flatten", State: "running", DoneBytes: 1 << 30, TotalBytes: 4 << 30}},
+		{Mountpoint: "/mnt/vm3", Disk: "/images/e.varve", Error: "no answer within 3s"},
+	})
+	want := `MOUNTPOINT  DISK                      SIZE     LAYERS  JOB
+/mnt/vm1    /images/ubuntu.raw.varve  20 GiB   3       -
+/mnt/vm22   /images/d.varve           1.5 GiB  128     7 flatten 25 %
+/mnt/vm3    /images/e.varve           -        -       no answer within 3s
+`
+	if err != nil || out.String() != want {
+		t.Errorf("%v, got\n%swant\n%s", err, out.String(), want)
+	}
+}
+
+func TestVersionLine(t *testing.T) {
+	built := runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH
+	info := &debug.BuildInfo{Main: debug.Module{Version: "v0.9.0"}, Settings: []debug.BuildSetting{
+		{Key: "vcs.revision", Value: "abc123"}, {Key: "vcs.modified", Value: "true"},
+	}}
+	for _, c := range []struct {
+		linked string
+		info   *debug.BuildInfo
+		want   string
+	}{
+		{"v1.2.3", info, "varve v1.2.3 (commit abc123, modified) " + built},
+		{"", info, "varve v0.9.0 (commit abc123, modified) " + built},
+		{"", nil, "varve (devel) (commit unknown) " + built},
+	} {
+		if got := versionLine(c.linked, c.info); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+	if code, out, _ := varve("version"); code != exitDone || !strings.HasPrefix(out, "varve ") || strings.Count(out, "\n") != 1 {
+		t.Errorf("code %d, %q", code, out)
+	}
+}
+
+func TestForeignFiles(t *testing.T) {
+	parent := func(s string) *string { return &s }
+	layers := []chain.LayerStatus{
+		{ID: "000001", Name: "base", Foreign: true, File: "/b.raw", Format: "raw", Depth: 1},
+		{ID: "000002", Name: "snap1", Foreign: true, File: "/s1.qcow2", Format: "qcow2", Depth: 2, Parent: parent("000001")},
+		{ID: "000003", Name: "mine", File: "/d/layers/000003.qcow2", Format: "qcow2", Depth: 3, Parent: parent("000002")},
+	}
+	files := foreignFiles(layers)
+	if len(files) != 2 || files[0].Path != "/s1.qcow2" || files[1].Path != "/b.raw" {
+		t.Errorf("got %v", files)
+	}
+	if files := foreignFiles(layers[2:]); files != nil {
+		t.Errorf("a disk without a base: %v", files)
+	}
+}

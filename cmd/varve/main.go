@@ -1,0 +1,76 @@
+// Command varve mounts a virtual disk's layers.
+//
+// It turns words into calls: of package chain for a disk directory that nobody
+// has mounted, of the mount's control files for one that is mounted. Below main
+// nothing ends the process; an error comes back and report makes an exit code
+// of it.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// Exit codes. Scripts tell them apart.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is varve with its arguments, as a test can call it.
+func run(args []string, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return report(stderr, root.Execute())
+}
+
+// usageError is a wrong use of the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// usagef makes a usageError.
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// reportedError is a failure that somebody else (the daemon) has put into words
+// already.
+type reportedError struct{ code int }
+
+func (e reportedError) Error() string { return fmt.Sprintf("failed with exit code %d", e.code) }
+
+// report says an error on one line and gives the exit code for it.
+func report(stderr io.Writer, err error) int {
+	var said reportedError
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &said):
+		return said.code
+	case errors.As(err, &usage):
+		say(stderr, "%v", err)
+		return exitUsage
+	default:
+		say(stderr, "%v", err)
+		return exitFailed
+	}
+}
+
+// say writes one line for people, beginning with the program's name. What
+// several errors that were joined say on lines of their own is put on one.
+func say(w io.Writer, format string, args ...any) {
+	text := strings.TrimSpace(fmt.Sprintf(format, args...))
+	fmt.Fprintf(w, "varve: %s\n", strings.ReplaceAll(text, "\n", "; "))
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/mounts"
+)
+
+// plan is what is to be mounted where. All paths are absolute and resolved.
+type plan struct {
+	mountpoint string
+	image      string // "" when the source is a disk directory
+	dir        string // the disk directory; "" for an image that is mounted read-only without one
+	create     bool   // dir is yet to be made
+}
+
+// makePlan looks at what was asked for and refuses what cannot be. It changes
+// nothing.
+func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
+	at, err := checkMountpoint(mountpoint)
+	if err != nil {
+		return plan{}, err
+	}
+	p, err := findSource(flags, source)
+	if err != nil {
+		return plan{}, err
+	}
+	p.mountpoint = at
+	if p.dir == "" {
+		return p, nil
+	}
+	switch {
+	case mounts.Within(p.mountpoint, p.dir):
+		return plan{}, fmt.Errorf("the mountpoint %s lies inside the disk directory %s; mount it elsewhere", p.mountpoint, p.dir)
+	case mounts.Within(p.dir, p.mountpoint):
+		return plan{}, fmt.Errorf("the disk directory %s lies inside the mountpoint %s, which would hide it; mount it elsewhere", p.dir, p.mountpoint)
+	}
+	return p, p.checkFree()
+}
+
+// checkMountpoint gives the resolved path of an empty directory.
+func checkMountpoint(path string) (string, error) {
+	at, err := mounts.Resolve(path)
+	if err != nil {
+		return "", err
+	}
+	// The mount table first: what is mounted there may not answer.
+	m, mounted, err := mounts.At(at)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(at)
+	switch {
+	case errors.Is(err, syscall.ENOTCONN):
+		return "", fmt.Errorf("at %s is a mount whose daemon is gone (%w); clear it with \"varve umount %s\"", path, syscall.ENOTCONN, path)
+	case mounted:
+		return "", fmt.Errorf("at %s the disk %s is mounted already", path, m.Source)
+	case errors.Is(err, os.ErrNotExist):
+		return "", fmt.Errorf("the mountpoint %s does not exist; make it with mkdir", path)
+	case err != nil:
+		return "", fmt.Errorf("look at the mountpoint: %w", err)
+	case !info.IsDir():
+		return "", fmt.Errorf("the mountpoint %s is not a directory", path)
+	}
+	dir, err := os.Open(at)
+	if err != nil {
+		return "", fmt.Errorf("look into the mountpoint: %w", err)
+	}
+	defer dir.Close() // read only
+	if names, _ := dir.Readdirnames(1); len(names) > 0 {
+		return "", fmt.Errorf("the mountpoint %s is not empty (it has %q in it)", path, names[0])
+	}
+	return at, nil
+}
+
+// findSource tells a disk directory from an image.
+func findSource(flags *mountFlags, source string) (plan, error) {
+	path, err := mounts.Resolve(source)
+	if err != nil {
+		return plan{}, err
+	}
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if isDiskDirectory(path + ".varve") {
+			return plan{}, fmt.Errorf("no such image or disk directory; did you mean %s.varve?", filepath.Base(path))
+		}
+		return plan{}, errors.New("no such image or disk directory")
+	case err != nil:
+		return plan{}, err
+	case info.IsDir():
+		return directorySource(flags, path)
+	}
+	return imageSource(flags, path)
+}
+
+func directorySource(flags *mountFlags, dir string) (plan, error) {
+	switch {
+	case !isDiskDirectory(dir):
+		return plan{}, errors.New("it is a directory without chain.json, so neither an image nor a disk directory")
+	case flags.disk != "":
+		return plan{}, errors.New("it is a disk directory itself; --disk goes with an image")
+	case flags.format != "":
+		return plan{}, errors.New("it is a disk directory, which knows its formats; --format goes with an image that is mounted for the first time")
+	}
+	return plan{dir: dir}, nil
+}
+
+func imageSource(flags *mountFlags, image string) (plan, error) {
+	p := plan{image: image}
+	var err error
+	if flags.disk != "" {
+		p.dir, err = mounts.Resolve(flags.disk)
+	} else {
+		p.dir, err = chain.DirFor(image)
+	}
+	switch {
+	case err == nil:
+	case flags.readOnly:
+		// No place for a disk directory, and none is needed.
+		return plan{image: image}, nil
+	default:
+		return plan{}, err
+	}
+	if isDiskDirectory(p.dir) {
+		return p, nil
+	}
+	if flags.readOnly {
+		return plan{image: image}, nil
+	}
+	p.create = true
+	return p, nil
+}
+
+// settleTime is how long a mount waits for the last one of the same disk to
+// flush and go.
+const settleTime = 10 * time.Second
+
+// checkFree refuses a disk that is mounted. One that is just being unmounted
+// is waited for when it is opened.
+func (p plan) checkFree() error {
+	if p.create {
+		return nil
+	}
+	pid, mountpoint, held, err := chain.Holder(p.dir)
+	if err != nil || !held || mountpoint == "" {
+		return err
+	}
+	if _, there, err := mounts.At(mountpoint); err != nil || !there {
+		return err
+	}
+	return fmt.Errorf("%s is mounted already at %s (pid %d %s)", p.dir, mountpoint, pid, holders.Command(pid))
+}
+
+// belongs refuses to show, for an image, a disk that reads another one.
+func (p plan) belongs(layers []chain.LayerStatus) error {
+	if p.image == "" {
+		return nil
+	}
+	image, err := os.Stat(p.image)
+	if err != nil {
+		return err
+	}
+	top := topForeign(layers)
+	if top == nil {
+		return fmt.Errorf("the disk %s does not read this image (any more); to mount the disk, name it instead of the image", p.dir)
+	}
+	if file, err := os.Stat(top.File); err == nil && os.SameFile(file, image) {
+		return nil
+	}
+	return fmt.Errorf("the disk %s belongs to another image, %s; name another directory with --disk", p.dir, top.File)
+}
+
+// topForeign is the image that a disk was made for: the uppermost file that is
+// not varve's own.
+func topForeign(layers []chain.LayerStatus) *chain.LayerStatus {
+	var top *chain.LayerStatus
+	for i := range layers {
+		if l := &layers[i]; l.Foreign && (top == nil || l.Depth > top.Depth) {
+			top = l
+		}
+	}
+	return top
+}
+
+// foreignFiles are the files of others that a disk reads, top first.
+func foreignFiles(layers []chain.LayerStatus) []chain.ForeignFile {
+	byID := map[string]chain.LayerStatus{}
+	for _, l := range layers {
+		byID[l.ID] = l
+	}
+	var files []chain.ForeignFile
+	for l := topForeign(layers); l != nil; {
+		files = append(files, chain.ForeignFile{Layer: l.Name, Path: l.File, Format: l.Format})
+		if l.Parent == nil {
+			break
+		}
+		below, ok := byID[*l.Parent]
+		if !ok {
+			break
+		}
+		l = &below
+	}
+	return files
+}

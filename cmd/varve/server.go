@@ -1,0 +1,252 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"log/syslog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/background"
+	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/logfile"
+	"varve/fs"
+)
+
+const (
+	logName = "varve.log"
+	maxLog  = 1 << 20 // bytes; one older file of that size is kept
+	// fewThreads is what the Go scheduler gets at least: on two cores four
+	// were a fifth faster at a queue depth of 32 (docs/performance.md).
+	fewThreads = 4
+)
+
+// server is one mount, from the command line to its end.
+type server struct {
+	flags      *mountFlags
+	source     string
+	mountpoint string
+	stderr     io.Writer
+	pipe       *background.Pipe // nil in the foreground
+	plan       plan
+	log        *slog.Logger
+	closeLog   func() error
+}
+
+// run mounts and returns when the mount is gone and all is written. An error
+// may mean that the last writes are lost.
+func (m *server) run() error {
+	// A terminal that goes away is no reason to stop, and a signal that comes
+	// before there is a mount takes effect when there is one.
+	signal.Ignore(syscall.SIGHUP)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(fewThreads, runtime.NumCPU()))
+	}
+
+	var err error
+	if m.plan, err = makePlan(m.flags, m.source, m.mountpoint); err != nil {
+		return err
+	}
+	// All paths are absolute now, and a working directory would be kept busy.
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	if m.plan.create {
+		made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format})
+		if err != nil {
+			return err
+		}
+		sayCreated(m.stderr, made)
+	}
+	if err := m.openLog(); err != nil {
+		return err
+	}
+	d, err := m.openDisk()
+	if err != nil {
+		return errors.Join(err, m.closeLog())
+	}
+	err = m.serve(d, signals)
+	if closeErr := d.Close(); closeErr != nil {
+		m.log.Error("the disk was not closed in order; what was written last may be lost", "error", closeErr)
+		err = errors.Join(err, fmt.Errorf("close the disk: %w", closeErr))
+	} else if err == nil {
+		m.log.Info("closed", "disk", d.Dir())
+	}
+	return errors.Join(err, m.closeLog())
+}
+
+// openLog chooses where the log goes: to stderr in the foreground and under
+// systemd, else to a file in the disk directory. A read-only mount writes
+// nothing there, so it tells syslog, where there is one.
+func (m *server) openLog() error {
+	var out io.Writer
+	m.closeLog = func() error { return nil }
+	switch {
+	case m.pipe == nil || background.StderrIsJournal():
+		out = m.stderr
+	case m.flags.readOnly:
+		out = io.Discard
+		if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_NOTICE, "varve"); err == nil {
+			out, m.closeLog = w, w.Close
+		}
+	default:
+		f, err := logfile.Open(filepath.Join(m.plan.dir, logName), maxLog)
+		if err != nil {
+			return err
+		}
+		out, m.closeLog = f, f.Close
+	}
+	m.log = slog.New(slog.NewTextHandler(out, nil))
+	return nil
+}
+
+// openDisk opens the disk of the plan.
+func (m *server) openDisk() (*chain.Disk, error) {
+	o := chain.OpenOptions{
+		ReadOnly:   m.flags.readOnly,
+		Mountpoint: m.plan.mountpoint,
+		CacheBytes: int64(m.flags.cache),
+		Log:        m.log,
+		LockWait:   settleTime,
+	}
+	if m.plan.dir == "" {
+		d, err := chain.OpenForeign(m.plan.image, m.flags.format, o)
+		if err != nil {
+			return nil, err
+		}
+		if files := foreignFiles(d.Layers()); len(files) > 1 {
+			say(m.stderr, "reading a chain of %d files, top first:", len(files))
+			sayFiles(m.stderr, files)
+		}
+		return d, nil
+	}
+	d, err := chain.Open(m.plan.dir, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.plan.belongs(d.Layers()); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// serve shows the disk and returns when the mount is gone.
+func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
+	name := m.plan.dir
+	if name == "" {
+		name = m.plan.image
+	}
+	mount, err := fs.Mount(d, m.plan.mountpoint, fs.Options{
+		AllowOther:   m.flags.allowOther,
+		UID:          m.flags.uid,
+		GID:          m.flags.gid,
+		Umask:        os.FileMode(m.flags.umask),
+		MountOptions: m.flags.options.passed,
+		FsName:       name,
+		Log:          m.log,
+		ReadOnly:     m.flags.readOnly,
+	})
+	if err != nil {
+		return m.explainMount(err)
+	}
+	if err := m.ready(signals); err != nil {
+		if unmountErr := mount.Unmount(); unmountErr != nil {
+			return errors.Join(err, unmountErr)
+		}
+		mount.Wait()
+		return err
+	}
+	m.log.Info("mounted", "disk", name, "mountpoint", m.plan.mountpoint, "version", versionLine(version, nil), "pid", os.Getpid())
+
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				m.asked(mount, s)
+			case <-done:
+				return
+			}
+		}
+	}()
+	mount.Wait()
+	m.notify(daemon.SdNotifyStopping)
+	m.log.Info("unmounted", "mountpoint", m.plan.mountpoint)
+	return nil
+}
+
+// ready tells whoever waits that the mount can be used.
+func (m *server) ready(signals <-chan os.Signal) error {
+	select {
+	case s := <-signals:
+		return fmt.Errorf("stopped by a signal (%v)", s)
+	default:
+	}
+	if m.pipe != nil {
+		if err := m.pipe.Ready(background.StderrIsJournal()); err != nil {
+			return err
+		}
+	}
+	m.notify(fmt.Sprintf("%s\nMAINPID=%d\nSTATUS=mounted at %s", daemon.SdNotifyReady, os.Getpid(), m.plan.mountpoint))
+	return nil
+}
+
+// asked answers a signal: it unmounts, unless somebody uses the mount.
+func (m *server) asked(mount *fs.Server, s os.Signal) {
+	err := mount.Unmount()
+	if err == nil {
+		return
+	}
+	if errors.Is(err, syscall.EBUSY) {
+		who := usersOf(holders.Find(m.plan.mountpoint))
+		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
+		m.notify("STATUS=in use, not unmounted: " + who)
+		return
+	}
+	m.log.Error("not unmounted", "signal", s.String(), "error", err)
+}
+
+// notify tells systemd, where it listens (sd_notify(3)).
+func (m *server) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		m.log.Warn("systemd could not be told", "state", state, "error", err)
+	}
+}
+
+// explainMount adds the way out to a failed mount, where it is known.
+func (m *server) explainMount(err error) error {
+	switch {
+	case m.flags.allowOther && os.Geteuid() != 0 && !othersAllowed("/etc/fuse.conf"):
+		return fmt.Errorf("%w; allow_other needs a line \"user_allow_other\" in /etc/fuse.conf", err)
+	case errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV):
+		return fmt.Errorf("%w; is FUSE there (/dev/fuse, package fuse3)?", err)
+	}
+	return err
+}
+
+// othersAllowed says whether a user may use allow_other (fuse.conf, mount.fuse3(8)).
+func othersAllowed(conf string) bool {
+	text, err := os.ReadFile(conf)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.TrimSpace(line) == "user_allow_other" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"varve/chain"
+)
+
+// sayCreated says what Create made, with every file that the disk reads.
+func sayCreated(w io.Writer, made chain.Created) {
+	switch len(made.Files) {
+	case 0:
+		say(w, "made %s, a blank disk", made.Dir)
+	case 1:
+		f := made.Files[0]
+		say(w, "made %s on %s (%s)", made.Dir, f.Path, f.Format)
+	default:
+		say(w, "made %s on a chain of %d files, top first:", made.Dir, len(made.Files))
+		sayFiles(w, made.Files)
+	}
+	say(w, "%s now holds the only copy of what is written to the disk", made.Dir)
+	if len(made.Files) > 0 {
+		say(w, "it needs the image as it is: do not write to it, move it or delete it")
+	}
+}
+
+// sayFiles lists the files of others that a disk reads, top first.
+func sayFiles(w io.Writer, files []chain.ForeignFile) {
+	for _, f := range files {
+		fmt.Fprintf(w, "  %s (%s, as %s)\n", f.Path, f.Format, f.Layer)
+	}
+}
+
+// checkFormat checks a --format or format= value.
+func checkFormat(format string) error {
+	switch format {
+	case "", "raw", "qcow2":
+		return nil
+	}
+	return fmt.Errorf("the format %q is neither raw nor qcow2", format)
+}
