@@ -245,11 +245,16 @@ func (p *diskPlan) write(fs overlay.FS, dir string) error {
 	if err := makeDir(fs, layers); err != nil {
 		return err
 	}
-	leaf := filepath.Join(dir, p.manifest.layer(p.manifest.Leaf).File)
+	record := p.manifest.layer(p.manifest.Leaf)
+	leaf := filepath.Join(dir, record.File)
 	if err := overlay.Create(fs, leaf, p.leaf); err != nil {
 		return err
 	}
 	if err := setMode(fs, leaf, 0o600); err != nil {
+		return err
+	}
+	var err error
+	if record.Fingerprint, err = fingerprintOf(fs, leaf, record.Format); err != nil {
 		return err
 	}
 	if err := fs.SyncDir(layers); err != nil {

@@ -128,6 +128,16 @@ func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
 	return taken, nil
 }
 
+// fingerprintOf takes the fingerprint of a file that nobody else writes.
+func fingerprintOf(fs overlay.FS, path, format string) (*fingerprint, error) {
+	f, err := fs.Open(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // read only
+	return takeFingerprint(f, format)
+}
+
 // addSamples adds blocks that are spread over a range, the first and the last
 // among them.
 func addSamples(add func(off, length int64) error, start, length int64) error {

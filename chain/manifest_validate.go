@@ -205,10 +205,7 @@ func (m *manifest) layerFault(l *layerRecord, byID map[string]*layerRecord) erro
 			return fmt.Errorf("the file %s has the format %s", l.File, l.Format)
 		}
 	}
-	if l.ID == m.Leaf {
-		return nil
-	}
-	if l.Fingerprint == nil && !l.Writing {
+	if l.ID != m.Leaf && l.Fingerprint == nil && !l.Writing {
 		return fmt.Errorf("a frozen layer without a fingerprint")
 	}
 	if l.Fingerprint != nil {

@@ -93,8 +93,9 @@ func digits(s string) bool {
 func layerNameFor(path string, taken map[string]bool) string {
 	name := filepath.Base(path)
 	for _, extension := range []string{".qcow2", ".qcow", ".raw", ".img"} {
-		if stem, ok := strings.CutSuffix(strings.ToLower(name), extension); ok {
-			name = name[:len(stem)]
+		stem := max(0, len(name)-len(extension))
+		if strings.EqualFold(name[stem:], extension) {
+			name = name[:stem]
 			break
 		}
 	}
