@@ -225,11 +225,11 @@ func hostInfo(st fs.FileInfo) (Info, error) {
 	}
 	return Info{
 		Size:      st.Size(),
-		Blocks:    sys.Blocks * 512,   // st_blocks counts 512 bytes, whatever the file system
-		BlockSize: int64(sys.Blksize), //nolint:unconvert // int32 on some architectures
-		ModTime:   st.ModTime(),       // with nanoseconds
-		Inode:     sys.Ino,            //
-		Device:    uint64(sys.Dev),    //nolint:unconvert // uint32 on some architectures
-		Mode:      st.Mode(),          //
+		Blocks:    sys.Blocks * 512, // st_blocks counts 512 bytes, whatever the file system
+		BlockSize: int64(sys.Blksize),
+		ModTime:   st.ModTime(),
+		Inode:     sys.Ino,
+		Device:    sys.Dev,
+		Mode:      st.Mode(),
 	}, nil
 }

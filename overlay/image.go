@@ -1,0 +1,283 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"sync"
+)
+
+// Image is an image file opened for reading: raw, or any qcow2 without
+// encryption or an external data file. Of a qcow2 file it keeps the L1 table
+// in memory (at most 32 MiB, and never more than the file has) and no L2
+// table: callers remember what Map says. All methods are safe for concurrent
+// use, Close only when no other is running.
+type Image struct {
+	file     File
+	format   string
+	size     int64 // guest bytes
+	fileSize int64 // when it was opened; a frozen file does not change
+
+	// Of qcow2 only.
+	header     *Header
+	l1         []uint64
+	l2         l2Format
+	compressed compressedReader
+}
+
+var _ Layer = (*Image)(nil)
+
+// Formats of images, as in a qcow2 header's backing format.
+const (
+	formatRaw   = "raw"
+	formatQcow2 = "qcow2"
+)
+
+// OpenImage opens an image, "raw" or "qcow2", read-only and takes the lock
+// (none with LockNone). The format is never guessed from the content. Errors
+// wrap ErrCorrupt, ErrUnsupported, ErrLocked or those of the host.
+func OpenImage(fs FS, path, format string, lock LockMode) (*Image, error) {
+	f, err := openImageFile(fs, path)
+	if err != nil {
+		return nil, err
+	}
+	if lock != LockNone {
+		if err := f.Lock(lock); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	im, err := NewImage(f, format)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return im, nil
+}
+
+// NewImage reads an image from a file that is open, and locked where it has to
+// be. Close of the image closes the file; when NewImage fails, the file is
+// left open and the caller's. Errors are those of OpenImage.
+func NewImage(f File, format string) (*Image, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	im := &Image{file: f, format: format, fileSize: info.Size}
+	switch format {
+	case formatRaw:
+		im.size = info.Size
+		return im, nil
+	case formatQcow2:
+	default:
+		return nil, fmt.Errorf("%s: image format %q: %w", f.Name(), format, ErrUnsupported)
+	}
+	if im.header, err = readHeader(f, info.Size); err != nil {
+		return nil, err
+	}
+	h := im.header
+	im.size = h.Size
+	im.l2 = l2Format{version: h.Version, clusterBits: h.ClusterBits, extended: h.ExtendedL2(), fileSize: info.Size}
+	im.compressed = compressedReader{file: f, format: &im.l2, compression: h.CompressionType}
+	if im.l1, err = readL1(f, h); err != nil {
+		return nil, err
+	}
+	return im, nil
+}
+
+// tableBuffers are for pieces of tables while they are decoded. 64 KiB hold
+// the L2 entries of 256 MiB of guest, at clusters of 64 KiB with subclusters.
+var tableBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
+// readL1 reads the part of the L1 table that the disk's size needs; entries
+// behind it (of a disk that was shrunk, or for a saved machine's state) map no
+// guest bytes.
+func readL1(f File, h *Header) ([]uint64, error) {
+	buf := tableBuffers.Get().(*[64 << 10]byte)
+	defer tableBuffers.Put(buf)
+	l1 := make([]uint64, h.l1EntriesFor(h.Size))
+	for i := 0; i < len(l1); {
+		n := min(len(l1)-i, len(buf)/8)
+		at := h.L1Offset + int64(i)*8
+		if err := readTable(f, buf[:n*8], at); err != nil {
+			return nil, fmt.Errorf("read L1 table at 0x%x of %s: %w", at, f.Name(), err)
+		}
+		for k := range n {
+			l1[i+k] = binary.BigEndian.Uint64(buf[k*8:])
+		}
+		i += n
+	}
+	return l1, nil
+}
+
+// Header is the qcow2 header; nil for raw. It must not be changed.
+func (im *Image) Header() *Header { return im.header }
+
+// File is the file that the image reads.
+func (im *Image) File() File { return im.file }
+
+// Format is "raw" or "qcow2".
+func (im *Image) Format() string { return im.format }
+
+// Size is the guest size in bytes; of a raw image the file's size or the block
+// device's capacity.
+func (im *Image) Size() int64 { return im.size }
+
+// Close closes the file and with it drops its locks.
+func (im *Image) Close() error { return im.file.Close() }
+
+// Map is Layer.Map. Of a qcow2 image it reads the L2 entries of the range, of
+// a raw one it asks the host for holes. It allocates nothing but what dst
+// needs to grow. Errors wrap ErrCorrupt where an entry breaks a rule; a
+// smaller range without that entry can still be mapped.
+func (im *Image) Map(dst []Extent, off, length int64) ([]Extent, error) {
+	if off < 0 || length < 0 || off > math.MaxInt64-length {
+		return dst, fmt.Errorf("map %d bytes at %d of %s: %w", length, off, im.file.Name(), os.ErrInvalid)
+	}
+	end := off + length
+	limit := min(end, im.size)
+	list := extentList{list: dst, first: len(dst), low: off, high: limit}
+	if off < limit {
+		mapRange := im.mapTables
+		if im.header == nil {
+			mapRange = im.mapRaw
+		}
+		if err := mapRange(&list, off, limit); err != nil {
+			return dst, err
+		}
+	}
+	list.high = end
+	list.add(Zero, max(off, im.size), end, 0) // M2
+	return list.list, nil
+}
+
+// mapTables maps [pos, limit), which is not empty and lies within the disk.
+func (im *Image) mapTables(list *extentList, pos, limit int64) error {
+	span := im.header.l2Bits() + im.header.ClusterBits
+	for pos < limit {
+		i := pos >> span
+		end := min((i+1)<<span, limit)
+		entry := im.l1[i]
+		if entry == 0 { // the hot case: a layer that says nothing here
+			list.add(Unallocated, pos, end, 0)
+		} else if err := im.mapTable(list, entry, i, pos, end); err != nil {
+			return err
+		}
+		pos = end
+	}
+	return nil
+}
+
+// mapTable maps [pos, end), all within the reach of L1 entry number i.
+func (im *Image) mapTable(list *extentList, l1Entry uint64, i, pos, end int64) error {
+	table := int64(l1Entry & offsetMask)
+	clusterBits := im.header.ClusterBits
+	switch {
+	case l1Entry&l1Reserved != 0:
+		return im.corrupt("L1 entry %d has reserved bits 0x%x set", i, l1Entry&l1Reserved)
+	case table == 0:
+		list.add(Unallocated, pos, end, 0)
+		return nil
+	case table&(1<<clusterBits-1) != 0:
+		return im.corrupt("L1 entry %d: the L2 table's offset 0x%x is no multiple of the cluster size", i, table)
+	case table > im.fileSize-1<<clusterBits:
+		// Unlike data, a table whose end is missing is not taken as zeros:
+		// that would let the backing file show through.
+		return im.corrupt("L1 entry %d: the L2 table at 0x%x ends behind the end of the file at 0x%x", i, table, im.fileSize)
+	}
+	buf := tableBuffers.Get().(*[64 << 10]byte)
+	defer tableBuffers.Put(buf)
+	entryBytes := im.l2.entryBytes()
+	tableStart := i << (clusterBits + im.header.l2Bits())
+	first := (pos - tableStart) >> clusterBits
+	last := (end - 1 - tableStart) >> clusterBits
+	for first <= last {
+		n := min(last-first+1, int64(len(buf))/entryBytes)
+		at := table + first*entryBytes
+		if err := readTable(im.file, buf[:n*entryBytes], at); err != nil {
+			return fmt.Errorf("read L2 table at 0x%x of %s: %w", at, im.file.Name(), err)
+		}
+		for k := range n {
+			entry := buf[k*entryBytes:]
+			word, bitmap := binary.BigEndian.Uint64(entry), uint64(0)
+			if im.l2.extended {
+				bitmap = binary.BigEndian.Uint64(entry[8:])
+			}
+			start := tableStart + (first+k)<<clusterBits
+			if word|bitmap == 0 {
+				list.add(Unallocated, start, start+1<<clusterBits, 0)
+			} else if err := im.l2.add(list, start, word, bitmap); err != nil {
+				return fmt.Errorf("%s: L2 entry at 0x%x, of guest offset 0x%x: %w", im.file.Name(), at+k*entryBytes, start, err)
+			}
+		}
+		first += n
+	}
+	return nil
+}
+
+func (im *Image) corrupt(format string, args ...any) error {
+	return fmt.Errorf("%s: %s: %w", im.file.Name(), fmt.Sprintf(format, args...), ErrCorrupt)
+}
+
+// ReadExtent is Layer.ReadExtent. For Data it is one read of the file. A file
+// that has become shorter since it was opened is an error, not zeros.
+func (im *Image) ReadExtent(p []byte, e Extent, off int64) error {
+	if off < e.Start || int64(len(p)) > e.End()-off {
+		return fmt.Errorf("read %d bytes at %d of %s: not within the extent: %w", len(p), off, im.file.Name(), os.ErrInvalid)
+	}
+	switch {
+	case e.Kind == Data:
+		return im.readData(p, e.Host+off-e.Start)
+	case e.Kind == Compressed && im.header != nil:
+		return im.compressed.read(p, uint64(e.Host), off&(im.header.ClusterSize()-1))
+	}
+	return fmt.Errorf("read %d bytes at %d of %s: the extent has no data: %w", len(p), off, im.file.Name(), os.ErrInvalid)
+}
+
+func (im *Image) readData(p []byte, host int64) error {
+	n, err := im.file.ReadAt(p, host)
+	if n == len(p) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read %d bytes at 0x%x of %s: %w", len(p), host, im.file.Name(), err)
+	}
+	if host+int64(n) < min(host+int64(len(p)), im.fileSize) {
+		return im.corrupt("it ends at 0x%x, but had %d bytes when it was opened", host+int64(n), im.fileSize)
+	}
+	clear(p[n:])
+	return nil
+}
+
+// OwnBytes counts the guest bytes that the layer itself maps: data, zeros and
+// compressed clusters; of a raw image what the host holds as data. It reads
+// all L2 tables, in memory that does not depend on their number.
+func (im *Image) OwnBytes() (int64, error) {
+	if im.header == nil {
+		return im.rawDataBytes()
+	}
+	const clustersAtOnce = 1024
+	span := im.header.l2Bits() + im.header.ClusterBits
+	step := min(int64(clustersAtOnce)<<im.header.ClusterBits, int64(1)<<span)
+	total := int64(0)
+	var extents []Extent
+	for i, entry := range im.l1 {
+		if entry == 0 {
+			continue
+		}
+		start := int64(i) << span
+		for end := min(start+1<<span, im.size); start < end; start += step {
+			var err error
+			if extents, err = im.Map(extents[:0], start, min(step, end-start)); err != nil {
+				return 0, err
+			}
+			for _, e := range extents {
+				if e.Kind != Unallocated {
+					total += e.Length
+				}
+			}
+		}
+	}
+	return total, nil
+}

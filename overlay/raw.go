@@ -1,0 +1,60 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+// mapRaw maps [pos, limit), within the file, of a raw image: its host offsets
+// are its guest offsets, its holes are zeros. Nothing of it is Unallocated,
+// nothing is below it.
+func (im *Image) mapRaw(list *extentList, pos, limit int64) error {
+	for pos < limit {
+		start, end, err := im.nextRawData(pos, limit)
+		if err != nil {
+			return err
+		}
+		list.add(Zero, pos, start, 0)
+		list.add(Data, start, end, start)
+		pos = end
+	}
+	return nil
+}
+
+// nextRawData finds the first run of data in [pos, limit); an empty one at
+// limit when there is none. Positions from the host that make no sense (of a
+// file system that forgets them, or a file that shrinks) become data: reading
+// then tells.
+func (im *Image) nextRawData(pos, limit int64) (start, end int64, err error) {
+	start, err = im.file.SeekData(pos)
+	if errors.Is(err, io.EOF) {
+		return limit, limit, nil
+	}
+	if err == nil {
+		if start = max(start, pos); start >= limit {
+			return limit, limit, nil
+		}
+		end, err = im.file.SeekHole(start)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, 0, fmt.Errorf("find the holes from 0x%x on of %s: %w", pos, im.file.Name(), err)
+	}
+	if err != nil || end <= start || end > limit {
+		end = limit
+	}
+	return start, end, nil
+}
+
+func (im *Image) rawDataBytes() (int64, error) {
+	total := int64(0)
+	for pos := int64(0); pos < im.size; {
+		start, end, err := im.nextRawData(pos, im.size)
+		if err != nil {
+			return 0, err
+		}
+		total += end - start
+		pos = end
+	}
+	return total, nil
+}
