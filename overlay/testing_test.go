@@ -1,0 +1,173 @@
+package overlay
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// tool runs a program that must succeed and gives its standard output.
+func tool(tb testing.TB, name string, args ...string) string {
+	tb.Helper()
+	cmd := exec.Command(name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		tb.Fatalf("%s %q: %v\n%s%s", name, args, err, stdout.Bytes(), stderr.Bytes())
+	}
+	return stdout.String()
+}
+
+// qemuImg runs qemu-img in the directory of a test.
+func qemuImg(tb testing.TB, args ...string) string {
+	tb.Helper()
+	return tool(tb, "qemu-img", args...)
+}
+
+// qemuIO runs qemu-io commands on a qcow2 image.
+func qemuIO(tb testing.TB, path string, commands ...string) {
+	tb.Helper()
+	args := []string{"-f", "qcow2"}
+	for _, c := range commands {
+		args = append(args, "-c", c)
+	}
+	tool(tb, "qemu-io", append(args, path)...)
+}
+
+// newQcow2 makes an image with qemu-img and gives its path.
+func newQcow2(tb testing.TB, options, size string) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "image.qcow2")
+	args := []string{"create", "-q", "-f", "qcow2"}
+	if options != "" {
+		args = append(args, "-o", options)
+	}
+	qemuImg(tb, append(args, path, size)...)
+	return path
+}
+
+// truth is the content as qemu-img reads it.
+func truth(tb testing.TB, path string) []byte {
+	tb.Helper()
+	raw := filepath.Join(tb.TempDir(), "truth.raw")
+	qemuImg(tb, "convert", "-f", "qcow2", "-O", "raw", path, raw)
+	content, err := os.ReadFile(raw)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return content
+}
+
+// openImage opens an image and closes it at the test's end.
+func openImage(tb testing.TB, path, format string) *Image {
+	tb.Helper()
+	im, err := OpenImage(HostFS(), path, format, LockFrozen)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := im.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return im
+}
+
+// patch overwrites bytes of a file.
+func patch(tb testing.TB, path string, off int64, b ...byte) {
+	tb.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := f.WriteAt(b, off); err != nil {
+		tb.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// bytesFile is a read-only File in memory, for fuzzing.
+type bytesFile struct {
+	File // what is not used is nil and would panic
+	data []byte
+}
+
+func (f *bytesFile) Name() string { return "memory" }
+func (f *bytesFile) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(f.data).ReadAt(p, off)
+}
+func (f *bytesFile) Stat() (Info, error)               { return Info{Size: int64(len(f.data))}, nil }
+func (f *bytesFile) SeekData(off int64) (int64, error) { return off, f.end(off) }
+func (f *bytesFile) SeekHole(off int64) (int64, error) { return int64(len(f.data)), f.end(off) }
+func (f *bytesFile) Close() error                      { return nil }
+func (f *bytesFile) end(off int64) error {
+	if off >= int64(len(f.data)) {
+		return io.EOF
+	}
+	return nil
+}
+
+// keptOpen is a program that waits on its standard input with a file open.
+type keptOpen struct {
+	tb    testing.TB
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	once  sync.Once
+	out   bytes.Buffer
+	ended chan error
+}
+
+// keepOpen starts qemu-io and waits until it holds the image open.
+func keepOpen(tb testing.TB, path string, args ...string) *keptOpen {
+	tb.Helper()
+	k := &keptOpen{tb: tb, cmd: exec.Command("qemu-io", append(args, path)...), ended: make(chan error, 1)}
+	stdout, err := k.cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	k.cmd.Stderr = &k.out
+	if k.stdin, err = k.cmd.StdinPipe(); err != nil {
+		tb.Fatal(err)
+	}
+	if err := k.cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(k.stop)
+	// qemu-io prints its prompt once the image is open.
+	prompt := make(chan error, 1)
+	go func() {
+		_, err := io.ReadFull(stdout, make([]byte, len("qemu-io> ")))
+		prompt <- err
+		_, _ = io.Copy(io.Discard, stdout)
+		k.ended <- k.cmd.Wait()
+	}()
+	select {
+	case err := <-prompt:
+		if err != nil {
+			tb.Fatalf("qemu-io did not open %s: %v\n%s", path, err, k.out.Bytes())
+		}
+	case <-time.After(20 * time.Second):
+		tb.Fatalf("qemu-io did not open %s in 20 s", path)
+	}
+	return k
+}
+
+// stop ends the program and waits for it, so that its locks are gone.
+func (k *keptOpen) stop() {
+	k.once.Do(func() {
+		if err := k.stdin.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			k.tb.Error(err)
+		}
+		if err := <-k.ended; err != nil {
+			k.tb.Errorf("qemu-io: %v\n%s", err, k.out.Bytes())
+		}
+	})
+}
