@@ -139,11 +139,13 @@ func (im *Image) Map(dst []Extent, off, length int64) ([]Extent, error) {
 	limit := min(end, im.size)
 	list := extentList{list: dst, first: len(dst), low: off, high: limit}
 	if off < limit {
-		mapRange := im.mapTables
+		var err error
 		if im.header == nil {
-			mapRange = im.mapRaw
+			err = im.mapRaw(&list, off, limit)
+		} else {
+			err = im.mapTables(&list, off, limit)
 		}
-		if err := mapRange(&list, off, limit); err != nil {
+		if err != nil {
 			return dst, err
 		}
 	}
