@@ -79,6 +79,20 @@ func openImage(tb testing.TB, path, format string) *Image {
 	return im
 }
 
+// copyOf copies a file, so that a test can damage it.
+func copyOf(tb testing.TB, path string) string {
+	tb.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	copied := filepath.Join(tb.TempDir(), filepath.Base(path))
+	if err := os.WriteFile(copied, content, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return copied
+}
+
 // patch overwrites bytes of a file.
 func patch(tb testing.TB, path string, off int64, b ...byte) {
 	tb.Helper()
