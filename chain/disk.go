@@ -3,7 +3,11 @@ package chain
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"varve/overlay"
@@ -21,127 +25,79 @@ var (
 	ErrInUse    = errors.New("in use by another varve") // the directory's lock is held
 )
 
+// defaultCacheBytes bounds the resolved regions of a disk: a host with fifty
+// mounts then spends some hundreds of MiB on them at most.
+const defaultCacheBytes = 32 << 20
+
 // OpenOptions are the options of Open.
 type OpenOptions struct {
 	FS         overlay.FS    // nil: the host's
 	ReadOnly   bool          // write nothing anywhere
 	Mountpoint string        // recorded in the lock file; "" for work on the directory
-	CacheBytes int64         // bound on resolved regions and table slices; 0: the default
+	CacheBytes int64         // bound on resolved regions; a quarter on top for the leaf's tables; 0: the default
 	Log        *slog.Logger  // nil: discard
 	LockWait   time.Duration // how long to wait for another varve to let go
+	HoldJob    bool          // leave a recorded job for the next Open without this
 }
 
-// Opener says who opened a file of the mount.
-type Opener struct {
-	PID     int
-	Command string
+func (o OpenOptions) withDefaults() OpenOptions {
+	if o.FS == nil {
+		o.FS = overlay.HostFS()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.CacheBytes <= 0 {
+		o.CacheBytes = defaultCacheBytes
+	}
+	return o
 }
 
 // Disk is an open disk directory. All methods are safe for concurrent use.
-type Disk struct{}
+//
+// Locks, in the order in which they are taken: opMu, handles.mu, gate, then
+// those of overlay; flushSet.mu, stateMu and jobMu are taken last and held for
+// moments. A grace section is never left open while synchronize is called.
+type Disk struct {
+	fs       overlay.FS
+	dir      string
+	readOnly bool
+	log      *slog.Logger
+	lock     *dirLock
+	holdJob  bool // jobs are recorded, not run
+	// maxSlices bounds the table slices that the leaf keeps in memory.
+	maxSlices int
 
-// Open locks a disk directory, checks the fingerprints of its layers, brings it
-// in order after a crash, and resumes its job.
-func Open(dir string, o OpenOptions) (*Disk, error) { panic("todo") }
+	// opMu: one operation on the tree at a time. A job takes it for its
+	// commits only, not while it copies.
+	opMu    sync.Mutex
+	closed  bool     // guarded by opMu
+	numbers int      // the lowest number never used, also by what failed; guarded by opMu
+	orphans []string // files to remove after the next commit; guarded by opMu
 
-// Close flushes, settles the leaf, stops the job (it goes on at the next Open)
-// and releases the lock. Its error means that the last writes may be lost.
-func (d *Disk) Close() error { panic("todo") }
+	// stateMu guards the manifest, which is replaced and never edited, and
+	// nodes, both changed under opMu only.
+	stateMu  sync.RWMutex
+	manifest *manifest
+	nodes    map[string]*node // by layer id
 
-func (d *Disk) Dir() string    { panic("todo") } // absolute path of the disk directory
-func (d *Disk) ReadOnly() bool { panic("todo") }
-func (d *Disk) Size() int64    { panic("todo") } // guest bytes of the leaf
+	// gate: writes to the leaf hold it shared, the swap of a snapshot owns it.
+	gate    sync.RWMutex
+	leaf    atomic.Pointer[node] // changes while the gate is owned
+	readers grace
+	cache   *regionCache
 
-// ReadAt fills p from the leaf's view; bytes past the end read as zeros.
-func (d *Disk) ReadAt(p []byte, off int64) error { panic("todo") }
+	flushes flushGroup
+	handles handleTable
+	jobMu   sync.Mutex
+	job     *job // the one under way or the last one; nil for none
 
-// WriteAt writes p, which must lie within the disk (ErrInvalid otherwise).
-func (d *Disk) WriteAt(p []byte, off int64) error { panic("todo") }
+	modified   atomic.Int64 // UnixNano of the last write
+	background *background
 
-// Flush makes every write that was completed before the call durable.
-func (d *Disk) Flush() error { panic("todo") }
-
-// Discard makes the range read as zeros and gives its blocks back.
-func (d *Disk) Discard(off, length int64) error { panic("todo") }
-
-// Reserve gives the range space on the host; its content stays.
-func (d *Disk) Reserve(off, length int64) error { panic("todo") }
-
-// Resize grows the disk; ErrInvalid for a smaller size.
-func (d *Disk) Resize(size int64) error { panic("todo") }
-
-// SeekData finds the first offset >= off that is not in a hole of the leaf's
-// view; io.EOF when only a hole follows. SeekHole: the first offset >= off in
-// a hole, Size() at the latest; io.EOF when off >= Size().
-func (d *Disk) SeekData(off int64) (int64, error) { panic("todo") }
-func (d *Disk) SeekHole(off int64) (int64, error) { panic("todo") }
-
-// AllocatedBytes is how many guest bytes of the leaf's view are data.
-func (d *Disk) AllocatedBytes() (int64, error) { panic("todo") }
-
-// Times are the last write's time and the disk's creation time.
-func (d *Disk) ModTime() time.Time     { panic("todo") }
-func (d *Disk) SetModTime(t time.Time) { panic("todo") }
-
-// OpenDisk registers an open of disk.raw; it waits while a revert runs.
-func (d *Disk) OpenDisk(ctx context.Context, who Opener, write bool) (*Handle, error) { panic("todo") }
-
-// OpenView registers an open of a layer's view, by layer id. ErrNotExist when
-// there is no such named layer.
-func (d *Disk) OpenView(ctx context.Context, id string, who Opener) (*View, error) { panic("todo") }
-
-// Handle is an open of disk.raw.
-type Handle struct{}
-
-func (h *Handle) Close() { panic("todo") }
-
-// View reads the disk as it is seen from one frozen layer.
-type View struct{}
-
-func (v *View) ReadAt(p []byte, off int64) error  { panic("todo") } // zeros past the end
-func (v *View) Size() int64                       { panic("todo") }
-func (v *View) SeekData(off int64) (int64, error) { panic("todo") }
-func (v *View) SeekHole(off int64) (int64, error) { panic("todo") }
-func (v *View) Close()                            { panic("todo") }
-
-// Layers lists the layers without counting anything: cheap, from memory.
-// OwnBytes and HostBytes are 0.
-func (d *Disk) Layers() []LayerStatus { panic("todo") }
-
-// LayerAllocatedBytes is View's AllocatedBytes for a layer id, without opening it.
-func (d *Disk) LayerAllocatedBytes(id string) (int64, error) { panic("todo") }
-
-// Status is Layers with everything counted, the open files and the job.
-func (d *Disk) Status() (Status, error) { panic("todo") }
-
-// Snapshot freezes the leaf under a name and goes on in a new leaf.
-func (d *Disk) Snapshot(name string) error { panic("todo") }
-
-// Revert sets the leaf aside and starts a new one on the named layer ("base"
-// too). ErrBusy while disk.raw is open.
-func (d *Disk) Revert(name string) error { panic("todo") }
-
-// Delete removes a name and queues the merge. It returns the job's id, or ""
-// when nothing was left to do, once that is durable.
-func (d *Disk) Delete(name string) (job string, err error) { panic("todo") }
-
-// DeleteUnnamed goes on with merging unnamed layers that have one child.
-func (d *Disk) DeleteUnnamed() (job string, err error) { panic("todo") }
-
-// Flatten copies into a snapshot, or "leaf", all that it needs.
-func (d *Disk) Flatten(name string) (job string, err error) { panic("todo") }
-
-func (d *Disk) Rename(oldName, newName string) error { panic("todo") }
-
-// Cancel stops the job with that id; ErrNotExist when there is none such.
-func (d *Disk) Cancel(job string) error { panic("todo") }
-
-// WaitJob waits until the job is no longer running and gives its last state.
-func (d *Disk) WaitJob(ctx context.Context, job string) (JobStatus, error) { panic("todo") }
-
-// OnChange registers a function that is called, outside all locks, after the
-// tree, the size or the content of disk.raw changed otherwise than by a write.
-func (d *Disk) OnChange(f func(Change)) { panic("todo") }
+	changeMu sync.Mutex
+	onChange []func(Change)
+}
 
 // Change says what OnChange is told.
 type Change struct {
@@ -150,32 +106,214 @@ type Change struct {
 	Layers  bool // names in layers/
 }
 
-// CreateOptions are the options of Create.
-type CreateOptions struct {
-	FS     overlay.FS
-	Size   int64  // guest bytes of a blank disk; with Base: 0, or a size at least the base's
-	Base   string // path of a foreign image; "" for a blank disk
-	Format string // raw, qcow2 or "" (raw unless Base ends in .qcow2)
+// OnChange registers a function that is called, outside all locks, after the
+// tree, the size or the content of disk.raw changed otherwise than by a write.
+func (d *Disk) OnChange(f func(Change)) {
+	d.changeMu.Lock()
+	defer d.changeMu.Unlock()
+	d.onChange = append(d.onChange, f)
 }
 
-// Created says what Create made and which foreign files the disk reads.
-type Created struct {
-	Dir   string
-	Files []ForeignFile // top first
+func (d *Disk) changed(c Change) {
+	d.changeMu.Lock()
+	fs := d.onChange
+	d.changeMu.Unlock()
+	for _, f := range fs {
+		f(c)
+	}
 }
 
-// ForeignFile is a file that an adopted disk reads.
-type ForeignFile struct {
-	Layer, Path, Format string
+// Dir is the absolute path of the disk directory, or of the image that
+// OpenForeign shows.
+func (d *Disk) Dir() string { return d.dir }
+
+// ReadOnly says whether the disk was opened read-only.
+func (d *Disk) ReadOnly() bool { return d.readOnly }
+
+// Size is the disk's size in bytes.
+func (d *Disk) Size() int64 { return d.leaf.Load().size() }
+
+// ModTime is the time of the last write, or of the last revert.
+func (d *Disk) ModTime() time.Time { return time.Unix(0, d.modified.Load()) }
+
+// SetModTime sets what ModTime gives, until the next write.
+func (d *Disk) SetModTime(t time.Time) { d.modified.Store(t.UnixNano()) }
+
+func (d *Disk) touch() { d.modified.Store(time.Now().UnixNano()) }
+
+// tree gives the manifest and nodes of this moment, which are not changed any
+// more.
+func (d *Disk) tree() (*manifest, map[string]*node) {
+	d.stateMu.RLock()
+	defer d.stateMu.RUnlock()
+	return d.manifest, d.nodes
 }
 
-// Create makes a disk directory. Nothing of it is left when it fails.
-func Create(dir string, o CreateOptions) (Created, error) { panic("todo") }
+// install puts a committed manifest in force; edit changes a copy of nodes.
+// Called with opMu held.
+func (d *Disk) install(m *manifest, edit func(nodes map[string]*node)) {
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
+	d.manifest = m
+	if edit != nil {
+		nodes := make(map[string]*node, len(d.nodes)+1)
+		for id, n := range d.nodes {
+			nodes[id] = n
+		}
+		edit(nodes)
+		d.nodes = nodes
+	}
+}
 
-// DirFor is the disk directory that belongs to an image by default: beside
-// the image's resolved path, its name plus ".varve". ErrInvalid for a block
-// device and on tmpfs or devtmpfs.
-func DirFor(image string) (string, error) { panic("todo") }
+// commit makes a changed manifest durable. Called with opMu held. When it
+// fails the old manifest stays in force; its numbers stay used.
+func (d *Disk) commit(m *manifest) error {
+	m.Next = max(m.Next, d.numbers)
+	m.Modified = d.ModTime().UTC()
+	if err := m.commit(d.fs, d.dir); err != nil {
+		return err
+	}
+	d.numbers = m.Next
+	for _, path := range d.orphans {
+		if err := d.fs.Remove(path); err != nil {
+			d.log.Warn("cannot remove a file that no layer owns", "file", path, "error", err)
+		}
+	}
+	d.orphans = nil
+	return nil
+}
 
-// Accept takes the present state of a changed layer's file as right.
-func Accept(dir, layer string, o OpenOptions) error { panic("todo") }
+// edit gives a copy of the manifest to be changed and committed.
+func (d *Disk) edit() *manifest {
+	m := d.manifest.clone()
+	m.Next = max(m.Next, d.numbers)
+	return m
+}
+
+// begin starts an operation on the tree; end it with opMu.Unlock.
+func (d *Disk) begin() error {
+	if d.readOnly {
+		return fmt.Errorf("%s: %w", d.dir, ErrReadOnly)
+	}
+	d.opMu.Lock()
+	if d.closed {
+		d.opMu.Unlock()
+		return fmt.Errorf("%s: %w: it is being closed", d.dir, ErrBusy)
+	}
+	return nil
+}
+
+// path is where a layer's file stands.
+func (d *Disk) path(l *layerRecord) string { return l.path(d.dir) }
+
+// backingName is how the header of a layer in layers/ names its backing file.
+func (d *Disk) backingName(parent *layerRecord) (name, format string) {
+	switch {
+	case parent == nil:
+		return "", ""
+	case parent.Foreign:
+		return parent.File, parent.Format
+	default:
+		return filepath.Base(parent.File), parent.Format
+	}
+}
+
+// Flush makes every write that was completed before the call durable.
+func (d *Disk) Flush() error {
+	if d.readOnly {
+		return nil
+	}
+	return d.flushes.flush()
+}
+
+// Close flushes, settles the leaf, stops the job (it goes on at the next Open)
+// and releases the lock. Its error means that the last writes may be lost. A
+// second Close does nothing.
+func (d *Disk) Close() error {
+	d.stopJob()
+	d.opMu.Lock()
+	defer d.opMu.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	if d.background != nil {
+		d.background.stop()
+	}
+	var err error
+	if !d.readOnly {
+		err = d.shut()
+	}
+	d.readers.synchronize()
+	for _, n := range d.nodes {
+		if l := n.layer(); l != nil {
+			err = errors.Join(err, l.close())
+		}
+	}
+	if d.lock != nil {
+		d.lock.failed = err != nil
+		err = errors.Join(err, d.lock.unlock())
+	}
+	return err
+}
+
+// shut brings everything on disk into the state of a disk at rest. Where that
+// fails the marks stay, and the next Open mends it.
+func (d *Disk) shut() error {
+	d.gate.Lock()
+	defer d.gate.Unlock()
+	if err := d.flushes.flush(); err != nil {
+		return err
+	}
+	m := d.edit()
+	var errs []error
+	for _, l := range m.Layers {
+		if !l.Writing {
+			continue
+		}
+		if err := d.settle(l); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := d.commit(m); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	d.install(m, nil)
+	return errors.Join(errs...)
+}
+
+// settle settles a layer's file and takes its mark away in the record, which
+// is to be committed. Called with opMu held; nobody writes the layer.
+func (d *Disk) settle(l *layerRecord) error {
+	return d.settleFile(d.nodes[l.ID].layer(), l)
+}
+
+// settleFile is settle for a record that gets another file.
+func (d *Disk) settleFile(file *layer, l *layerRecord) error {
+	if err := file.settle(); err != nil {
+		return fmt.Errorf("settle %s: %w", l.label(), err)
+	}
+	print, err := takeFingerprint(file.file, l.Format)
+	if err != nil {
+		return fmt.Errorf("settle %s: %w", l.label(), err)
+	}
+	l.Fingerprint, l.Writing = print, false
+	return nil
+}
+
+// WaitJob waits until the job is no longer running and gives its last state.
+// ErrNotExist when it is neither under way nor the last one.
+func (d *Disk) WaitJob(ctx context.Context, id string) (JobStatus, error) {
+	d.jobMu.Lock()
+	j := d.job
+	d.jobMu.Unlock()
+	if j == nil || j.id != id {
+		return JobStatus{}, fmt.Errorf("job %s: %w", id, ErrNotExist)
+	}
+	select {
+	case <-j.done:
+		return j.status(), nil
+	case <-ctx.Done():
+		return j.status(), ctx.Err()
+	}
+}

@@ -182,6 +182,7 @@ func (o *Overlay) Reserve(off, length int64) error {
 // punchQueue holds the holes that are to be punched once the entries that
 // make them dead are durable (M6).
 type punchQueue struct {
+	running  sync.Mutex // held by Punch, so that none is under way once Settle's returned
 	mu       sync.Mutex
 	captured uint64 // flushes that have captured entries
 	durable  uint64 // the last of them that completed

@@ -18,7 +18,7 @@ type Source interface {
 // wins: each cluster is filled by the owner of its stripe (M8). It returns the
 // bytes that were copied. A subcluster that source has only in part is copied
 // whole, as seen through source.
-func (o *Overlay) Fill(source Source, off, length int64, zeros bool) (int64, error) {
+func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, error) {
 	var copied int64
 	var extents []Extent
 	err := o.byCluster(off, min(length, o.Size()-off), func(cluster, in, n int64) error {
@@ -37,8 +37,16 @@ func (o *Overlay) Fill(source Source, off, length int64, zeros bool) (int64, err
 			return err
 		}
 		data, zero := o.wanted(extents, base)
-		if !zeros {
-			zero = 0
+		if zero != 0 {
+			blank := below == nil
+			if !blank {
+				if blank, err = below.IsZero(base, o.clusterSize()); err != nil {
+					return err
+				}
+			}
+			if blank {
+				zero = 0
+			}
 		}
 		if data|zero == 0 {
 			return nil

@@ -17,9 +17,7 @@ type captured struct {
 
 // DirtyBytes is how much of the tables in memory waits for a flush.
 func (o *Overlay) DirtyBytes() int64 {
-	o.dirtyMu.Lock()
-	defer o.dirtyMu.Unlock()
-	return int64(len(o.dirty)) * sliceBytes
+	return o.dirtyCount.Load() * sliceBytes
 }
 
 // Flush makes everything durable that was written before the call. After its
@@ -52,6 +50,7 @@ func (o *Overlay) capture() *captured {
 	c := &captured{seq: o.punch.capture()}
 	o.dirtyMu.Lock()
 	c.slices, o.dirty = o.dirty, nil
+	o.dirtyCount.Store(0)
 	c.l1, o.dirtyL1 = o.dirtyL1, nil
 	o.dirtyMu.Unlock()
 	c.image = make([]byte, len(c.slices)*sliceBytes)

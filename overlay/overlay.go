@@ -81,6 +81,9 @@ type Overlay struct {
 	dirtyMu sync.Mutex
 	dirty   []*slice // slices with unpublished entries
 	dirtyL1 []int    // L1 entries that are not published
+	// dirtyCount is len(dirty), for those who only look.
+	dirtyCount atomic.Int64
+	changes    atomic.Uint64
 
 	// flushMu: one flush, growth, header change or settling at a time. Guards
 	// the header and what is on disk of the L1 table.
@@ -125,14 +128,16 @@ func OpenOverlay(fs FS, path string, o OverlayOptions) (*Overlay, error) {
 	if err := f.Lock(LockWritable); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	ov, err := newOverlay(f, o)
+	ov, err := NewOverlay(f, o)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return ov, nil
 }
 
-func newOverlay(f File, o OverlayOptions) (*Overlay, error) {
+// NewOverlay takes over a file that is open read-write and locked; Close closes
+// it.
+func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 	log := o.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -286,6 +291,10 @@ func (o *Overlay) Failed() error {
 	}
 	return nil
 }
+
+// Changes counts the changes of entries since the layer was opened, plus one:
+// as long as it stays the same, so does Map's answer.
+func (o *Overlay) Changes() uint64 { return o.changes.Load() + 1 }
 
 func (o *Overlay) fail(err error) error {
 	err = fmt.Errorf("%w: %w", ErrFailed, err)

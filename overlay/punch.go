@@ -14,6 +14,8 @@ func (o *Overlay) Punch() error {
 	if o.Failed() != nil {
 		return nil // what is durable is not known any more
 	}
+	o.punch.running.Lock()
+	defer o.punch.running.Unlock()
 	clusters := o.punch.due()
 	slices.Sort(clusters)
 	for _, c := range clusters {

@@ -76,6 +76,9 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 		return err
 	}
 	if below != nil {
+		if err := o.keepTail(old, below); err != nil {
+			return err
+		}
 		if err := o.discard(old, size-old, below); err != nil {
 			return err
 		}
@@ -92,6 +95,30 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 	}
 	o.size.Store(size)
 	return nil
+}
+
+// keepTail copies up the subcluster that holds the end of a layer whose size is
+// no multiple of 512. QEMU leaves out of such a layer what is less than a
+// sector; a larger one on top would show zeros there.
+func (o *Overlay) keepTail(size int64, below Backing) error {
+	if size%512 == 0 {
+		return nil
+	}
+	cluster := size >> o.clusterBits
+	m := o.stripe(cluster)
+	m.Lock()
+	defer m.Unlock()
+	start := size &^ (o.subSize() - 1)
+	if e, err := o.Lookup(start, 1); err != nil || e.Kind != Unallocated {
+		return err
+	}
+	buf := getBuffer(size - start)
+	defer putBuffer(buf)
+	if err := below.ReadAt(*buf, start); err != nil {
+		return err
+	}
+	in := start & (o.clusterSize() - 1)
+	return o.writeOwned(*buf, cluster, in, o.subMask(in, size-start), below)
 }
 
 // growL1 makes the L1 table hold at least n entries: in place while its last

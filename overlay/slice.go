@@ -128,10 +128,12 @@ func (o *Overlay) change(s *slice, i int, offset, bitmap uint64) bool {
 	}
 	s.offset[i].Store(offset) // before the bitmap: readers look at the bitmap first
 	s.bitmap[i].Store(bitmap)
+	o.changes.Add(1)
 	if !s.dirty {
 		s.dirty = true
 		o.dirtyMu.Lock()
 		o.dirty = append(o.dirty, s)
+		o.dirtyCount.Add(1)
 		o.dirtyMu.Unlock()
 	}
 	return true

@@ -1,0 +1,126 @@
+package chain
+
+import (
+	"io"
+
+	"varve/overlay"
+)
+
+// SeekData finds the first offset at or behind off that is not in a hole of
+// the leaf's view; io.EOF when only a hole follows, or off is at or past the
+// end.
+func (d *Disk) SeekData(off int64) (int64, error) { return d.seek(d.leaf.Load(), off, true) }
+
+// SeekHole finds the first offset at or behind off that is in a hole of the
+// leaf's view, the size at the latest; io.EOF when off is at or past the end.
+func (d *Disk) SeekHole(off int64) (int64, error) { return d.seek(d.leaf.Load(), off, false) }
+
+func (d *Disk) seek(n *node, off int64, data bool) (int64, error) {
+	size := n.size()
+	if off < 0 || off >= size {
+		return 0, io.EOF
+	}
+	for off < size {
+		at, found, err := d.seekRegion(n, off, data)
+		if err != nil {
+			return 0, err
+		}
+		if found && at < size {
+			return at, nil
+		}
+		off = off&^(regionSize-1) + regionSize
+	}
+	if data {
+		return 0, io.EOF
+	}
+	return size, nil
+}
+
+// seekRegion looks within the region of off.
+func (d *Disk) seekRegion(n *node, off int64, data bool) (at int64, found bool, err error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	r, err := n.resolved(off >> regionBits)
+	if err != nil {
+		return 0, false, err
+	}
+	for i := r.find(uint32(off - r.base)); i < len(r.spans); i++ {
+		if (r.spans[i].kind != overlay.Zero) == data {
+			return max(off, r.base+int64(r.spans[i].start)), true, nil
+		}
+	}
+	return 0, false, nil
+}
+
+// resolved is the region of a view, cached where the view is frozen, made for
+// the moment where its layer is being written.
+func (n *node) resolved(i int64) (*region, error) {
+	if l := n.layer(); l != nil && l.over() != nil {
+		return n.resolve(i)
+	}
+	return n.region(i)
+}
+
+// dataBytes is how much of a region is data, up to the view's size.
+func (r *region) dataBytes(size int64) int64 {
+	var total int64
+	for i, s := range r.spans {
+		if s.kind == overlay.Zero {
+			continue
+		}
+		end := int64(regionSize)
+		if i+1 < len(r.spans) {
+			end = int64(r.spans[i+1].start)
+		}
+		end = min(end, size-r.base)
+		if start := int64(s.start); end > start {
+			total += end - start
+		}
+	}
+	return total
+}
+
+// AllocatedBytes is how many bytes of the leaf's view are data.
+func (d *Disk) AllocatedBytes() (int64, error) { return d.allocated(d.leaf.Load()) }
+
+// LayerAllocatedBytes is the same for a layer's view, by layer id.
+func (d *Disk) LayerAllocatedBytes(id string) (int64, error) {
+	_, nodes := d.tree()
+	n := nodes[id]
+	if n == nil {
+		return 0, ErrNotExist
+	}
+	return d.allocated(n)
+}
+
+func (d *Disk) allocated(n *node) (int64, error) {
+	l, version := n.layer(), n.version()
+	if total, ok := n.view.get(l, version); ok {
+		return total, nil
+	}
+	size := n.size()
+	var total int64
+	for off := int64(0); off < size; off += regionSize {
+		bytes, err := d.regionBytes(n, off>>regionBits, size)
+		if err != nil {
+			return 0, err
+		}
+		total += bytes
+	}
+	n.view.set(l, version, total)
+	return total, nil
+}
+
+func (d *Disk) regionBytes(n *node, i, size int64) (int64, error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	r := n.regions.get(i)
+	if r == nil {
+		// Counting must not push what is being read out of the cache.
+		var err error
+		if r, err = n.resolve(i); err != nil {
+			return 0, err
+		}
+	}
+	return r.dataBytes(size), nil
+}

@@ -1,0 +1,318 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"varve/overlay"
+)
+
+// discardPiece is how much of a long discard or reservation passes the gate at
+// a time, so that a snapshot waits for no more than that (M11).
+const discardPiece = regionSize
+
+// ReadAt fills p from the leaf's view; bytes past the end read as zeros.
+func (d *Disk) ReadAt(p []byte, off int64) error {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	return d.leaf.Load().readLeaf(p, off)
+}
+
+// readLeaf reads the view of a layer that is being written: its own tables
+// first, then what is resolved below.
+func (n *node) readLeaf(p []byte, off int64) error {
+	l := n.link.Load()
+	if l.layer == nil {
+		return l.parent.ReadAt(p, off)
+	}
+	o := l.layer.over()
+	if o == nil {
+		return n.ReadAt(p, off)
+	}
+	if left := o.Size() - off; left < int64(len(p)) {
+		clear(p[max(0, left):])
+		p = p[:max(0, left)]
+	}
+	for len(p) > 0 {
+		e, err := o.Lookup(off, int64(len(p)))
+		if err != nil {
+			return err
+		}
+		for e.Length < int64(len(p)) {
+			next, err := o.Lookup(e.End(), int64(len(p))-e.Length)
+			if err != nil {
+				return err
+			}
+			if next.Kind != e.Kind || e.Kind == overlay.Data && next.Host != e.Host+e.Length {
+				break
+			}
+			e.Length += next.Length
+		}
+		part := p[:e.Length]
+		switch {
+		case e.Kind == overlay.Data:
+			err = o.ReadHost(part, e.Host)
+		case e.Kind == overlay.Unallocated && l.parent != nil:
+			err = l.parent.ReadAt(part, off)
+		default:
+			clear(part)
+		}
+		if err != nil {
+			return err
+		}
+		p, off = p[e.Length:], off+e.Length
+	}
+	return nil
+}
+
+// write runs f on the leaf with the gate held shared and within a grace
+// section: f completes subclusters from the layers below.
+func (d *Disk) write(f func(o *overlay.Overlay, below overlay.Backing) error) error {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	leaf := d.leaf.Load()
+	o := leaf.layer().over()
+	if err := f(o, leaf.backing()); err != nil {
+		return err
+	}
+	if o.DirtyBytes() > dirtyLimit {
+		d.background.kickFlush()
+	}
+	return nil
+}
+
+// checkRange refuses what does not lie within the disk.
+func (d *Disk) checkRange(off, length int64) error {
+	if d.readOnly {
+		return fmt.Errorf("%s: %w", d.dir, ErrReadOnly)
+	}
+	if size := d.Size(); off < 0 || length < 0 || off > size-length {
+		return fmt.Errorf("%w: %d bytes at %d of a disk of %d bytes", ErrInvalid, length, off, size)
+	}
+	return nil
+}
+
+// WriteAt writes p, which must lie within the disk (ErrInvalid otherwise).
+func (d *Disk) WriteAt(p []byte, off int64) error {
+	if err := d.checkRange(off, int64(len(p))); err != nil {
+		return err
+	}
+	err := d.write(func(o *overlay.Overlay, below overlay.Backing) error {
+		return o.WriteAt(p, off, below)
+	})
+	d.touch()
+	return err
+}
+
+// Discard makes the range, which must lie within the disk, read as zeros and
+// gives its blocks back.
+func (d *Disk) Discard(off, length int64) error {
+	return d.inPieces(off, length, func(o *overlay.Overlay, off, length int64, below overlay.Backing) error {
+		return o.Discard(off, length, below)
+	})
+}
+
+// Reserve gives the range, which must lie within the disk, space on the host;
+// its content stays.
+func (d *Disk) Reserve(off, length int64) error {
+	return d.inPieces(off, length, func(o *overlay.Overlay, off, length int64, _ overlay.Backing) error {
+		return o.Reserve(off, length)
+	})
+}
+
+func (d *Disk) inPieces(off, length int64, f func(o *overlay.Overlay, off, length int64, below overlay.Backing) error) error {
+	if err := d.checkRange(off, length); err != nil {
+		return err
+	}
+	defer d.touch()
+	for length > 0 {
+		n := min(length, discardPiece-off%discardPiece)
+		err := d.write(func(o *overlay.Overlay, below overlay.Backing) error {
+			return f(o, off, n, below)
+		})
+		if err != nil {
+			return err
+		}
+		off, length = off+n, length-n
+	}
+	return nil
+}
+
+// flushGroup lets flushes share one write-back. A flush joins only one that
+// has not started yet, so that it covers everything before the call (M5).
+type flushGroup struct {
+	disk *Disk
+	run  sync.Mutex // held by the write-back under way
+
+	mu   sync.Mutex
+	next *flushRound // not started yet; nil for none
+	// frozen are layers that a snapshot froze and no flush has covered yet,
+	// oldest first.
+	frozen []*overlay.Overlay
+}
+
+type flushRound struct {
+	finished bool // guarded by run
+	err      error
+}
+
+func (g *flushGroup) flush() error {
+	g.mu.Lock()
+	if g.next == nil {
+		g.next = new(flushRound)
+	}
+	round := g.next
+	g.mu.Unlock()
+
+	g.run.Lock()
+	defer g.run.Unlock()
+	if round.finished {
+		return round.err
+	}
+	g.mu.Lock()
+	g.next = nil // whoever comes from now on starts the next one
+	g.mu.Unlock()
+	round.err = g.writeBack()
+	round.finished = true
+	return round.err
+}
+
+// writeBack flushes what is unflushed, the lower layer first: what the guest
+// wrote later must not be durable without what it wrote before.
+func (g *flushGroup) writeBack() error {
+	g.mu.Lock()
+	frozen := g.frozen
+	leaf := g.disk.leaf.Load()
+	g.mu.Unlock()
+	for _, o := range frozen {
+		if err := o.Flush(); err != nil {
+			return err
+		}
+	}
+	if o := leaf.layer().over(); o != nil {
+		if err := o.Flush(); err != nil {
+			return err
+		}
+	}
+	g.mu.Lock()
+	g.frozen = g.frozen[len(frozen):]
+	g.mu.Unlock()
+	g.disk.background.kickPunch()
+	return nil
+}
+
+// swap makes another node the leaf, and has the next flush cover the old one.
+// The gate is the caller's.
+func (g *flushGroup) swap(old *overlay.Overlay, leaf *node) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if old != nil {
+		g.frozen = append(g.frozen, old)
+	}
+	g.disk.leaf.Store(leaf)
+}
+
+const (
+	dirtyLimit    = 8 << 20 // bytes of tables in memory that start a flush
+	flushInterval = 5 * time.Second
+)
+
+// background flushes when tables pile up and now and then, so that a guest
+// that never flushes bounds memory, and punches what flushes made due.
+type background struct {
+	disk  *Disk
+	flush chan struct{}
+	punch chan struct{}
+	quit  chan struct{}
+	done  sync.WaitGroup
+}
+
+func startBackground(d *Disk) *background {
+	b := &background{
+		disk:  d,
+		flush: make(chan struct{}, 1),
+		punch: make(chan struct{}, 1),
+		quit:  make(chan struct{}),
+	}
+	b.done.Go(b.flushLoop)
+	b.done.Go(b.punchLoop)
+	return b
+}
+
+// kickFlush and kickPunch never wait. They may be called on nil.
+func (b *background) kickFlush() {
+	if b != nil {
+		kick(b.flush)
+	}
+}
+
+func (b *background) kickPunch() {
+	if b != nil {
+		kick(b.punch)
+	}
+}
+
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (b *background) stop() {
+	close(b.quit)
+	b.done.Wait()
+}
+
+func (b *background) flushLoop() {
+	tick := time.NewTicker(flushInterval)
+	defer tick.Stop()
+	failed := false
+	for {
+		select {
+		case <-b.quit:
+			return
+		case <-b.flush:
+		case <-tick.C:
+		}
+		err := b.disk.Flush()
+		if err != nil && !failed {
+			b.disk.log.Error("writing back failed; the disk takes no writes until it is mounted again", "error", err)
+		}
+		failed = err != nil
+	}
+}
+
+func (b *background) punchLoop() {
+	for {
+		select {
+		case <-b.quit:
+			return
+		case <-b.punch:
+		}
+		b.disk.punchLeaf()
+	}
+}
+
+// punchLeaf gives back what discards of the leaf made free.
+func (d *Disk) punchLeaf() {
+	if o := d.leaf.Load().layer().over(); o != nil {
+		if err := o.Punch(); err != nil && !errors.Is(err, overlay.ErrFailed) {
+			d.log.Warn("cannot give back discarded blocks", "error", err)
+		}
+	}
+}
+
+// forget takes a layer that is being removed out of what flushes cover.
+func (g *flushGroup) forget(o *overlay.Overlay) {
+	g.run.Lock()
+	defer g.run.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.frozen = slices.DeleteFunc(g.frozen, func(f *overlay.Overlay) bool { return f == o })
+}

@@ -1,0 +1,221 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+)
+
+// States of a job.
+const (
+	jobRunning   = "running"
+	jobDone      = "done"
+	jobCancelled = "cancelled"
+	jobFailed    = "failed"
+)
+
+var (
+	errCancelled = errors.New("cancelled")
+	errClosing   = errors.New("the disk is being closed")
+)
+
+// job is a delete or flatten under way, or the last one. It follows layers by
+// their ids: a snapshot may freeze the leaf that it writes.
+type job struct {
+	id    string
+	kind  string
+	layer string
+	ctx   context.Context
+	stop  context.CancelCauseFunc
+	done  chan struct{} // closed when it no longer runs
+
+	doneBytes  atomic.Int64
+	totalBytes atomic.Int64
+	outcome    atomic.Pointer[jobOutcome] // nil while it runs
+	writes     atomic.Pointer[[]string]   // ids of the layers that it writes
+}
+
+type jobOutcome struct{ state, err string }
+
+func (j *job) status() JobStatus {
+	s := JobStatus{ID: j.id, Kind: j.kind, Layer: j.layer, State: jobRunning, TotalBytes: j.totalBytes.Load()}
+	s.DoneBytes = min(j.doneBytes.Load(), s.TotalBytes)
+	if o := j.outcome.Load(); o != nil {
+		s.State, s.Error = o.state, o.err
+	}
+	return s
+}
+
+func (j *job) running() bool { return j != nil && j.outcome.Load() == nil }
+
+// progress counts bytes of the source that are dealt with.
+func (j *job) progress(n int64) { j.doneBytes.Add(n) }
+
+// lastJob is the job under way or the last one, nil for none.
+func (d *Disk) lastJob() *job {
+	d.jobMu.Lock()
+	defer d.jobMu.Unlock()
+	return d.job
+}
+
+// jobBusy refuses what cannot go on beside a job.
+func (d *Disk) jobBusy() error {
+	if j := d.lastJob(); j.running() {
+		return fmt.Errorf("%w: job %s (%s) is running; wait for it or cancel it", ErrBusy, j.id, j.kind)
+	}
+	return nil
+}
+
+// jobWrites says whether the job under way writes a layer.
+func (d *Disk) jobWrites(id string) bool {
+	j := d.lastJob()
+	if !j.running() {
+		return false
+	}
+	if w := j.writes.Load(); w != nil {
+		for _, other := range *w {
+			if other == id {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// recordJob puts a new job into m, which is to be committed.
+func recordJob(m *manifest, kind, layer string) string {
+	m.NextJob = max(1, m.NextJob)
+	m.Job = &jobRecord{ID: strconv.Itoa(m.NextJob), Kind: kind, Layer: layer}
+	m.NextJob++
+	return m.Job.ID
+}
+
+// startJob begins a job whose record is committed, or only remembers it when
+// the disk was opened with HoldJob. Called with opMu held.
+func (d *Disk) startJob(rec *jobRecord) {
+	j := &job{id: rec.ID, kind: rec.Kind, layer: rec.Layer, done: make(chan struct{})}
+	j.ctx, j.stop = context.WithCancelCause(context.Background())
+	d.jobMu.Lock()
+	d.job = j
+	d.jobMu.Unlock()
+	if d.holdJob {
+		close(j.done)
+		return
+	}
+	d.log.Info("job started", "job", j.id, "kind", j.kind, "layer", j.layer)
+	go d.runJob(j)
+}
+
+// resumeJob goes on with the job that chain.json records.
+func (d *Disk) resumeJob() {
+	d.opMu.Lock()
+	defer d.opMu.Unlock()
+	if d.manifest.Job != nil {
+		d.startJob(d.manifest.Job)
+	}
+}
+
+// stopJob stops the job for Close; its record stays.
+func (d *Disk) stopJob() {
+	if j := d.lastJob(); j != nil {
+		j.stop(errClosing)
+		<-j.done
+	}
+}
+
+func (d *Disk) runJob(j *job) {
+	defer close(j.done)
+	var err error
+	if j.kind == jobFlatten {
+		err = d.flattenLayer(j)
+	} else {
+		err = d.mergeLayer(j)
+	}
+	switch {
+	case err == nil:
+		d.log.Info("job done", "job", j.id)
+	case errors.Is(err, errClosing):
+		d.log.Info("job stopped; it goes on at the next mount", "job", j.id)
+		j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobRunning})
+	case errors.Is(err, errCancelled):
+		d.log.Info("job cancelled", "job", j.id)
+		d.endJob(j, jobOutcome{state: jobCancelled})
+	default:
+		d.log.Error("job failed", "job", j.id, "error", err)
+		d.endJob(j, jobOutcome{state: jobFailed, err: err.Error()})
+	}
+}
+
+// endJob takes a job that did not finish out of chain.json and settles what it
+// wrote. Every view is right as it is. When that cannot be written, the next
+// Open takes the job up again.
+func (d *Disk) endJob(j *job, o jobOutcome) {
+	d.opMu.Lock()
+	defer d.opMu.Unlock()
+	m := d.edit()
+	m.Job = nil
+	if w := j.writes.Load(); w != nil {
+		for _, id := range *w {
+			if rec := m.layer(id); rec != nil && rec.Writing {
+				if err := d.restore(m, rec); err != nil {
+					d.log.Warn("a layer that a job wrote is not settled yet", "layer", rec.label(), "error", err)
+				}
+			}
+		}
+	}
+	if err := d.commit(m); err != nil {
+		d.log.Error("cannot record the end of a job", "job", j.id, "error", err)
+	} else {
+		d.install(m, nil)
+	}
+	j.outcome.CompareAndSwap(nil, &o)
+}
+
+// restore gives a layer that a job wrote the backing name that chain.json says,
+// for the job may have been about to change both, and settles it unless it is
+// the leaf.
+func (d *Disk) restore(m *manifest, rec *layerRecord) error {
+	if o := d.nodes[rec.ID].layer().over(); o != nil {
+		h := o.Header()
+		if name, format := d.backingName(m.layer(rec.Parent)); h.BackingName != name || h.BackingFormat != format {
+			if err := o.SetBacking(name, format); err != nil {
+				return err
+			}
+		}
+	}
+	if rec.ID == m.Leaf {
+		return nil
+	}
+	return d.settle(rec)
+}
+
+// finished notes a job's success after its last commit, and starts the job
+// that this commit queued. Called with opMu held.
+func (d *Disk) finished(j *job, m *manifest) {
+	j.doneBytes.Store(j.totalBytes.Load())
+	j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobDone})
+	if m.Job != nil {
+		d.startJob(m.Job)
+	}
+}
+
+// Cancel stops the job with that id and returns when it has stopped;
+// ErrNotExist when no such job runs.
+func (d *Disk) Cancel(id string) error {
+	if d.readOnly {
+		return fmt.Errorf("%s: %w", d.dir, ErrReadOnly)
+	}
+	j := d.lastJob()
+	if !j.running() || j.id != id {
+		return fmt.Errorf("job %s: %w: it is not running", id, ErrNotExist)
+	}
+	if d.holdJob {
+		d.endJob(j, jobOutcome{state: jobCancelled})
+		return nil
+	}
+	j.stop(errCancelled)
+	<-j.done
+	return nil
+}

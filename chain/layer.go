@@ -1,0 +1,145 @@
+package chain
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+
+	"varve/overlay"
+)
+
+// layer is an open layer file. A frozen one is read through an
+// overlay.Image, the leaf and what a job writes through an overlay.Overlay;
+// the file, and with it every host offset, stays the same when that changes.
+type layer struct {
+	path  string
+	file  overlay.File
+	state atomic.Pointer[layerState]
+}
+
+type layerState struct {
+	overlay.Layer
+	over *overlay.Overlay // nil for a frozen layer
+}
+
+// openFrozen opens a layer for reading, with the lock of a backing file (M18).
+// Layers of ours are opened read-write when the disk is: a job may write them
+// later, and a second open of the same file would conflict with our own lock.
+func openFrozen(fs overlay.FS, path, format string, foreign, readOnly bool) (*layer, error) {
+	if foreign || readOnly {
+		image, err := overlay.OpenImage(fs, path, format, overlay.LockFrozen)
+		if err != nil {
+			return nil, err
+		}
+		return newLayer(path, image.File(), &layerState{Layer: image}), nil
+	}
+	f, err := openLocked(fs, path, overlay.LockFrozen)
+	if err != nil {
+		return nil, err
+	}
+	image, err := overlay.NewImage(f, format)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return newLayer(path, f, &layerState{Layer: image}), nil
+}
+
+// openWritable opens a layer of ours for writing.
+func openWritable(fs overlay.FS, path string, o overlay.OverlayOptions) (*layer, error) {
+	f, err := openLocked(fs, path, overlay.LockWritable)
+	if err != nil {
+		return nil, err
+	}
+	over, err := overlay.NewOverlay(f, o)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return newLayer(path, f, &layerState{Layer: over, over: over}), nil
+}
+
+func openLocked(fs overlay.FS, path string, mode overlay.LockMode) (overlay.File, error) {
+	f, err := fs.Open(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Lock(mode); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func newLayer(path string, f overlay.File, s *layerState) *layer {
+	l := &layer{path: path, file: f}
+	l.state.Store(s)
+	return l
+}
+
+// over is the writable side, nil for a frozen layer.
+func (l *layer) over() *overlay.Overlay { return l.state.Load().over }
+
+// thaw makes a frozen layer of ours writable for a job. Its record is marked
+// as being written, durably, before (M16).
+func (l *layer) thaw(unclean bool, log *slog.Logger) (*overlay.Overlay, error) {
+	if o := l.over(); o != nil {
+		return o, nil
+	}
+	if err := l.file.Lock(overlay.LockWritable); err != nil {
+		return nil, err
+	}
+	o, err := overlay.NewOverlay(l.file, overlay.OverlayOptions{Unclean: unclean, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("open %s for writing: %w", l.path, err)
+	}
+	l.state.Store(&layerState{Layer: o, over: o})
+	return o, nil
+}
+
+// settle makes a writable layer frozen: everything durable, refcounts exact.
+func (l *layer) settle() error {
+	o := l.over()
+	if o == nil {
+		return nil
+	}
+	if err := o.Settle(); err != nil {
+		return err
+	}
+	image, err := overlay.NewImage(l.file, formatQcow2)
+	if err != nil {
+		return err
+	}
+	if err := l.file.Lock(overlay.LockFrozen); err != nil {
+		return err
+	}
+	l.state.Store(&layerState{Layer: image})
+	return nil
+}
+
+func (l *layer) size() int64 { return l.state.Load().Size() }
+
+// ownBytes is how many guest bytes the layer itself maps.
+func (l *layer) ownBytes() (int64, error) {
+	switch i := l.state.Load().Layer.(type) {
+	case interface{ OwnBytes() (int64, error) }:
+		return i.OwnBytes()
+	default:
+		return 0, fmt.Errorf("%s: cannot count", l.path)
+	}
+}
+
+// header is the layer's qcow2 header, nil for a raw image.
+func (l *layer) header() *overlay.Header {
+	switch i := l.state.Load().Layer.(type) {
+	case *overlay.Overlay:
+		h := i.Header()
+		return &h
+	case *overlay.Image:
+		return i.Header()
+	}
+	return nil
+}
+
+func (l *layer) close() error { return l.file.Close() }

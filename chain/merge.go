@@ -1,0 +1,472 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"varve/overlay"
+)
+
+// copyWindow is how much a job copies before it makes that durable and gives
+// the source's blocks back: its use of extra space (M13). A step of a region
+// may come on top, which keeps it at 64 MiB.
+const copyWindow = 48 << 20
+
+// mergeLayer merges an unnamed layer x with the one layer c that stands on it,
+// in the direction that moves less (M12):
+//
+//	up:   what c does not have comes from x into c; then c stands on what x
+//	      stood on, and x's file goes.
+//	down: what c has goes into x; then x's file is c's, and c's own file goes.
+//
+// c's view is the same at every moment (M14), x's own is nobody's.
+func (d *Disk) mergeLayer(j *job) error {
+	x, c, direction, err := d.prepareMerge(j)
+	if err != nil || x == nil {
+		return err
+	}
+	if direction == directionDown {
+		if err := d.copyDown(j, x, c); err != nil {
+			return err
+		}
+		return d.finishDown(j, x, c)
+	}
+	if err := d.copyUp(j, x, c); err != nil {
+		return err
+	}
+	return d.finishUp(j, x, c)
+}
+
+// prepareMerge records what will be written, durably, before the first byte is
+// (M16), and opens it for writing. A nil x: nothing is left to do.
+func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
+	if err := d.begin(); err != nil {
+		return nil, nil, "", err
+	}
+	defer d.opMu.Unlock()
+	m := d.edit()
+	xr := m.layer(j.layer)
+	if xr == nil || !canMerge(m, xr) {
+		m.Job = nil
+		if err := d.commit(m); err != nil {
+			return nil, nil, "", err
+		}
+		d.install(m, nil)
+		d.finished(j, m)
+		return nil, nil, "", nil
+	}
+	cr := m.children(xr.ID)[0]
+	x, c = d.nodes[xr.ID], d.nodes[cr.ID]
+	direction = m.Job.Direction
+	total := int64(0)
+	if direction == "" {
+		if direction, total, err = d.chooseDirection(m, xr, cr); err != nil {
+			return nil, nil, "", err
+		}
+	} else if source := map[string]*node{directionUp: x, directionDown: c}[direction]; source != nil {
+		if total, err = source.layer().ownBytes(); err != nil {
+			return nil, nil, "", err
+		}
+	}
+	j.totalBytes.Store(total)
+	m.Job.Direction, m.Job.Into = direction, cr.ID
+	if direction == directionDown {
+		m.Job.Into = xr.ID
+	}
+	writes := markWriting(m, xr, cr)
+	if err := d.commit(m); err != nil {
+		return nil, nil, "", err
+	}
+	d.install(m, nil)
+	j.writes.Store(&writes)
+	if _, err := c.layer().thaw(false, d.log); err != nil {
+		return nil, nil, "", err
+	}
+	if direction == directionDown {
+		if _, err := x.layer().thaw(false, d.log); err != nil {
+			return nil, nil, "", err
+		}
+		x.absorbing.Store(true)
+		d.readers.synchronize() // nobody is about to keep a region of x
+		d.cache.drop(map[*node]bool{x: true}, 0, x.size())
+	}
+	return x, c, direction, nil
+}
+
+// markWriting marks the layers of ours among recs as being written.
+func markWriting(m *manifest, recs ...*layerRecord) []string {
+	var ids []string
+	for _, r := range recs {
+		if r.Foreign {
+			continue
+		}
+		r.Writing = true
+		if r.ID != m.Leaf {
+			r.Fingerprint = nil
+		}
+		ids = append(ids, r.ID)
+	}
+	return ids
+}
+
+// chooseDirection compares what either way would copy. Down is only possible
+// between frozen layers of ours: nobody else may write c meanwhile, and a
+// foreign x is never written.
+func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, error) {
+	up, err := d.nodes[x.ID].layer().ownBytes()
+	if err != nil {
+		return "", 0, err
+	}
+	if x.Foreign || c.ID == m.Leaf {
+		return directionUp, up, nil
+	}
+	down, err := d.nodes[c.ID].layer().ownBytes()
+	if err != nil {
+		return "", 0, err
+	}
+	if down < up {
+		return directionDown, down, nil
+	}
+	return directionUp, up, nil
+}
+
+// copyRegions walks the target region by region: copyRegion copies one and
+// says how many bytes that were; settleWindow makes [from, to) final. size may
+// grow meanwhile.
+func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64) (int64, error), settleWindow func(from, to int64) error) error {
+	from, copied := int64(0), int64(0)
+	for off := int64(0); ; off += regionSize {
+		atEnd := off >= size()
+		if copied >= copyWindow || atEnd {
+			if off > from {
+				if err := settleWindow(from, off); err != nil {
+					return err
+				}
+			}
+			from, copied = off, 0
+		}
+		if j.ctx.Err() != nil {
+			return context.Cause(j.ctx)
+		}
+		if atEnd {
+			return nil
+		}
+		n, err := copyRegion(off)
+		if err != nil {
+			return err
+		}
+		copied += n
+	}
+}
+
+func (d *Disk) copyUp(j *job, x, c *node) error {
+	over := c.layer().over()
+	source := ownSource{x}
+	below := x.backing()
+	copyRegion := func(off int64) (int64, error) {
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		held, idle, err := heldBytes(source, below, off)
+		if err != nil || idle {
+			return 0, err
+		}
+		n, err := over.Fill(source, off, regionSize, below)
+		j.progress(held)
+		return n, err
+	}
+	// M1: what was copied is durable in c before the old regions go; their
+	// readers are gone before the blocks of x do.
+	settleWindow := func(from, to int64) error {
+		if err := over.Flush(); err != nil {
+			return err
+		}
+		d.dropRegions(c, from, to-from)
+		d.readers.synchronize()
+		return d.punchSource(x, from, to)
+	}
+	return d.copyRegions(j, over.Size, copyRegion, settleWindow)
+}
+
+// heldBytes is how much of a region a layer maps, and whether a merge can pass
+// it over: it maps nothing, or only zeros where below is zero too.
+func heldBytes(source ownSource, below overlay.Backing, off int64) (held int64, idle bool, err error) {
+	extents, err := source.Map(nil, off, regionSize)
+	if err != nil {
+		return 0, false, err
+	}
+	size := source.layer().size()
+	data, zero := false, false
+	for _, e := range extents {
+		switch e.Kind {
+		case overlay.Unallocated:
+			continue
+		case overlay.Zero:
+			zero = true
+		default:
+			data = true
+		}
+		held += max(0, min(e.End(), size)-e.Start)
+	}
+	if data || !zero {
+		return held, !data, nil
+	}
+	if below == nil {
+		return held, true, nil
+	}
+	idle, err = below.IsZero(off, regionSize)
+	return held, idle, err
+}
+
+// punchSource gives back the blocks of a layer that was merged upwards, in a
+// range: c has it all, durably, and no reader looks at them any more. x's
+// tables stay as they are; c covers what they say.
+func (d *Disk) punchSource(x *node, from, to int64) error {
+	m, _ := d.tree()
+	if m.layer(x.id).Foreign {
+		return nil
+	}
+	l := x.layer()
+	extents, err := l.state.Load().Map(nil, from, to-from)
+	if err != nil {
+		return err
+	}
+	for _, e := range extents {
+		if e.Kind != overlay.Data {
+			continue
+		}
+		err := l.file.PunchHole(e.Host, e.Length)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("give back %d bytes at 0x%x of %s: %w", e.Length, e.Host, l.path, err)
+		}
+	}
+	return nil
+}
+
+func (d *Disk) finishUp(j *job, x, c *node) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	m := d.edit()
+	xr, cr := m.layer(x.id), m.layer(c.id)
+	// The same view already, whether chain.json still says x or not (M15).
+	if err := c.layer().over().SetBacking(d.backingName(m.layer(xr.Parent))); err != nil {
+		return err
+	}
+	cr.Parent = xr.Parent
+	m.remove(xr.ID)
+	return d.finishWithout(j, m, c, x.parent(), c.layer(), xr)
+}
+
+func (d *Disk) copyDown(j *job, x, c *node) error {
+	into, from := x.layer().over(), c.layer().over()
+	below := x.backing()
+	if from.Size() > into.Size() {
+		section := d.readers.enter()
+		err := into.Grow(from.Size(), below)
+		d.readers.exit(section)
+		if err != nil {
+			return err
+		}
+	}
+	source := ownSource{c}
+	copyRegion := func(off int64) (int64, error) {
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		held, _, err := heldBytes(source, nil, off)
+		if err != nil || held == 0 {
+			return 0, err
+		}
+		n, err := into.Overwrite(source, off, regionSize, below)
+		j.progress(held)
+		return n, err
+	}
+	// M1: durable in x, then out of c's tables, durably, then out of the
+	// regions, then no reader left: then c's blocks go.
+	settleWindow := func(start, end int64) error {
+		if err := into.Flush(); err != nil {
+			return err
+		}
+		if err := from.Unmap(start, end-start); err != nil {
+			return err
+		}
+		if err := from.Flush(); err != nil {
+			return err
+		}
+		d.dropRegions(c, start, end-start)
+		d.readers.synchronize()
+		if err := from.Punch(); err != nil {
+			return err
+		}
+		return into.Punch()
+	}
+	return d.copyRegions(j, from.Size, copyRegion, settleWindow)
+}
+
+func (d *Disk) finishDown(j *job, x, c *node) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	m := d.edit()
+	children := m.children(c.id)
+	writes := append(markWriting(m, children...), x.id, c.id)
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	d.install(m, nil)
+	j.writes.Store(&writes)
+
+	m = d.edit()
+	xr, cr := m.layer(x.id), m.layer(c.id)
+	for _, child := range m.children(c.id) {
+		over, err := d.nodes[child.ID].layer().thaw(false, d.log)
+		if err != nil {
+			return err
+		}
+		if err := over.SetBacking(d.backingName(xr)); err != nil {
+			return err
+		}
+		if child.ID != m.Leaf {
+			if err := d.settle(child); err != nil {
+				return err
+			}
+		}
+	}
+	cr.File, cr.Parent = xr.File, xr.Parent
+	m.remove(xr.ID)
+	return d.finishWithout(j, m, c, x.parent(), x.layer(), xr)
+}
+
+// finishWithout commits the tree after a merge: node n is now file over
+// parent, and the record gone is no longer in m. Afterwards the other file goes.
+func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *layer, gone *layerRecord) error {
+	rec := m.layer(n.id)
+	if n.id != m.Leaf {
+		if err := d.settleFile(file, rec); err != nil {
+			return err
+		}
+	}
+	m.Job = nil
+	dead := removeDead(m)
+	queueMerge(m, nil)
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	other := d.nodes[gone.ID].layer()
+	if other == file {
+		other = n.layer()
+	}
+	n.link.Store(&link{layer: file, parent: parent})
+	d.dropRegions(n, 0, n.size())
+	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
+	d.discardLayer(other, gone.Foreign)
+	d.installWithout(m, dead, nil)
+	d.finished(j, m)
+	d.changed(Change{Layers: true})
+	return nil
+}
+
+// dropRegions forgets what is resolved, in a range, for a node's view and for
+// all that stand on it.
+func (d *Disk) dropRegions(n *node, off, length int64) {
+	m, nodes := d.tree()
+	affected := map[*node]bool{n: true}
+	for _, l := range m.above(n.id) {
+		if a := nodes[l.ID]; a != nil {
+			affected[a] = true
+		}
+	}
+	d.cache.drop(affected, off, length)
+}
+
+// flattenLayer copies into a layer all that it needs from below, and takes its
+// backing away.
+func (d *Disk) flattenLayer(j *job) error {
+	n, err := d.prepareFlatten(j)
+	if err != nil || n == nil {
+		return err
+	}
+	over, source := n.layer().over(), n.parent()
+	copyRegion := func(off int64) (int64, error) {
+		held, err := d.regionBytes(source, off>>regionBits, over.Size())
+		if err != nil || held == 0 {
+			return 0, err
+		}
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		copied, err := over.Fill(source, off, regionSize, nil)
+		j.progress(held)
+		return copied, err
+	}
+	settleWindow := func(from, to int64) error { return over.Flush() }
+	if err := d.copyRegions(j, over.Size, copyRegion, settleWindow); err != nil {
+		return err
+	}
+
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	m := d.edit()
+	rec := m.layer(n.id)
+	if err := over.SetBacking("", ""); err != nil {
+		return err
+	}
+	rec.Parent = ""
+	if n.id != m.Leaf {
+		if err := d.settleFile(n.layer(), rec); err != nil {
+			return err
+		}
+	}
+	m.Job = nil
+	known := mergeable(d.manifest)
+	dead := removeDead(m)
+	queueMerge(m, known)
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	n.link.Store(&link{layer: n.layer()})
+	d.dropRegions(n, 0, n.size())
+	d.installWithout(m, dead, nil)
+	d.finished(j, m)
+	d.changed(Change{Layers: true})
+	return nil
+}
+
+func (d *Disk) prepareFlatten(j *job) (*node, error) {
+	if err := d.begin(); err != nil {
+		return nil, err
+	}
+	defer d.opMu.Unlock()
+	m := d.edit()
+	rec := m.layer(j.layer)
+	if rec == nil || rec.Parent == "" {
+		m.Job = nil
+		if err := d.commit(m); err != nil {
+			return nil, err
+		}
+		d.install(m, nil)
+		d.finished(j, m)
+		return nil, nil
+	}
+	n := d.nodes[rec.ID]
+	total, err := d.allocated(n.parent())
+	if err != nil {
+		return nil, err
+	}
+	j.totalBytes.Store(total)
+	m.Job.Into = rec.ID
+	writes := markWriting(m, rec)
+	if err := d.commit(m); err != nil {
+		return nil, err
+	}
+	d.install(m, nil)
+	j.writes.Store(&writes)
+	_, err = n.layer().thaw(false, d.log)
+	return n, err
+}

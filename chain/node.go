@@ -1,0 +1,132 @@
+package chain
+
+import (
+	"sync/atomic"
+
+	"varve/overlay"
+)
+
+// node is one layer's place in the tree in memory, and its view: the layer
+// over everything below it. A node is known by its layer's id; the file
+// behind it and its parent change when layers are merged, both at once.
+//
+// Reads through a node are done within a grace section.
+type node struct {
+	id      string
+	link    atomic.Pointer[link]
+	cache   *regionCache
+	regions regionIndex
+	// absorbing is set when a merge begins to write what stands on this layer
+	// into it: its own view, which is nobody's any more, is not kept.
+	absorbing atomic.Bool
+	view      count // bytes of the view that are data
+	own       count // bytes that the layer itself maps
+}
+
+// link is what a node stands for at the moment.
+type link struct {
+	layer  *layer // nil for a blank place: the leaf of a foreign image shown read-only
+	parent *node  // nil at the bottom
+}
+
+func newNode(id string, l *layer, parent *node, cache *regionCache) *node {
+	n := &node{id: id, cache: cache}
+	n.link.Store(&link{layer: l, parent: parent})
+	return n
+}
+
+func (n *node) layer() *layer { return n.link.Load().layer }
+func (n *node) parent() *node { return n.link.Load().parent }
+
+// size is the view's size in guest bytes.
+func (n *node) size() int64 {
+	l := n.link.Load()
+	if l.layer == nil {
+		return l.parent.size()
+	}
+	return l.layer.size()
+}
+
+// backing is the parent as what shows through below a layer. A nil *node in
+// an interface would not be nil.
+func (n *node) backing() overlay.Backing {
+	if p := n.parent(); p != nil {
+		return p
+	}
+	return nil
+}
+
+// ReadAt implements overlay.Backing: it fills p from the view; zeros past its
+// end.
+func (n *node) ReadAt(p []byte, off int64) error {
+	for len(p) > 0 {
+		r, err := n.region(off >> regionBits)
+		if err != nil {
+			return err
+		}
+		in := off & (regionSize - 1)
+		part := p[:min(int64(len(p)), regionSize-in)]
+		if err := r.read(part, off, uint32(in)); err != nil {
+			return err
+		}
+		p, off = p[len(part):], off+int64(len(part))
+	}
+	return nil
+}
+
+// IsZero implements overlay.Backing.
+func (n *node) IsZero(off, length int64) (bool, error) {
+	for end := off + length; off < end; {
+		r, err := n.region(off >> regionBits)
+		if err != nil {
+			return false, err
+		}
+		in := off & (regionSize - 1)
+		stop := min(end-off, regionSize-in) + in
+		for i := r.find(uint32(in)); i < len(r.spans) && int64(r.spans[i].start) < stop; i++ {
+			if r.spans[i].kind != overlay.Zero {
+				return false, nil
+			}
+		}
+		off += stop - in
+	}
+	return true, nil
+}
+
+// Map gives the view's extents, Data or Zero, for merges: what is resolved has
+// no host offset of its own.
+func (n *node) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+	for end := off + length; off < end; {
+		r, err := n.region(off >> regionBits)
+		if err != nil {
+			return dst, err
+		}
+		base := off &^ (regionSize - 1)
+		stop := min(end, base+regionSize)
+		for i := r.find(uint32(off - base)); i < len(r.spans) && base+int64(r.spans[i].start) < stop; i++ {
+			next := stop
+			if i+1 < len(r.spans) {
+				next = min(stop, base+int64(r.spans[i+1].start))
+			}
+			e := overlay.Extent{Start: off, Length: next - off, Kind: overlay.Zero}
+			if r.spans[i].kind != overlay.Zero {
+				e.Kind = overlay.Data
+			}
+			if k := len(dst); k > 0 && dst[k-1].Kind == e.Kind && dst[k-1].End() == e.Start {
+				dst[k-1].Length += e.Length
+			} else {
+				dst = append(dst, e)
+			}
+			off = next
+		}
+	}
+	return dst, nil
+}
+
+// ownSource is a node as the source of a merge of its layer alone: the
+// layer's own extents, with the content as the node's view has it.
+type ownSource struct{ *node }
+
+func (s ownSource) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+	return s.layer().state.Load().Map(dst, off, length)
+}

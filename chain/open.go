@@ -1,0 +1,288 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"varve/overlay"
+)
+
+// Open locks a disk directory, checks the fingerprints of its layers, brings it
+// in order after a crash, and resumes its job. Errors: ErrInUse with the
+// holder, ErrChanged with the way out, overlay.ErrLocked when a layer is open
+// elsewhere, and what reading chain.json and the layers gives.
+func Open(dir string, o OpenOptions) (d *Disk, err error) {
+	o = o.withDefaults()
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	if info, err := o.FS.Stat(dir); err != nil {
+		return nil, err
+	} else if !info.Mode.IsDir() {
+		return nil, fmt.Errorf("%s: %w: not a disk directory", dir, ErrInvalid)
+	}
+	// Looked at before it is locked: a directory that is none of ours gets no
+	// lock file.
+	if _, err := loadManifest(o.FS, dir); err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(o.FS, dir, !o.ReadOnly, o.Mountpoint, o.LockWait)
+	if err != nil {
+		return nil, err
+	}
+	d = newDisk(dir, o)
+	d.lock = lock
+	opened := d // "return nil, err" takes d away
+	defer func() {
+		if err != nil {
+			opened.abandon()
+		}
+	}()
+	m, err := loadManifest(o.FS, dir)
+	if err != nil {
+		return nil, err
+	}
+	d.manifest, d.numbers = m, m.Next
+	d.modified.Store(m.Modified.UnixNano())
+	if !o.ReadOnly {
+		if err := d.removeStrays(); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.openLayers(o); err != nil {
+		return nil, err
+	}
+	if !o.ReadOnly {
+		if err := d.putInOrder(); err != nil {
+			return nil, err
+		}
+		d.background = startBackground(d)
+		d.resumeJob()
+	}
+	return d, nil
+}
+
+func newDisk(dir string, o OpenOptions) *Disk {
+	d := &Disk{
+		fs: o.FS, dir: dir, readOnly: o.ReadOnly, log: o.Log,
+		nodes: make(map[string]*node),
+		cache: &regionCache{limit: o.CacheBytes},
+	}
+	d.flushes.disk = d
+	d.handles.init()
+	d.holdJob = o.HoldJob
+	d.maxSlices = int(o.CacheBytes / 4 / 4096)
+	return d
+}
+
+// abandon closes what a failed Open has opened.
+func (d *Disk) abandon() {
+	for _, n := range d.nodes {
+		if l := n.layer(); l != nil {
+			l.close()
+		}
+	}
+	if d.lock != nil {
+		d.lock.unlock()
+	}
+}
+
+// removeStrays removes files that a crash left behind: made for a number that
+// no committed chain.json counts as used (M15).
+func (d *Disk) removeStrays() error {
+	names, err := d.fs.ReadDir(filepath.Join(d.dir, layersDir))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if n, ok := layerFileNumber(layersDir + "/" + name); ok && n >= d.manifest.Next {
+			d.log.Info("removing a file that no layer owns", "file", name)
+			if err := d.fs.Remove(filepath.Join(d.dir, layersDir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openLayers opens every layer, bottom first, and checks the fingerprints.
+func (d *Disk) openLayers(o OpenOptions) error {
+	files := make(map[string]overlay.File)
+	var open func(rec *layerRecord) (*node, error)
+	open = func(rec *layerRecord) (*node, error) {
+		if n := d.nodes[rec.ID]; n != nil {
+			return n, nil
+		}
+		l, err := d.openLayer(rec)
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", rec.label(), err)
+		}
+		n := newNode(rec.ID, l, nil, d.cache)
+		d.nodes[rec.ID] = n
+		files[rec.ID] = l.file
+		return n, nil
+	}
+	for _, rec := range d.manifest.Layers {
+		if _, err := open(rec); err != nil {
+			return err
+		}
+	}
+	for _, rec := range d.manifest.Layers {
+		n := d.nodes[rec.ID]
+		n.link.Store(&link{layer: n.layer(), parent: d.nodes[rec.Parent]})
+	}
+	d.leaf.Store(d.nodes[d.manifest.Leaf])
+	return checkFingerprints(d.log, d.dir, d.manifest, files)
+}
+
+// openLayer opens one layer as its record says. What was being written when
+// varve was killed is recovered; a leaf that another tool has changed is opened
+// frozen, and gets a new leaf on top (M17).
+func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
+	path := d.path(rec)
+	if d.readOnly || rec.Foreign || (rec.ID != d.manifest.Leaf && !rec.Writing) {
+		return openFrozen(d.fs, path, rec.Format, rec.Foreign, d.readOnly)
+	}
+	unclean := rec.Writing
+	if !unclean && rec.Fingerprint != nil {
+		changed, err := d.touchedByOthers(rec)
+		if err != nil {
+			return nil, err
+		}
+		if changed {
+			d.log.Warn("the leaf was changed since varve closed it; looking through its tables", "file", path)
+		}
+		unclean = changed
+	}
+	l, err := openWritable(d.fs, path, overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log})
+	if rec.ID == d.manifest.Leaf && errors.Is(err, overlay.ErrNotPlain) {
+		d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
+		return openFrozen(d.fs, path, rec.Format, false, false)
+	}
+	return l, err
+}
+
+// touchedByOthers says whether the leaf's file differs from what it was when
+// varve closed it.
+func (d *Disk) touchedByOthers(rec *layerRecord) (bool, error) {
+	f, err := d.fs.Open(d.path(rec), os.O_RDONLY, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	now, err := takeFingerprint(f, rec.Format)
+	if err != nil {
+		return false, err
+	}
+	changes, _ := compareFingerprints(rec.Fingerprint, now)
+	return len(changes) > 0, nil
+}
+
+// putInOrder makes the files follow chain.json after a crash (M15), settles
+// what was being written, and marks the leaf as being written from now on.
+func (d *Disk) putInOrder() error {
+	m := d.edit()
+	for _, rec := range m.Layers {
+		if rec.Foreign {
+			continue
+		}
+		if err := d.followRecord(m, rec); err != nil {
+			return fmt.Errorf("bring %s in order: %w", rec.label(), err)
+		}
+	}
+	if leaf := m.layer(m.Leaf); d.nodes[m.Leaf].layer().over() == nil {
+		if err := d.coverLeaf(m, leaf); err != nil {
+			return err
+		}
+	}
+	m.layer(m.Leaf).Writing = true
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	d.install(m, nil)
+	return nil
+}
+
+// followRecord sets the backing name in a layer's header to what chain.json
+// says, and settles a frozen layer that was being written.
+func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
+	l := d.nodes[rec.ID].layer()
+	name, format := d.backingName(m.layer(rec.Parent))
+	h := l.header()
+	if h.BackingName != name || h.BackingFormat != format {
+		if rec.ID == m.Leaf && l.over() == nil {
+			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", h.BackingName, name, ErrCorrupt)
+		}
+		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", h.BackingName, "is", name)
+		o, err := l.thaw(false, d.log)
+		if err != nil {
+			return err
+		}
+		if err := o.SetBacking(name, format); err != nil {
+			return err
+		}
+		rec.Writing = true
+	}
+	if rec.ID != m.Leaf && rec.Writing {
+		return d.settle(rec)
+	}
+	return nil
+}
+
+// coverLeaf freezes a leaf that another tool has changed, as an unnamed layer,
+// under a new leaf; m is to be committed.
+func (d *Disk) coverLeaf(m *manifest, old *layerRecord) error {
+	l := d.nodes[old.ID].layer()
+	print, err := takeFingerprint(l.file, old.Format)
+	if err != nil {
+		return err
+	}
+	old.Fingerprint, old.Writing, old.Frozen, old.Size = print, false, now(), l.size()
+	leaf, file, err := d.newLeaf(m, old, l.size())
+	if err != nil {
+		return err
+	}
+	n := newNode(leaf.ID, file, d.nodes[old.ID], d.cache)
+	d.nodes[leaf.ID] = n
+	d.leaf.Store(n)
+	return nil
+}
+
+// OpenForeign shows an image, with what it stands on, without making a disk
+// directory: read-only, nothing is written anywhere. format is as in
+// CreateOptions. The disk's Dir is the image's path.
+func OpenForeign(image, format string, o OpenOptions) (*Disk, error) {
+	o = o.withDefaults()
+	o.ReadOnly = true
+	path, err := absolutePath(image)
+	if err != nil {
+		return nil, err
+	}
+	images, err := adoptImages(o.FS, path, format)
+	if err != nil {
+		return nil, fmt.Errorf("base %s: %w", image, err)
+	}
+	plan, err := planDisk(images, CreateOptions{Base: path, Format: format})
+	if err != nil {
+		return nil, errors.Join(err, closeImages(images))
+	}
+	d := newDisk(path, o)
+	m := plan.manifest
+	d.manifest = m
+	d.modified.Store(m.Modified.UnixNano())
+	files := make(map[string]*foreignImage, len(images))
+	for _, i := range images {
+		files[i.path] = i
+	}
+	for _, rec := range m.Layers { // bottom first
+		var l *layer
+		if i := files[rec.File]; rec.Foreign && i != nil {
+			l = newLayer(i.path, i.image.File(), &layerState{Layer: i.image})
+		}
+		d.nodes[rec.ID] = newNode(rec.ID, l, d.nodes[rec.Parent], d.cache)
+	}
+	d.leaf.Store(d.nodes[m.Leaf])
+	return d, nil
+}

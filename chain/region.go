@@ -1,0 +1,339 @@
+package chain
+
+import (
+	"slices"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"varve/overlay"
+)
+
+const (
+	regionBits = 24 // 16 MiB of guest space
+	regionSize = 1 << regionBits
+)
+
+// region is a view's resolved answer for one stretch of guest space: which
+// layer's file holds what, found once by asking the layers in turn, so that
+// later reads cost the same at any depth. It never changes; regions of a view
+// through layers that a job writes are dropped and resolved again (M1).
+type region struct {
+	spans  []span // in order, without gaps, from 0 on
+	layers []*layer
+	base   int64 // guest offset
+
+	node *node
+	at   int64 // index within the node
+	used atomic.Bool
+}
+
+// span is the start of a run with one answer; the next span's start ends it.
+type span struct {
+	start uint32 // within the region
+	layer uint16 // index into region.layers
+	kind  overlay.Kind
+	host  int64
+}
+
+const spanBytes = 16
+
+// cost is the memory that a region takes, in bytes.
+func (r *region) cost() int64 {
+	return int64(cap(r.spans))*spanBytes + int64(cap(r.layers))*8 + 160
+}
+
+// find is the index of the span that holds an offset within the region.
+func (r *region) find(in uint32) int {
+	lo, hi := 0, len(r.spans)
+	for hi-lo > 1 {
+		mid := int(uint(lo+hi) >> 1)
+		if r.spans[mid].start <= in {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return lo
+}
+
+// read fills p from guest offset off, which is in within the region.
+func (r *region) read(p []byte, off int64, in uint32) error {
+	for i := r.find(in); len(p) > 0; i++ {
+		s := &r.spans[i]
+		end := uint32(regionSize)
+		if i+1 < len(r.spans) {
+			end = r.spans[i+1].start
+		}
+		part := p[:min(len(p), int(end-in))]
+		if s.kind == overlay.Zero {
+			clear(part)
+		} else {
+			e := overlay.Extent{Start: r.base + int64(s.start), Length: int64(end - s.start), Host: s.host, Kind: s.kind}
+			if err := r.layers[s.layer].state.Load().ReadExtent(part, e, off); err != nil {
+				return err
+			}
+		}
+		p, off, in = p[len(part):], off+int64(len(part)), in+uint32(len(part))
+	}
+	return nil
+}
+
+// regionIndex finds a node's regions without a lock, in two steps.
+type regionIndex struct {
+	top atomic.Pointer[[]atomic.Pointer[regionChunk]]
+	mu  sync.Mutex // growing top
+}
+
+const chunkRegions = 256
+
+type regionChunk [chunkRegions]atomic.Pointer[region]
+
+func (x *regionIndex) get(i int64) *region {
+	top := x.top.Load()
+	if top == nil || i/chunkRegions >= int64(len(*top)) {
+		return nil
+	}
+	c := (*top)[i/chunkRegions].Load()
+	if c == nil {
+		return nil
+	}
+	return c[i%chunkRegions].Load()
+}
+
+// slot is the place of a region, made where there is none.
+func (x *regionIndex) slot(i int64) *atomic.Pointer[region] {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var top []atomic.Pointer[regionChunk]
+	if p := x.top.Load(); p != nil {
+		top = *p
+	}
+	if need := i/chunkRegions + 1; need > int64(len(top)) {
+		grown := make([]atomic.Pointer[regionChunk], max(need, 2*int64(len(top))))
+		for j := range top {
+			grown[j].Store(top[j].Load())
+		}
+		top = grown
+		x.top.Store(&top)
+	}
+	c := top[i/chunkRegions].Load()
+	if c == nil {
+		c = new(regionChunk)
+		top[i/chunkRegions].Store(c)
+	}
+	return &c[i%chunkRegions]
+}
+
+// regionCache bounds the memory of all regions of a disk with a clock hand.
+type regionCache struct {
+	mu         sync.Mutex
+	limit      int64 // bytes
+	bytes      int64
+	ring       []*region
+	hand       int
+	generation atomic.Uint64 // raised, under mu, whenever regions are dropped
+}
+
+// insert publishes a region that was resolved at a generation. When regions
+// were dropped meanwhile it may show what is about to be punched, and is not
+// kept; its reader may use it, within its grace section.
+func (c *regionCache) insert(r *region, generation uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.generation.Load() != generation {
+		return
+	}
+	slot := r.node.regions.slot(r.at)
+	if slot.Load() != nil {
+		return // somebody was faster
+	}
+	r.used.Store(true)
+	slot.Store(r)
+	c.ring = append(c.ring, r)
+	c.bytes += r.cost()
+	for c.bytes > c.limit && len(c.ring) > 1 {
+		c.hand %= len(c.ring)
+		if old := c.ring[c.hand]; old == r || old.used.Swap(false) {
+			c.hand++
+			continue
+		}
+		c.remove(c.hand)
+	}
+}
+
+// remove drops the region at a place of the ring; c.mu is held.
+func (c *regionCache) remove(i int) {
+	r := c.ring[i]
+	r.node.regions.slot(r.at).CompareAndSwap(r, nil)
+	c.bytes -= r.cost()
+	last := len(c.ring) - 1
+	c.ring[i] = c.ring[last]
+	c.ring[last] = nil
+	c.ring = c.ring[:last]
+}
+
+// drop forgets the regions of some nodes in a range of guest bytes. Sections
+// that began before may still use them: synchronize before the data goes.
+func (c *regionCache) drop(affected map[*node]bool, off, length int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.generation.Add(1)
+	for i := 0; i < len(c.ring); {
+		r := c.ring[i]
+		if affected[r.node] && r.base < off+length && r.base+regionSize > off {
+			c.remove(i)
+			continue
+		}
+		i++
+	}
+}
+
+// region is the node's resolved region with an index, from the cache or made.
+func (n *node) region(i int64) (*region, error) {
+	if r := n.regions.get(i); r != nil {
+		if !r.used.Load() {
+			r.used.Store(true)
+		}
+		return r, nil
+	}
+	generation := n.cache.generation.Load()
+	r, err := n.resolve(i)
+	if err != nil {
+		return nil, err
+	}
+	if !n.absorbing.Load() {
+		n.cache.insert(r, generation)
+	}
+	return r, nil
+}
+
+// resolve asks the layers from the node's own downwards, each only about what
+// those above left open, and stops at a view whose region is resolved.
+func (n *node) resolve(i int64) (*region, error) {
+	r := &region{base: i << regionBits, node: n, at: i}
+	b := regionBuilder{region: r}
+	holes := []overlay.Extent{{Start: r.base, Length: regionSize}}
+	for at := n; at != nil && len(holes) > 0; {
+		if at != n && !at.absorbing.Load() {
+			if below := at.regions.get(i); below != nil {
+				b.take(below, holes)
+				holes = nil
+				break
+			}
+		}
+		l := at.link.Load()
+		if l.layer != nil {
+			var err error
+			if holes, err = b.ask(l.layer, holes); err != nil {
+				return nil, err
+			}
+		}
+		at = l.parent
+	}
+	for _, h := range holes {
+		b.add(h.Start, nil, overlay.Zero, 0)
+	}
+	b.finish()
+	return r, nil
+}
+
+type regionBuilder struct {
+	region  *region
+	pieces  []span
+	extents []overlay.Extent
+	last    *layer
+	lastAt  uint16
+}
+
+// ask maps the holes by one layer; what it leaves unallocated stays a hole.
+func (b *regionBuilder) ask(l *layer, holes []overlay.Extent) ([]overlay.Extent, error) {
+	state := l.state.Load()
+	var left []overlay.Extent
+	for i, h := range holes {
+		var err error
+		if b.extents, err = state.Map(b.extents[:0], h.Start, h.Length); err != nil {
+			return nil, err
+		}
+		if len(b.extents) == 1 && b.extents[0].Kind == overlay.Unallocated {
+			if left != nil {
+				left = append(left, h)
+			}
+			continue
+		}
+		if left == nil {
+			left = append(make([]overlay.Extent, 0, len(holes)+len(b.extents)), holes[:i]...)
+		}
+		for _, e := range b.extents {
+			if e.Kind == overlay.Unallocated {
+				left = append(left, e)
+				continue
+			}
+			b.add(e.Start, l, e.Kind, e.Host)
+		}
+	}
+	if left == nil {
+		return holes, nil
+	}
+	return left, nil
+}
+
+// take fills holes from the resolved region of a view below.
+func (b *regionBuilder) take(below *region, holes []overlay.Extent) {
+	for _, h := range holes {
+		in, end := uint32(h.Start-below.base), uint32(h.End()-below.base)
+		for i := below.find(in); i < len(below.spans) && below.spans[i].start < end; i++ {
+			s := below.spans[i]
+			var l *layer
+			if s.kind != overlay.Zero {
+				l = below.layers[s.layer]
+			}
+			if s.start < in {
+				if s.kind == overlay.Data {
+					s.host += int64(in - s.start)
+				}
+				s.start = in
+			}
+			b.add(below.base+int64(s.start), l, s.kind, s.host)
+		}
+	}
+}
+
+func (b *regionBuilder) add(start int64, l *layer, kind overlay.Kind, host int64) {
+	s := span{start: uint32(start - b.region.base), kind: kind, host: host}
+	if l != nil {
+		s.layer = b.index(l)
+	}
+	b.pieces = append(b.pieces, s)
+}
+
+func (b *regionBuilder) index(l *layer) uint16 {
+	if b.last == l {
+		return b.lastAt
+	}
+	i := slices.Index(b.region.layers, l)
+	if i < 0 {
+		i = len(b.region.layers)
+		b.region.layers = append(b.region.layers, l)
+	}
+	b.last, b.lastAt = l, uint16(i)
+	return b.lastAt
+}
+
+// finish sorts the pieces and joins those that continue each other.
+func (b *regionBuilder) finish() {
+	p := b.pieces
+	sort.Slice(p, func(i, j int) bool { return p[i].start < p[j].start })
+	out := p[:0]
+	for _, s := range p {
+		if n := len(out); n > 0 {
+			last := &out[n-1]
+			if s.kind == last.kind && (s.kind == overlay.Zero ||
+				s.kind == overlay.Data && s.layer == last.layer && s.host-last.host == int64(s.start-last.start)) {
+				continue
+			}
+		}
+		out = append(out, s)
+	}
+	b.region.spans = slices.Clip(append([]span(nil), out...))
+}

@@ -1,0 +1,216 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"varve/overlay"
+)
+
+func now() time.Time { return time.Now().UTC() }
+
+// newLeaf makes the file of a new leaf on a parent (nil for none) and its
+// record in m, which is to be committed. The file is durable and open. Called
+// with opMu held; where the commit fails, undo it with dropLeaf.
+func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerRecord, *layer, error) {
+	number := m.newNumber()
+	d.numbers = max(d.numbers, m.Next) // never used twice, also when this fails
+	rec := &layerRecord{ID: layerID(number), Format: formatQcow2, File: layerFile(number), Created: now(), Writing: true}
+	o := overlay.CreateOptions{Size: size}
+	if parent != nil {
+		rec.Parent = parent.ID
+		o.Backing, o.BackingFormat = d.backingName(parent)
+	}
+	path := d.path(rec)
+	if err := overlay.Create(d.fs, path, o); err != nil {
+		return nil, nil, err
+	}
+	l, err := openWritable(d.fs, path, overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log})
+	if err == nil {
+		err = d.fs.SyncDir(filepath.Dir(path))
+		if err != nil {
+			l.close()
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, d.fs.Remove(path))
+	}
+	m.add(rec)
+	m.Leaf = rec.ID
+	return rec, l, nil
+}
+
+// dropLeaf takes newLeaf back after a commit failed with err. When it is not
+// known whether chain.json names the file, the file stays until a later commit
+// says that it does not.
+func (d *Disk) dropLeaf(l *layer, err error) {
+	l.close()
+	if errors.Is(err, errCommitUnknown) {
+		d.orphans = append(d.orphans, l.path)
+		return
+	}
+	if err := d.fs.Remove(l.path); err != nil {
+		d.log.Warn("cannot remove a file that no layer owns", "file", l.path, "error", err)
+	}
+}
+
+// checkNew refuses a name that is not legal or not free.
+func checkNew(m *manifest, name string) error {
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	if m.byName(name) != nil {
+		return fmt.Errorf("snapshot %s: %w", name, ErrExist)
+	}
+	return nil
+}
+
+// Snapshot freezes the leaf under a name and goes on in a new leaf. It returns
+// when what the guest had written before is durable. Writers wait only for the
+// writes in flight, never for chain.json (M11).
+func (d *Disk) Snapshot(name string) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	if err := checkNew(d.manifest, name); err != nil {
+		return err
+	}
+	return d.freezeLeaf(name)
+}
+
+// freezeLeaf is Snapshot with a name that is right, "" for an unnamed layer.
+// Called with opMu held.
+func (d *Disk) freezeLeaf(name string) error {
+	m := d.edit()
+	old := m.layer(m.Leaf)
+	oldNode := d.nodes[old.ID]
+	rec, l, err := d.newLeaf(m, old, d.Size())
+	if err != nil {
+		return fmt.Errorf("make a new leaf: %w", err)
+	}
+	old.Name, old.Frozen, old.Size = name, rec.Created, d.Size()
+	// The guest goes on writing to it until the swap, and the flush comes after
+	// it: it is not judged until it is settled (M16).
+	old.Writing, old.Fingerprint = true, nil
+	// From here on every crash finds the new leaf empty, with the same view as
+	// the old one, whatever else was written.
+	if err := d.commit(m); err != nil {
+		d.dropLeaf(l, err)
+		return err
+	}
+	leaf := newNode(rec.ID, l, oldNode, d.cache)
+	over := oldNode.layer().over()
+	d.swapLeaf(over, leaf)
+	d.install(m, func(nodes map[string]*node) { nodes[leaf.id] = leaf })
+	d.changed(Change{Layers: true})
+	if err := d.Flush(); err != nil {
+		return fmt.Errorf("the layer is frozen, but writing it back failed: %w", err)
+	}
+	d.settleFrozen(old.ID)
+	return nil
+}
+
+// swapLeaf closes the gate: the writes in flight finish, the leaf is swapped,
+// the next ones go to the new leaf. Nothing in here can fail or touches the
+// disk.
+func (d *Disk) swapLeaf(old *overlay.Overlay, leaf *node) {
+	d.gate.Lock()
+	defer d.gate.Unlock()
+	d.flushes.swap(old, leaf)
+}
+
+// settleFrozen brings a layer that was frozen and flushed to rest, unless a
+// job writes it, which does it then. What goes wrong is mended by Close or by
+// the next Open, and takes nothing from the snapshot. Called with opMu held.
+func (d *Disk) settleFrozen(id string) {
+	if d.jobWrites(id) {
+		return
+	}
+	m := d.edit()
+	rec := m.layer(id)
+	if rec == nil || !rec.Writing {
+		return
+	}
+	err := d.settle(rec)
+	if err == nil {
+		err = d.commit(m)
+	}
+	if err != nil {
+		d.log.Warn("a frozen layer is not settled yet", "layer", rec.label(), "error", err)
+		return
+	}
+	d.install(m, nil)
+}
+
+// Rename gives a snapshot another name.
+func (d *Disk) Rename(oldName, newName string) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	m := d.edit()
+	rec, err := findSnapshot(m, oldName)
+	if err != nil {
+		return err
+	}
+	if rec.ID == m.Base {
+		return fmt.Errorf("%w: the base cannot be renamed", ErrInvalid)
+	}
+	if oldName == newName {
+		return nil
+	}
+	if err := checkNew(m, newName); err != nil {
+		return err
+	}
+	rec.Name = newName
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	d.install(m, nil)
+	d.changed(Change{Layers: true})
+	return nil
+}
+
+// findSnapshot is the named layer, the base included.
+func findSnapshot(m *manifest, name string) (*layerRecord, error) {
+	if name != baseName {
+		if err := CheckName(name); err != nil {
+			return nil, err
+		}
+	}
+	rec := m.byName(name)
+	if rec == nil {
+		return nil, fmt.Errorf("snapshot %s: %w", name, ErrNotExist)
+	}
+	return rec, nil
+}
+
+// Resize grows the disk; ErrInvalid for a smaller size. What is new reads as
+// zeros.
+func (d *Disk) Resize(size int64) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	leaf := d.leaf.Load()
+	switch old := leaf.size(); {
+	case size < old:
+		return fmt.Errorf("%w: the disk has %d bytes and cannot shrink to %d", ErrInvalid, old, size)
+	case size > maxDiskBytes:
+		return fmt.Errorf("%w: %d bytes are more than a disk can have (%d)", ErrInvalid, size, int64(maxDiskBytes))
+	case size == old:
+		return nil
+	}
+	section := d.readers.enter()
+	err := leaf.layer().over().Grow(size, leaf.backing())
+	d.readers.exit(section)
+	if err != nil {
+		return fmt.Errorf("grow to %d bytes: %w", size, err)
+	}
+	d.touch()
+	d.changed(Change{Size: true})
+	return nil
+}

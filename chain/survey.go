@@ -1,0 +1,131 @@
+package chain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Layers lists the layers without counting anything: cheap, from memory.
+// OwnBytes and HostBytes are 0.
+func (d *Disk) Layers() []LayerStatus {
+	m, nodes := d.tree()
+	depth := make(map[string]int, len(m.Layers))
+	children := make(map[string][]string, len(m.Layers))
+	list := make([]LayerStatus, 0, len(m.Layers))
+	for _, l := range m.Layers {
+		if l.Parent != "" {
+			children[l.Parent] = append(children[l.Parent], l.ID)
+		}
+	}
+	for _, l := range m.Layers {
+		s := LayerStatus{
+			ID: l.ID, Name: l.Name, State: stateOf(m, l), Foreign: l.Foreign,
+			Children: slices.Clip(append([]string{}, children[l.ID]...)),
+			Format:   l.Format, File: d.path(l), Created: l.Created, Frozen: l.Frozen,
+			Depth: depthOf(m, l, depth),
+		}
+		if l.Parent != "" {
+			parent := l.Parent
+			s.Parent = &parent
+		}
+		if n := nodes[l.ID]; n != nil {
+			s.Size = n.size()
+			if n.layer() == nil {
+				s.File = "" // the leaf that an image shown read-only has not
+			}
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b LayerStatus) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+func stateOf(m *manifest, l *layerRecord) string {
+	switch {
+	case l.ID == m.Leaf:
+		return "leaf"
+	case l.ID == m.Base:
+		return "base"
+	case l.Name == "":
+		return "unnamed"
+	default:
+		return "frozen"
+	}
+}
+
+// depthOf counts a layer's chain, remembering what it passes.
+func depthOf(m *manifest, l *layerRecord, known map[string]int) int {
+	var path []*layerRecord
+	for l != nil && known[l.ID] == 0 {
+		path = append(path, l)
+		l = m.layer(l.Parent)
+	}
+	depth := 0
+	if l != nil {
+		depth = known[l.ID]
+	}
+	for _, p := range slices.Backward(path) {
+		depth++
+		known[p.ID] = depth
+	}
+	return depth
+}
+
+// Status is Layers with everything counted, the open files and the job.
+func (d *Disk) Status() (Status, error) {
+	s := Status{Version: 1, Disk: d.dir, Size: d.Size(), Layers: d.Layers(), Open: []OpenStatus{}}
+	m, nodes := d.tree()
+	s.Leaf = m.Leaf
+	names := make(map[string]string, len(s.Layers))
+	for i := range s.Layers {
+		l := &s.Layers[i]
+		names[l.ID] = l.Name
+		n := nodes[l.ID]
+		if n == nil || n.layer() == nil {
+			continue
+		}
+		var err error
+		if l.OwnBytes, l.HostBytes, err = d.countLayer(n); err != nil {
+			return Status{}, fmt.Errorf("count layer %s: %w", l.ID, err)
+		}
+	}
+	for _, h := range d.handles.list() {
+		file := "disk.raw"
+		if h.id != "" {
+			file = "layers/" + names[h.id] + ".raw"
+		}
+		s.Open = append(s.Open, OpenStatus{File: file, PID: h.who.PID, Command: h.who.Command, Write: h.write})
+	}
+	slices.SortFunc(s.Open, func(a, b OpenStatus) int {
+		if c := strings.Compare(a.File, b.File); c != 0 {
+			return c
+		}
+		return a.PID - b.PID
+	})
+	if j := d.lastJob(); j != nil {
+		status := j.status()
+		s.Job = &status
+	}
+	return s, nil
+}
+
+// countLayer counts a layer's own bytes, once for each state of its tables,
+// and the blocks of its file.
+func (d *Disk) countLayer(n *node) (own, host int64, err error) {
+	section := d.readers.enter() // the file stays open
+	defer d.readers.exit(section)
+	l, version := n.layer(), n.version()
+	info, err := l.file.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	if own, ok := n.own.get(l, version); ok {
+		return own, info.Blocks, nil
+	}
+	if own, err = l.ownBytes(); err != nil {
+		return 0, 0, err
+	}
+	n.own.set(l, version, own)
+	return own, info.Blocks, nil
+}
