@@ -113,8 +113,8 @@ func (h *hostFile) control(op string, fn func(fd int) error) error {
 			}
 		}
 	})
-	if closed != nil {
-		err = closed
+	if closed != nil { // the only reason for which Control fails
+		err = os.ErrClosed
 	}
 	if err != nil {
 		return &os.PathError{Op: op, Path: h.f.Name(), Err: err}
