@@ -112,6 +112,9 @@ func Create(dir string, o CreateOptions) (Created, error) {
 	if err != nil {
 		return Created{}, err
 	}
+	if err := checkPath(dir); err != nil {
+		return Created{}, err
+	}
 	created, err := create(fs, dir, o)
 	if err != nil {
 		return Created{}, fmt.Errorf("create %s: %w", dir, err)
@@ -119,10 +122,7 @@ func Create(dir string, o CreateOptions) (Created, error) {
 	return created, nil
 }
 
-func create(fs overlay.FS, dir string, o CreateOptions) (created Created, err error) {
-	if err := checkPath(dir); err != nil {
-		return Created{}, err
-	}
+func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
 	if _, err := fs.Stat(dir); err == nil {
 		return Created{}, ErrExist
 	} else if !errors.Is(err, os.ErrNotExist) {
@@ -130,10 +130,12 @@ func create(fs overlay.FS, dir string, o CreateOptions) (created Created, err er
 	}
 	var images []*foreignImage
 	if o.Base != "" {
+		var err error
 		if images, err = adoptImages(fs, o.Base, o.Format); err != nil {
-			return Created{}, fmt.Errorf("base %s: %w", o.Base, err)
+			return Created{}, err
 		}
-		defer func() { err = errors.Join(err, closeImages(images)) }()
+		// They were only read: a failing close loses nothing.
+		defer func() { _ = closeImages(images) }()
 	}
 	plan, err := planDisk(images, o)
 	if err != nil {
@@ -145,7 +147,8 @@ func create(fs overlay.FS, dir string, o CreateOptions) (created Created, err er
 	if err != nil {
 		return Created{}, err
 	}
-	defer func() { err = errors.Join(err, lock.unlock()) }()
+	// The lock goes whatever unlock says, and the disk is made.
+	defer func() { _ = lock.unlock() }()
 	at := temp
 	err = func() error {
 		if err := plan.write(fs, temp); err != nil {

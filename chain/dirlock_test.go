@@ -1,0 +1,199 @@
+package chain
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"varve/overlay"
+)
+
+// lockHelperDir tells TestLockHelper, run as another process, what to lock.
+const lockHelperDir = "VARVE_TEST_LOCK_DIR"
+
+// TestLockHelper is the other process of TestLockOfAnotherProcess.
+func TestLockHelper(t *testing.T) {
+	dir := os.Getenv(lockHelperDir)
+	if dir == "" {
+		return
+	}
+	lock, err := lockDir(overlay.HostFS(), dir, os.Getenv("VARVE_TEST_LOCK_SHARED") == "", "/mnt/other", 0)
+	fmt.Println("locked", err)
+	// Until the parent closes the pipe, or kills us.
+	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+	_ = lock.unlock()
+}
+
+// lockElsewhere locks a directory in another process. Its pid and a function
+// that kills it come back.
+func lockElsewhere(t *testing.T, dir string, shared bool) (pid int, kill func()) {
+	t.Helper()
+	command := exec.Command(os.Args[0], "-test.run=^TestLockHelper$")
+	command.Env = append(os.Environ(), lockHelperDir+"="+dir)
+	if shared {
+		command.Env = append(command.Env, "VARVE_TEST_LOCK_SHARED=1")
+	}
+	stdin, err := command.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close() })
+	stdout, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill = func() {
+		_ = command.Process.Kill()
+		_ = command.Wait() // "signal: killed"
+	}
+	t.Cleanup(kill)
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "locked <nil>\n" {
+		t.Fatalf("the other process: %q, %v", line, err)
+	}
+	return command.Process.Pid, kill
+}
+
+func TestLockOfAnotherProcess(t *testing.T) {
+	fs := overlay.HostFS()
+	dir := t.TempDir()
+	if _, _, held, err := Holder(dir); held || err != nil {
+		t.Errorf("a directory that was never locked: %v, %v", held, err)
+	}
+	pid, kill := lockElsewhere(t, dir, false)
+	for _, exclusive := range []bool{true, false} {
+		_, err := lockDir(fs, dir, exclusive, "", 0)
+		if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d ", pid)) ||
+			!strings.Contains(err.Error(), "has it mounted at /mnt/other") {
+			t.Errorf("exclusive %v: %v", exclusive, err)
+		}
+	}
+	if gotPID, mountpoint, held, err := Holder(dir); gotPID != pid || mountpoint != "/mnt/other" || !held || err != nil {
+		t.Errorf("held by %d at %q: %v, %v", gotPID, mountpoint, held, err)
+	}
+	// Somebody who waits gets it as soon as the holder is gone, even by a kill.
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		kill()
+	}()
+	lock, err := lockDir(fs, dir, true, "", time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gotPID, mountpoint, held, err := Holder(dir); gotPID != os.Getpid() || mountpoint != "" || !held || err != nil {
+		t.Errorf("held by %d at %q: %v, %v", gotPID, mountpoint, held, err)
+	}
+	if _, err := lockDir(fs, dir, true, "", 0); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "works on it") {
+		t.Errorf("a second lock in one process: %v", err)
+	}
+	if err := lock.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.unlock(); err != nil {
+		t.Errorf("unlocked twice: %v", err)
+	}
+	if _, _, held, err := Holder(dir); held || err != nil {
+		t.Errorf("after the unlock: %v, %v", held, err)
+	}
+	if info, err := os.Stat(filepath.Join(dir, lockName)); err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+}
+
+// TestLockAfterCrash: the words of a killed holder say nothing once its lock
+// is gone.
+func TestLockAfterCrash(t *testing.T) {
+	dir := t.TempDir()
+	_, kill := lockElsewhere(t, dir, false)
+	kill()
+	if text, err := os.ReadFile(filepath.Join(dir, lockName)); err != nil || !strings.Contains(string(text), "/mnt/other") {
+		t.Fatalf("the killed holder left %q, %v: this test shows nothing", text, err)
+	}
+	if _, _, held, err := Holder(dir); held || err != nil {
+		t.Errorf("held: %v, %v", held, err)
+	}
+	lock, err := lockDir(overlay.HostFS(), dir, true, "/m", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.unlock()
+	// The words that stood there were longer.
+	if _, mountpoint, _, err := Holder(dir); mountpoint != "/m" || err != nil {
+		t.Errorf("at %q, %v", mountpoint, err)
+	}
+}
+
+func TestSharedLocks(t *testing.T) {
+	fs := overlay.HostFS()
+	dir := t.TempDir()
+	// Who only reads makes no file.
+	none, err := lockDir(fs, dir, false, "/mnt/ro", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := none.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
+		t.Errorf("a read-only lock made %v, %v", names, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, lockName), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := lockElsewhere(t, dir, true)
+	second, err := lockDir(fs, dir, false, "", 0)
+	if err != nil {
+		t.Fatalf("two readers: %v", err)
+	}
+	if err := second.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	_, err = lockDir(fs, dir, true, "", 100*time.Millisecond)
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d ", pid)) {
+		t.Errorf("a writer beside a reader: %v", err)
+	}
+	if waited := time.Since(start); waited < 100*time.Millisecond {
+		t.Errorf("waited only %v", waited)
+	}
+	if gotPID, _, held, err := Holder(dir); gotPID != pid || !held || err != nil {
+		t.Errorf("held by %d: %v, %v", gotPID, held, err)
+	}
+}
+
+func TestLockRefusesALink(t *testing.T) {
+	dir := t.TempDir()
+	victim := filepath.Join(t.TempDir(), "victim")
+	if err := os.WriteFile(victim, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(victim, filepath.Join(dir, lockName)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockDir(overlay.HostFS(), dir, true, "", 0); err == nil {
+		t.Error("a link was followed")
+	}
+	if text, err := os.ReadFile(victim); string(text) != "precious" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+func TestLockOfASimulatedFileSystem(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		if _, err := lockDir(&failingFS{FS: overlay.HostFS()}, dir, true, "", 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
+		t.Errorf("%v, %v", names, err)
+	}
+}
