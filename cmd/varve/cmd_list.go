@@ -138,7 +138,7 @@ func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, cha
 		}
 		return write(out, st)
 	}
-	d, err := t.open(cmd.ErrOrStderr(), true)
+	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(cmd.ErrOrStderr())})
 	if err != nil {
 		return err
 	}

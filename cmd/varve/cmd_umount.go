@@ -53,14 +53,15 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 	if t.mountpoint == "" {
 		return errors.New("it is not mounted")
 	}
-	var st unix.Stat_t
-	dead := errors.Is(unix.Stat(t.mountpoint, &st), unix.ENOTCONN)
+	dead := daemonGone(t.mountpoint)
 	daemon := 0
 	if t.dir != "" {
 		if daemon, _, _, err = chain.Holder(t.dir); err != nil {
 			return err
 		}
 	}
+	ended := processEnd(daemon)
+	defer ended.close()
 	if err := unmountPath(t.mountpoint); err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("it is in use: %s; close that first", whoUses(t))
@@ -78,6 +79,8 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon); err != nil || t.readOnly {
 		return err
 	}
+	// Its last words go into the log in the disk directory.
+	ended.wait(patience)
 	return checkClosed(cmd.ErrOrStderr(), t, dead)
 }
 
@@ -174,6 +177,46 @@ func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int) e
 		case <-ctx.Done():
 			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, t.dir)
 		}
+	}
+}
+
+// process is a handle on a process that cannot come to mean another one.
+type process struct{ fd int } // -1 for none
+
+// processEnd gets hold of a process to wait for its end. Where that cannot be
+// had, there is nothing to wait for.
+func processEnd(pid int) process {
+	if pid <= 0 {
+		return process{-1}
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return process{-1}
+	}
+	return process{fd}
+}
+
+// wait returns when the process has ended, or after limit.
+func (p process) wait(limit time.Duration) {
+	if p.fd < 0 {
+		return
+	}
+	for deadline := time.Now().Add(limit); ; {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return
+		}
+		// A pidfd becomes readable when its process ends (pidfd_open(2)).
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}, int(left/time.Millisecond)+1)
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+func (p process) close() {
+	if p.fd >= 0 {
+		unix.Close(p.fd)
 	}
 }
 

@@ -67,7 +67,8 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 	if err != nil {
 		return err
 	}
-	if id == "" {
+	if id == "" { // nothing had to be copied
+		progress.New(w.out, w.title).Finish(0)
 		return nil
 	}
 	if background {
@@ -102,7 +103,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 }
 
 func (w waiter) direct(ctx context.Context, j job, background bool) error {
-	d, err := w.target.open(w.out, false)
+	d, err := w.target.open(chain.OpenOptions{Log: warnings(w.out), HoldJob: background})
 	if err != nil {
 		return err
 	}
@@ -113,7 +114,10 @@ func (w waiter) direct(ctx context.Context, j job, background bool) error {
 	if err := errors.Join(err, d.Close()); err != nil {
 		return err
 	}
-	if background && id != "" {
+	switch {
+	case id == "":
+		progress.New(w.out, w.title).Finish(0)
+	case background:
 		say(w.out, "%s: job %s is recorded; the disk is not mounted, so it goes on at the next mount", w.title, id)
 	}
 	return nil
@@ -161,6 +165,6 @@ func (w waiter) ended(bar *progress.Reporter, st chain.JobStatus) error {
 		return fmt.Errorf("job %s was cancelled", st.ID)
 	default:
 		bar.Clear()
-		return fmt.Errorf("job %s %s: %s", st.ID, st.State, st.Error)
+		return fmt.Errorf("job %s has %s: %s", st.ID, st.State, st.Error)
 	}
 }

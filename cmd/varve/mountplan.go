@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/chain"
 	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/mounts"
@@ -56,12 +58,13 @@ func checkMountpoint(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if mounted && !daemonGone(at) {
+		return "", fmt.Errorf("at %s the disk %s is mounted already", path, m.Source)
+	}
 	info, err := os.Stat(at)
 	switch {
-	case errors.Is(err, syscall.ENOTCONN):
+	case mounted || errors.Is(err, syscall.ENOTCONN):
 		return "", fmt.Errorf("at %s is a mount whose daemon is gone (%w); clear it with \"varve umount %s\"", path, syscall.ENOTCONN, path)
-	case mounted:
-		return "", fmt.Errorf("at %s the disk %s is mounted already", path, m.Source)
 	case errors.Is(err, os.ErrNotExist):
 		return "", fmt.Errorf("the mountpoint %s does not exist; make it with mkdir", path)
 	case err != nil:
@@ -78,6 +81,19 @@ func checkMountpoint(path string) (string, error) {
 		return "", fmt.Errorf("the mountpoint %s is not empty (it has %q in it)", path, names[0])
 	}
 	return at, nil
+}
+
+// daemonGone says whether a mount is one whose daemon has ended. It asks for the
+// space on the file system, which the kernel always passes on to the daemon;
+// what stat tells may come from its cache.
+func daemonGone(mountpoint string) bool {
+	var st unix.Statfs_t
+	for {
+		err := unix.Statfs(mountpoint, &st)
+		if !errors.Is(err, unix.EINTR) {
+			return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+		}
+	}
 }
 
 // findSource tells a disk directory from an image.

@@ -2,8 +2,8 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,15 +32,29 @@ func wrapped(cmd *cobra.Command, arg string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s %s: %w", cmd.Name(), arg, err)
+	return commandError{cmd.Name() + " " + arg, err}
 }
+
+// commandError is what went wrong with a command on a disk.
+type commandError struct {
+	what string
+	err  error
+}
+
+func (e commandError) Error() string {
+	// That something is invalid the reason says better than the word.
+	return e.what + ": " + strings.TrimPrefix(e.err.Error(), chain.ErrInvalid.Error()+": ")
+}
+
+func (e commandError) Unwrap() error { return e.err }
 
 func (t target) perform(stderr io.Writer, op operation) error {
 	if t.mountpoint != "" {
 		_, err := t.control(op.command, op.line)
 		return err
 	}
-	d, err := t.open(stderr, false)
+	// A job that was left to go on later is not this command's business.
+	d, err := t.open(chain.OpenOptions{Log: warnings(stderr), HoldJob: true})
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -125,6 +124,7 @@ func (t target) explain(err error) error {
 }
 
 // open opens a disk that is not mounted.
-func (t target) open(log io.Writer, readOnly bool) (*chain.Disk, error) {
-	return chain.Open(t.dir, chain.OpenOptions{ReadOnly: readOnly, Log: warnings(log), LockWait: lockWait})
+func (t target) open(o chain.OpenOptions) (*chain.Disk, error) {
+	o.LockWait = lockWait
+	return chain.Open(t.dir, o)
 }

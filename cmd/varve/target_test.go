@@ -9,16 +9,6 @@ import (
 	"varve/cmd/varve/internal/holders"
 )
 
-// hostDir is a directory on the host's disk: tmpfs is no home for disks.
-func hostDir(t *testing.T) string {
-	t.Helper()
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/mounts"
+)
+
+// asVarve makes this test program be varve: the daemon runs with the race
+// detector when the tests do.
+const asVarve = "VARVE_TEST_AS_VARVE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asVarve) != "" {
+		main()
+		return
+	}
+	for _, tool := range []string{"qemu-img", "qemu-io", "fusermount3", "losetup", "mkfs.ext4", "setpriv"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			fmt.Fprintf(os.Stderr, "these tests need %s: %v; make deps installs it\n", tool, err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// hostDir is a directory on the host's disk (tmpfs is no home for disks). At
+// the end nothing that varve mounted in it is left, whatever the test did.
+func hostDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "varve-cmd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		list, err := mounts.List()
+		if err != nil {
+			t.Error(err)
+		}
+		for _, m := range list {
+			if mounts.Within(m.Mountpoint, dir) {
+				pid, _, _, _ := chain.Holder(m.Source)
+				daemon := processEnd(pid)
+				syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH)
+				daemon.wait(20 * time.Second)
+				daemon.close()
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// result is what a command did.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+// vv runs varve in a process of its own, in dir.
+func vv(t *testing.T, dir string, args ...string) result {
+	t.Helper()
+	cmd := command(dir, args...)
+	return finish(t, cmd)
+}
+
+func command(dir string, args ...string) *exec.Cmd {
+	exe, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), asVarve+"=1", "NOTIFY_SOCKET=")
+	return cmd
+}
+
+func finish(t *testing.T, cmd *exec.Cmd) result {
+	t.Helper()
+	var out, words bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &words
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		t.Fatalf("run %v: %v", cmd.Args[1:], err)
+	}
+	return result{cmd.ProcessState.ExitCode(), out.String(), words.String()}
+}
+
+// must runs varve and expects success.
+func must(t *testing.T, dir string, args ...string) result {
+	t.Helper()
+	r := vv(t, dir, args...)
+	if r.code != exitDone {
+		t.Fatalf("varve %s: exit %d\n%s%s", strings.Join(args, " "), r.code, r.stdout, r.stderr)
+	}
+	return r
+}
+
+// fails runs varve and expects an exit code and one line of stderr that has
+// all the words in it.
+func fails(t *testing.T, dir string, code int, words []string, args ...string) {
+	t.Helper()
+	r := vv(t, dir, args...)
+	said := strings.Join(args, " ")
+	if len(said) > 100 {
+		said = said[:100] + "…"
+	}
+	if r.code != code || r.stdout != "" {
+		t.Errorf("varve %s: exit %d, stdout %q, stderr %q; want exit %d", said, r.code, r.stdout, r.stderr, code)
+	}
+	if strings.Count(r.stderr, "\n") != 1 || !strings.HasPrefix(r.stderr, "varve: ") {
+		t.Errorf("varve %s: not one line: %q", said, r.stderr)
+	}
+	for _, w := range words {
+		if !strings.Contains(r.stderr, w) {
+			t.Errorf("varve %s: says %q, lacks %q", said, r.stderr, w)
+		}
+	}
+	t.Logf("varve %s\n\t%s", said, r.stderr)
+}
+
+// tool runs a program of others and expects success.
+func tool(t *testing.T, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// image makes a raw image with a known pattern in its first bytes.
+func image(t *testing.T, path string, size, filled int64) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	block := make([]byte, 1<<20)
+	for i := range block {
+		block[i] = byte(i*7 + i>>8)
+	}
+	for off := int64(0); off < filled; off += int64(len(block)) {
+		if _, err := f.WriteAt(block[:min(int64(len(block)), filled-off)], off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// put writes text into disk.raw and makes it durable.
+func put(t *testing.T, mountpoint, text string, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(mountpoint, "disk.raw"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte(text), off); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// get reads n bytes of a file.
+func get(t *testing.T, path string, off int64, n int) string {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, off); err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// mounted makes an image and mounts it at dir/mnt.
+func mounted(t *testing.T, size, filled int64) (dir, mnt string) {
+	t.Helper()
+	dir = hostDir(t)
+	mnt = filepath.Join(dir, "mnt")
+	if err := os.Mkdir(mnt, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	image(t, filepath.Join(dir, "vm.raw"), size, filled)
+	must(t, dir, "mount", "vm.raw", "mnt")
+	return dir, mnt
+}
+
+// document is what --json says of a disk.
+func document(t *testing.T, dir, disk string) chain.Status {
+	t.Helper()
+	r := must(t, dir, "status", disk, "--json")
+	var st chain.Status
+	if err := json.Unmarshal([]byte(r.stdout), &st); err != nil {
+		t.Fatalf("%v in %s", err, r.stdout)
+	}
+	return st
+}
+
+// named lists the snapshots of a disk.
+func named(st chain.Status) string {
+	var names []string
+	for _, l := range st.Layers {
+		if l.Name != "" {
+			names = append(names, l.Name)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// eventually waits for something to become true.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !f(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("in vain: %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// daemonOf is the pid that holds a disk directory.
+func daemonOf(t *testing.T, dir string) int {
+	t.Helper()
+	pid, _, held, err := chain.Holder(dir)
+	if err != nil || !held {
+		t.Fatalf("nobody holds %s (%v)", dir, err)
+	}
+	return pid
+}
