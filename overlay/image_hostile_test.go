@@ -285,7 +285,8 @@ func TestHostileCompressed(t *testing.T) {
 }
 
 // FuzzImage opens, maps and reads whole images. What they claim about
-// themselves must neither crash nor cost more memory than they are long.
+// themselves must neither crash nor cost more memory than they are long. Run it
+// with -fuzzminimizetime 1x: minimizing whole images takes minutes each.
 func FuzzImage(f *testing.F) {
 	raw := filepath.Join(f.TempDir(), "seed.raw")
 	if err := os.WriteFile(raw, bytes.Repeat([]byte("layers of mud\n"), 1000), 0o600); err != nil {
