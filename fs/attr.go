@@ -18,11 +18,14 @@ const (
 	alwaysAsked = 0
 )
 
-// attrBlock is the unit of st_blocks in bytes, and blockSize what st_blksize
-// recommends.
+// attrBlock is the unit of st_blocks. imageBlock is what st_blksize recommends
+// for disk images, in bytes: cmp and stdio read in pieces of that size, and
+// each piece of disk.raw is a request (cmp of 2 GiB: 29 s with 4 KiB, 1.6 s
+// with 128 KiB). textBlock is the same for everything else.
 const (
-	attrBlock = 512
-	blockSize = 4096
+	attrBlock  = 512
+	imageBlock = 128 << 10
+	textBlock  = 4096
 )
 
 func errStale() error { return refuse(unix.ESTALE, "the layer is gone") }
@@ -30,7 +33,7 @@ func errStale() error { return refuse(unix.ESTALE, "the layer is gone") }
 // attr fills in a node's attributes and says how long they hold.
 func (f *fileSystem) attr(node uint64, a *fuse.Attr) (valid time.Duration, err error) {
 	// go-fuse computes st_blocks itself where Blksize is 0.
-	*a = fuse.Attr{Ino: node, Nlink: 1, Blksize: blockSize, Owner: fuse.Owner{Uid: f.uid, Gid: f.gid}}
+	*a = fuse.Attr{Ino: node, Nlink: 1, Blksize: textBlock, Owner: fuse.Owner{Uid: f.uid, Gid: f.gid}}
 	switch {
 	case node == nodeDisk:
 		return alwaysAsked, f.diskAttr(a)
@@ -39,7 +42,10 @@ func (f *fileSystem) attr(node uint64, a *fuse.Attr) (valid time.Duration, err e
 		if !ok {
 			return 0, errStale()
 		}
-		return alwaysAsked, f.layerAttr(l, a)
+		// A view does not change, and its name is looked up every time. If
+		// its attributes were asked for every time too, so they would be
+		// before each read from the page cache.
+		return fixedAttrs, f.layerAttr(l, a)
 	case node == nodeStatus, node == nodeStatusJSON:
 		a.Mode = unix.S_IFREG | 0o444&^f.umask
 		a.Size = uint64(f.textSize[node-nodeStatus].Load())
@@ -82,6 +88,7 @@ func (f *fileSystem) dirAttr(dir uint64, a *fuse.Attr) {
 func (f *fileSystem) diskAttr(a *fuse.Attr) error {
 	mode, uid, gid, atime := f.owner.get()
 	a.Mode = unix.S_IFREG | mode
+	a.Blksize = imageBlock
 	a.Owner = fuse.Owner{Uid: uid, Gid: gid}
 	a.Size = uint64(f.disk.Size())
 	setTime(a, f.disk.ModTime())
@@ -98,6 +105,7 @@ func (f *fileSystem) diskAttr(a *fuse.Attr) error {
 
 func (f *fileSystem) layerAttr(l chain.LayerStatus, a *fuse.Attr) error {
 	a.Mode = unix.S_IFREG | 0o444&^f.umask
+	a.Blksize = imageBlock
 	a.Size = uint64(l.Size)
 	setTime(a, frozenAt(l))
 	n, err := f.disk.LayerAllocatedBytes(l.ID)

@@ -180,14 +180,14 @@ func TestLayers(t *testing.T) {
 	}
 	path := filepath.Join(dir, "layers/one.raw")
 	st := stat(t, path)
-	frozen := d.views[1].status.Frozen
+	frozen := d.layer(1).status.Frozen
 	if st.Size != 4*mib || st.Blocks != 8 || !time.Unix(st.Mtim.Unix()).Equal(frozen) || st.Ino != 1<<20+2 {
 		t.Errorf("%+v", st)
 	}
 	if _, err := disk.WriteAt([]byte("after!"), 8192); err != nil {
 		t.Fatal(err)
 	}
-	want := d.views[1].data
+	want := d.layer(1).data
 	for range 2 { // from the chain, then from the page cache
 		got, err := os.ReadFile(path)
 		if err != nil || sha256.Sum256(got) != sha256.Sum256(want) {

@@ -33,7 +33,7 @@ func TestDiskReadsAndWrites(t *testing.T) {
 		if n, err := file.WriteAt(want, c.off); err != nil || n != c.size {
 			t.Fatalf("write %d at %d: %d, %v", c.size, c.off, n, err)
 		}
-		if got := d.data[c.off : c.off+int64(c.size)]; !bytes.Equal(got, want) {
+		if got := d.bytes(c.off, int64(c.size)); !bytes.Equal(got, want) {
 			t.Errorf("the disk does not hold what was written at %d", c.off)
 		}
 		got := make([]byte, c.size)
@@ -230,7 +230,7 @@ func TestFallocate(t *testing.T) {
 				t.Errorf("calls %v, want %s", d.history(), c.reserved)
 			}
 			if c.discards > 0 {
-				if c := d.data[min(c.off, 4*mib-1)]; c != 0 {
+				if c := d.bytes(min(c.off, 4*mib-1), 1)[0]; c != 0 {
 					t.Errorf("the range reads %d", c)
 				}
 			}
@@ -284,7 +284,7 @@ func TestDiskTimesModeOwner(t *testing.T) {
 	dir, d, _ := mounted(t, mib, Options{Umask: 0o027, UID: 12, GID: 34})
 	path := filepath.Join(dir, nameDisk)
 	st := stat(t, path)
-	if st.Mode != unix.S_IFREG|0o640 || st.Uid != 12 || st.Gid != 34 || st.Ino != nodeDisk || st.Nlink != 1 || st.Blksize != 4096 {
+	if st.Mode != unix.S_IFREG|0o640 || st.Uid != 12 || st.Gid != 34 || st.Ino != nodeDisk || st.Nlink != 1 || st.Blksize != 128<<10 {
 		t.Errorf("%+v", st)
 	}
 	if got := time.Unix(st.Mtim.Unix()); !got.Equal(d.ModTime()) || st.Ctim != st.Mtim {
@@ -325,7 +325,7 @@ func TestDiskTimesModeOwner(t *testing.T) {
 	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &stx); err != nil {
 		t.Fatal(err)
 	}
-	created := d.views[0].status.Created
+	created := d.layer(0).status.Created
 	if stx.Mask&unix.STATX_BTIME == 0 || stx.Btime.Sec != created.Unix() || stx.Btime.Nsec != 5 || stx.Size != mib || stx.Ino != nodeDisk {
 		t.Errorf("statx %+v", stx)
 	}
@@ -335,7 +335,7 @@ func TestMappingsOfTheDisk(t *testing.T) {
 	dir, d, _ := mounted(t, mib, Options{})
 	path := filepath.Join(dir, nameDisk)
 	runHelper(t, "mmap-write", path, "through a mapping")
-	if got := d.data[8192 : 8192+17]; string(got) != "through a mapping" {
+	if got := d.bytes(8192, 17); string(got) != "through a mapping" {
 		t.Errorf("the disk holds %q", got)
 	}
 	// What the kernel cached for a mapping goes with a revert.
@@ -395,9 +395,7 @@ func TestManyOpensAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	waitFor(t, "the last handle to be closed", func() bool {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		return len(d.open) == 0
+		return len(d.opens()) == 0
 	})
 }
 
@@ -414,10 +412,8 @@ func TestOpenSaysWho(t *testing.T) {
 		{File: "disk.raw", PID: os.Getpid(), Command: command, Write: true},
 		{File: "layers/base.raw", PID: os.Getpid(), Command: command},
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !slices.Equal(d.open, want) {
-		t.Errorf("open: %+v, want %+v", d.open, want)
+	if got := d.opens(); !slices.Equal(got, want) {
+		t.Errorf("open: %+v, want %+v", got, want)
 	}
 }
 

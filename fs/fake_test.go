@@ -422,3 +422,18 @@ func (d *fakeDisk) tell() func(chain.Change) {
 	}
 	return d.onChange
 }
+
+// bytes, opens and layer show the disk's state to a test, under its lock.
+func (d *fakeDisk) bytes(off, n int64) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Clone(d.data[off : off+n])
+}
+
+func (d *fakeDisk) opens() []chain.OpenStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]chain.OpenStatus(nil), d.open...)
+}
+
+func (d *fakeDisk) layer(i int) *fakeLayer { return d.layers()[i] }

@@ -36,6 +36,9 @@ type Server struct {
 	done       chan struct{} // closed when the last request was answered
 }
 
+// typeName makes the mount's type fuse.varve.
+const typeName = "varve"
+
 // Limits of the connection: what was measured to be the fastest, see
 // docs/performance.md.
 const (
@@ -50,7 +53,7 @@ func Mount(d *chain.Disk, mountpoint string, o Options) (*Server, error) {
 }
 
 func mount(d disk, mountpoint string, o Options) (*Server, error) {
-	mountpoint, err := filepath.Abs(mountpoint)
+	mountpoint, err := resolved(mountpoint)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
@@ -76,7 +79,25 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 		s.Wait()
 		return nil, err
 	}
+	if s.direct {
+		if err := raiseReadahead(mountpoint); err != nil {
+			f.log.Debug("readahead stays as it is", "error", err)
+		}
+	}
 	return s, nil
+}
+
+// resolved is a path as the mount table shows it.
+func resolved(mountpoint string) (string, error) {
+	abs, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return mountpoint, err
+	}
+	real, err := filepath.EvalSymlinks(abs)
+	if err != nil {
+		return abs, err
+	}
+	return real, nil
 }
 
 // serve answers requests until the mount is gone.

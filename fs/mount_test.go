@@ -42,8 +42,8 @@ func TestUnmount(t *testing.T) {
 	if len(names(t, dir)) != 0 {
 		t.Error("the mount is still there")
 	}
-	if len(d.open) != 0 {
-		t.Errorf("left open: %v", d.open)
+	if left := d.opens(); len(left) != 0 {
+		t.Errorf("left open: %v", left)
 	}
 	d.onChange(chain.Change{Size: true, Content: true, Layers: true}) // must not hang or panic
 }
@@ -57,8 +57,8 @@ func TestLostConnectionClosesFiles(t *testing.T) {
 		t.Fatalf("forced unmount: %v, want EBUSY", err)
 	}
 	s.Wait()
-	if len(d.open) != 0 {
-		t.Errorf("left open: %v", d.open)
+	if left := d.opens(); len(left) != 0 {
+		t.Errorf("left open: %v", left)
 	}
 	file.Close()
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
@@ -183,6 +183,31 @@ func TestMountFails(t *testing.T) {
 				s.Unmount()
 			}
 		}
+	}
+}
+
+// The mountpoint may be named through a symbolic link, and be one already.
+func TestMountOverAMountThroughALink(t *testing.T) {
+	below, d, _ := mounted(t, mib, Options{})
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(below, link); err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, newFakeDisk(d.dir, 2*mib), link, Options{})
+	if size := stat(t, filepath.Join(below, nameDisk)).Size; size != 2*mib {
+		t.Errorf("size %d", size)
+	}
+	device := stat(t, below).Dev
+	got, err := os.ReadFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(device), unix.Minor(device)))
+	if err != nil || strings.TrimSpace(string(got)) != "1024" {
+		t.Errorf("readahead %s, %v", got, err)
+	}
+	if err := s.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+	s.Wait()
+	if size := stat(t, filepath.Join(below, nameDisk)).Size; size != mib {
+		t.Errorf("size %d after the upper mount went", size)
 	}
 }
 
