@@ -232,16 +232,18 @@ type background struct {
 	done  sync.WaitGroup
 }
 
-func startBackground(d *Disk) *background {
+// startBackground sets d.background before anything of it runs: flushes look
+// at it.
+func startBackground(d *Disk) {
 	b := &background{
 		disk:  d,
 		flush: make(chan struct{}, 1),
 		punch: make(chan struct{}, 1),
 		quit:  make(chan struct{}),
 	}
+	d.background = b
 	b.done.Go(b.flushLoop)
 	b.done.Go(b.punchLoop)
-	return b
 }
 
 // kickFlush and kickPunch never wait. They may be called on nil.

@@ -58,7 +58,7 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 		if err := d.putInOrder(); err != nil {
 			return nil, err
 		}
-		d.background = startBackground(d)
+		startBackground(d)
 		d.resumeJob()
 	}
 	return d, nil
