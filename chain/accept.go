@@ -25,7 +25,7 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 		return err
 	}
 	if o.ReadOnly {
-		return fmt.Errorf("accept %s: %w", layer, ErrReadOnly)
+		return fmt.Errorf("accept %s of %s: %w", layer, dir, ErrReadOnly)
 	}
 	// Before the lock, which would make a lock file in any directory.
 	if _, err := loadManifest(fs, dir); err != nil {
@@ -40,10 +40,7 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := accept(fs, dir, m, layer); err != nil {
-		return fmt.Errorf("accept %s: %w", layer, err)
-	}
-	return nil
+	return accept(fs, dir, m, layer)
 }
 
 func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
@@ -53,7 +50,7 @@ func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
 	}
 	switch {
 	case name == leafName || l != nil && l.ID == m.Leaf:
-		return fmt.Errorf("%w: the leaf is written all the time and has no fingerprint", ErrInvalid)
+		return invalidf("the leaf is written all the time and has no fingerprint")
 	case l == nil:
 		return fmt.Errorf("layer %q %w", name, ErrNotExist)
 	case m.Job != nil:
@@ -71,7 +68,7 @@ func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 	if image.Size() == 0 {
-		return fmt.Errorf("%w: %s is empty now", ErrInvalid, path)
+		return invalidf("%s is empty now", path)
 	}
 	if l.Foreign {
 		if err := sameBacking(m, l, image.Header()); err != nil {

@@ -46,7 +46,7 @@ func adoptImages(fs overlay.FS, path, format string) (images []*foreignImage, er
 	}
 	for namedBy := ""; path != ""; {
 		if len(images) == maxAdopted {
-			return images, fmt.Errorf("%w: %s has more than %d backing files", ErrInvalid, images[0].path, maxAdopted)
+			return images, invalidf("%s has more than %d backing files", images[0].path, maxAdopted)
 		}
 		next, err := openForeign(fs, path, format, namedBy)
 		if err != nil {
@@ -54,7 +54,7 @@ func adoptImages(fs overlay.FS, path, format string) (images []*foreignImage, er
 		}
 		for _, seen := range images {
 			if seen.info.Device == next.info.Device && seen.info.Inode == next.info.Inode {
-				return append(images, next), fmt.Errorf("%w: a loop of backing files: %s is below itself, named by %s", ErrInvalid, next.path, namedBy)
+				return append(images, next), invalidf("a loop of backing files: %s is below itself, named by %s", next.path, namedBy)
 			}
 		}
 		images = append(images, next)
@@ -66,7 +66,7 @@ func adoptImages(fs overlay.FS, path, format string) (images []*foreignImage, er
 	}
 	bottom := images[len(images)-1]
 	if bottom.image.Size() == 0 {
-		return images, fmt.Errorf("%w: the base %s is empty", ErrInvalid, bottom.path)
+		return images, invalidf("the base %s is empty", bottom.path)
 	}
 	// A resolved path goes on to name the same file when a link is turned to
 	// another one. But QEMU looks for a relative backing name beside the path
@@ -97,7 +97,7 @@ func topFormat(fs overlay.FS, path, said string) (string, error) {
 	switch said {
 	case "", formatRaw, formatQcow2:
 	default:
-		return "", fmt.Errorf("%w: the format %q; raw and qcow2 are known", ErrInvalid, said)
+		return "", invalidf("the format %q; raw and qcow2 are known", said)
 	}
 	if err := checkFile(fs, path); err != nil {
 		return "", err
@@ -109,15 +109,15 @@ func topFormat(fs overlay.FS, path, said string) (string, error) {
 	named := strings.HasSuffix(strings.ToLower(path), ".qcow2")
 	switch {
 	case said == formatQcow2 && !magic:
-		return "", fmt.Errorf("%w: %s is no qcow2: it does not begin with its magic", ErrInvalid, path)
+		return "", invalidf("%s is no qcow2: it does not begin with its magic", path)
 	case said != "":
 		return said, nil
 	case named && !magic:
-		return "", fmt.Errorf("%w: %s is named .qcow2 but does not begin with its magic; if it is a raw image, say --format raw", ErrInvalid, path)
+		return "", invalidf("%s is named .qcow2 but does not begin with its magic; if it is a raw image, say --format raw", path)
 	case named:
 		return formatQcow2, nil
 	case magic:
-		return "", fmt.Errorf("%w: %s begins like a qcow2 but is not named .qcow2; say --format qcow2, or --format raw if a guest wrote that", ErrInvalid, path)
+		return "", invalidf("%s begins like a qcow2 but is not named .qcow2; say --format qcow2, or --format raw if a guest wrote that", path)
 	}
 	return formatRaw, nil
 }
@@ -135,13 +135,13 @@ func checkFile(fs overlay.FS, path string) error {
 	switch {
 	case info.Mode.IsDir():
 		if _, err := fs.Stat(filepath.Join(path, manifestName)); err == nil {
-			return fmt.Errorf("%w: %s is a disk directory, not an image", ErrInvalid, path)
+			return invalidf("%s is a disk directory, not an image", path)
 		}
-		return fmt.Errorf("%w: %s is a directory", ErrInvalid, path)
+		return invalidf("%s is a directory", path)
 	case info.Mode.IsRegular():
 	case info.Mode&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice:
 	default:
-		return fmt.Errorf("%w: %s is neither a file nor a block device", ErrInvalid, path)
+		return invalidf("%s is neither a file nor a block device", path)
 	}
 	return nil
 }
@@ -180,7 +180,7 @@ func backingOf(path string, header *overlay.Header) (backing, format string, err
 		return "", "", fmt.Errorf("the backing file of %s: %w", path, err)
 	}
 	if isProtocol(name) {
-		return "", "", fmt.Errorf("%w: %s names the backing file %q; names with a protocol and json: are not followed", ErrInvalid, path, name)
+		return "", "", invalidf("%s names the backing file %q; names with a protocol and json: are not followed", path, name)
 	}
 	if !header.HasBackingFormat {
 		return "", "", fmt.Errorf("%w: %s names the backing file %q without its format; say which with: qemu-img rebase -u -b %s -F raw|qcow2 %s",
@@ -211,7 +211,7 @@ func hasRelativeBacking(header *overlay.Header) bool {
 // absolutePath makes a path absolute without resolving links.
 func absolutePath(path string) (string, error) {
 	if path == "" {
-		return "", fmt.Errorf("%w: the path is empty", ErrInvalid)
+		return "", invalidf("the path is empty")
 	}
 	if !filepath.IsAbs(path) {
 		wd, err := os.Getwd()
@@ -258,7 +258,7 @@ func refuseVarve(fs overlay.FS, path string) error {
 		if err != nil {
 			relative, _ := strings.CutPrefix(resolved, dir+"/")
 			if _, ours := layerFileNumber(relative); ours && !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("%w: %s looks like a layer of the varve disk %s: %w", ErrInvalid, path, dir, err)
+				return invalidf("%s looks like a layer of the varve disk %s: %w", path, dir, err)
 			}
 			continue
 		}
@@ -268,7 +268,7 @@ func refuseVarve(fs overlay.FS, path string) error {
 			}
 			own, err := fs.Stat(l.path(dir))
 			if err == nil && own.Device == info.Device && own.Inode == info.Inode {
-				return fmt.Errorf("%w: %s is %s of the varve disk %s; mount that disk instead", ErrInvalid, path, l.label(), dir)
+				return invalidf("%s is %s of the varve disk %s; mount that disk instead", path, l.label(), dir)
 			}
 		}
 	}

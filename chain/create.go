@@ -78,11 +78,11 @@ func DirFor(image string) (string, error) {
 	}
 	switch {
 	case info.IsDir():
-		return "", fmt.Errorf("%w: %s is a directory", ErrInvalid, image)
+		return "", invalidf("%s is a directory", image)
 	case info.Mode()&os.ModeDevice != 0:
-		return "", fmt.Errorf("%w: beside the device %s no disk directory can stand; say where it shall be: --disk DIR", ErrInvalid, image)
+		return "", invalidf("beside the device %s no disk directory can stand; say where it shall be: --disk DIR", image)
 	case !info.Mode().IsRegular():
-		return "", fmt.Errorf("%w: %s is neither a file nor a block device", ErrInvalid, image)
+		return "", invalidf("%s is neither a file nor a block device", image)
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(path), &fs); err != nil {
@@ -90,7 +90,7 @@ func DirFor(image string) (string, error) {
 	}
 	// devtmpfs has the number of tmpfs.
 	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
-		return "", fmt.Errorf("%w: %s is in memory (tmpfs), where a disk directory would be lost; say where it shall be: --disk DIR", ErrInvalid, filepath.Dir(path))
+		return "", invalidf("%s is in memory (tmpfs), where a disk directory would be lost; say where it shall be: --disk DIR", filepath.Dir(path))
 	}
 	return path + dirSuffix, nil
 }
@@ -115,16 +115,12 @@ func Create(dir string, o CreateOptions) (Created, error) {
 	if err := checkPath(dir); err != nil {
 		return Created{}, err
 	}
-	created, err := create(fs, dir, o)
-	if err != nil {
-		return Created{}, fmt.Errorf("create %s: %w", dir, err)
-	}
-	return created, nil
+	return create(fs, dir, o)
 }
 
 func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
 	if _, err := fs.Stat(dir); err == nil {
-		return Created{}, ErrExist
+		return Created{}, fmt.Errorf("%s %w", dir, ErrExist)
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return Created{}, err
 	}
@@ -156,7 +152,7 @@ func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
 		}
 		if err := fs.Rename(temp, dir); err != nil {
 			if errors.Is(err, os.ErrExist) {
-				return ErrExist
+				return fmt.Errorf("%s %w", dir, ErrExist)
 			}
 			return err
 		}
@@ -212,11 +208,11 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 	size := o.Size
 	switch {
 	case size < 0 || size > maxDiskBytes:
-		return nil, fmt.Errorf("%w: a size of %d bytes", ErrInvalid, size)
+		return nil, invalidf("a size of %d bytes", size)
 	case len(images) == 0 && o.Format != "":
-		return nil, fmt.Errorf("%w: a format (%s) is for a base", ErrInvalid, o.Format)
+		return nil, invalidf("a format (%s) is for a base", o.Format)
 	case len(images) == 0 && size == 0:
-		return nil, fmt.Errorf("%w: a blank disk needs a size", ErrInvalid)
+		return nil, invalidf("a blank disk needs a size")
 	case len(images) == 0:
 		m.BlankSize = size
 	default:
@@ -226,10 +222,10 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 			size = base.image.Size()
 		}
 		if size == 0 {
-			return nil, fmt.Errorf("%w: %s is a disk of 0 bytes", ErrInvalid, base.path)
+			return nil, invalidf("%s is a disk of 0 bytes", base.path)
 		}
 		if size < base.image.Size() {
-			return nil, fmt.Errorf("%w: a size of %d bytes is less than the %d of %s", ErrInvalid, size, base.image.Size(), base.path)
+			return nil, invalidf("a size of %d bytes is less than the %d of %s", size, base.image.Size(), base.path)
 		}
 	}
 	plan.leaf.Size = size

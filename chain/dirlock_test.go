@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -51,10 +52,10 @@ func lockElsewhere(t *testing.T, dir string, shared bool) (pid int, kill func())
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	kill = func() {
+	kill = sync.OnceFunc(func() {
 		_ = command.Process.Kill()
 		_ = command.Wait() // "signal: killed"
-	}
+	})
 	t.Cleanup(kill)
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "locked <nil>\n" {
 		t.Fatalf("the other process: %q, %v", line, err)

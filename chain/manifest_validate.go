@@ -250,11 +250,11 @@ func (m *manifest) jobFault(byID map[string]*layerRecord) error {
 func checkPath(path string) error {
 	switch {
 	case len(path) > maxNameLength:
-		return fmt.Errorf("%w: the path %.60q… has %d bytes; a qcow2 header holds %d", ErrInvalid, path, len(path), maxNameLength)
+		return invalidf("the path %.60q… has %d bytes; a qcow2 header holds %d", path, len(path), maxNameLength)
 	case !utf8.ValidString(path):
-		return fmt.Errorf("%w: the path %q is not UTF-8", ErrInvalid, path)
+		return invalidf("the path %q is not UTF-8", path)
 	case strings.ContainsAny(path, "\n\r\x00"):
-		return fmt.Errorf("%w: the path %q has a line break or a NUL", ErrInvalid, path)
+		return invalidf("the path %q has a line break or a NUL", path)
 	}
 	return nil
 }

@@ -13,6 +13,18 @@ const (
 	formatQcow2 = "qcow2"
 )
 
+// refusal is an ErrInvalid whose words say all.
+type refusal struct{ reason error }
+
+func (r refusal) Error() string        { return r.reason.Error() }
+func (r refusal) Is(target error) bool { return target == ErrInvalid }
+func (r refusal) Unwrap() error        { return r.reason }
+
+// invalidf is fmt.Errorf for an error that is ErrInvalid.
+func invalidf(format string, args ...any) error {
+	return refusal{fmt.Errorf(format, args...)}
+}
+
 // maxLayerName is the highest length of a snapshot's name in bytes.
 const maxLayerName = 128
 
@@ -20,17 +32,17 @@ const maxLayerName = 128
 func CheckName(name string) error {
 	switch {
 	case name == "":
-		return fmt.Errorf("%w: the name is empty", ErrInvalid)
+		return invalidf("the name is empty")
 	case len(name) > maxLayerName:
-		return fmt.Errorf("%w: the name has %d characters, at most %d are allowed", ErrInvalid, len(name), maxLayerName)
+		return invalidf("the name has %d characters, at most %d are allowed", len(name), maxLayerName)
 	case name[0] == '.' || name[0] == '-':
-		return fmt.Errorf("%w: the name %q begins with %q", ErrInvalid, name, name[:1])
+		return invalidf("the name %q begins with %q", name, name[:1])
 	case name == baseName || name == leafName:
-		return fmt.Errorf("%w: the name %q is taken by varve itself", ErrInvalid, name)
+		return invalidf("the name %q is taken by varve itself", name)
 	}
 	for i := range len(name) {
 		if !nameByte(name[i]) {
-			return fmt.Errorf("%w: the name %q has a character other than A-Z a-z 0-9 . _ -", ErrInvalid, name)
+			return invalidf("the name %q has a character other than A-Z a-z 0-9 . _ -", name)
 		}
 	}
 	return nil
@@ -61,24 +73,24 @@ func ParseSize(s string) (int64, error) {
 	case "t", "tib":
 		unit = 1 << 40
 	default:
-		return 0, fmt.Errorf("%w: the size %.40q has an unknown unit; K, M, G and T are powers of 1024", ErrInvalid, s)
+		return 0, invalidf("the size %.40q has an unknown unit; K, M, G and T are powers of 1024", s)
 	}
 	whole, fraction, point := strings.Cut(number, ".")
 	if !digits(whole) || point && !digits(fraction) || len(number) > 40 {
-		return 0, fmt.Errorf("%w: %.40q is no size; write bytes, or a number with K, M, G or T", ErrInvalid, s)
+		return 0, invalidf("%.40q is no size; write bytes, or a number with K, M, G or T", s)
 	}
 	value, ok := new(big.Rat).SetString(number)
 	if !ok {
-		return 0, fmt.Errorf("%w: %.40q is no size", ErrInvalid, s)
+		return 0, invalidf("%.40q is no size", s)
 	}
 	value.Mul(value, new(big.Rat).SetInt64(unit))
 	switch {
 	case value.Sign() == 0:
-		return 0, fmt.Errorf("%w: the size is 0", ErrInvalid)
+		return 0, invalidf("the size is 0")
 	case !value.IsInt():
-		return 0, fmt.Errorf("%w: the size %s is not a whole number of bytes", ErrInvalid, s)
+		return 0, invalidf("the size %s is not a whole number of bytes", s)
 	case value.Cmp(new(big.Rat).SetInt64(maxDiskBytes)) > 0:
-		return 0, fmt.Errorf("%w: the size %s is more than %d bytes", ErrInvalid, s, int64(maxDiskBytes))
+		return 0, invalidf("the size %s is more than %d bytes", s, int64(maxDiskBytes))
 	}
 	return value.Num().Int64(), nil
 }
