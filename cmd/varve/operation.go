@@ -42,8 +42,12 @@ type commandError struct {
 }
 
 func (e commandError) Error() string {
-	// That something is invalid the reason says better than the word.
-	return e.what + ": " + strings.TrimPrefix(e.err.Error(), chain.ErrInvalid.Error()+": ")
+	// That something is invalid or busy the reason says better than the word.
+	words := ": " + e.err.Error()
+	for _, kind := range []error{chain.ErrInvalid, chain.ErrBusy} {
+		words = strings.ReplaceAll(words, ": "+kind.Error()+": ", ": ")
+	}
+	return e.what + words
 }
 
 func (e commandError) Unwrap() error { return e.err }

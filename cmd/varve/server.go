@@ -63,6 +63,9 @@ func (m *server) run() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
+	if m.flags.allowOther && os.Geteuid() != 0 && !othersAllowed("/etc/fuse.conf") {
+		return errors.New("allow_other needs a line \"user_allow_other\" in /etc/fuse.conf")
+	}
 	if m.plan.create {
 		made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format})
 		if err != nil {
@@ -159,7 +162,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		ReadOnly:     m.flags.readOnly,
 	})
 	if err != nil {
-		return m.explainMount(err)
+		return explainMount(err)
 	}
 	if err := m.ready(signals); err != nil {
 		if unmountErr := mount.Unmount(); unmountErr != nil {
@@ -227,11 +230,8 @@ func (m *server) notify(state string) {
 }
 
 // explainMount adds the way out to a failed mount, where it is known.
-func (m *server) explainMount(err error) error {
-	switch {
-	case m.flags.allowOther && os.Geteuid() != 0 && !othersAllowed("/etc/fuse.conf"):
-		return fmt.Errorf("%w; allow_other needs a line \"user_allow_other\" in /etc/fuse.conf", err)
-	case errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV):
+func explainMount(err error) error {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
 		return fmt.Errorf("%w; is FUSE there (/dev/fuse, package fuse3)?", err)
 	}
 	return err
