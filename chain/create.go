@@ -124,6 +124,9 @@ func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return Created{}, err
 	}
+	if _, err := fs.Stat(filepath.Dir(dir)); err != nil {
+		return Created{}, err
+	}
 	var images []*foreignImage
 	if o.Base != "" {
 		var err error
