@@ -355,3 +355,24 @@ func FuzzImage(f *testing.F) {
 		}
 	})
 }
+
+// TestCompressedAtTheEnd: the last sector of compressed data may be missing in
+// part, where the file ends with the data.
+func TestCompressedAtTheEnd(t *testing.T) {
+	path := newQcow2(t, "", "4M")
+	qemuIO(t, path, "write -P 1 0 64k")
+	table := l2At(t, path)
+	content := bytes.Repeat([]byte("last"), 16<<10)
+	info, err := os.Stat(path)
+	must(t, err)
+	at := info.Size() + 100
+	patch(t, path, at, deflated(t, content)...)
+	const sectors = 3 // more than the file has
+	patch(t, path, table, be64(compressedFlag|(sectors-1)<<(62-8)|uint64(at))...)
+	im := openImage(t, path, "qcow2")
+	want := truth(t, path)
+	if !bytes.Equal(want[:len(content)], content) {
+		t.Error("qemu-img reads something else")
+	}
+	judgeContent(t, im, want)
+}
