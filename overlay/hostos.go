@@ -98,9 +98,25 @@ func (h *hostFile) WriteAt(p []byte, off int64) (int, error) { return h.f.WriteA
 func (h *hostFile) Truncate(size int64) error                { return h.f.Truncate(size) }
 func (h *hostFile) Fd() int                                  { return h.fd }
 
+// Close drops the locks first: a child that this process has forked and that
+// has not come to its exec yet holds the same open file description, and with
+// it the locks, beyond close(2).
+//
 // Close is never retried: Linux has freed the descriptor even when close(2)
 // says EINTR, and another thread may own the number by then.
-func (h *hostFile) Close() error { return h.f.Close() }
+func (h *hostFile) Close() error {
+	h.lockMu.Lock()
+	held := h.locked
+	h.lockMu.Unlock()
+	var err error
+	if held != LockNone {
+		err = h.Lock(LockNone)
+	}
+	if closeErr := h.f.Close(); closeErr != nil {
+		return closeErr
+	}
+	return err
+}
 
 // control calls fn with the descriptor, held open meanwhile, again as long as
 // a signal (Go's own preemption sends many) interrupts it.

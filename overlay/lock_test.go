@@ -209,6 +209,33 @@ func TestLockChangeLeavesNoGap(t *testing.T) {
 	}
 }
 
+// TestLockEndsWithClose: a child that has inherited the descriptor, as every
+// child has between fork and exec, does not keep the locks.
+func TestLockEndsWithClose(t *testing.T) {
+	path := newQcow2(t, "", "4M")
+	f := openHost(t, path, os.O_RDWR).(*hostFile)
+	if err := f.Lock(LockWritable); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("sleep", "60")
+	child.ExtraFiles = []*os.File{f.f}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := child.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = child.Wait() // says that it was killed
+	})
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := openHost(t, path, os.O_RDWR).Lock(LockWritable); err != nil {
+		t.Error(err)
+	}
+}
+
 func locked(h *hostFile, at int64) bool {
 	want := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
 	return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_GETLK, &want) == nil && want.Type != unix.F_UNLCK
