@@ -137,7 +137,7 @@ func (s *scenario) remember(name string) {
 // snapshotWhileWriting: the guest writes, and writes on after snapshot one.
 func (s *scenario) snapshotWhileWriting() {
 	g := s.boot()
-	g.Run("put big.one 12288")
+	g.Run("put big.one 24576")
 	g.StartWriter("a")
 	g.WaitFsynced(6)
 	s.one = g.Fsynced()
@@ -179,11 +179,12 @@ func (s *scenario) revertAndBranch() {
 		g.Run("[ ! -e /data/" + file.Name + " ]")
 	}
 	g.Verify()
-	g.Run("put big.two 12288")
+	g.Run("put big.two 32768")
 	g.StartWriter("b")
 	g.WaitFsynced(4)
 	s.m.Do("snapshot", "two")
-	g.WaitFsynced(4)
+	// As much on each side: whichever way the delete merges, it takes a while.
+	g.Run("put big.three 32768")
 	s.m.Do("snapshot", "three")
 	s.remember("two")
 	s.remember("three")
@@ -211,11 +212,11 @@ func (s *scenario) deleteAndFlattenWhileWriting() {
 	if _, err := os.Stat(s.m.Layer("two")); !os.IsNotExist(err) {
 		s.Errorf("layers/two.raw after its delete: %v", err)
 	}
-	s.m.FinishJob(guestJobLimit)
+	s.finishJob(g)
 	s.viewsHold()
 	g.WaitFsynced(2)
 	s.m.Do("flatten", "leaf")
-	s.m.FinishJob(guestJobLimit)
+	s.finishJob(g)
 	s.viewsHold()
 	g.WaitFsynced(2)
 	g.StopWriter()
@@ -232,6 +233,18 @@ func (s *scenario) deleteAndFlattenWhileWriting() {
 	guest.Fsck(s.T, s.m.Raw(), "-r")
 	guest.Contains(s.T, "disk.raw", guest.Data(s.T, s.m.Raw()), s.present)
 	s.settle()
+}
+
+// finishJob waits for the job that was just started, while the guest writes.
+func (s *scenario) finishJob(g *guest.Guest) {
+	s.Helper()
+	began, before := time.Now(), len(g.Fsynced())
+	job := s.m.WaitJob(guestJobLimit)
+	if job == nil || job.State != "done" || job.TotalBytes < 16<<20 {
+		s.Fatalf("the job, which must have 16 MiB to copy: %+v", job)
+	}
+	s.Logf("%s: %d of %d bytes in %v; the guest fsynced %d files meanwhile", job.Kind,
+		job.DoneBytes, job.TotalBytes, time.Since(began).Round(time.Millisecond), len(g.Fsynced())-before)
 }
 
 // bootOnceMore: the guest's own checksums hold after all that.
