@@ -126,15 +126,21 @@ func prepare() error {
 // Varve is the path of the varve binary under test.
 func Varve() string { return os.Getenv(binaryVariable) }
 
-// GuestFiles is the directory with the test guest's vmlinuz, modules and
-// busybox, as packaging/install-deps.sh leaves it.
-func GuestFiles(t testing.TB) string {
+// Checkout is the top of the checkout that the tests were built from.
+func Checkout(t testing.TB) string {
 	t.Helper()
 	root, err := repository()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(root, ".cache", "guest")
+	return root
+}
+
+// GuestFiles is the directory with the test guest's vmlinuz, modules and
+// busybox, as packaging/install-deps.sh leaves it.
+func GuestFiles(t testing.TB) string {
+	t.Helper()
+	return filepath.Join(Checkout(t), ".cache", "guest")
 }
 
 // repository is the top of the checkout, found from this file's own path.
