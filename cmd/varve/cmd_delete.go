@@ -17,8 +17,8 @@ is merged into them, while the VM goes on. Every other snapshot stays as it is.
 The merge waits for a layer with several children until all but one are gone.
 It survives an unmount or a crash and goes on at the next mount.
 
-With --unnamed it goes on with layers that have no name any more: those of a
-delete that was cancelled, and the one that a revert set aside.`,
+With --unnamed it goes on with layers that have no name any more, those of a
+delete that was cancelled.`,
 		Example: `  varve delete /mnt/vm1 before-upgrade
   varve delete /mnt/vm1 monday --background
   varve delete /mnt/vm1 --unnamed`,

@@ -3,28 +3,20 @@ package main
 import (
 	"bytes"
 	"os"
-	"regexp"
 	"strings"
 	"testing"
-	"time"
+
+	"varve/chain"
 )
 
-// slow is how much a job has to copy that a test wants to meet under way.
-const slow = 768 << 20
-
 func TestJobInBackground(t *testing.T) {
-	dir, _ := mounted(t, slow, slow)
-	must(t, dir, "snapshot", "mnt", "one")
+	dir, fast := slowDisk(t)
 	r := must(t, dir, "flatten", "mnt", "one", "--background")
-	if !regexp.MustCompile(`^varve: flatten mnt: job 1 runs in the background; "varve status mnt" shows how far it is\n$`).MatchString(r.stderr) {
+	if r.stderr != "varve: flatten mnt: job 1 runs in the background; \"varve status mnt\" shows how far it is\n" {
 		t.Errorf("says %q", r.stderr)
 	}
-	for _, c := range []struct{ args, words string }{
-		{"flatten mnt leaf", "job 1 (flatten) is running"},
-		{"delete mnt one", "job 1 (flatten) is running"},
-		{"revert mnt one", "job 1 (flatten) is running"},
-	} {
-		fails(t, dir, exitFailed, []string{c.words}, strings.Fields(c.args)...)
+	for _, c := range []string{"flatten mnt leaf", "delete mnt one", "revert mnt one"} {
+		fails(t, dir, exitFailed, []string{"job 1 (flatten) is running; wait for it or cancel it"}, strings.Fields(c)...)
 	}
 	must(t, dir, "snapshot", "mnt", "two") // allowed beside a job
 	if r := must(t, dir, "list"); !strings.Contains(r.stdout, "1 flatten") {
@@ -35,12 +27,30 @@ func TestJobInBackground(t *testing.T) {
 		t.Errorf("the job: %+v", st.Job)
 	}
 	fails(t, dir, exitFailed, []string{"no job is under way"}, "cancel", "mnt")
+	fast()
+	must(t, dir, "flatten", "mnt", "one")
 }
 
-// A command that waits can be interrupted; on a mounted disk the job goes on.
+// A command that waits for a job which somebody cancels has failed.
+func TestWaitingForACancelledJob(t *testing.T) {
+	dir, _ := slowDisk(t)
+	cmd := command(dir, "flatten", "mnt", "one")
+	var words bytes.Buffer
+	cmd.Stderr = &words
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitRecorded(t, dir)
+	must(t, dir, "cancel", "mnt", "1")
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != exitFailed || words.String() != "varve: flatten mnt: job 1 was cancelled\n" {
+		t.Errorf("exit %d, says %q", code, words.String())
+	}
+}
+
+// Ctrl-C ends the waiting only; the job goes on, at the next mount too.
 func TestInterruptedWaitMounted(t *testing.T) {
-	dir, mnt := mounted(t, slow, slow)
-	must(t, dir, "snapshot", "mnt", "one")
+	dir, fast := slowDisk(t)
 	r := interrupt(t, dir, "flatten", "mnt", "one")
 	if r.code != exitFailed || r.stderr != "varve: flatten mnt: interrupted; job 1 goes on in the background, \"varve cancel mnt 1\" stops it\n" {
 		t.Errorf("exit %d, says %q", r.code, r.stderr)
@@ -48,36 +58,30 @@ func TestInterruptedWaitMounted(t *testing.T) {
 	if st := document(t, dir, "mnt"); st.Job == nil || st.Job.ID != "1" || st.Job.State != jobRunning {
 		t.Errorf("the job: %+v", st.Job)
 	}
-	// It goes on at the next mount.
 	must(t, dir, "umount", "mnt")
-	must(t, dir, "mount", "vm.raw", "mnt")
-	eventually(t, "the job is done", func() bool {
-		st := document(t, dir, "mnt")
-		return st.Job != nil && st.Job.ID == "1" && st.Job.State == jobDone
-	})
-	if got := get(t, mnt+"/layers/one.raw", slow-4096, 4096); got != get(t, dir+"/vm.raw", slow-4096, 4096) {
-		t.Error("the flattened layer has other content than the base")
-	}
+	fast()
+	jobEnds(t, dir)
 }
 
 // On a disk that is not mounted the job stops in good order and goes on later.
 func TestInterruptedWaitUnmounted(t *testing.T) {
-	dir, _ := mounted(t, slow, slow)
-	must(t, dir, "snapshot", "mnt", "one")
+	dir, fast := slowDisk(t)
 	must(t, dir, "umount", "mnt")
-	r := interrupt(t, dir, "flatten", "vm.raw", "one")
-	if r.code != exitFailed || r.stderr != "varve: flatten vm.raw: interrupted; job 1 was stopped in good order and goes on when the disk is next mounted or worked on\n" {
+	r := interrupt(t, dir, "flatten", "vm.varve", "one")
+	if r.code != exitFailed || r.stderr != "varve: flatten vm.varve: interrupted; job 1 was stopped in good order and goes on when the disk is next mounted or worked on\n" {
 		t.Errorf("exit %d, says %q", r.code, r.stderr)
 	}
-	tool(t, dir, "qemu-img", "check", "-q", "vm.raw.varve/layers/000002.qcow2")
-	must(t, dir, "mount", "vm.raw", "mnt")
-	eventually(t, "the job is done", func() bool {
-		st := document(t, dir, "mnt")
-		return st.Job != nil && st.Job.ID == "1" && st.Job.State == jobDone
-	})
+	if clean, err := chain.ClosedInOrder(dir + "/vm.varve"); !clean || err != nil {
+		t.Errorf("closed in order: %v, %v", clean, err)
+	}
+	tool(t, dir, "qemu-img", "check", "-q", "vm.varve/layers/000002.qcow2")
+	// What has nothing to do with the job does not wait for it.
+	must(t, dir, "rename", "vm.varve", "one", "uno")
+	fast()
+	jobEnds(t, dir)
 }
 
-// interrupt runs varve and sends it what Ctrl-C sends, once the job is there.
+// interrupt runs varve and sends it what Ctrl-C sends, once its job is there.
 func interrupt(t *testing.T, dir string, args ...string) result {
 	t.Helper()
 	cmd := command(dir, args...)
@@ -86,16 +90,34 @@ func interrupt(t *testing.T, dir string, args ...string) result {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the job is recorded", func() bool {
-		b, err := os.ReadFile(dir + "/vm.raw.varve/chain.json")
-		return err == nil && bytes.Contains(b, []byte(`"kind": "flatten"`))
-	})
-	time.Sleep(50 * time.Millisecond)
+	waitRecorded(t, dir)
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
 	cmd.Wait()
 	return result{cmd.ProcessState.ExitCode(), out.String(), words.String()}
+}
+
+func waitRecorded(t *testing.T, dir string) {
+	t.Helper()
+	eventually(t, "the job is recorded", func() bool {
+		b, err := os.ReadFile(dir + "/vm.varve/chain.json")
+		return err == nil && bytes.Contains(b, []byte(`"kind": "flatten"`))
+	})
+}
+
+// jobEnds mounts the disk and waits for job 1, then compares the flattened
+// layer with its base.
+func jobEnds(t *testing.T, dir string) {
+	t.Helper()
+	must(t, dir, "mount", "vm.varve", "mnt")
+	eventually(t, "the job is done", func() bool {
+		st := document(t, dir, "mnt")
+		return st.Job != nil && st.Job.ID == "1" && st.Job.State == jobDone
+	})
+	must(t, dir, "umount", "mnt")
+	tool(t, dir, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", "host/vm.raw", "vm.varve/layers/000002.qcow2")
+	tool(t, dir, "qemu-img", "check", "-q", "vm.varve/layers/000002.qcow2")
 }
 
 func TestJobRecordedUnmounted(t *testing.T) {
@@ -124,20 +146,45 @@ func TestJobRecordedUnmounted(t *testing.T) {
 	}
 }
 
+// A job that was recorded on an unmounted disk can be cancelled there.
+func TestCancelUnmounted(t *testing.T) {
+	dir, mnt := mounted(t, 8<<20, 8<<20)
+	put(t, mnt, "hello", 1<<20)
+	must(t, dir, "snapshot", "mnt", "one")
+	must(t, dir, "umount", "mnt")
+	must(t, dir, "flatten", "vm.raw", "one", "--background")
+	must(t, dir, "cancel", "vm.raw")
+	fails(t, dir, exitFailed, []string{"no job is under way"}, "cancel", "vm.raw")
+	if st := document(t, dir, "vm.raw"); st.Layers[1].Parent == nil {
+		t.Errorf("it was flattened all the same: %+v", st)
+	}
+}
+
+// What a cancelled delete left goes on with --unnamed.
 func TestDeleteUnnamed(t *testing.T) {
-	for _, background := range []bool{true, false} {
-		dir, mnt := mounted(t, 8<<20, 8<<20)
-		must(t, dir, "snapshot", "mnt", "one")
-		put(t, mnt, "aside", 0)
-		must(t, dir, "umount", "mnt")
-		must(t, dir, "revert", "vm.raw", "one")
-		must(t, dir, "delete", "vm.raw", "one", "--background")
-		if background {
-			must(t, dir, "mount", "vm.raw", "mnt")
-		}
-		r := must(t, dir, "delete", "vm.raw", "--unnamed")
-		if !strings.HasPrefix(r.stderr, "delete vm.raw: done") {
-			t.Errorf("says %q", r.stderr)
-		}
+	for name, remount := range map[string]bool{"mounted": true, "not mounted": false} {
+		t.Run(name, func(t *testing.T) {
+			dir, mnt := mounted(t, 8<<20, 8<<20)
+			put(t, mnt, "hello", 0)
+			must(t, dir, "snapshot", "mnt", "one")
+			must(t, dir, "snapshot", "mnt", "two")
+			must(t, dir, "umount", "mnt")
+			must(t, dir, "delete", "vm.raw", "one", "--background")
+			must(t, dir, "cancel", "vm.raw")
+			if st := document(t, dir, "vm.raw"); len(st.Layers) != 4 || st.Layers[1].State != "unnamed" {
+				t.Fatalf("after the cancel: %+v", st)
+			}
+			if remount {
+				must(t, dir, "mount", "vm.raw", "mnt")
+			}
+			for range 2 { // the second time there is nothing to do
+				if r := must(t, dir, "delete", "vm.raw", "--unnamed"); !strings.HasPrefix(r.stderr, "delete vm.raw: done") || strings.Count(r.stderr, "\n") != 1 {
+					t.Errorf("says %q", r.stderr)
+				}
+				if st := document(t, dir, "vm.raw"); len(st.Layers) != 3 || named(st) != "base two" {
+					t.Errorf("after it: %+v", st)
+				}
+			}
+		})
 	}
 }

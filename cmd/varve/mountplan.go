@@ -175,9 +175,14 @@ func (p plan) checkFree() error {
 	return fmt.Errorf("%s is mounted already at %s (pid %d %s)", p.dir, mountpoint, pid, holders.Command(pid))
 }
 
-// belongs refuses to show, for an image, a disk that reads another one.
+// belongs refuses to show, for an image, a disk of another one that --disk
+// names. The disk beside an image is the image's, also when the snapshot that
+// the image was is deleted.
 func (p plan) belongs(layers []chain.LayerStatus) error {
 	if p.image == "" {
+		return nil
+	}
+	if home, err := chain.DirFor(p.image); err == nil && home == p.dir {
 		return nil
 	}
 	image, err := os.Stat(p.image)
