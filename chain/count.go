@@ -32,7 +32,11 @@ func (c *count) set(l *layer, version uint64, bytes int64) {
 func (n *node) version() uint64 {
 	if l := n.layer(); l != nil {
 		if o := l.over(); o != nil {
-			return o.Changes()
+			version := o.Changes()
+			if p := n.parent(); p != nil && p.absorbing.Load() {
+				version += p.version()
+			}
+			return version
 		}
 	}
 	return 0

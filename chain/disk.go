@@ -84,6 +84,7 @@ type Disk struct {
 	// gate: writes to the leaf hold it shared, the swap of a snapshot owns it.
 	gate    sync.RWMutex
 	leaf    atomic.Pointer[node] // changes while the gate is owned
+	move    *leafMove            // guarded by gate; nil unless a merge moves the leaf down
 	readers grace
 	cache   *regionCache
 

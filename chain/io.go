@@ -18,19 +18,19 @@ const discardPiece = regionSize
 func (d *Disk) ReadAt(p []byte, off int64) error {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
-	return d.leaf.Load().readLeaf(p, off)
+	return d.leaf.Load().readLive(p, off)
 }
 
-// readLeaf reads the view of a layer that is being written: its own tables
-// first, then what is resolved below.
-func (n *node) readLeaf(p []byte, off int64) error {
+// readLive reads the view of a layer that is being written: its own tables
+// first, then what is below. It is right for a frozen one too.
+func (n *node) readLive(p []byte, off int64) error {
 	l := n.link.Load()
 	if l.layer == nil {
 		return l.parent.ReadAt(p, off)
 	}
 	o := l.layer.over()
 	if o == nil {
-		return n.ReadAt(p, off)
+		return n.readResolved(p, off)
 	}
 	if left := o.Size() - off; left < int64(len(p)) {
 		clear(p[max(0, left):])
@@ -68,22 +68,28 @@ func (n *node) readLeaf(p []byte, off int64) error {
 	return nil
 }
 
+// leafWrite changes a range of one layer; below completes subclusters.
+type leafWrite func(o *overlay.Overlay, off, length int64, below overlay.Backing) error
+
 // write runs f on the leaf with the gate held shared and within a grace
 // section: f completes subclusters from the layers below.
-func (d *Disk) write(f func(o *overlay.Overlay, below overlay.Backing) error) error {
+func (d *Disk) write(off, length int64, f leafWrite) error {
 	d.gate.RLock()
 	defer d.gate.RUnlock()
 	section := d.readers.enter()
 	defer d.readers.exit(section)
 	leaf := d.leaf.Load()
 	o := leaf.layer().over()
-	if err := f(o, leaf.backing()); err != nil {
-		return err
+	var err error
+	if move := d.move; move != nil {
+		err = move.write(off, length, f)
+	} else {
+		err = f(o, off, length, leaf.backing())
 	}
 	if o.DirtyBytes() > dirtyLimit {
 		d.background.kickFlush()
 	}
-	return nil
+	return err
 }
 
 // checkRange refuses what does not lie within the disk.
@@ -102,8 +108,8 @@ func (d *Disk) WriteAt(p []byte, off int64) error {
 	if err := d.checkRange(off, int64(len(p))); err != nil {
 		return err
 	}
-	err := d.write(func(o *overlay.Overlay, below overlay.Backing) error {
-		return o.WriteAt(p, off, below)
+	err := d.write(off, int64(len(p)), func(o *overlay.Overlay, at, length int64, below overlay.Backing) error {
+		return o.WriteAt(p[at-off:at-off+length], at, below)
 	})
 	d.touch()
 	return err
@@ -112,9 +118,7 @@ func (d *Disk) WriteAt(p []byte, off int64) error {
 // Discard makes the range, which must lie within the disk, read as zeros and
 // gives its blocks back.
 func (d *Disk) Discard(off, length int64) error {
-	return d.inPieces(off, length, func(o *overlay.Overlay, off, length int64, below overlay.Backing) error {
-		return o.Discard(off, length, below)
-	})
+	return d.inPieces(off, length, (*overlay.Overlay).Discard)
 }
 
 // Reserve gives the range, which must lie within the disk, space on the host;
@@ -125,17 +129,14 @@ func (d *Disk) Reserve(off, length int64) error {
 	})
 }
 
-func (d *Disk) inPieces(off, length int64, f func(o *overlay.Overlay, off, length int64, below overlay.Backing) error) error {
+func (d *Disk) inPieces(off, length int64, f leafWrite) error {
 	if err := d.checkRange(off, length); err != nil {
 		return err
 	}
 	defer d.touch()
 	for length > 0 {
 		n := min(length, discardPiece-off%discardPiece)
-		err := d.write(func(o *overlay.Overlay, below overlay.Backing) error {
-			return f(o, off, n, below)
-		})
-		if err != nil {
+		if err := d.write(off, n, f); err != nil {
 			return err
 		}
 		off, length = off+n, length-n
@@ -301,8 +302,15 @@ func (b *background) punchLoop() {
 	}
 }
 
-// punchLeaf gives back what discards of the leaf made free.
+// punchLeaf gives back what discards of the leaf made free. While the leaf is
+// being moved into the layer below, the job does that when its readers are gone.
 func (d *Disk) punchLeaf() {
+	d.gate.RLock()
+	moving := d.move != nil
+	d.gate.RUnlock()
+	if moving {
+		return
+	}
 	if o := d.leaf.Load().layer().over(); o != nil {
 		if err := o.Punch(); err != nil && !errors.Is(err, overlay.ErrFailed) {
 			d.log.Warn("cannot give back discarded blocks", "error", err)

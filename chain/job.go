@@ -156,6 +156,9 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 	defer d.opMu.Unlock()
 	m := d.edit()
 	m.Job = nil
+	if err := d.stopAbsorbing(m); err != nil {
+		d.log.Error("a merge that does not finish cannot be written back", "job", j.id, "error", err)
+	}
 	if w := j.writes.Load(); w != nil {
 		for _, id := range *w {
 			if rec := m.layer(id); rec != nil && rec.Writing {

@@ -74,6 +74,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 	if direction == directionDown {
 		m.Job.Into = xr.ID
 	}
+	d.log.Info("merging", "job", j.id, "layer", xr.label(), "with", cr.label(), "leaf", cr.ID == m.Leaf, "direction", direction, "bytes", total)
 	writes := markWriting(m, xr, cr)
 	if err := d.commit(m); err != nil {
 		return nil, nil, "", err
@@ -84,12 +85,9 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 		return nil, nil, "", err
 	}
 	if direction == directionDown {
-		if _, err := x.layer().thaw(false, d.log); err != nil {
+		if err := d.beginAbsorbing(x, c); err != nil {
 			return nil, nil, "", err
 		}
-		x.absorbing.Store(true)
-		d.readers.synchronize() // nobody is about to keep a region of x
-		d.cache.drop(map[*node]bool{x: true}, 0, x.size())
 	}
 	return x, c, direction, nil
 }
@@ -110,22 +108,22 @@ func markWriting(m *manifest, recs ...*layerRecord) []string {
 	return ids
 }
 
-// chooseDirection compares what either way would copy. Down is only possible
-// between frozen layers of ours: nobody else may write c meanwhile, and a
-// foreign x is never written.
+// chooseDirection compares what either way would copy. A foreign x is never
+// written. Moving a leaf down costs its writers something as well, and must
+// be worth it.
 func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, error) {
 	up, err := d.nodes[x.ID].layer().ownBytes()
 	if err != nil {
 		return "", 0, err
 	}
-	if x.Foreign || c.ID == m.Leaf {
+	if x.Foreign {
 		return directionUp, up, nil
 	}
 	down, err := d.nodes[c.ID].layer().ownBytes()
 	if err != nil {
 		return "", 0, err
 	}
-	if down < up {
+	if down < up && (c.ID != m.Leaf || down < up/2) {
 		return directionDown, down, nil
 	}
 	return directionUp, up, nil
@@ -262,51 +260,6 @@ func (d *Disk) finishUp(j *job, x, c *node) error {
 	return d.finishWithout(j, m, c, x.parent(), c.layer(), xr)
 }
 
-func (d *Disk) copyDown(j *job, x, c *node) error {
-	into, from := x.layer().over(), c.layer().over()
-	below := x.backing()
-	if from.Size() > into.Size() {
-		section := d.readers.enter()
-		err := into.Grow(from.Size(), below)
-		d.readers.exit(section)
-		if err != nil {
-			return err
-		}
-	}
-	source := ownSource{c}
-	copyRegion := func(off int64) (int64, error) {
-		section := d.readers.enter()
-		defer d.readers.exit(section)
-		held, _, err := heldBytes(source, nil, off)
-		if err != nil || held == 0 {
-			return 0, err
-		}
-		n, err := into.Overwrite(source, off, regionSize, below)
-		j.progress(held)
-		return n, err
-	}
-	// M1: durable in x, then out of c's tables, durably, then out of the
-	// regions, then no reader left: then c's blocks go.
-	settleWindow := func(start, end int64) error {
-		if err := into.Flush(); err != nil {
-			return err
-		}
-		if err := from.Unmap(start, end-start); err != nil {
-			return err
-		}
-		if err := from.Flush(); err != nil {
-			return err
-		}
-		d.dropRegions(c, start, end-start)
-		d.readers.synchronize()
-		if err := from.Punch(); err != nil {
-			return err
-		}
-		return into.Punch()
-	}
-	return d.copyRegions(j, from.Size, copyRegion, settleWindow)
-}
-
 func (d *Disk) finishDown(j *job, x, c *node) error {
 	if err := d.begin(); err != nil {
 		return err
@@ -361,7 +314,10 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	if other == file {
 		other = n.layer()
 	}
+	d.gate.Lock()
 	n.link.Store(&link{layer: file, parent: parent})
+	d.move = nil
+	d.gate.Unlock()
 	d.dropRegions(n, 0, n.size())
 	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
 	d.discardLayer(other, gone.Foreign)

@@ -16,8 +16,8 @@ type node struct {
 	link    atomic.Pointer[link]
 	cache   *regionCache
 	regions regionIndex
-	// absorbing is set when a merge begins to write what stands on this layer
-	// into it: its own view, which is nobody's any more, is not kept.
+	// absorbing is set while a merge writes what stands on this layer into it:
+	// its own view, which is nobody's, changes and is not kept.
 	absorbing atomic.Bool
 	view      count // bytes of the view that are data
 	own       count // bytes that the layer itself maps
@@ -59,6 +59,13 @@ func (n *node) backing() overlay.Backing {
 // ReadAt implements overlay.Backing: it fills p from the view; zeros past its
 // end.
 func (n *node) ReadAt(p []byte, off int64) error {
+	if n.absorbing.Load() {
+		return n.readLive(p, off)
+	}
+	return n.readResolved(p, off)
+}
+
+func (n *node) readResolved(p []byte, off int64) error {
 	for len(p) > 0 {
 		r, err := n.region(off >> regionBits)
 		if err != nil {
@@ -76,6 +83,9 @@ func (n *node) ReadAt(p []byte, off int64) error {
 
 // IsZero implements overlay.Backing.
 func (n *node) IsZero(off, length int64) (bool, error) {
+	if n.absorbing.Load() {
+		return n.isZeroLive(off, length)
+	}
 	for end := off + length; off < end; {
 		r, err := n.region(off >> regionBits)
 		if err != nil {
@@ -89,6 +99,27 @@ func (n *node) IsZero(off, length int64) (bool, error) {
 			}
 		}
 		off += stop - in
+	}
+	return true, nil
+}
+
+// isZeroLive is IsZero for a layer that is being written.
+func (n *node) isZeroLive(off, length int64) (bool, error) {
+	l := n.link.Load()
+	extents, err := l.layer.state.Load().Map(nil, off, length)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range extents {
+		switch {
+		case e.Kind == overlay.Zero || e.Kind == overlay.Unallocated && l.parent == nil:
+		case e.Kind == overlay.Unallocated:
+			if zero, err := l.parent.IsZero(e.Start, e.Length); err != nil || !zero {
+				return false, err
+			}
+		default:
+			return false, nil
+		}
 	}
 	return true, nil
 }
@@ -130,3 +161,8 @@ type ownSource struct{ *node }
 func (s ownSource) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
 	return s.layer().state.Load().Map(dst, off, length)
 }
+
+// liveSource is ownSource for a layer that is, or may be, written meanwhile.
+type liveSource struct{ ownSource }
+
+func (s liveSource) ReadAt(p []byte, off int64) error { return s.readLive(p, off) }

@@ -115,10 +115,11 @@ func (d *Disk) freezeLeaf(name string) error {
 
 // swapLeaf closes the gate: the writes in flight finish, the leaf is swapped,
 // the next ones go to the new leaf. Nothing in here can fail or touches the
-// disk.
+// disk. A merge that was moving the old leaf down goes on with a frozen layer.
 func (d *Disk) swapLeaf(old *overlay.Overlay, leaf *node) {
 	d.gate.Lock()
 	defer d.gate.Unlock()
+	d.move = nil
 	d.flushes.swap(old, leaf)
 }
 
@@ -188,6 +189,20 @@ func findSnapshot(m *manifest, name string) (*layerRecord, error) {
 	return rec, nil
 }
 
+// growLeaf grows the layer into which the leaf is being moved first: it must
+// take every write that is routed to it.
+func (d *Disk) growLeaf(leaf *node, size int64) error {
+	d.gate.RLock()
+	move := d.move
+	d.gate.RUnlock()
+	if move != nil {
+		if err := move.into.Grow(size, move.below); err != nil {
+			return err
+		}
+	}
+	return leaf.layer().over().Grow(size, leaf.backing())
+}
+
 // Resize grows the disk; ErrInvalid for a smaller size. What is new reads as
 // zeros.
 func (d *Disk) Resize(size int64) error {
@@ -205,7 +220,7 @@ func (d *Disk) Resize(size int64) error {
 		return nil
 	}
 	section := d.readers.enter()
-	err := leaf.layer().over().Grow(size, leaf.backing())
+	err := d.growLeaf(leaf, size)
 	d.readers.exit(section)
 	if err != nil {
 		return fmt.Errorf("grow to %d bytes: %w", size, err)

@@ -33,6 +33,11 @@ func (o *Overlay) flushLocked() error {
 		return err
 	}
 	c := o.capture()
+	if before := o.before.Load(); before != nil {
+		if err := before.Flush(); err != nil {
+			return o.fail(err)
+		}
+	}
 	if c.synced {
 		o.punch.completed(c.seq)
 		return nil
@@ -42,6 +47,11 @@ func (o *Overlay) flushLocked() error {
 	}
 	return nil
 }
+
+// FlushAfter makes every flush of this layer flush another one, nil for none,
+// between capturing its own entries and publishing them: what leaves this
+// layer's tables because it was moved to the other is then durable there first.
+func (o *Overlay) FlushAfter(other *Overlay) { o.before.Store(other) }
 
 // capture copies the dirty entries as they are now (M4). What the live tables
 // get later has data that the next fdatasync may not cover, and waits for the

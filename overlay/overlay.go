@@ -54,7 +54,8 @@ const (
 // job writes. All methods are safe for concurrent use, except that Settle,
 // Grow and SetBacking exclude each other by flushMu.
 //
-// Locks, in the order in which they are taken: flushMu, then a stripe, then
+// Locks, in the order in which they are taken: flushMu (and that of the layer
+// named by FlushAfter behind it), then a stripe, then
 // tableMu or loadMu, then slice.mu, then alloc.mu / dirtyMu / punchMu / cacheMu,
 // none of which is held while another of the last group is taken.
 type Overlay struct {
@@ -91,6 +92,7 @@ type Overlay struct {
 	header   *Header
 	unsynced atomic.Bool // something was written since the last fdatasync
 	failed   atomic.Pointer[error]
+	before   atomic.Pointer[Overlay] // see FlushAfter
 
 	punch punchQueue
 	cache sliceCache

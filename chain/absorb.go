@@ -1,0 +1,202 @@
+package chain
+
+import (
+	"math"
+	"sync"
+
+	"varve/overlay"
+)
+
+// A merge downwards writes what layer c holds into layer x below it, and takes
+// it out of c. c may be the leaf: then the guest's writes go, by a frontier that
+// moves through guest space, into x where c's content has moved already and into
+// c where it has not.
+//
+//	guest space   0 ........... frontier ............. size
+//	c (the leaf)    unallocated           as before
+//	x below it      what the guest sees   as before
+//	writes go to    x                     c
+//
+// In the end c is empty and gets no writes: c over x and x alone are the same
+// view, so chain.json may name x's file as the leaf before that is so in memory.
+// It is a snapshot run backwards, and stalls nobody either.
+
+// leafMove routes writes while the leaf moves down.
+type leafMove struct {
+	into  *overlay.Overlay // x
+	below overlay.Backing  // what is below x
+	from  *overlay.Overlay // c, the leaf
+	over  overlay.Backing  // what is below c: x and all below it
+
+	mu       sync.RWMutex // writers share it, the mover owns it for a step
+	frontier int64        // guarded by mu
+}
+
+// moveStep is how much is moved while the writers wait, in guest bytes.
+const moveStep = 256 << 10
+
+func (v *leafMove) write(off, length int64, f leafWrite) error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if n := min(length, v.frontier-off); n > 0 {
+		if err := f(v.into, off, n, v.below); err != nil {
+			return err
+		}
+		off, length = off+n, length-n
+	}
+	if length <= 0 {
+		return nil
+	}
+	return f(v.from, off, length, v.over)
+}
+
+// step owns the routing while one piece moves.
+func (v *leafMove) step(end int64, move func() error) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := move(); err != nil {
+		return err
+	}
+	v.frontier = max(v.frontier, end)
+	return nil
+}
+
+// beginAbsorbing makes x ready to take what c holds, and routes the writes when
+// c is the leaf. Called with opMu held, x and c recorded as being written.
+func (d *Disk) beginAbsorbing(x, c *node) error {
+	into, err := x.layer().thaw(false, d.log)
+	if err != nil {
+		return err
+	}
+	from := c.layer().over()
+	x.absorbing.Store(true)
+	d.readers.synchronize() // nobody is about to keep a region of x
+	d.cache.drop(map[*node]bool{x: true}, 0, math.MaxInt64/2)
+	if from.Size() > into.Size() {
+		section := d.readers.enter()
+		err := into.Grow(from.Size(), x.backing())
+		d.readers.exit(section)
+		if err != nil {
+			return err
+		}
+	}
+	from.FlushAfter(into)
+	if d.leaf.Load() == c {
+		d.gate.Lock()
+		d.move = &leafMove{into: into, below: x.backing(), from: from, over: x}
+		d.gate.Unlock()
+	}
+	return nil
+}
+
+// stopAbsorbing takes beginAbsorbing back, for a merge that does not finish:
+// what was moved stays moved, and writes go to the leaf again. Called with opMu
+// held.
+func (d *Disk) stopAbsorbing(m *manifest) error {
+	d.gate.Lock()
+	d.move = nil
+	d.gate.Unlock()
+	for _, rec := range m.Layers {
+		over := d.nodes[rec.ID].layer().over()
+		parent := d.nodes[rec.ID].parent()
+		if over == nil || parent == nil || !parent.absorbing.Load() {
+			continue
+		}
+		if err := over.Flush(); err != nil {
+			return err
+		}
+		over.FlushAfter(nil)
+		// Nobody writes x any more, and nobody may look for what moved where it
+		// was: settling punches it.
+		parent.absorbing.Store(false)
+		d.dropRegions(d.nodes[rec.ID], 0, math.MaxInt64/2)
+		d.readers.synchronize()
+	}
+	return nil
+}
+
+// copyDown moves everything from c into x, region by region.
+func (d *Disk) copyDown(j *job, x, c *node) error {
+	into, from := x.layer().over(), c.layer().over()
+	below := x.backing()
+	source := liveSource{ownSource{c}}
+	copyRegion := func(off int64) (int64, error) {
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		held, _, err := heldBytes(source.ownSource, nil, off)
+		if err != nil {
+			return 0, err
+		}
+		step := int64(regionSize)
+		if held > 0 {
+			step = moveStep
+		}
+		var copied int64
+		for at := off; at < off+regionSize; at += step {
+			err := d.moveStep(at+step, func() error {
+				n, err := into.Overwrite(source, at, step, below)
+				if err != nil {
+					return err
+				}
+				copied += n
+				return from.Unmap(at, step)
+			})
+			if err != nil {
+				return copied, err
+			}
+		}
+		j.progress(held)
+		return copied, nil
+	}
+	// M1: c's flush makes it durable in x first, then takes it out of c's
+	// tables on disk; then it goes out of the regions; when no reader is left
+	// c's blocks go.
+	settleWindow := func(start, end int64) error {
+		if err := from.Flush(); err != nil {
+			return err
+		}
+		d.dropRegions(c, start, end-start)
+		d.readers.synchronize()
+		if err := from.Punch(); err != nil {
+			return err
+		}
+		return into.Punch()
+	}
+	for {
+		if err := d.copyRegions(j, from.Size, copyRegion, settleWindow); err != nil {
+			return err
+		}
+		if d.sealMove(from.Size) {
+			return nil
+		}
+	}
+}
+
+// sealMove sends all further writes to x when everything has moved; false when
+// the disk grew since, and there is more.
+func (d *Disk) sealMove(size func() int64) bool {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	v := d.move
+	if v == nil {
+		return true
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.frontier < size() {
+		return false
+	}
+	v.frontier = math.MaxInt64
+	return true
+}
+
+// moveStep moves one piece that ends at a guest offset, with the writers kept
+// out when c is the leaf. Once it is frozen nobody else writes it.
+func (d *Disk) moveStep(end int64, move func() error) error {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	if v := d.move; v != nil {
+		return v.step(end, move)
+	}
+	return move()
+}
