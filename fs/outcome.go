@@ -113,7 +113,7 @@ func errnoName(no syscall.Errno) string {
 
 // errnoNamed is errnoName's inverse; 0 where there is no such errno.
 func errnoNamed(name string) syscall.Errno {
-	if n, err := strconv.Atoi(name); err == nil {
+	if n, err := strconv.Atoi(name); err == nil && n > 0 {
 		return syscall.Errno(n)
 	}
 	const highest = 133 // EHWPOISON, the last that Linux has
