@@ -39,8 +39,9 @@ type Server struct {
 // typeName makes the mount's type fuse.varve.
 const typeName = "varve"
 
-// Limits of the connection. Larger ones gained nothing in measurements with
-// 4 KiB and 1 MiB requests; smaller requests cost sequential speed.
+// Limits of the connection: the largest request that the kernel sends unless
+// told otherwise by its administrator, and room for more than a guest's usual
+// queue of 32.
 const (
 	maxRequest    = 1 << 20 // bytes of one read or write
 	maxBackground = 64      // asynchronous requests in flight
