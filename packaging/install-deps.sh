@@ -142,8 +142,14 @@ if [ -n "$missing" ]; then
 	packages=$(echo "$missing" | sed 's/.*://' | sort -u | tr '\n' ' ')
 	echo "install-deps: installing $packages" >&2
 	apt_update
+	log=$(mktemp)
 	# shellcheck disable=SC2086 # one word per package
-	as_root apt-get install -y -qq --no-install-recommends $packages >&2 </dev/null || fail "apt-get install failed"
+	as_root apt-get install -y -qq --no-install-recommends $packages >"$log" 2>&1 </dev/null || {
+		cat "$log" >&2
+		rm -f "$log"
+		fail "apt-get install failed"
+	}
+	rm -f "$log"
 	missing=$(missing_tools)
 	[ -z "$missing" ] || fail "still missing (command:package): $(echo "$missing" | tr '\n' ' ')"
 fi
