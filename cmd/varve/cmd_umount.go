@@ -53,10 +53,11 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 	if t.mountpoint == "" {
 		return errors.New("it is not mounted")
 	}
-	dead := daemonGone(t.mountpoint)
-	daemon := 0
+	// Whether the daemon lives the lock tells; a question to a daemon that
+	// hangs would keep the mount busy.
+	daemon, held := 0, false
 	if t.dir != "" {
-		if daemon, _, _, err = chain.Holder(t.dir); err != nil {
+		if daemon, _, held, err = chain.Holder(t.dir); err != nil {
 			return err
 		}
 	}
@@ -81,7 +82,7 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 	}
 	// Its last words go into the log in the disk directory.
 	ended.wait(patience)
-	return checkClosed(cmd.ErrOrStderr(), t, dead)
+	return checkClosed(cmd.ErrOrStderr(), t, !held)
 }
 
 // unmountPath asks the kernel, or where that is root's business fusermount3,

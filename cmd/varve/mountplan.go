@@ -85,14 +85,23 @@ func checkMountpoint(path string) (string, error) {
 
 // daemonGone says whether a mount is one whose daemon has ended. It asks for the
 // space on the file system, which the kernel always passes on to the daemon;
-// what stat tells may come from its cache.
+// what stat tells may come from its cache. A daemon that does not answer in a
+// moment is there.
 func daemonGone(mountpoint string) bool {
-	var st unix.Statfs_t
-	for {
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Statfs_t
 		err := unix.Statfs(mountpoint, &st)
-		if !errors.Is(err, unix.EINTR) {
-			return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Statfs(mountpoint, &st)
 		}
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+	case <-time.After(time.Second):
+		return false
 	}
 }
 
