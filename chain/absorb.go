@@ -39,6 +39,7 @@ func (v *leafMove) write(off, length int64, f leafWrite) error {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if n := min(length, v.frontier-off); n > 0 {
+		defer v.from.MarkChanged(off, n) // the leaf's view changes; no entry of its own does
 		if err := f(v.into, off, n, v.below); err != nil {
 			return err
 		}

@@ -12,8 +12,9 @@ import (
 // fingerprint and its guest size. The layer is named by its name or id. All
 // views that stand on it show what they show now. The error wraps ErrNotExist
 // when there is no such layer, ErrInvalid for the leaf and for a file that
-// cannot be the layer any more, ErrBusy while a job is under way, ErrInUse
-// while the disk is mounted, overlay.ErrLocked while the file is open for
+// cannot be the layer any more, ErrBusy while the layer is being written, ErrInUse
+// while the disk is mounted (so while a job runs; one that is only recorded is no
+// hindrance, or a disk whose base changed meanwhile could be opened no more), overlay.ErrLocked while the file is open for
 // writing elsewhere.
 func Accept(dir, layer string, o OpenOptions) (err error) {
 	fs := o.FS
@@ -53,8 +54,6 @@ func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
 		return invalidf("the leaf is written all the time and has no fingerprint")
 	case l == nil:
 		return fmt.Errorf("layer %q %w", name, ErrNotExist)
-	case m.Job != nil:
-		return fmt.Errorf("%w: job %s (%s) is under way; mount the disk and let it end, or cancel it", ErrBusy, m.Job.ID, m.Job.Kind)
 	case l.Writing:
 		return fmt.Errorf("%w: the layer has not settled yet; mount the disk once", ErrBusy)
 	}

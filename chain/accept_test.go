@@ -112,12 +112,6 @@ func TestAcceptRefuses(t *testing.T) {
 		{what: "no such layer", layer: "two", want: ErrNotExist, line: `"two"`},
 		{what: "the empty name", layer: "", want: ErrNotExist, line: `""`},
 		{what: "read-only", layer: "base", o: OpenOptions{ReadOnly: true}, want: ErrReadOnly},
-		{what: "a job", layer: "base", want: ErrBusy, line: "job 7", edit: func(t *testing.T, dir string, m *manifest) {
-			m.Job = &jobRecord{ID: "7", Kind: jobFlatten, Layer: "000003"}
-			if err := m.commit(fs, dir); err != nil {
-				t.Fatal(err)
-			}
-		}},
 		{what: "not settled", layer: "one", want: ErrBusy, line: "not settled", edit: func(t *testing.T, dir string, m *manifest) {
 			m.byName("one").Writing = true
 			if err := m.commit(fs, dir); err != nil {

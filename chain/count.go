@@ -1,6 +1,9 @@
 package chain
 
-import "sync/atomic"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // count remembers a number of bytes that was counted in tables, as long as
 // they stay as they were.
@@ -40,4 +43,13 @@ func (n *node) version() uint64 {
 		}
 	}
 	return 0
+}
+
+// liveCount remembers how many bytes of each region of the leaf's view are
+// data, so that a look at disk.raw counts only where something changed since
+// the last one.
+type liveCount struct {
+	mu      sync.Mutex
+	layer   *layer
+	regions []int64 // -1: not counted yet
 }

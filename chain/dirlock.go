@@ -163,7 +163,9 @@ func (l *dirLock) unlock() error {
 	if l.exclusive && !l.failed {
 		err = l.f.Truncate(0) // a holder that crashed leaves its words
 	}
-	err = errors.Join(err, l.f.Close())
+	// Let go before it is closed: a child that is between fork and exec shares
+	// the open file and would keep the lock for a moment.
+	err = errors.Join(err, fcntlLock(l.f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK}), l.f.Close())
 	l.f = nil
 	return err
 }

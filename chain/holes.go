@@ -94,12 +94,15 @@ func (d *Disk) LayerAllocatedBytes(id string) (int64, error) {
 }
 
 func (d *Disk) allocated(n *node) (int64, error) {
-	l, version := n.layer(), n.version()
-	if total, ok := n.view.get(l, version); ok {
+	l := n.layer()
+	if l != nil && l.over() != nil {
+		return d.allocatedLive(n, l)
+	}
+	if total, ok := n.view.get(l, 0); ok {
 		return total, nil
 	}
-	size := n.size()
 	var total int64
+	size := n.size()
 	for off := int64(0); off < size; off += regionSize {
 		bytes, err := d.regionBytes(n, off>>regionBits, size)
 		if err != nil {
@@ -107,7 +110,40 @@ func (d *Disk) allocated(n *node) (int64, error) {
 		}
 		total += bytes
 	}
-	n.view.set(l, version, total)
+	n.view.set(l, 0, total)
+	return total, nil
+}
+
+func (d *Disk) allocatedLive(n *node, l *layer) (int64, error) {
+	over := l.over()
+	if over == nil {
+		return d.allocated(n) // settled meanwhile
+	}
+	c := &n.live
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := n.size()
+	if c.layer != l {
+		c.layer, c.regions = l, nil
+	}
+	var total int64
+	for off := int64(0); off < size; off += regionSize {
+		i := off >> regionBits
+		if i >= int64(len(c.regions)) {
+			c.regions = append(c.regions, -1)
+		}
+		// Asked before it is counted: a change while it is makes the next one
+		// count again. The last region also changes with the size.
+		if over.TakeChanged(off) || c.regions[i] < 0 || off+regionSize > size {
+			bytes, err := d.regionBytes(n, i, size)
+			if err != nil {
+				c.regions = nil
+				return 0, err
+			}
+			c.regions[i] = bytes
+		}
+		total += c.regions[i]
+	}
 	return total, nil
 }
 

@@ -11,8 +11,10 @@ import (
 
 const (
 	regionBits = 24 // 16 MiB of guest space
-	regionSize = 1 << regionBits
+	regionSize = overlay.ChangeSpan
 )
+
+var _ = [1]struct{}{}[regionSize-1<<regionBits] // they are the same
 
 // region is a view's resolved answer for one stretch of guest space: which
 // layer's file holds what, found once by asking the layers in turn, so that

@@ -85,6 +85,7 @@ type Overlay struct {
 	// dirtyCount is len(dirty), for those who only look.
 	dirtyCount atomic.Int64
 	changes    atomic.Uint64
+	changed    changedSpans
 
 	// flushMu: one flush, growth, header change or settling at a time. Guards
 	// the header and what is on disk of the L1 table.
@@ -169,6 +170,7 @@ func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 	}
 	ov.punch.pending = make(map[int64]*pendingPunch)
 	ov.size.Store(h.Size)
+	ov.changed.resize(h.Size)
 	if o.Unclean {
 		if err := recoverOverlay(f, h, log); err != nil {
 			return nil, err

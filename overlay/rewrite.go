@@ -75,6 +75,7 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 	if err := o.growL1(l1EntriesFor(size, o.clusterBits)); err != nil {
 		return err
 	}
+	o.changed.resize(size)
 	if below != nil {
 		if err := o.keepTail(old, below); err != nil {
 			return err

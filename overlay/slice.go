@@ -148,6 +148,7 @@ func (o *Overlay) setEntry(cluster int64, offset, bitmap uint64) error {
 			return err
 		}
 		if o.change(s, i, offset, bitmap) {
+			o.changed.mark(cluster<<o.clusterBits, o.clusterSize())
 			return nil
 		}
 	}
