@@ -180,10 +180,14 @@ func TestRealChain(t *testing.T) {
 	}
 
 	var st chain.Status
-	if err := json.Unmarshal(content(t, at(nameStatusJSON)), &st); err != nil {
-		t.Fatal(err)
-	}
-	if st.Disk != disk || st.Size != size+mib || len(st.Open) != 0 || st.Job != nil {
+	waitFor(t, "the last close to be told", func() bool {
+		st = chain.Status{}
+		if err := json.Unmarshal(content(t, at(nameStatusJSON)), &st); err != nil {
+			t.Fatal(err)
+		}
+		return len(st.Open) == 0
+	})
+	if st.Disk != disk || st.Size != size+mib || st.Job != nil {
 		t.Errorf("%+v", st)
 	}
 	attribute := func(name, key string) string {
