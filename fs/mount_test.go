@@ -307,3 +307,26 @@ func TestRepeatedErrorsAreCounted(t *testing.T) {
 		}
 	}
 }
+
+// M19: locks are the kernel's own, so QEMU's image locks work between the
+// processes of this host and go with a close.
+func TestLocks(t *testing.T) {
+	dir, _, _ := mounted(t, mib, Options{})
+	path := filepath.Join(dir, nameDisk)
+	lock := func(file *os.File) error {
+		return unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 1})
+	}
+	first, second := open(t, path, os.O_RDWR), open(t, path, os.O_RDWR)
+	if err := lock(first); err != nil {
+		t.Fatalf("lock: %v", err)
+	}
+	if err := lock(second); err != unix.EAGAIN {
+		t.Errorf("a second lock: %v, want EAGAIN", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := lock(second); err != nil {
+		t.Errorf("after the first was closed: %v", err)
+	}
+}
