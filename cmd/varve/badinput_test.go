@@ -468,3 +468,47 @@ func fill(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 }
+
+// A job that the host has no room for fails with words, and can be done again.
+func TestJobOnAFullHost(t *testing.T) {
+	dir := hostDir(t)
+	host := smallHost(t, dir, 64<<20)
+	if err := os.Mkdir(dir+"/mnt", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	image(t, dir+"/vm.raw", 24<<20, 24<<20)
+	must(t, dir, "mount", "vm.raw", "mnt", "--disk", "host/vm")
+	must(t, dir, "snapshot", "mnt", "one")
+	fill(t, host+"/filler")
+	info, err := os.Stat(host + "/filler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Room for the job to begin.
+	if err := os.Truncate(host+"/filler", info.Size()-2<<20); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, dir, exitFailed, []string{"varve: flatten mnt: job 1 has failed: ", "no space left on device"}, "flatten", "mnt", "one")
+	st := document(t, dir, "mnt")
+	if st.Layers[1].Parent == nil || named(st) != "base one" || st.Job == nil || st.Job.State != "failed" || !strings.Contains(st.Job.Error, "no space left on device") {
+		t.Errorf("status says %+v, job %+v", st, st.Job)
+	}
+	if got := get(t, dir+"/mnt/layers/one.raw", 0, 24<<20); got != get(t, dir+"/vm.raw", 0, 24<<20) {
+		t.Error("the layer has another content")
+	}
+	if err := os.Remove(host + "/filler"); err != nil {
+		t.Fatal(err)
+	}
+	// A file whose flush has failed is not trusted until it is opened again
+	// (M10); the unmount may say so.
+	vv(t, dir, "umount", "mnt")
+	must(t, dir, "mount", "host/vm", "mnt")
+	eventually(t, "no job is under way", func() bool {
+		st := document(t, dir, "mnt")
+		return st.Job == nil || st.Job.State != jobRunning
+	})
+	must(t, dir, "flatten", "mnt", "one")
+	must(t, dir, "umount", "mnt")
+	tool(t, dir, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", "vm.raw", "host/vm/layers/000002.qcow2")
+	tool(t, dir, "qemu-img", "check", "-q", "host/vm/layers/000002.qcow2")
+}

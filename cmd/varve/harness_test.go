@@ -31,7 +31,24 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	os.Exit(m.Run())
+	reports, err := os.MkdirTemp("", "varve-race-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	// What the race detector finds in a daemon goes into a file, since nobody
+	// reads a daemon's stderr. Without the second setting each process would
+	// take a second to end.
+	os.Setenv("GORACE", "log_path="+reports+"/race atexit_sleep_ms=0")
+	code := m.Run()
+	files, _ := filepath.Glob(reports + "/race*")
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		fmt.Fprintf(os.Stderr, "%s: %v\n%s\n", f, err, text)
+		code = 1
+	}
+	os.RemoveAll(reports)
+	os.Exit(code)
 }
 
 // hostDir is a directory on the host's disk (tmpfs is no home for disks). At

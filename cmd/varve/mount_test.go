@@ -361,3 +361,70 @@ func TestMountWaitsForTheLastOne(t *testing.T) {
 		t.Errorf("disk.raw has %q", got)
 	}
 }
+
+// Names that the mount table and mount options write in other ways.
+func TestMountStrangeNames(t *testing.T) {
+	for who, uid := range map[string]uint32{"root": 0, "user": nobody} {
+		t.Run(who, func(t *testing.T) {
+			dir := hostDir(t)
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			home := dir + "/a home"
+			for _, d := range []string{home, home + `/m n,t\040é`} {
+				if err := os.Mkdir(d, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Chown(d, int(uid), int(uid)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mnt, img := `m n,t\040é`, `vm 1,x=y\,"é.raw`
+			image(t, home+"/"+img, 4<<20, 1<<20)
+			if err := os.Chmod(home+"/"+img, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range [][]string{
+				{"mount", img, mnt},
+				{"snapshot", mnt, "one"},
+				{"snapshot", img + ".varve", "two"},
+				{"list", img},
+				{"umount", mnt},
+				{"mount", "-r", img + ".varve", mnt},
+				{"umount", img},
+			} {
+				if r := asUser(t, uid, home, dir, args...); r.code != exitDone {
+					t.Errorf("%q: exit %d, says %q", args, r.code, r.stderr)
+				}
+			}
+			if st := document(t, dir, home+"/"+img); named(st) != "base one two" {
+				t.Errorf("status says %+v", st)
+			}
+		})
+	}
+}
+
+// Who interrupts a mount that takes long has no mount afterwards.
+func TestInterruptedMount(t *testing.T) {
+	dir, fast := slowDisk(t)
+	must(t, dir, "umount", "mnt")
+	cmd := command(dir, "mount", "vm.varve", "mnt")
+	var words bytes.Buffer
+	cmd.Stderr = &words
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the daemon has the disk", func() bool {
+		_, _, held, err := chain.Holder(dir + "/vm.varve")
+		return err == nil && held
+	})
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != exitFailed || words.String() != "varve: mount vm.varve: stopped by a signal (terminated)\n" {
+		t.Errorf("exit %d, says %q", code, words.String())
+	}
+	fast()
+	must(t, dir, "mount", "vm.varve", "mnt")
+}
