@@ -45,11 +45,13 @@ func (n *node) version() uint64 {
 	return 0
 }
 
-// liveCount remembers how many bytes of each region of the leaf's view are
-// data, so that a look at disk.raw counts only where something changed since
-// the last one.
+// liveCount remembers, for each region of the leaf's view, how many bytes more
+// of it are data than of the view below, so that a look at disk.raw counts only
+// where something changed since the last one.
 type liveCount struct {
 	mu      sync.Mutex
 	layer   *layer
-	regions []int64 // -1: not counted yet
+	parent  *node
+	regions []int64
+	total   int64 // their sum
 }

@@ -80,6 +80,7 @@ type Disk struct {
 	stateMu  sync.RWMutex
 	manifest *manifest
 	nodes    map[string]*node // by layer id
+	listed   atomic.Pointer[listedLayers]
 
 	// gate: writes to the leaf hold it shared, the swap of a snapshot owns it.
 	gate    sync.RWMutex

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"io"
+	"slices"
 
 	"varve/overlay"
 )
@@ -93,14 +94,146 @@ func (d *Disk) LayerAllocatedBytes(id string) (int64, error) {
 	return d.allocated(n)
 }
 
+// allocated counts a view from the view below it, adding what differs where the
+// layer itself maps something: a tall chain costs what its layers hold, not its
+// height times its size.
 func (d *Disk) allocated(n *node) (int64, error) {
+	var path []*node // views that are not counted yet, top first
+	for at := n; at != nil; at = at.parent() {
+		if _, ok := at.view.get(at.layer(), 0); ok && at.frozen() {
+			break
+		}
+		path = append(path, at)
+	}
+	var total int64
+	for _, at := range slices.Backward(path) {
+		var err error
+		if total, err = d.countView(at); err != nil {
+			return 0, err
+		}
+	}
+	if len(path) == 0 {
+		total, _ = n.view.get(n.layer(), 0)
+	}
+	return total, nil
+}
+
+// frozen says that the node's layer is not being written.
+func (n *node) frozen() bool {
 	l := n.layer()
-	if l != nil && l.over() != nil {
-		return d.allocatedLive(n, l)
+	return l == nil || l.over() == nil
+}
+
+// countView counts a view whose parent's view is counted.
+func (d *Disk) countView(n *node) (int64, error) {
+	l, parent := n.layer(), n.parent()
+	var below int64
+	if parent != nil {
+		var ok bool
+		if below, ok = parent.view.get(parent.layer(), 0); !ok {
+			var err error
+			if below, err = d.allocatedWhole(parent); err != nil {
+				return 0, err
+			}
+		}
+		if parent.size() > n.size() { // an adopted layer that is shorter
+			return d.allocatedWhole(n)
+		}
 	}
-	if total, ok := n.view.get(l, 0); ok {
-		return total, nil
+	if l == nil {
+		return below, nil
 	}
+	over := l.over()
+	c := &n.live
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := n.size()
+	regions := int((size + regionSize - 1) >> regionBits)
+	if fresh := c.layer != l || c.parent != parent; fresh || over == nil {
+		c.layer, c.parent, c.total, c.regions = l, parent, 0, make([]int64, regions)
+		if over != nil {
+			for i := range c.regions { // from now on, only what changes
+				over.TakeChanged(int64(i) << regionBits)
+			}
+		}
+		if err := d.countOwn(c, n, l, size); err != nil {
+			c.layer = nil
+			return 0, err
+		}
+	} else {
+		c.regions = append(c.regions, make([]int64, regions-len(c.regions))...)
+		for i := range c.regions {
+			// Asked before it is counted: a change while it is makes the next
+			// one count again. The last region changes with the size too.
+			if over.TakeChanged(int64(i)<<regionBits) || i == regions-1 {
+				if err := d.countRegion(c, n, i, size); err != nil {
+					c.layer = nil
+					return 0, err
+				}
+			}
+		}
+	}
+	total := below + c.total
+	if over == nil {
+		c.regions = nil // counted for good
+		n.view.set(l, 0, total)
+	}
+	return total, nil
+}
+
+// countOwn counts the regions where the layer itself maps something.
+func (d *Disk) countOwn(c *liveCount, n *node, l *layer, size int64) error {
+	var extents []overlay.Extent
+	const chunk = 1 << 30 // an L1 entry or some say at once that there is nothing
+	for at := int64(0); at < size; at += chunk {
+		var err error
+		if extents, err = d.mapLayer(l, extents[:0], at, min(chunk, size-at)); err != nil {
+			return err
+		}
+		last := -1
+		for _, e := range extents {
+			if e.Kind == overlay.Unallocated || e.Kind == overlay.Zero && n.parent() == nil {
+				continue
+			}
+			for i := int(e.Start >> regionBits); i <= int((e.End()-1)>>regionBits); i++ {
+				if i == last {
+					continue
+				}
+				last = i
+				if err := d.countRegion(c, n, i, size); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (d *Disk) mapLayer(l *layer, dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	return l.state.Load().Map(dst, off, length)
+}
+
+func (d *Disk) countRegion(c *liveCount, n *node, i int, size int64) error {
+	more, err := d.regionBytes(n, int64(i), size)
+	if err != nil {
+		return err
+	}
+	if parent := n.parent(); parent != nil {
+		less, err := d.regionBytes(parent, int64(i), parent.size())
+		if err != nil {
+			return err
+		}
+		more -= less
+	}
+	c.total += more - c.regions[i]
+	c.regions[i] = more
+	return nil
+}
+
+// allocatedWhole counts a view region by region.
+func (d *Disk) allocatedWhole(n *node) (int64, error) {
 	var total int64
 	size := n.size()
 	for off := int64(0); off < size; off += regionSize {
@@ -109,40 +242,6 @@ func (d *Disk) allocated(n *node) (int64, error) {
 			return 0, err
 		}
 		total += bytes
-	}
-	n.view.set(l, 0, total)
-	return total, nil
-}
-
-func (d *Disk) allocatedLive(n *node, l *layer) (int64, error) {
-	over := l.over()
-	if over == nil {
-		return d.allocated(n) // settled meanwhile
-	}
-	c := &n.live
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	size := n.size()
-	if c.layer != l {
-		c.layer, c.regions = l, nil
-	}
-	var total int64
-	for off := int64(0); off < size; off += regionSize {
-		i := off >> regionBits
-		if i >= int64(len(c.regions)) {
-			c.regions = append(c.regions, -1)
-		}
-		// Asked before it is counted: a change while it is makes the next one
-		// count again. The last region also changes with the size.
-		if over.TakeChanged(off) || c.regions[i] < 0 || off+regionSize > size {
-			bytes, err := d.regionBytes(n, i, size)
-			if err != nil {
-				c.regions = nil
-				return 0, err
-			}
-			c.regions[i] = bytes
-		}
-		total += c.regions[i]
 	}
 	return total, nil
 }

@@ -10,10 +10,33 @@ import (
 // OwnBytes and HostBytes are 0.
 func (d *Disk) Layers() []LayerStatus {
 	m, nodes := d.tree()
+	known := d.listed.Load()
+	if known == nil || known.manifest != m {
+		known = &listedLayers{manifest: m, layers: d.listLayers(m, nodes)}
+		d.listed.Store(known)
+	}
+	list := slices.Clone(known.layers)
+	for i := range list {
+		if list[i].ID == m.Leaf {
+			list[i].Size = d.Size() // grows without a new manifest
+		}
+	}
+	return list
+}
+
+// listedLayers is what Layers gave for a manifest, which never changes.
+type listedLayers struct {
+	manifest *manifest
+	layers   []LayerStatus
+}
+
+func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
 	depth := make(map[string]int, len(m.Layers))
 	children := make(map[string][]string, len(m.Layers))
+	byID := make(map[string]*layerRecord, len(m.Layers))
 	list := make([]LayerStatus, 0, len(m.Layers))
 	for _, l := range m.Layers {
+		byID[l.ID] = l
 		if l.Parent != "" {
 			children[l.Parent] = append(children[l.Parent], l.ID)
 		}
@@ -21,9 +44,9 @@ func (d *Disk) Layers() []LayerStatus {
 	for _, l := range m.Layers {
 		s := LayerStatus{
 			ID: l.ID, Name: l.Name, State: stateOf(m, l), Foreign: l.Foreign,
-			Children: slices.Clip(append([]string{}, children[l.ID]...)),
+			Children: append([]string{}, children[l.ID]...),
 			Format:   l.Format, File: d.path(l), Created: l.Created, Frozen: l.Frozen,
-			Depth: depthOf(m, l, depth),
+			Depth: depthOf(byID, l, depth),
 		}
 		if l.Parent != "" {
 			parent := l.Parent
@@ -55,11 +78,11 @@ func stateOf(m *manifest, l *layerRecord) string {
 }
 
 // depthOf counts a layer's chain, remembering what it passes.
-func depthOf(m *manifest, l *layerRecord, known map[string]int) int {
+func depthOf(byID map[string]*layerRecord, l *layerRecord, known map[string]int) int {
 	var path []*layerRecord
 	for l != nil && known[l.ID] == 0 {
 		path = append(path, l)
-		l = m.layer(l.Parent)
+		l = byID[l.Parent]
 	}
 	depth := 0
 	if l != nil {
