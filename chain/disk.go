@@ -108,8 +108,9 @@ type Change struct {
 	Layers  bool // names in layers/
 }
 
-// OnChange registers a function that is called, outside all locks, after the
-// tree, the size or the content of disk.raw changed otherwise than by a write.
+// OnChange registers a function that is called after the tree, the size or the
+// content of disk.raw changed otherwise than by a write. It may look at the
+// disk, read and write it, but not begin an operation on the tree.
 func (d *Disk) OnChange(f func(Change)) {
 	d.changeMu.Lock()
 	defer d.changeMu.Unlock()

@@ -2,7 +2,10 @@ package overlay
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // captured is what one flush publishes: entries as they were at one moment,
@@ -20,8 +23,9 @@ func (o *Overlay) DirtyBytes() int64 {
 	return o.dirtyCount.Load() * sliceBytes
 }
 
-// Flush makes everything durable that was written before the call. After its
-// first error the layer has failed for good (ErrFailed, M10).
+// Flush makes everything durable that was written before the call. A full host
+// file system (ENOSPC) leaves everything as it was, to be flushed again. After
+// any other error the layer has failed for good (ErrFailed, M10).
 func (o *Overlay) Flush() error {
 	o.flushMu.Lock()
 	defer o.flushMu.Unlock()
@@ -35,17 +39,49 @@ func (o *Overlay) flushLocked() error {
 	c := o.capture()
 	if before := o.before.Load(); before != nil {
 		if err := before.Flush(); err != nil {
-			return o.fail(err)
+			o.release(c)
+			return err
 		}
 	}
 	if c.synced {
 		o.punch.completed(c.seq)
 		return nil
 	}
-	if err := o.publish(c); err != nil {
-		return o.fail(err)
+	err := o.publish(c)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if noRoom(err) {
+		o.release(c)
+		return err
+	}
+	return o.fail(err)
+}
+
+// errSync marks a failed fdatasync: what it was to write back is lost.
+var errSync = errors.New("fdatasync")
+
+// noRoom says that a write met a full host file system and left the file as it
+// was, so that a flush can be tried again once there is room.
+func noRoom(err error) bool {
+	return (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && !errors.Is(err, errSync)
+}
+
+// release takes a capture back: its entries wait for the next flush. The data
+// and the entries that were written meanwhile are right wherever they are.
+func (o *Overlay) release(c *captured) {
+	o.unsynced.Store(true)
+	o.dirtyMu.Lock()
+	o.dirtyL1 = append(o.dirtyL1, c.l1...)
+	o.dirtyMu.Unlock()
+	for _, s := range c.slices {
+		s.mu.Lock()
+		s.writing = false
+		if !s.dirty {
+			o.markDirty(s)
+		}
+		s.mu.Unlock()
+	}
 }
 
 // FlushAfter makes every flush of this layer flush another one, nil for none,
@@ -108,7 +144,7 @@ func (o *Overlay) publish(c *captured) error {
 
 func (o *Overlay) sync() error {
 	if err := o.file.Datasync(); err != nil {
-		return fmt.Errorf("fdatasync %s: %w", o.file.Name(), err)
+		return fmt.Errorf("%w %s: %w", errSync, o.file.Name(), err)
 	}
 	return nil
 }
@@ -128,11 +164,16 @@ func (o *Overlay) writeL1(entries []int) error {
 // linkRefcountBlocks puts new refcount blocks into the refcount table. A block
 // must be durable, and within the file, before the table names it; otherwise a
 // crash leaves a table that points nowhere.
-func (o *Overlay) linkRefcountBlocks() error {
+func (o *Overlay) linkRefcountBlocks() (err error) {
 	table, blocks := o.alloc.unlinkedBlocks()
 	if len(blocks) == 0 {
 		return nil
 	}
+	defer func() {
+		if err != nil {
+			o.alloc.relink(blocks)
+		}
+	}()
 	if err := o.sync(); err != nil {
 		return err
 	}
@@ -147,6 +188,13 @@ func (o *Overlay) linkRefcountBlocks() error {
 		}
 	}
 	return nil
+}
+
+// relink takes unlinkedBlocks back.
+func (a *allocator) relink(blocks []int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unlinked = append(a.unlinked, blocks...)
 }
 
 // moveRefcountTable writes the refcount table, which has outgrown its place,

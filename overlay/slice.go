@@ -130,13 +130,18 @@ func (o *Overlay) change(s *slice, i int, offset, bitmap uint64) bool {
 	s.bitmap[i].Store(bitmap)
 	o.changes.Add(1)
 	if !s.dirty {
-		s.dirty = true
-		o.dirtyMu.Lock()
-		o.dirty = append(o.dirty, s)
-		o.dirtyCount.Add(1)
-		o.dirtyMu.Unlock()
+		o.markDirty(s)
 	}
 	return true
+}
+
+// markDirty queues a slice for the next flush; s.mu is held.
+func (o *Overlay) markDirty(s *slice) {
+	s.dirty = true
+	o.dirtyMu.Lock()
+	defer o.dirtyMu.Unlock()
+	o.dirty = append(o.dirty, s)
+	o.dirtyCount.Add(1)
 }
 
 // setEntry changes the entry of a cluster whose stripe the caller owns and
