@@ -76,6 +76,13 @@ func hostDir(t *testing.T) string {
 				daemon.close()
 			}
 		}
+		below, err := mounts.Below(dir)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, m := range below {
+			syscall.Unmount(m, syscall.MNT_DETACH)
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}

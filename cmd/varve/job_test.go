@@ -40,7 +40,10 @@ func TestWaitingForACancelledJob(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitRecorded(t, dir)
+	eventually(t, "the job runs", func() bool {
+		st := document(t, dir, "mnt")
+		return st.Job != nil && st.Job.State == jobRunning
+	})
 	must(t, dir, "cancel", "mnt", "1")
 	cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != exitFailed || words.String() != "varve: flatten mnt: job 1 was cancelled\n" {

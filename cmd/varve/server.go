@@ -26,7 +26,7 @@ const (
 	logName = "varve.log"
 	maxLog  = 1 << 20 // bytes; one older file of that size is kept
 	// fewThreads is what the Go scheduler gets at least: on two cores four
-	// were a fifth faster at a queue depth of 32 (docs/performance.md).
+	// were a fifth faster at random 4 KiB reads, queue depth 32.
 	fewThreads = 4
 )
 
