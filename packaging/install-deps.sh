@@ -128,6 +128,12 @@ fetch_guest() {
 	guest_ready || fail "the guest's files in $guest are not complete"
 }
 
+# check_mtab makes the file that fusermount3 insists on; a bare container may
+# lack it.
+check_mtab() {
+	[ -e /etc/mtab ] || as_root ln -s /proc/self/mounts /etc/mtab
+}
+
 missing=$(missing_tools)
 
 if [ $mode = check ]; then
@@ -154,4 +160,5 @@ if [ -n "$missing" ]; then
 	[ -z "$missing" ] || fail "still missing (command:package): $(echo "$missing" | tr '\n' ' ')"
 fi
 check_devices
+check_mtab
 guest_ready || fetch_guest

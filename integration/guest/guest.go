@@ -94,7 +94,7 @@ func start(t testing.TB, o Options) *Guest {
 	args := []string{
 		lookPath(t, "qemu-system-x86_64"),
 		"-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", kernel(t), "-initrd", initramfs(t, dir),
+		"-kernel", kernel(t, dir), "-initrd", initramfs(t, dir),
 		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr mitigations=off random.trust_cpu=on",
 		"-drive", drive, "-device", "virtio-blk-pci,drive=disk",
 		"-serial", "file:" + filepath.Join(dir, "console"),

@@ -131,9 +131,13 @@ func Image(t testing.TB, file string, size int64) {
 	harness.PartitionedImage(t, file, size, RootTree(t))
 }
 
-// kernel is the path of the kernel that QEMU starts.
-func kernel(t testing.TB) string {
-	return filepath.Join(harness.GuestFiles(t), "vmlinuz")
+// kernel copies the kernel to a directory and gives the copy's path: the user
+// who runs QEMU may have no way into the checkout.
+func kernel(t testing.TB, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "vmlinuz")
+	harness.Run(t, "cp", "-L", filepath.Join(harness.GuestFiles(t), "vmlinuz"), path)
+	return path
 }
 
 func mkdir(t testing.TB, dir string) {
