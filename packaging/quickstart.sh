@@ -102,19 +102,21 @@ start() {
 	say "The chain:"
 	run $sudo "$varve" list "$mnt"
 
-	say "It stays mounted. Try next, from this directory${sudo:+ (each with sudo)}:"
-	cat <<-EOF
-		  ls -l quickstart/mnt quickstart/mnt/layers            # every layer is a raw file
-		  cat quickstart/mnt/status                             # the chain as a table
-		  cmp quickstart/mnt/layers/base.raw quickstart/vm.raw  # the base is as it was
-		  bin/varve snapshot quickstart/mnt second              # freeze the disk as it is now
-		  bin/varve revert quickstart/mnt before-change         # hello.txt is as it was
-		  bin/varve delete quickstart/mnt second
-		  bin/varve umount quickstart/mnt                       # and see it without varve:
-		  qemu-img info --backing-chain quickstart/vm.raw.varve/layers/000002.qcow2
-		  bin/varve mount quickstart/vm.raw quickstart/mnt      # back again
-		  make quickstart-clean                                 # take it all away
+	say "It stays mounted. Try next, from this directory:"
+	while read -r command; do
+		echo "  ${sudo:+$sudo }$command"
+	done <<-EOF
+		ls -l quickstart/mnt quickstart/mnt/layers            # every layer is a raw file
+		cat quickstart/mnt/status                             # the chain as a table
+		cmp quickstart/mnt/layers/base.raw quickstart/vm.raw  # the base is as it was
+		bin/varve snapshot quickstart/mnt second              # freeze the disk as it is now
+		bin/varve revert quickstart/mnt before-change         # hello.txt is as it was
+		bin/varve delete quickstart/mnt second                # the snapshot goes
+		bin/varve umount quickstart/mnt                       # and see it without varve:
+		qemu-img info --backing-chain quickstart/vm.raw.varve/layers/000002.qcow2
+		bin/varve mount quickstart/vm.raw quickstart/mnt      # back again
 	EOF
+	echo "  make quickstart-clean                                 # take it all away"
 }
 
 case "${1-}" in
