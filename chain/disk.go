@@ -173,7 +173,7 @@ func (d *Disk) install(m *manifest, edit func(nodes map[string]*node)) {
 func (d *Disk) commit(m *manifest) error {
 	m.Next = max(m.Next, d.numbers)
 	m.Modified = d.ModTime().UTC()
-	if err := m.commit(d.fs, d.dir); err != nil {
+	if err := d.commitWithReserve(m); err != nil {
 		return err
 	}
 	d.numbers = m.Next

@@ -55,6 +55,7 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 		return nil, err
 	}
 	if !o.ReadOnly {
+		d.holdReserve()
 		if err := d.putInOrder(); err != nil {
 			return nil, err
 		}
@@ -110,8 +111,7 @@ func (d *Disk) removeStrays() error {
 // openLayers opens every layer, bottom first, and checks the fingerprints.
 func (d *Disk) openLayers(o OpenOptions) error {
 	files := make(map[string]overlay.File)
-	var open func(rec *layerRecord) (*node, error)
-	open = func(rec *layerRecord) (*node, error) {
+	open := func(rec *layerRecord) (*node, error) {
 		if n := d.nodes[rec.ID]; n != nil {
 			return n, nil
 		}

@@ -85,6 +85,23 @@ func newBenchLayer(b *testing.B, below *fileBacking, clusterBits uint32, size in
 	return &benchLayer{Overlay: o, b: b, below: below, rnd: rand.New(rand.NewPCG(1, 2))}
 }
 
+// cached makes sure that the file below is in the page cache, or that it is not.
+func (f *fileBacking) cached(b *testing.B, want bool) {
+	b.Helper()
+	if !want {
+		if err := f.DropCache(); err != nil {
+			b.Fatal(err)
+		}
+		return
+	}
+	p := make([]byte, 1<<20)
+	for off := int64(0); off < benchBase; off += int64(len(p)) {
+		if err := f.ReadAt(p, off); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func (l *benchLayer) must(err error) {
 	l.b.Helper()
 	if err != nil {
@@ -163,9 +180,7 @@ func BenchmarkClusterSize(b *testing.B) {
 	hollow := baseFile(b, 0, sparse)
 	firstTouch := func(length int64, cold bool) func(*benchLayer) {
 		return func(l *benchLayer) {
-			if cold {
-				l.must(full.DropCache())
-			}
+			full.cached(l.b, !cold)
 			l.writeAll(places(8192, max(length, 4096), benchBase), length)
 			l.flush()
 			l.size()
@@ -179,8 +194,8 @@ func BenchmarkClusterSize(b *testing.B) {
 	}{
 		{"empty", full, benchBase, (*benchLayer).size},
 		{"one write of 4k", full, benchBase, func(l *benchLayer) {
-			l.writeAll([]int64{1 << 20}, 4096)
-			l.flush()
+			l.must(l.WriteAt(make([]byte, 4096), 1<<20, l.below))
+			l.must(l.Flush())
 			l.size()
 		}},
 		{"first touch, random 4k", full, benchBase, firstTouch(4096, false)},
@@ -200,13 +215,8 @@ func BenchmarkClusterSize(b *testing.B) {
 			l.size()
 			l.extents()
 		}},
-		{"in place, random 4k", full, benchBase, func(l *benchLayer) {
-			offsets := places(8192, 4096, 128<<20)
-			l.writeAll(inOrder(1<<20, 128<<20), 1<<20)
-			l.must(l.Flush())
-			l.writeAll(offsets, 4096)
-			l.flush()
-		}},
+		{"in place, random 4k", full, benchBase, inPlace(true)},
+		{"in place, random 4k, not cached", full, benchBase, inPlace(false)},
 		{"flush, 4096 random 4k on 64G", hollow, sparse, func(l *benchLayer) {
 			l.writeAll(places(4096, 4096, sparse), 4096)
 			l.flush()
@@ -242,11 +252,36 @@ func BenchmarkClusterSize(b *testing.B) {
 	}
 }
 
+// inPlace writes to places of 128 MiB that were written in order before, and
+// that are in the page cache since or not.
+func inPlace(cached bool) func(*benchLayer) {
+	return func(l *benchLayer) {
+		const length = 128 << 20
+		l.writeAll(inOrder(1<<20, length), 1<<20)
+		l.must(l.Flush())
+		if !cached {
+			l.must(l.file.DropCache())
+		}
+		l.writeAll(places(8192, 4096, length), 4096)
+		l.flush()
+	}
+}
+
 // lookups reports what a random look-up takes on a layer that says something
-// in every perMiB'th MiB of size bytes.
+// in every perMiB'th MiB of size bytes, opened afresh with the default cache.
 func lookups(l *benchLayer, size, perMiB int64) {
 	l.writeAll(inOrder(perMiB<<20, size), 4096)
-	l.flush()
+	l.must(l.Settle())
+	l.must(l.Close())
+	var err error
+	if l.Overlay, err = OpenOverlay(HostFS(), l.file.Name(), OverlayOptions{}); err != nil {
+		l.b.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	for _, off := range inOrder(4<<20, size) { // every slice, of whatever size
+		_, err := l.Lookup(off, 4096)
+		l.must(err)
+	}
 	const n = 200_000
 	rnd := rand.New(rand.NewPCG(5, 6))
 	begun := time.Now()

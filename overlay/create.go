@@ -108,6 +108,10 @@ func Create(fs FS, path string, o CreateOptions) (err error) {
 	if err := f.Truncate(used * cs); err != nil {
 		return fmt.Errorf("create %s: %w", path, err)
 	}
+	// The L1 table is written by flushes, which must not meet ENOSPC (M10).
+	if err := f.Allocate(h.L1Offset, max(1, entries)*8); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("create %s: %w", path, err)
+	}
 	if err := f.Datasync(); err != nil {
 		return fmt.Errorf("create %s: %w", path, err)
 	}

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 )
@@ -159,7 +160,7 @@ func (o *Overlay) growL1(n int64) error {
 		if err := o.linkRefcountBlocks(); err != nil {
 			return o.fail(err)
 		}
-		if err := o.file.Allocate(host, want*cs); err != nil {
+		if err := o.reserve(host, want*cs); err != nil {
 			return fmt.Errorf("reserve L1 table at 0x%x of %s: %w", host, o.file.Name(), err)
 		}
 		if err := writeFull(o.file, old, host); err != nil {
@@ -170,6 +171,8 @@ func (o *Overlay) growL1(n int64) error {
 		}
 		o.alloc.free(h.L1Offset>>o.clusterBits, max(have, 1))
 		h.L1Offset = host
+	} else if err := o.reserve(h.L1Offset, n*8); err != nil {
+		return fmt.Errorf("reserve L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
 	}
 	h.L1Entries = uint32(n)
 	if err := o.switchHeader(&h); err != nil {
@@ -180,6 +183,14 @@ func (o *Overlay) growL1(n int64) error {
 		grown[i].Store(tables[i].Load())
 	}
 	o.tables.Store(&grown)
+	return nil
+}
+
+// reserve gives tables their blocks on the host, where it can.
+func (o *Overlay) reserve(off, length int64) error {
+	if err := o.file.Allocate(off, length); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
 	return nil
 }
 

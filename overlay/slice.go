@@ -189,7 +189,7 @@ func (o *Overlay) makeTable(l1 int64) error {
 	if err != nil {
 		return err
 	}
-	if err := o.file.Allocate(host, o.clusterSize()); err != nil {
+	if err := o.reserve(host, o.clusterSize()); err != nil {
 		o.alloc.giveBack(host)
 		return fmt.Errorf("reserve L2 table at 0x%x of %s: %w", host, o.file.Name(), err)
 	}
