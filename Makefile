@@ -3,6 +3,9 @@
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
+# gofmt, and go itself for the linters and the tests that build varve.
+export PATH := $(shell $(GO) env GOROOT)/bin:$(PATH)
+
 # A checkout that belongs to another user (sudo make, a CI container) must not
 # make git, and through it go build, refuse.
 export GIT_CONFIG_COUNT   := 1
@@ -16,9 +19,10 @@ DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.2.1
 UNIT        := ./overlay/... ./chain/... ./fs/... ./cmd/...
 INTEGRATION := ./integration/...
 
-# Tests mount, attach loop devices and become other users.
+# Tests mount, attach loop devices and become other users. As root they have a
+# home, and so a build cache, of their own.
 ifneq ($(shell id -u),0)
-AS_ROOT := -exec 'sudo --preserve-env=PATH,HOME,GOPATH,GOCACHE,VARVE_BIN,VARVE_LONG,VARVE_RACE'
+AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,VARVE_LONG,VARVE_RACE env PATH=$(PATH)'
 endif
 
 .DEFAULT_GOAL := help
@@ -37,7 +41,7 @@ deps: ## install what the tests need and this machine lacks (Debian; root or sud
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, the import rule
-	@files=$$(git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l); \
+	@files=$$(git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l 2>&1); \
 	if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
