@@ -125,16 +125,21 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, 
 	if !isLayer {
 		return fuse.ENOENT
 	}
+	// A name that no snapshot can have is EPERM here: for EINVAL mv(1) says that
+	// the file is moved into itself.
 	to, isLayer := strings.CutSuffix(newName, layerSuffix)
 	if !isLayer {
-		return fuse.EINVAL
+		return fuse.EPERM
 	}
 	err := f.disk.Rename(from, to)
 	if err == nil {
 		f.layersChanged.Store(time.Now().UnixNano())
 	}
 	f.log.Info("rename in layers/", "old", from, "new", to, "pid", in.Pid, "error", err)
-	return f.status("rename", err)
+	if status := f.status("rename", err); status != fuse.EINVAL {
+		return status
+	}
+	return fuse.EPERM
 }
 
 // What follows is refused, so that rm -r on the mount loses nothing.
