@@ -3,8 +3,8 @@
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-# gofmt, and go itself for the linters and the tests that build varve.
-export PATH := $(shell $(GO) env GOROOT)/bin:$(PATH)
+# gofmt, go itself for the linters and the tests that build varve, losetup.
+export PATH := $(shell $(GO) env GOROOT)/bin:$(PATH):/usr/sbin:/sbin
 
 # A checkout that belongs to another user (sudo make, a CI container) must not
 # make git, and through it go build, refuse.
@@ -51,7 +51,7 @@ lint: ## gofmt, go vet, staticcheck, the import rule
 	if [ $$status != 0 ]; then echo "$$out"; exit 1; fi
 
 .PHONY: check-fast
-check-fast: lint ## what takes under two minutes: lint and the short unit tests
+check-fast: deps lint ## what takes under two minutes: lint and the short unit tests
 	$(GO) test -short -timeout 2m $(AS_ROOT) $(UNIT)
 
 .PHONY: test
