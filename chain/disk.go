@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,7 +75,8 @@ type Disk struct {
 	opMu    sync.Mutex
 	closed  bool     // guarded by opMu
 	numbers int      // the lowest number never used, also by what failed; guarded by opMu
-	orphans []string // files to remove after the next commit; guarded by opMu
+	orphans []string // files that no layer owns, to go with the next commit; guarded by opMu
+	removed []string // what of manifest.Removing is unlinked; guarded by opMu
 
 	// stateMu guards the manifest, which is replaced and never edited, and
 	// nodes, both changed under opMu only.
@@ -173,23 +176,36 @@ func (d *Disk) install(m *manifest, edit func(nodes map[string]*node)) {
 func (d *Disk) commit(m *manifest) error {
 	m.Next = max(m.Next, d.numbers)
 	m.Modified = d.ModTime().UTC()
+	m.Removing = append(m.Removing, d.orphans...)
 	if err := d.commitWithReserve(m); err != nil {
 		return err
 	}
 	d.numbers = m.Next
-	for _, path := range d.orphans {
-		if err := d.fs.Remove(path); err != nil {
-			d.log.Warn("cannot remove a file that no layer owns", "file", path, "error", err)
-		}
-	}
+	d.removed = nil
+	orphans := d.orphans
 	d.orphans = nil
+	for _, file := range orphans {
+		d.unlink(file)
+	}
 	return nil
+}
+
+// unlink removes the file of a layer that a committed manifest lists under
+// Removing. Called with opMu held.
+func (d *Disk) unlink(file string) {
+	err := d.fs.Remove(filepath.Join(d.dir, file))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		d.log.Warn("cannot remove a file that no layer owns; the next mount tries again", "file", file, "error", err)
+		return
+	}
+	d.removed = append(d.removed, file)
 }
 
 // edit gives a copy of the manifest to be changed and committed.
 func (d *Disk) edit() *manifest {
 	m := d.manifest.clone()
 	m.Next = max(m.Next, d.numbers)
+	m.Removing = slices.DeleteFunc(m.Removing, func(file string) bool { return slices.Contains(d.removed, file) })
 	return m
 }
 

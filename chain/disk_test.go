@@ -486,4 +486,43 @@ func TestReadOnly(t *testing.T) {
 	must(t, image.Close())
 }
 
+// keepingFS does not unlink layers, as a crash right after the commit does not.
+type keepingFS struct{ overlay.FS }
+
+func (k keepingFS) Remove(path string) error {
+	if strings.HasSuffix(path, ".qcow2") {
+		return errors.New("kept")
+	}
+	return k.FS.Remove(path)
+}
+
+// A crash between the commit that takes a layer out and the unlinking of its
+// file leaves nothing for ever.
+func TestRemovalAfterCrash(t *testing.T) {
+	d, _ := testDisk(t, 1<<20)
+	must(t, d.Snapshot("one"))
+	must(t, d.Close())
+	k, err := Open(d.Dir(), OpenOptions{FS: keepingFS{overlay.HostFS()}})
+	must(t, err)
+	id, err := k.Delete("one")
+	finish(t, k, id, err)
+	must(t, k.Close())
+	files := func() int {
+		entries, err := os.ReadDir(filepath.Join(d.Dir(), layersDir))
+		must(t, err)
+		return len(entries)
+	}
+	if n := files(); n != 2 {
+		t.Fatalf("%d files, want the removed one to be there still", n)
+	}
+	again := openDisk(t, d.Dir())
+	if n := files(); n != 1 {
+		t.Errorf("%d files after the next open, want 1", n)
+	}
+	must(t, again.Snapshot("two"))
+	if m, _ := again.tree(); len(m.Removing) != 0 {
+		t.Errorf("still to be removed: %v", m.Removing)
+	}
+}
+
 var _ overlay.Backing = (*node)(nil)

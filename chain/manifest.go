@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -42,6 +43,10 @@ type manifest struct {
 	Layers    []*layerRecord
 	Job       *jobRecord // nil for none
 	NextJob   int        // number of the next job
+	// Removing are files of layers that are gone, as in layerRecord.File: they
+	// are unlinked after the commit that took the layers out, and by the next
+	// Open when a crash came between.
+	Removing []string
 
 	extra extraFields
 }
@@ -141,6 +146,7 @@ func (l *layerRecord) label() string {
 func (m *manifest) clone() *manifest {
 	c := *m
 	c.extra = m.extra.clone()
+	c.Removing = slices.Clone(m.Removing)
 	c.Layers = make([]*layerRecord, len(m.Layers))
 	for i, l := range m.Layers {
 		c.Layers[i] = l.clone()

@@ -25,6 +25,7 @@ type manifestFields struct {
 	Layers    []*layerRecord `json:"layers"`
 	Job       *jobRecord     `json:"job"`
 	NextJob   int            `json:"next_job"`
+	Removing  []string       `json:"removing"`
 }
 
 type layerFields struct {
@@ -65,7 +66,7 @@ func (m *manifest) MarshalJSON() ([]byte, error) {
 	return encodeObject(&manifestFields{
 		Version: m.Version, Next: m.Next, Leaf: m.Leaf, SetAside: orNull(m.SetAside),
 		BlankSize: m.BlankSize, Base: orNull(m.Base), Modified: timeOrNull(m.Modified),
-		Layers: layers, Job: m.Job, NextJob: m.NextJob,
+		Layers: layers, Job: m.Job, NextJob: m.NextJob, Removing: append([]string{}, m.Removing...),
 	}, m.extra)
 }
 
@@ -79,10 +80,13 @@ func (m *manifest) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return err
 	}
+	if len(f.Removing) == 0 {
+		f.Removing = nil
+	}
 	*m = manifest{
 		Version: f.Version, Next: f.Next, Leaf: f.Leaf, SetAside: orEmpty(f.SetAside),
 		BlankSize: f.BlankSize, Base: orEmpty(f.Base), Modified: modified,
-		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, extra: extra,
+		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, Removing: f.Removing, extra: extra,
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package chain
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -46,6 +47,14 @@ func (m *manifest) fault() error {
 	for _, l := range m.Layers {
 		if err := m.layerFault(l, byID); err != nil {
 			return fmt.Errorf("%s: %w", l.ID, err)
+		}
+		if slices.Contains(m.Removing, l.File) {
+			return fmt.Errorf("%s: its file %s is to be removed", l.ID, l.File)
+		}
+	}
+	for _, file := range m.Removing {
+		if number, ok := layerFileNumber(file); !ok || number >= m.Next {
+			return fmt.Errorf("the file %q, which is to be removed, is no layer's", file)
 		}
 	}
 	return m.jobFault(byID)

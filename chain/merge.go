@@ -256,7 +256,7 @@ func (d *Disk) finishUp(j *job, x, c *node) error {
 		return err
 	}
 	cr.Parent = xr.Parent
-	m.remove(xr.ID)
+	m.removeWithFile(xr)
 	return d.finishWithout(j, m, c, x.parent(), c.layer(), xr)
 }
 
@@ -290,8 +290,9 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 			}
 		}
 	}
-	cr.File, cr.Parent = xr.File, xr.Parent
 	m.remove(xr.ID)
+	m.Removing = append(m.Removing, cr.File)
+	cr.File, cr.Parent = xr.File, xr.Parent
 	return d.finishWithout(j, m, c, x.parent(), x.layer(), xr)
 }
 

@@ -90,9 +90,13 @@ func (d *Disk) abandon() {
 	}
 }
 
-// removeStrays removes files that a crash left behind: made for a number that
-// no committed chain.json counts as used (M15).
+// removeStrays removes files that a crash left behind: those of layers that
+// chain.json says are gone, and those made for a number that no committed
+// chain.json counts as used (M15).
 func (d *Disk) removeStrays() error {
+	for _, file := range d.manifest.Removing {
+		d.unlink(file)
+	}
 	names, err := d.fs.ReadDir(filepath.Join(d.dir, layersDir))
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"fmt"
+	"path/filepath"
 )
 
 // Revert sets the leaf aside and starts a new one on the named layer ("base"
@@ -91,7 +92,7 @@ func removeDead(m *manifest) (gone []*layerRecord) {
 		again = false
 		for _, l := range m.Layers {
 			if l.Name == "" && l.ID != m.Leaf && l.ID != m.SetAside && l.ID != m.Base && len(m.children(l.ID)) == 0 {
-				m.remove(l.ID)
+				m.removeWithFile(l)
 				gone = append(gone, l)
 				again = true
 				break
@@ -134,7 +135,14 @@ func (d *Disk) discardLayer(l *layer, foreign bool) {
 	if foreign {
 		return
 	}
-	if err := d.fs.Remove(l.path); err != nil {
-		d.log.Warn("cannot remove a file that no layer owns", "file", l.path, "error", err)
+	d.unlink(layersDir + "/" + filepath.Base(l.path))
+}
+
+// removeWithFile takes a layer out of m; its file, unless foreign, is to be
+// unlinked after the commit.
+func (m *manifest) removeWithFile(l *layerRecord) {
+	m.remove(l.ID)
+	if !l.Foreign {
+		m.Removing = append(m.Removing, l.File)
 	}
 }

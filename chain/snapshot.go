@@ -48,7 +48,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 func (d *Disk) dropLeaf(l *layer, err error) {
 	l.close()
 	if errors.Is(err, errCommitUnknown) {
-		d.orphans = append(d.orphans, l.path)
+		d.orphans = append(d.orphans, layersDir+"/"+filepath.Base(l.path))
 		return
 	}
 	if err := d.fs.Remove(l.path); err != nil {
