@@ -65,7 +65,7 @@ func (v *leafMove) step(end int64, move func() error) error {
 // beginAbsorbing makes x ready to take what c holds, and routes the writes when
 // c is the leaf. Called with opMu held, x and c recorded as being written.
 func (d *Disk) beginAbsorbing(x, c *node) error {
-	into, err := x.layer().thaw(false, d.log)
+	into, err := d.thaw(x.layer())
 	if err != nil {
 		return err
 	}
@@ -82,12 +82,22 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 		}
 	}
 	from.FlushAfter(into)
+	d.keepBlocks(from)
 	if d.leaf.Load() == c {
 		d.gate.Lock()
 		d.move = &leafMove{into: into, below: x.backing(), from: from, over: x}
 		d.gate.Unlock()
 	}
 	return nil
+}
+
+// keepBlocks leaves the punching of a leaf to the job that moves it, nil for
+// none: what moved is punched when nobody looks for it any more, not when a
+// flush makes it due (M1).
+func (d *Disk) keepBlocks(o *overlay.Overlay) {
+	d.punchMu.Lock()
+	defer d.punchMu.Unlock()
+	d.kept = o
 }
 
 // stopAbsorbing takes beginAbsorbing back, for a merge that does not finish:
@@ -113,6 +123,7 @@ func (d *Disk) stopAbsorbing(m *manifest) error {
 		d.dropRegions(d.nodes[rec.ID], 0, math.MaxInt64/2)
 		d.readers.synchronize()
 	}
+	d.keepBlocks(nil)
 	return nil
 }
 

@@ -92,10 +92,16 @@ type Disk struct {
 	readers grace
 	cache   *regionCache
 
+	// punchMu is held while the background punches the leaf. kept is a leaf that
+	// is being moved down: the job punches it, when its readers are gone.
+	punchMu sync.Mutex
+	kept    *overlay.Overlay // guarded by punchMu
+
 	flushes flushGroup
 	handles handleTable
 	jobMu   sync.Mutex
 	job     *job // the one under way or the last one; nil for none
+	closing bool // no job begins any more; guarded by jobMu
 
 	modified   atomic.Int64 // UnixNano of the last write
 	background *background
@@ -284,6 +290,8 @@ func (d *Disk) shut() error {
 	if err := d.flushes.flush(); err != nil {
 		return err
 	}
+	// Settling punches what a job has moved.
+	d.readers.synchronize()
 	m := d.edit()
 	var errs []error
 	for _, l := range m.Layers {
@@ -310,6 +318,11 @@ func (d *Disk) settle(l *layerRecord) error {
 // settleFile is settle for a record that gets another file.
 func (d *Disk) settleFile(file *layer, l *layerRecord) error {
 	if err := file.settle(); err != nil {
+		return fmt.Errorf("settle %s: %w", l.label(), err)
+	}
+	// Holes punched after the last flush, and the time of the last write, are part
+	// of the fingerprint: a power cut must not take them back.
+	if err := file.file.Sync(); err != nil {
 		return fmt.Errorf("settle %s: %w", l.label(), err)
 	}
 	print, err := takeFingerprint(file.file, l.Format)

@@ -3,6 +3,7 @@ package chain
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -305,14 +306,10 @@ func (b *background) punchLoop() {
 // punchLeaf gives back what discards of the leaf made free. While the leaf is
 // being moved into the layer below, the job does that when its readers are gone.
 func (d *Disk) punchLeaf() {
-	d.gate.RLock()
-	moving := d.move != nil
-	d.gate.RUnlock()
-	if moving {
-		return
-	}
-	if o := d.leaf.Load().layer().over(); o != nil {
-		if err := o.Punch(); err != nil && !errors.Is(err, overlay.ErrFailed) {
+	d.punchMu.Lock()
+	defer d.punchMu.Unlock()
+	if o := d.leaf.Load().layer().over(); o != nil && o != d.kept {
+		if err := o.Punch(); err != nil && !errors.Is(err, overlay.ErrFailed) && !errors.Is(err, os.ErrClosed) {
 			d.log.Warn("cannot give back discarded blocks", "error", err)
 		}
 	}

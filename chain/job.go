@@ -31,6 +31,9 @@ type job struct {
 	stop  context.CancelCauseFunc
 	done  chan struct{} // closed when it no longer runs
 
+	// covered is the size up to which a merge upwards surely looked; its own.
+	covered int64
+
 	doneBytes  atomic.Int64
 	totalBytes atomic.Int64
 	outcome    atomic.Pointer[jobOutcome] // nil while it runs
@@ -93,14 +96,15 @@ func recordJob(m *manifest, kind, layer string) string {
 }
 
 // startJob begins a job whose record is committed, or only remembers it when
-// the disk was opened with HoldJob. Called with opMu held.
+// the disk was opened with HoldJob or is being closed. Called with opMu held.
 func (d *Disk) startJob(rec *jobRecord) {
 	j := &job{id: rec.ID, kind: rec.Kind, layer: rec.Layer, done: make(chan struct{})}
 	j.ctx, j.stop = context.WithCancelCause(context.Background())
 	d.jobMu.Lock()
 	d.job = j
+	hold := d.holdJob || d.closing
 	d.jobMu.Unlock()
-	if d.holdJob {
+	if hold {
 		close(j.done)
 		return
 	}
@@ -117,9 +121,15 @@ func (d *Disk) resumeJob() {
 	}
 }
 
-// stopJob stops the job for Close; its record stays.
+// stopJob stops the job for Close, and lets none begin any more: not one that a
+// control operation records meanwhile, and not one that this job queues. Its
+// record stays.
 func (d *Disk) stopJob() {
-	if j := d.lastJob(); j != nil {
+	d.jobMu.Lock()
+	d.closing = true
+	j := d.job
+	d.jobMu.Unlock()
+	if j != nil {
 		j.stop(errClosing)
 		<-j.done
 	}
@@ -154,6 +164,10 @@ func (d *Disk) runJob(j *job) {
 func (d *Disk) endJob(j *job, o jobOutcome) {
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
+	if d.closed { // the directory may be somebody else's by now
+		j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobRunning})
+		return
+	}
 	m := d.edit()
 	m.Job = nil
 	if err := d.stopAbsorbing(m); err != nil {
@@ -180,12 +194,14 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 // for the job may have been about to change both, and settles it unless it is
 // the leaf.
 func (d *Disk) restore(m *manifest, rec *layerRecord) error {
-	if o := d.nodes[rec.ID].layer().over(); o != nil {
-		h := o.Header()
-		if name, format := d.backingName(m.layer(rec.Parent)); h.BackingName != name || h.BackingFormat != format {
-			if err := o.SetBacking(name, format); err != nil {
-				return err
-			}
+	if d.isAstray(m, rec) {
+		// Settled already, if the job came as far as its last commit.
+		o, err := d.thaw(d.nodes[rec.ID].layer())
+		if err != nil {
+			return err
+		}
+		if err := o.SetBacking(d.backingName(m.layer(rec.Parent))); err != nil {
+			return err
 		}
 	}
 	if rec.ID == m.Leaf {

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -81,8 +82,23 @@ func newLayer(path string, f overlay.File, s *layerState) *layer {
 // over is the writable side, nil for a frozen layer.
 func (l *layer) over() *overlay.Overlay { return l.state.Load().over }
 
-// thaw makes a frozen layer of ours writable for a job. Its record is marked
-// as being written, durably, before (M16).
+// thaw makes a frozen layer of ours writable, and returns when nobody looks at
+// it as an image any more: that takes the file as it was when it was frozen, and
+// calls an entry corrupt that names a cluster behind its end of then.
+func (d *Disk) thaw(l *layer) (*overlay.Overlay, error) {
+	if o := l.over(); o != nil {
+		return o, nil
+	}
+	o, err := l.thaw(false, d.log)
+	if err != nil {
+		return nil, err
+	}
+	d.readers.synchronize()
+	return o, nil
+}
+
+// thaw is Disk.thaw without the waiting. The layer's record is marked as being
+// written, durably, before (M16).
 func (l *layer) thaw(unclean bool, log *slog.Logger) (*overlay.Overlay, error) {
 	if o := l.over(); o != nil {
 		return o, nil
@@ -92,7 +108,7 @@ func (l *layer) thaw(unclean bool, log *slog.Logger) (*overlay.Overlay, error) {
 	}
 	o, err := overlay.NewOverlay(l.file, overlay.OverlayOptions{Unclean: unclean, Log: log})
 	if err != nil {
-		return nil, fmt.Errorf("open %s for writing: %w", l.path, err)
+		return nil, errors.Join(fmt.Errorf("open %s for writing: %w", l.path, err), l.file.Lock(overlay.LockFrozen))
 	}
 	l.state.Store(&layerState{Layer: o, over: o})
 	return o, nil

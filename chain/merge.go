@@ -81,7 +81,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 	}
 	d.install(m, nil)
 	j.writes.Store(&writes)
-	if _, err := c.layer().thaw(false, d.log); err != nil {
+	if _, err := d.thaw(c.layer()); err != nil {
 		return nil, nil, "", err
 	}
 	if direction == directionDown {
@@ -162,6 +162,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 	over := c.layer().over()
 	source := ownSource{x}
 	below := x.backing()
+	j.covered = over.Size()
 	copyRegion := func(off int64) (int64, error) {
 		section := d.readers.enter()
 		defer d.readers.exit(section)
@@ -184,6 +185,21 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		return d.punchSource(x, from, to)
 	}
 	return d.copyRegions(j, over.Size, copyRegion, settleWindow)
+}
+
+// coverGrowth copies up what lies behind the size that c had when the job looked
+// at its end. x may be shorter than what is below it, whose bytes would show
+// through there (M2). Called with opMu held: c grows no more.
+func (d *Disk) coverGrowth(j *job, x, c *node) error {
+	over := c.layer().over()
+	if over.Size() <= j.covered {
+		return nil
+	}
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	from := j.covered &^ (regionSize - 1)
+	_, err := over.Fill(ownSource{x}, from, over.Size()-from, x.backing())
+	return err
 }
 
 // heldBytes is how much of a region a layer maps, and whether a merge can pass
@@ -249,6 +265,9 @@ func (d *Disk) finishUp(j *job, x, c *node) error {
 		return err
 	}
 	defer d.opMu.Unlock()
+	if err := d.coverGrowth(j, x, c); err != nil {
+		return err
+	}
 	m := d.edit()
 	xr, cr := m.layer(x.id), m.layer(c.id)
 	// The same view already, whether chain.json still says x or not (M15).
@@ -277,7 +296,7 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	m = d.edit()
 	xr, cr := m.layer(x.id), m.layer(c.id)
 	for _, child := range m.children(c.id) {
-		over, err := d.nodes[child.ID].layer().thaw(false, d.log)
+		over, err := d.thaw(d.nodes[child.ID].layer())
 		if err != nil {
 			return err
 		}
@@ -321,6 +340,7 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	d.gate.Unlock()
 	d.dropRegions(n, 0, n.size())
 	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
+	d.keepBlocks(nil)
 	d.discardLayer(other, gone.Foreign)
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
@@ -424,6 +444,6 @@ func (d *Disk) prepareFlatten(j *job) (*node, error) {
 	}
 	d.install(m, nil)
 	j.writes.Store(&writes)
-	_, err = n.layer().thaw(false, d.log)
+	_, err = d.thaw(n.layer())
 	return n, err
 }

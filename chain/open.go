@@ -187,6 +187,9 @@ func (d *Disk) touchedByOthers(rec *layerRecord) (bool, error) {
 // putInOrder makes the files follow chain.json after a crash (M15), settles
 // what was being written, and marks the leaf as being written from now on.
 func (d *Disk) putInOrder() error {
+	if err := d.markAstray(); err != nil {
+		return err
+	}
 	m := d.edit()
 	for _, rec := range m.Layers {
 		if rec.Foreign {
@@ -209,18 +212,45 @@ func (d *Disk) putInOrder() error {
 	return nil
 }
 
+// markAstray records the frozen layers whose header does not follow chain.json
+// as being written, before followRecord writes them (M16).
+func (d *Disk) markAstray() error {
+	m := d.edit()
+	var astray []*layerRecord
+	for _, rec := range m.Layers {
+		if !rec.Foreign && !rec.Writing && rec.ID != m.Leaf && d.isAstray(m, rec) {
+			astray = append(astray, rec)
+		}
+	}
+	if len(astray) == 0 {
+		return nil
+	}
+	markWriting(m, astray...)
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	d.install(m, nil)
+	return nil
+}
+
+// isAstray says whether a layer's header names another backing file than m.
+func (d *Disk) isAstray(m *manifest, rec *layerRecord) bool {
+	name, format := d.backingName(m.layer(rec.Parent))
+	h := d.nodes[rec.ID].layer().header()
+	return h.BackingName != name || h.BackingFormat != format
+}
+
 // followRecord sets the backing name in a layer's header to what chain.json
 // says, and settles a frozen layer that was being written.
 func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
 	l := d.nodes[rec.ID].layer()
 	name, format := d.backingName(m.layer(rec.Parent))
-	h := l.header()
-	if h.BackingName != name || h.BackingFormat != format {
+	if d.isAstray(m, rec) {
 		if rec.ID == m.Leaf && l.over() == nil {
-			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", h.BackingName, name, ErrCorrupt)
+			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", l.header().BackingName, name, ErrCorrupt)
 		}
-		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", h.BackingName, "is", name)
-		o, err := l.thaw(false, d.log)
+		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", l.header().BackingName, "is", name)
+		o, err := d.thaw(l)
 		if err != nil {
 			return err
 		}

@@ -41,6 +41,9 @@ type File interface {
 	PunchHole(off, length int64) error
 	// Datasync is fdatasync(2).
 	Datasync() error
+	// Sync is fsync(2): also the times are durable then, which fdatasync leaves
+	// out, and on a mount with lazytime for hours.
+	Sync() error
 	Stat() (Info, error)
 	// SeekData and SeekHole are lseek(2) with SEEK_DATA and SEEK_HOLE.
 	// SeekData gives io.EOF when only a hole follows. Where the host cannot

@@ -161,6 +161,10 @@ func (h *hostFile) Datasync() error {
 	return h.control("fdatasync", unix.Fdatasync)
 }
 
+func (h *hostFile) Sync() error {
+	return h.control("fsync", unix.Fsync)
+}
+
 func (h *hostFile) Stat() (Info, error) {
 	st, err := h.f.Stat()
 	if err != nil {

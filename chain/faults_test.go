@@ -1,0 +1,291 @@
+package chain
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"varve/overlay"
+)
+
+var (
+	faultSeed  = flag.Uint64("fault.seed", 1, "seed of the fault test")
+	faultEvery = flag.Int("fault.every", 23, "the fault test fails every how manieth call to the host, in a run of its own")
+)
+
+// TestFaults fails one call to the host in each run, and goes on. Whatever
+// failed, nothing that was acknowledged is lost, every operation happened or
+// did not, and headers follow chain.json.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	failed := true
+	runs := 0
+	for n := 1; failed; n += *faultEvery {
+		runs++
+		failed = faultRun(t, *faultSeed+uint64(n), n)
+	}
+	t.Logf("%d calls failed, one in each run", runs-1)
+}
+
+// faultRun says whether the call number n was reached.
+func faultRun(t *testing.T, seed uint64, n int) (failed bool) {
+	g := newSimGuest(t, seed)
+	g.faulty = true
+	g.open()
+	at, what := n, ""
+	g.fs.mu.Lock()
+	g.fs.hook = func(op, path string) error {
+		if at--; at != 0 {
+			return nil
+		}
+		failed, what = true, op+" "+path
+		if n%2 == 0 {
+			return syscall.ENOSPC
+		}
+		return syscall.EIO
+	}
+	g.fs.mu.Unlock()
+	fail := func(err error) {
+		t.Helper()
+		t.Fatalf("seed %d, call %d (%s) failed: %v\nsteps: %q", seed, n, what, err, g.trace[max(0, len(g.trace)-30):])
+	}
+	for range 90 {
+		err := g.step()
+		if errors.Is(err, errLive) {
+			fail(err)
+		}
+	}
+	err := g.d.Close()
+	if errors.Is(err, ErrBusy) {
+		fail(err)
+	}
+	g.fs.mu.Lock()
+	g.fs.hook = nil
+	all := g.fs.cut(g.cutRnd)
+	g.fs.mu.Unlock()
+	if err := g.reopen(all); err != nil {
+		fail(fmt.Errorf("after a power cut: %w", err))
+	}
+	if err := g.reopen(g.fs); err != nil {
+		fail(err)
+	}
+	if err := headersFollow(g.fs); err != nil {
+		fail(err)
+	}
+	return failed
+}
+
+// headersFollow checks that each header names what chain.json says (M15).
+func headersFollow(fs overlay.FS) error {
+	m, err := loadManifest(fs, simDir)
+	if err != nil {
+		return err
+	}
+	d := &Disk{dir: simDir}
+	for _, l := range m.Layers {
+		if l.Foreign {
+			continue
+		}
+		im, err := overlay.OpenImage(fs, l.path(simDir), l.Format, overlay.LockNone)
+		if err != nil {
+			return err
+		}
+		name, _ := d.backingName(m.layer(l.Parent))
+		if got := im.Header().BackingName; got != name {
+			return fmt.Errorf("%s names the backing file %q, chain.json %q", l.label(), got, name)
+		}
+		if err := im.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestFailedMergeKeepsHeaders fails each commit of chain.json during a merge
+// downwards in turn: when the job has ended, the headers name what chain.json
+// names, also of the layer on top, whose name the job changes before the last.
+func TestFailedMergeKeepsHeaders(t *testing.T) {
+	for fail := 1; ; fail++ {
+		g := newSimGuest(t, 1)
+		g.open()
+		put(t, g.d, 1, 0, 1<<20)
+		must(t, g.d.Snapshot("one"))
+		put(t, g.d, 2, 0, 4096)
+		must(t, g.d.Snapshot("two"))
+		put(t, g.d, 3, 8192, 4096)
+		must(t, g.d.Snapshot("three"))
+		calls := 0
+		g.fs.mu.Lock()
+		g.fs.hook = func(op, path string) error {
+			if op == "rename" {
+				if calls++; calls == fail {
+					return syscall.EIO
+				}
+			}
+			return nil
+		}
+		g.fs.mu.Unlock()
+		if id, err := g.d.Delete("one"); err == nil {
+			_, err = g.d.WaitJob(context.Background(), id)
+			must(t, err)
+		}
+		if err := headersFollow(g.fs); err != nil {
+			t.Errorf("commit %d failed: %v", fail, err)
+		}
+		if a, b := at(t, g.d, 0), at(t, g.d, 8192); a != 2 || b != 3 {
+			t.Errorf("commit %d failed: the leaf has %d and %d", fail, a, b)
+		}
+		g.fs.mu.Lock()
+		g.fs.hook = nil
+		g.fs.mu.Unlock()
+		must(t, g.d.Close())
+		if calls < fail {
+			return
+		}
+	}
+}
+
+// TestCloseDuringDelete closes the disk while a delete is being recorded: its
+// job must not begin after that, or it would write a directory that is somebody
+// else's by then. It goes on at the next open.
+func TestCloseDuringDelete(t *testing.T) {
+	g := newSimGuest(t, 1)
+	g.open()
+	put(t, g.d, 1, 0, 1<<20)
+	must(t, g.d.Snapshot("one"))
+	put(t, g.d, 2, 0, 4096)
+	closed := make(chan error, 1)
+	g.fs.mu.Lock()
+	g.fs.hook = func(op, path string) error {
+		if op == "rename" {
+			g.fs.hook = nil
+			go func() { closed <- g.d.Close() }()
+			time.Sleep(50 * time.Millisecond) // it waits for the delete
+		}
+		return nil
+	}
+	g.fs.mu.Unlock()
+	_, err := g.d.Delete("one")
+	must(t, err)
+	must(t, <-closed)
+	before := g.fs.calls
+	time.Sleep(50 * time.Millisecond)
+	g.fs.mu.Lock()
+	after := g.fs.calls
+	g.fs.mu.Unlock()
+	if after != before {
+		t.Errorf("%d calls changed the disk after it was closed", after-before)
+	}
+	g.open()
+	j := g.d.lastJob()
+	if j == nil {
+		t.Fatal("the job was lost")
+	}
+	<-j.done
+	if s := j.status(); s.State != jobDone {
+		t.Errorf("the job: %+v", s)
+	}
+	must(t, g.d.Close())
+}
+
+// heldMerge records the delete of a snapshot without running it, and prepares
+// its merge.
+func heldMerge(t *testing.T, d *Disk, name string) (j *job, x, c *node, direction string) {
+	t.Helper()
+	d.holdJob = true
+	_, err := d.Delete(name)
+	must(t, err)
+	j = d.lastJob()
+	x, c, direction, err = d.prepareMerge(j)
+	must(t, err)
+	return j, x, c, direction
+}
+
+// TestCancelledMoveKeepsBlocks cancels a merge that moves the leaf down while
+// somebody reads what has moved: its blocks in the leaf stay until they are
+// done (M1), whatever flushes.
+func TestCancelledMoveKeepsBlocks(t *testing.T) {
+	g := newSimGuest(t, 1)
+	g.open()
+	d := g.d
+	put(t, d, 1, 0, 1<<20)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 0, 64<<10)
+	j, x, c, direction := heldMerge(t, d, "one")
+	if direction != directionDown {
+		t.Fatalf("the merge goes %s", direction)
+	}
+	path := c.layer().path
+	punched := false
+	g.fs.mu.Lock()
+	g.fs.hook = func(op, p string) error {
+		punched = punched || op == "punch" && p == path
+		return nil
+	}
+	g.fs.mu.Unlock()
+	section := d.readers.enter() // a reader that has looked, and not read yet
+	into, from := x.layer().over(), c.layer().over()
+	must(t, d.moveStep(moveStep, func() error {
+		if _, err := into.Overwrite(liveSource{ownSource{c}}, 0, moveStep, x.backing()); err != nil {
+			return err
+		}
+		return from.Unmap(0, moveStep)
+	}))
+	ended := make(chan bool)
+	go func() {
+		d.endJob(j, jobOutcome{state: jobCancelled})
+		close(ended)
+	}()
+	for range 20 {
+		time.Sleep(2 * time.Millisecond)
+		must(t, d.Flush())
+		d.punchLeaf()
+	}
+	g.fs.mu.Lock()
+	early := punched
+	g.fs.mu.Unlock()
+	d.readers.exit(section)
+	<-ended
+	if early {
+		t.Error("blocks were given back under a reader")
+	}
+	if got := at(t, d, 0); got != 2 {
+		t.Errorf("the leaf has %d", got)
+	}
+	must(t, d.Flush())
+	d.punchLeaf()
+	must(t, d.Close())
+}
+
+// TestGrowthAtTheEndOfAMerge grows the disk when a merge has just looked at its
+// last region. The merged layer is shorter than the one below it, whose bytes
+// must not show through (M2).
+func TestGrowthAtTheEndOfAMerge(t *testing.T) {
+	dir := t.TempDir()
+	base, mid, disk := filepath.Join(dir, "base.raw"), filepath.Join(dir, "mid.qcow2"), filepath.Join(dir, "vm.varve")
+	must(t, os.WriteFile(base, bytes.Repeat([]byte{7}, 8<<20), 0o600))
+	must(t, overlay.Create(overlay.HostFS(), mid, overlay.CreateOptions{Size: 4 << 20, Backing: base, BackingFormat: formatRaw}))
+	_, err := Create(disk, CreateOptions{Base: mid})
+	must(t, err)
+	d := openDisk(t, disk)
+	j, x, c, direction := heldMerge(t, d, "mid")
+	if direction != directionUp {
+		t.Fatalf("the merge goes %s", direction)
+	}
+	must(t, d.copyUp(j, x, c))
+	must(t, d.Resize(6<<20))
+	must(t, d.finishUp(j, x, c))
+	if got := at(t, d, 1<<20); got != 7 {
+		t.Errorf("what was there before has %d", got)
+	}
+	if got := at(t, d, 5<<20); got != 0 {
+		t.Errorf("the new part has %d, want zeros", got)
+	}
+}
