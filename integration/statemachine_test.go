@@ -180,7 +180,7 @@ func (m *mountTarget) Reopen(_ bool, want map[string][]byte) error {
 func TestStateMachine(t *testing.T) {
 	steps, seeds := 500, []uint64{1, 2}
 	if harness.Long() {
-		steps, seeds = 2000, []uint64{1, 2, 3, 4, 5, 6}
+		steps, seeds = 1500, []uint64{1, 2, 3}
 	}
 	if *machineSteps != 0 {
 		steps = *machineSteps
