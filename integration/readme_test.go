@@ -91,7 +91,8 @@ func readPage(t *testing.T, page string) string {
 	return string(text)
 }
 
-// TestReference looks for every command and every flag in the reference.
+// TestReference looks for every command, every flag and every field of
+// status.json and chain.json in the reference.
 func TestReference(t *testing.T) {
 	reference := readPage(t, "docs/reference.md")
 	found := 0
@@ -114,5 +115,23 @@ func TestReference(t *testing.T) {
 	}
 	if found < 15 {
 		t.Errorf("only %d commands found in\n%s", found, help)
+	}
+
+	disk := filepath.Join(t.TempDir(), "blank.varve")
+	harness.Run(t, harness.Varve(), "create", disk, "--size", "1M")
+	for _, document := range []string{
+		harness.Run(t, harness.Varve(), "status", disk, "--json"),
+		harness.Run(t, "cat", filepath.Join(disk, "chain.json")),
+	} {
+		fields := regexp.MustCompile(`(?m)^ *"([a-z_]+)":`).FindAllStringSubmatch(document, -1)
+		if len(fields) < 15 {
+			t.Errorf("only %d fields in\n%s", len(fields), document)
+		}
+		for _, field := range fields {
+			if !strings.Contains(reference, "`"+field[1]+"`") && !strings.Contains(reference, "`."+field[1]+"`") &&
+				!strings.Contains(reference, "`layers[]."+field[1]+"`") && !strings.Contains(reference, "`"+field[1]+"[]`") {
+				t.Errorf("the reference has no field %s", field[1])
+			}
+		}
 	}
 }
