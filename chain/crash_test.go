@@ -144,8 +144,39 @@ func (w world) names() []string {
 	return names
 }
 
-func (w world) check(d *Disk, exact bool) error {
+// simView is a view as check and adopt read it.
+func simView(d *Disk, name string) (read func(p []byte, off int64) error, size int64) {
+	if name == "" {
+		return d.ReadAt, d.Size()
+	}
 	m, nodes := d.tree()
+	n := nodes[m.byName(name).ID]
+	return func(p []byte, off int64) error {
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		return n.ReadAt(p, off)
+	}, n.size()
+}
+
+// adopt takes what the disk has now as what was written last.
+func (w world) adopt(d *Disk) error {
+	for name, v := range w {
+		read, _ := simView(d, name)
+		var p [simSector]byte
+		for s := range v.loose {
+			if err := read(p[:], s*simSector); err != nil {
+				return err
+			}
+			v.sectors[s] = []uint64{binary.BigEndian.Uint64(p[:])}
+		}
+		clear(v.loose)
+		clear(v.unsure)
+	}
+	return nil
+}
+
+func (w world) check(d *Disk, exact bool) error {
+	m, _ := d.tree()
 	have := []string{""}
 	for _, l := range m.Layers {
 		if l.Name != "" && l.Name != baseName {
@@ -157,16 +188,7 @@ func (w world) check(d *Disk, exact bool) error {
 		return fmt.Errorf("there are the views %q, not %q", have, w.names())
 	}
 	for name, v := range w {
-		read, size := d.ReadAt, d.Size()
-		if name != "" {
-			n := nodes[m.byName(name).ID]
-			size = n.size()
-			read = func(p []byte, off int64) error {
-				section := d.readers.enter()
-				defer d.readers.exit(section)
-				return n.ReadAt(p, off)
-			}
-		}
+		read, size := simView(d, name)
 		if size != v.size {
 			return fmt.Errorf("the view %q has %d bytes, not %d", name, size, v.size)
 		}
@@ -219,6 +241,22 @@ func (l *logJudge) Handle(_ context.Context, r slog.Record) error {
 // errLive is what the disk shows while it is open and must not.
 var errLive = errors.New("live")
 
+type traceLog struct {
+	logJudge
+	g *simGuest
+}
+
+func (l *traceLog) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := "   LOG " + r.Message
+	r.Attrs(func(a slog.Attr) bool { m += " " + a.String(); return true })
+	l.g.trace = append(l.g.trace, m)
+	return nil
+}
+func (l *traceLog) WithAttrs([]slog.Attr) slog.Handler { return l }
+func (l *traceLog) WithGroup(string) slog.Handler      { return l }
+
 func newSimGuest(t *testing.T, seed uint64) *simGuest {
 	t.Helper()
 	fs := newSimFS()
@@ -255,23 +293,26 @@ func fillSector(p []byte, v uint64) {
 
 func (g *simGuest) open() {
 	g.t.Helper()
-	judge := &logJudge{}
-	d, err := Open(simDir, OpenOptions{FS: g.fs, CacheBytes: 1 << 20, Log: slog.New(judge)})
+	d, err := Open(simDir, OpenOptions{FS: g.fs, CacheBytes: 1 << 20, Log: slog.New(&traceLog{g: g})})
 	must(g.t, err)
 	g.d = d
 }
 
 // reopenLive opens the disk after it was closed, perhaps with an error.
 func (g *simGuest) reopenLive() error {
-	d, err := Open(simDir, OpenOptions{FS: g.fs, CacheBytes: 1 << 20})
+	d, err := Open(simDir, OpenOptions{FS: g.fs, CacheBytes: 1 << 20, Log: slog.New(&traceLog{g: g})})
 	if err != nil {
 		// A call to the host that fails may fail this one.
 		d, err = Open(simDir, OpenOptions{FS: g.fs, CacheBytes: 1 << 20})
 	}
-	if err == nil {
-		g.d = d
+	if err != nil {
+		return err
 	}
-	return err
+	g.d = d
+	if err := g.world().check(d, false); err != nil {
+		return err
+	}
+	return g.world().adopt(d)
 }
 
 // place is somewhere in the hot ranges, in sectors.

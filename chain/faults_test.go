@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -46,6 +47,7 @@ func faultRun(t *testing.T, seed uint64, n int) (failed bool) {
 			return nil
 		}
 		failed, what = true, op+" "+path
+		g.trace = append(g.trace, "FAULT "+what)
 		if n%2 == 0 {
 			return syscall.ENOSPC
 		}
@@ -54,12 +56,15 @@ func faultRun(t *testing.T, seed uint64, n int) (failed bool) {
 	g.fs.mu.Unlock()
 	fail := func(err error) {
 		t.Helper()
-		t.Fatalf("seed %d, call %d (%s) failed: %v\nsteps: %q", seed, n, what, err, g.trace[max(0, len(g.trace)-30):])
+		t.Fatalf("seed %d, call %d (%s) failed: %v\nsteps: %s", seed, n, what, err, strings.Join(g.trace[max(0, len(g.trace)-90):], "\n"))
 	}
 	for range 90 {
 		err := g.step()
 		if errors.Is(err, errLive) {
 			fail(err)
+		}
+		if err != nil {
+			g.trace = append(g.trace, "→ "+err.Error())
 		}
 	}
 	err := g.d.Close()
