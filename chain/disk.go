@@ -184,7 +184,7 @@ func (d *Disk) commit(m *manifest) error {
 	m.Modified = d.ModTime().UTC()
 	m.Removing = append(m.Removing, d.orphans...)
 	if err := d.commitWithReserve(m); err != nil {
-		return err
+		return d.takeBack(err)
 	}
 	d.numbers = m.Next
 	d.removed = nil
@@ -195,6 +195,28 @@ func (d *Disk) commit(m *manifest) error {
 	}
 	return nil
 }
+
+// takeBack commits the manifest in force again after a commit of which nobody
+// knows whether it happened. A crash could make a failed revert come true
+// otherwise, and set aside, or unlink, what the guest went on to write.
+func (d *Disk) takeBack(err error) error {
+	if !errors.Is(err, errCommitUnknown) {
+		return err
+	}
+	if failed := d.commitWithReserve(d.edit()); failed != nil {
+		return errors.Join(err, failed)
+	}
+	return takenBack{err}
+}
+
+// takenBack is an error of a commit that certainly did not happen.
+type takenBack struct{ err error }
+
+func (e takenBack) Error() string { return e.err.Error() + "; the old one was put back" }
+func (e takenBack) Is(target error) bool {
+	return target != errCommitUnknown && errors.Is(e.err, target)
+}
+func (e takenBack) As(target any) bool { return errors.As(e.err, target) }
 
 // unlink removes the file of a layer that a committed manifest lists under
 // Removing. Called with opMu held.

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -292,5 +293,63 @@ func TestGrowthAtTheEndOfAMerge(t *testing.T) {
 	}
 	if got := at(t, d, 5<<20); got != 0 {
 		t.Errorf("the new part has %d, want zeros", got)
+	}
+}
+
+// TestFailedRevertStaysUndone fails the directory's fsync of a revert's commit:
+// nobody knows whether the new chain.json is there. What the guest goes on to
+// write must not be set aside, or unlinked, by the next open after a power cut.
+func TestFailedRevertStaysUndone(t *testing.T) {
+	g := newSimGuest(t, 1)
+	g.open()
+	put(t, g.d, 1, 0, 4096)
+	must(t, g.d.Snapshot("one"))
+	done := false
+	g.fs.mu.Lock()
+	g.fs.hook = func(op, path string) error {
+		if op == "syncdir" && path == simDir && !done {
+			done = true
+			return syscall.EIO
+		}
+		return nil
+	}
+	g.fs.mu.Unlock()
+	err := g.d.Revert("one")
+	wantError(t, err, syscall.EIO)
+	put(t, g.d, 2, 0, 4096)
+	must(t, g.d.Flush())
+	g.fs.mu.Lock()
+	after := g.fs.cut(g.cutRnd)
+	g.fs.mu.Unlock()
+	must(t, g.d.Close())
+	g.fs = after
+	g.open()
+	if got := at(t, g.d, 0); got != 2 {
+		t.Errorf("the leaf has %d", got)
+	}
+	must(t, g.d.Close())
+}
+
+// TestMergeOfAChangedLeaf deletes the layer that a leaf became when qemu-img
+// had made a snapshot inside it: it is never written, so it is merged upwards
+// although that copies more (M17).
+func TestMergeOfAChangedLeaf(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	put(t, d, 1, 0, 1<<20)
+	m, nodes := d.tree()
+	leaf := nodes[m.Leaf].layer().path
+	must(t, d.Close())
+	if out, err := exec.Command("qemu-img", "snapshot", "-c", "inside", leaf).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	d = openDisk(t, d.Dir())
+	put(t, d, 2, 0, 4096)
+	id, err := d.DeleteUnnamed()
+	finish(t, d, id, err)
+	if a, b := at(t, d, 0), at(t, d, 8192); a != 2 || b != 1 {
+		t.Errorf("the leaf has %d and %d", a, b)
+	}
+	if n := len(d.Layers()); n != 2 {
+		t.Errorf("%d layers are left, want the base and the leaf", n)
 	}
 }

@@ -69,6 +69,9 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 			return nil, nil, "", err
 		}
 	}
+	if err := plain(c.layer()); err != nil {
+		return nil, nil, "", fmt.Errorf("merge into %s: %w", cr.label(), err)
+	}
 	j.totalBytes.Store(total)
 	m.Job.Direction, m.Job.Into = direction, cr.ID
 	if direction == directionDown {
@@ -108,15 +111,23 @@ func markWriting(m *manifest, recs ...*layerRecord) []string {
 	return ids
 }
 
+// plain says why a layer cannot be written in place (M17), nil when it can.
+func plain(l *layer) error {
+	if h := l.header(); h != nil {
+		return h.Plain()
+	}
+	return overlay.ErrNotPlain
+}
+
 // chooseDirection compares what either way would copy. A foreign x is never
-// written. Moving a leaf down costs its writers something as well, and must
+// written, nor one that another tool has changed. Moving a leaf down costs its writers something as well, and must
 // be worth it.
 func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, error) {
 	up, err := d.nodes[x.ID].layer().ownBytes()
 	if err != nil {
 		return "", 0, err
 	}
-	if x.Foreign {
+	if x.Foreign || plain(d.nodes[x.ID].layer()) != nil {
 		return directionUp, up, nil
 	}
 	down, err := d.nodes[c.ID].layer().ownBytes()

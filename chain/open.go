@@ -161,8 +161,10 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		unclean = changed
 	}
 	l, err := openWritable(d.fs, path, overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log})
-	if rec.ID == d.manifest.Leaf && errors.Is(err, overlay.ErrNotPlain) {
-		d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
+	if errors.Is(err, overlay.ErrNotPlain) {
+		if rec.ID == d.manifest.Leaf {
+			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
+		}
 		return openFrozen(d.fs, path, rec.Format, false, false)
 	}
 	return l, err

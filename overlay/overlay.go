@@ -206,10 +206,19 @@ func readOwnHeader(f File) (*Header, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if reason := notPlain(h); reason != "" {
-		return nil, 0, fmt.Errorf("%s: %s: %w", f.Name(), reason, ErrNotPlain)
+	if err := h.Plain(); err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return h, info.Size, nil
+}
+
+// Plain is nil when a layer's header is one that varve writes, else an error
+// that says what is not and wraps ErrNotPlain.
+func (h *Header) Plain() error {
+	if reason := notPlain(h); reason != "" {
+		return fmt.Errorf("%s: %w", reason, ErrNotPlain)
+	}
+	return nil
 }
 
 // notPlain tells what in a header is not of our making; "" for nothing.

@@ -160,11 +160,13 @@ func (o *Overlay) growL1(n int64) error {
 		if err := o.linkRefcountBlocks(); err != nil {
 			return o.fail(err)
 		}
-		if err := o.reserve(host, want*cs); err != nil {
-			return fmt.Errorf("reserve L1 table at 0x%x of %s: %w", host, o.file.Name(), err)
+		err = o.reserve(host, want*cs)
+		if err == nil {
+			err = writeFull(o.file, old, host)
 		}
-		if err := writeFull(o.file, old, host); err != nil {
-			return err
+		if err != nil {
+			o.alloc.free(host>>o.clusterBits, want)
+			return fmt.Errorf("make an L1 table at 0x%x of %s: %w", host, o.file.Name(), err)
 		}
 		if err := o.sync(); err != nil {
 			return o.fail(err)
