@@ -120,8 +120,8 @@ func plain(l *layer) error {
 }
 
 // chooseDirection compares what either way would copy. A foreign x is never
-// written, nor one that another tool has changed. Moving a leaf down costs its writers something as well, and must
-// be worth it.
+// written, nor one that another tool has changed. Moving a leaf down costs its
+// writers something as well, and must be worth it.
 func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, error) {
 	up, err := d.nodes[x.ID].layer().ownBytes()
 	if err != nil {
