@@ -590,7 +590,7 @@ func (g *simGuest) judgeWithQemu(after *simFS) error {
 			continue
 		}
 		path := filepath.Join(root, l.path(simDir))
-		out, err := exec.Command("qemu-img", "check", path).CombinedOutput()
+		out, err := exec.Command("qemu-img", "check", "--image-opts", "driver=qcow2,backing=,file.driver=file,file.filename="+path).CombinedOutput()
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.ExitCode() == 3 {
 			err = nil // leaks are what a cut may leave

@@ -27,29 +27,39 @@ var (
 // did not, and headers follow chain.json.
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	failed := true
-	runs := 0
-	for n := 1; failed; n += *faultEvery {
-		runs++
-		failed = faultRun(t, *faultSeed+uint64(n), n)
+	for _, reads := range []bool{false, true} {
+		t.Run(map[bool]string{false: "changes", true: "reads"}[reads], func(t *testing.T) {
+			runs := 0
+			step := *faultEvery
+			if reads { // there are many more of them
+				step *= 20
+			}
+			for n := 1; faultRun(t, *faultSeed+uint64(n), n, reads); n += step {
+				runs++
+			}
+			t.Logf("%d calls failed, one in each run", runs)
+		})
 	}
-	t.Logf("%d calls failed, one in each run", runs-1)
 }
 
 // faultRun says whether the call number n was reached.
-func faultRun(t *testing.T, seed uint64, n int) (failed bool) {
+func faultRun(t *testing.T, seed uint64, n int, reads bool) (failed bool) {
 	g := newSimGuest(t, seed)
 	g.faulty = true
 	g.open()
 	at, what := n, ""
 	g.fs.mu.Lock()
+	g.fs.failReads = reads
 	g.fs.hook = func(op, path string) error {
+		if (op == "read") != reads {
+			return nil
+		}
 		if at--; at != 0 {
 			return nil
 		}
 		failed, what = true, op+" "+path
 		g.trace = append(g.trace, "FAULT "+what)
-		if n%2 == 0 {
+		if n%2 == 0 && !reads {
 			return syscall.ENOSPC
 		}
 		return syscall.EIO
@@ -61,7 +71,7 @@ func faultRun(t *testing.T, seed uint64, n int) (failed bool) {
 	}
 	for range 90 {
 		err := g.step()
-		if errors.Is(err, errLive) {
+		if errors.Is(err, errLive) && !errors.Is(err, syscall.EIO) {
 			fail(err)
 		}
 		if err != nil {

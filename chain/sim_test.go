@@ -29,6 +29,8 @@ type simFS struct {
 	clock   int64
 	calls   int // that change something
 
+	failReads bool // hook is called for reads of files too
+
 	// hook is called before every call that changes something, with mu held;
 	// its error is the call's.
 	hook func(op, path string) error
@@ -438,6 +440,11 @@ func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
 	defer f.fs.mu.Unlock()
 	if f.gone {
 		return 0, os.ErrClosed
+	}
+	if f.fs.failReads {
+		if err := f.fs.changing("read", f.path); err != nil {
+			return 0, err
+		}
 	}
 	return f.node.now.read(p, off)
 }
