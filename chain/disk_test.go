@@ -486,6 +486,27 @@ func TestReadOnly(t *testing.T) {
 	must(t, image.Close())
 }
 
+// The time of the last write is kept, also when varve was killed after it.
+func TestModTime(t *testing.T) {
+	d, _ := testDisk(t, 1<<20)
+	put(t, d, 1, 0, 4096)
+	first := d.ModTime()
+	must(t, d.Close())
+	d = openDisk(t, d.Dir())
+	if !d.ModTime().Equal(first) {
+		t.Errorf("%v after a close, want %v", d.ModTime(), first)
+	}
+	time.Sleep(20 * time.Millisecond)
+	put(t, d, 2, 0, 4096)
+	second := d.ModTime()
+	must(t, d.Flush())
+	(&diskTarget{t: t, d: d}).kill()
+	d = openDisk(t, d.Dir())
+	if got := d.ModTime(); got.Before(first.Add(10*time.Millisecond)) || got.After(second.Add(time.Second)) {
+		t.Errorf("%v after a kill, want about %v", got, second)
+	}
+}
+
 // keepingFS does not unlink layers, as a crash right after the commit does not.
 type keepingFS struct{ overlay.FS }
 

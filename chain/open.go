@@ -45,7 +45,9 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 		return nil, err
 	}
 	d.manifest, d.numbers = m, m.Next
-	d.modified.Store(m.Modified.UnixNano())
+	if err := d.setModified(m); err != nil {
+		return nil, err
+	}
 	if !o.ReadOnly {
 		if err := d.removeStrays(); err != nil {
 			return nil, err
@@ -63,6 +65,23 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 		d.resumeJob()
 	}
 	return d, nil
+}
+
+// setModified tells the time of the last write: chain.json says it for a disk
+// that was closed, the leaf's file for one that was not.
+func (d *Disk) setModified(m *manifest) error {
+	modified := m.Modified
+	if leaf := m.layer(m.Leaf); leaf.Writing {
+		info, err := d.fs.Stat(d.path(leaf))
+		if err != nil {
+			return fmt.Errorf("open the leaf: %w", err)
+		}
+		if info.ModTime.After(modified) {
+			modified = info.ModTime
+		}
+	}
+	d.modified.Store(modified.UnixNano())
+	return nil
 }
 
 func newDisk(dir string, o OpenOptions) *Disk {
