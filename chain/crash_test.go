@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -210,12 +211,13 @@ type simGuest struct {
 	mu     sync.Mutex
 	worlds []world // the present one; the one that an operation under way leads to
 
-	cutRnd *rand.Rand
-	states int
-	depth  int
-	failed error
-	faulty bool // a call to the host fails somewhere
-	trace  []string
+	cutRnd  *rand.Rand
+	states  int
+	depth   int
+	failed  error
+	faulty  bool // a call to the host fails somewhere
+	traceMu sync.Mutex
+	trace   []string
 }
 
 // logJudge fails on what recovery must never find (M7).
@@ -251,11 +253,25 @@ func (l *traceLog) Handle(_ context.Context, r slog.Record) error {
 	defer l.mu.Unlock()
 	m := "   LOG " + r.Message
 	r.Attrs(func(a slog.Attr) bool { m += " " + a.String(); return true })
-	l.g.trace = append(l.g.trace, m)
+	l.g.note("%s", m)
 	return nil
 }
 func (l *traceLog) WithAttrs([]slog.Attr) slog.Handler { return l }
 func (l *traceLog) WithGroup(string) slog.Handler      { return l }
+
+// note adds a line to what is told of a run that fails.
+func (g *simGuest) note(format string, args ...any) {
+	g.traceMu.Lock()
+	defer g.traceMu.Unlock()
+	g.trace = append(g.trace, fmt.Sprintf(format, args...))
+}
+
+// story is the end of the run so far.
+func (g *simGuest) story() string {
+	g.traceMu.Lock()
+	defer g.traceMu.Unlock()
+	return strings.Join(g.trace[max(0, len(g.trace)-60):], "\n")
+}
 
 func newSimGuest(t *testing.T, seed uint64) *simGuest {
 	t.Helper()
@@ -405,7 +421,7 @@ func (g *simGuest) anyName() string {
 func (g *simGuest) step() error {
 	w := g.world()
 	k := g.rnd.IntN(100)
-	record := func(format string, args ...any) { g.trace = append(g.trace, fmt.Sprintf(format, args...)) }
+	record := g.note
 	switch {
 	case k < 42:
 		record("write")
@@ -631,7 +647,7 @@ func (g *simGuest) run(steps int) {
 		}
 		g.fs.mu.Unlock()
 		if err != nil {
-			g.t.Fatalf("%v\nsteps: %q", err, g.trace[max(0, len(g.trace)-40):])
+			g.t.Fatalf("%v\nsteps:\n%s", err, g.story())
 		}
 	}
 	must(g.t, g.d.Close())

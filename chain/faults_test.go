@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -58,7 +57,7 @@ func faultRun(t *testing.T, seed uint64, n int, reads bool) (failed bool) {
 			return nil
 		}
 		failed, what = true, op+" "+path
-		g.trace = append(g.trace, "FAULT "+what)
+		g.note("FAULT %s", what)
 		if n%2 == 0 && !reads {
 			return syscall.ENOSPC
 		}
@@ -67,7 +66,7 @@ func faultRun(t *testing.T, seed uint64, n int, reads bool) (failed bool) {
 	g.fs.mu.Unlock()
 	fail := func(err error) {
 		t.Helper()
-		t.Fatalf("seed %d, call %d (%s) failed: %v\nsteps: %s", seed, n, what, err, strings.Join(g.trace[max(0, len(g.trace)-90):], "\n"))
+		t.Fatalf("seed %d, call %d (%s) failed: %v\nsteps: %s", seed, n, what, err, g.story())
 	}
 	for range 90 {
 		err := g.step()
@@ -75,7 +74,7 @@ func faultRun(t *testing.T, seed uint64, n int, reads bool) (failed bool) {
 			fail(err)
 		}
 		if err != nil {
-			g.trace = append(g.trace, "→ "+err.Error())
+			g.note("→ %v", err)
 		}
 	}
 	err := g.d.Close()
