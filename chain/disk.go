@@ -204,7 +204,15 @@ func (d *Disk) takeBack(err error) error {
 		return err
 	}
 	if failed := d.commitWithReserve(d.edit()); failed != nil {
-		return errors.Join(err, failed)
+		// What is written from now on might be lost with the next power cut.
+		err = errors.Join(err, failed)
+		d.log.Error("it is not known which chain.json is on disk; the disk takes no writes until it is mounted again", "error", err)
+		if leaf := d.leaf.Load(); leaf != nil {
+			if o := leaf.layer().over(); o != nil {
+				o.Fail(err)
+			}
+		}
+		return err
 	}
 	return takenBack{err}
 }

@@ -81,13 +81,17 @@ func (d *Disk) write(off, length int64, f leafWrite) error {
 	defer d.readers.exit(section)
 	leaf := d.leaf.Load()
 	o := leaf.layer().over()
+	if o == nil {
+		return fmt.Errorf("%s: %w", d.dir, os.ErrClosed)
+	}
 	var err error
+	dirty := o
 	if move := d.move; move != nil {
-		err = move.write(off, length, f)
+		err, dirty = move.write(off, length, f), move.into
 	} else {
 		err = f(o, off, length, leaf.backing())
 	}
-	if o.DirtyBytes() > dirtyLimit {
+	if max(o.DirtyBytes(), dirty.DirtyBytes()) > dirtyLimit {
 		d.background.kickFlush()
 	}
 	return err

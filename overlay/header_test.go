@@ -194,11 +194,13 @@ func TestUnsupportedByQEMU(t *testing.T) {
 	_, err := ReadHeader(HostFS(), data)
 	judgeError(t, err, ErrUnsupported, "external data file", "guest.data")
 
-	secret := filepath.Join(dir, "luks.qcow2")
+	// Not LUKS: qemu-img measures the machine to make one, and fails on a fast
+	// one now and then ("Unable to get accurate CPU usage").
+	secret := filepath.Join(dir, "aes.qcow2")
 	qemuImg(t, "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc",
-		"-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", secret, "4M")
+		"-o", "encrypt.format=aes,encrypt.key-secret=s", secret, "4M")
 	_, err = ReadHeader(HostFS(), secret)
-	judgeError(t, err, ErrUnsupported, "LUKS")
+	judgeError(t, err, ErrUnsupported, "AES")
 }
 
 func TestDirtyIsReadable(t *testing.T) {

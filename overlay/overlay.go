@@ -309,6 +309,10 @@ func (o *Overlay) Failed() error {
 // as long as it stays the same, so does Map's answer.
 func (o *Overlay) Changes() uint64 { return o.changes.Load() + 1 }
 
+// Fail makes the layer take no more writes until it is opened again, for a
+// reason that lies outside its file.
+func (o *Overlay) Fail(err error) { _ = o.fail(err) }
+
 func (o *Overlay) fail(err error) error {
 	err = fmt.Errorf("%w: %w", ErrFailed, err)
 	o.failed.CompareAndSwap(nil, &err)
