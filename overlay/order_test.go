@@ -1,0 +1,76 @@
+package overlay
+
+import "testing"
+
+// Blocks go only when the entries that make them dead are durable (M6): what
+// was moved to the layer below, and taken out of the table in memory, is still
+// there for whoever reads the table on disk.
+func TestPunchWaitsForTheFlush(t *testing.T) {
+	m := newOverlayModel(t, 1, 4<<20, 4<<20, 0)
+	m.must(m.write(7, 1<<20, 256<<10))
+	m.must(m.o.Flush())
+	m.must(m.o.Unmap(1<<20, 256<<10))
+	m.must(m.o.Punch())
+	m.must(m.o.Close()) // killed before the next flush
+	m.open(true)
+	m.compare()
+	m.must(m.o.Unmap(1<<20, 256<<10))
+	m.must(m.o.Flush())
+	before, err := m.o.File().Stat()
+	m.must(err)
+	m.must(m.o.Punch())
+	after, err := m.o.File().Stat()
+	m.must(err)
+	if freed := before.Blocks - after.Blocks; freed < 256<<10 {
+		t.Errorf("%d bytes came free, want %d", freed, 256<<10)
+	}
+	copy(m.want[1<<20:], m.below[1<<20:1<<20+256<<10])
+	m.compare()
+	m.judge()
+}
+
+// A write to a place whose hole is queued takes it off the queue (M6).
+func TestWriteCancelsThePunch(t *testing.T) {
+	m := newOverlayModel(t, 1, 4<<20, 4<<20, 0)
+	m.must(m.write(7, 1<<20, 256<<10))
+	m.must(m.o.Discard(1<<20, 256<<10, m.backing()))
+	clear(m.want[1<<20 : 1<<20+256<<10])
+	m.must(m.o.Flush()) // the hole is due
+	m.must(m.write(8, 1<<20+8192, 4096))
+	m.must(m.write(9, 1<<20+100000, 10))
+	m.must(m.o.Punch())
+	m.compare()
+	m.must(m.o.Flush())
+	m.must(m.o.Close())
+	m.open(true)
+	m.compare()
+	m.judge()
+}
+
+// A cluster once given out stays its guest cluster's (M3): discarding and
+// writing the same place again and again does not make the file grow.
+func TestRewritesStayInPlace(t *testing.T) {
+	m := newOverlayModel(t, 1, 4<<20, 4<<20, 0)
+	length := func() int64 {
+		info, err := m.o.File().Stat()
+		m.must(err)
+		return info.Size
+	}
+	var first int64
+	for i := range 20 {
+		m.must(m.write(byte(i), 0, 4<<20))
+		m.must(m.o.Flush())
+		if i == 0 {
+			first = length()
+		}
+		m.must(m.o.Discard(0, 4<<20, m.backing()))
+		m.must(m.o.Flush())
+		m.must(m.o.Punch())
+	}
+	if got := length(); got != first {
+		t.Errorf("the file has %d bytes, had %d after the first round", got, first)
+	}
+	clear(m.want)
+	m.compare()
+	m.judge()
+}
