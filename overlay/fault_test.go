@@ -116,3 +116,24 @@ func TestFailedSyncIsSticky(t *testing.T) {
 		m.judge()
 	}
 }
+
+// A panic in a flush, which the mount turns into EIO, is not followed by a flush
+// that claims what the first one had taken and never wrote.
+func TestPanicInAFlush(t *testing.T) {
+	m := newOverlayModel(t, 1, 8<<20, 8<<20, 0)
+	f := m.faulty()
+	m.must(m.write(1, 0, 4096))
+	f.sync = func() error { panic("a bug") }
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic")
+			}
+		}()
+		_ = m.o.Flush()
+	}()
+	f.sync = nil
+	if err := m.o.Flush(); !errors.Is(err, ErrFailed) {
+		t.Errorf("the next flush: %v", err)
+	}
+}

@@ -37,6 +37,21 @@ func (o *Overlay) flushLocked() error {
 		return err
 	}
 	c := o.capture()
+	ended := false
+	defer func() {
+		// A panic, which the caller may survive, must not lose the capture in
+		// silence: later flushes would claim what is on no disk.
+		if !ended {
+			o.Fail(errors.New("a flush was cut off"))
+		}
+	}()
+	err := o.flushCapture(c)
+	ended = true
+	return err
+}
+
+// flushCapture publishes a capture, or takes it back, or fails for good.
+func (o *Overlay) flushCapture(c *captured) error {
 	if before := o.before.Load(); before != nil {
 		if err := before.Flush(); err != nil {
 			o.release(c)
