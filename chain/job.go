@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strconv"
 	"sync/atomic"
 )
@@ -137,12 +138,7 @@ func (d *Disk) stopJob() {
 
 func (d *Disk) runJob(j *job) {
 	defer close(j.done)
-	var err error
-	if j.kind == jobFlatten {
-		err = d.flattenLayer(j)
-	} else {
-		err = d.mergeLayer(j)
-	}
+	err := d.workOn(j)
 	switch {
 	case err == nil:
 		d.log.Info("job done", "job", j.id)
@@ -156,6 +152,20 @@ func (d *Disk) runJob(j *job) {
 		d.log.Error("job failed", "job", j.id, "error", err)
 		d.endJob(j, jobOutcome{state: jobFailed, err: err.Error()})
 	}
+}
+
+// workOn does the job. A bug in it fails the job; the guest goes on.
+func (d *Disk) workOn(j *job) (err error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			d.log.Error("a job failed by a bug in varve; please report it", "job", j.id, "panic", bug, "stack", string(debug.Stack()))
+			err = fmt.Errorf("a bug in varve: %v", bug)
+		}
+	}()
+	if j.kind == jobFlatten {
+		return d.flattenLayer(j)
+	}
+	return d.mergeLayer(j)
 }
 
 // endJob takes a job that did not finish out of chain.json and settles what it

@@ -189,3 +189,38 @@ func TestFrozenLayerIsFlushedFirst(t *testing.T) {
 		t.Errorf("synced in the order %v, want %s before %s", order, old, newLeaf)
 	}
 }
+
+// A bug in a job fails the job: its record goes, the views stay, and so do the
+// guest and the next job.
+func TestPanicInAJob(t *testing.T) {
+	d, fs := hookedDisk(t)
+	put(t, d, 1, 0, 4096)
+	must(t, d.Snapshot("one"))
+	id, err := func() (string, error) {
+		var once sync.Once
+		started := make(chan struct{})
+		fs.set(nil, func(path string) {
+			if strings.HasSuffix(path, ".qcow2") {
+				once.Do(func() { close(started); panic("a bug") })
+			}
+		})
+		id, err := d.Flatten("one")
+		<-started
+		return id, err
+	}()
+	must(t, err)
+	s, err := d.WaitJob(t.Context(), id)
+	must(t, err)
+	fs.set(nil, nil)
+	if s.State != jobFailed || !strings.Contains(s.Error, "a bug") {
+		t.Errorf("job: %+v", s)
+	}
+	if got := at(t, d, 0); got != 1 {
+		t.Errorf("got %d", got)
+	}
+	put(t, d, 2, 4096, 4096)
+	must(t, d.Flush())
+	if err := d.jobBusy(); err != nil {
+		t.Error(err)
+	}
+}
