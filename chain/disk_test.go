@@ -48,7 +48,7 @@ func openDisk(t *testing.T, dir string) *Disk {
 	return d
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

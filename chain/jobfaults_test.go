@@ -3,132 +3,25 @@ package chain
 import (
 	"bytes"
 	"context"
-	"errors"
-	"flag"
-	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"varve/integration/powercut"
 	"varve/overlay"
 )
-
-var (
-	faultSeed  = flag.Uint64("fault.seed", 1, "seed of the fault test")
-	faultEvery = flag.Int("fault.every", 23, "the fault test fails every how manieth call to the host, in a run of its own")
-)
-
-// TestFaults fails one call to the host in each run, and goes on. Whatever
-// failed, nothing that was acknowledged is lost, every operation happened or
-// did not, and headers follow chain.json.
-func TestFaults(t *testing.T) {
-	t.Parallel()
-	for _, reads := range []bool{false, true} {
-		t.Run(map[bool]string{false: "changes", true: "reads"}[reads], func(t *testing.T) {
-			runs := 0
-			step := *faultEvery
-			if reads { // there are many more of them
-				step *= 20
-			}
-			for n := 1; faultRun(t, *faultSeed+uint64(n), n, reads); n += step {
-				runs++
-			}
-			t.Logf("%d calls failed, one in each run", runs)
-		})
-	}
-}
-
-// faultRun says whether the call number n was reached.
-func faultRun(t *testing.T, seed uint64, n int, reads bool) (failed bool) {
-	g := newSimGuest(t, seed)
-	g.faulty = true
-	g.open()
-	at, what := n, ""
-	g.fs.mu.Lock()
-	g.fs.failReads = reads
-	g.fs.hook = func(op, path string) error {
-		if (op == "read") != reads {
-			return nil
-		}
-		if at--; at != 0 {
-			return nil
-		}
-		failed, what = true, op+" "+path
-		g.note("FAULT %s", what)
-		if n%2 == 0 && !reads {
-			return syscall.ENOSPC
-		}
-		return syscall.EIO
-	}
-	g.fs.mu.Unlock()
-	fail := func(err error) {
-		t.Helper()
-		t.Fatalf("seed %d, call %d (%s) failed: %v\nsteps: %s", seed, n, what, err, g.story())
-	}
-	for range 90 {
-		err := g.step()
-		if errors.Is(err, errLive) && !errors.Is(err, syscall.EIO) {
-			fail(err)
-		}
-		if err != nil {
-			g.note("→ %v", err)
-		}
-	}
-	err := g.d.Close()
-	if errors.Is(err, ErrBusy) {
-		fail(err)
-	}
-	g.fs.mu.Lock()
-	g.fs.hook = nil
-	all := g.fs.cut(g.cutRnd)
-	g.fs.mu.Unlock()
-	if err := g.reopen(all); err != nil {
-		fail(fmt.Errorf("after a power cut: %w", err))
-	}
-	if err := g.reopen(g.fs); err != nil {
-		fail(err)
-	}
-	if err := headersFollow(g.fs); err != nil {
-		fail(err)
-	}
-	return failed
-}
-
-// headersFollow checks that each header names what chain.json says (M15).
-func headersFollow(fs overlay.FS) error {
-	m, err := loadManifest(fs, simDir)
-	if err != nil {
-		return err
-	}
-	d := &Disk{dir: simDir}
-	for _, l := range m.Layers {
-		if l.Foreign {
-			continue
-		}
-		im, err := overlay.OpenImage(fs, l.path(simDir), l.Format, overlay.LockNone)
-		if err != nil {
-			return err
-		}
-		name, _ := d.backingName(m.layer(l.Parent))
-		if got := im.Header().BackingName; got != name {
-			return fmt.Errorf("%s names the backing file %q, chain.json %q", l.label(), got, name)
-		}
-		if err := im.Close(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // TestFailedMergeKeepsHeaders fails each commit of chain.json during a merge
 // downwards in turn: when the job has ended, the headers name what chain.json
 // names, also of the layer on top, whose name the job changes before the last.
 func TestFailedMergeKeepsHeaders(t *testing.T) {
 	for fail := 1; ; fail++ {
-		g := newSimGuest(t, 1)
+		g := newSimGuest(t, onRaw, 1)
 		g.open()
 		put(t, g.d, 1, 0, 1<<20)
 		must(t, g.d.Snapshot("one"))
@@ -137,29 +30,25 @@ func TestFailedMergeKeepsHeaders(t *testing.T) {
 		put(t, g.d, 3, 8192, 4096)
 		must(t, g.d.Snapshot("three"))
 		calls := 0
-		g.fs.mu.Lock()
-		g.fs.hook = func(op, path string) error {
-			if op == "rename" {
+		g.host.SetHook(false, func(op powercut.Op) error {
+			if op.Kind == powercut.Rename {
 				if calls++; calls == fail {
 					return syscall.EIO
 				}
 			}
 			return nil
-		}
-		g.fs.mu.Unlock()
+		})
 		if id, err := g.d.Delete("one"); err == nil {
 			_, err = g.d.WaitJob(context.Background(), id)
 			must(t, err)
 		}
-		if err := headersFollow(g.fs); err != nil {
+		if err := headersFollow(g.host, g.dir); err != nil {
 			t.Errorf("commit %d failed: %v", fail, err)
 		}
 		if a, b := at(t, g.d, 0), at(t, g.d, 8192); a != 2 || b != 3 {
 			t.Errorf("commit %d failed: the leaf has %d and %d", fail, a, b)
 		}
-		g.fs.mu.Lock()
-		g.fs.hook = nil
-		g.fs.mu.Unlock()
+		g.host.SetHook(false, nil)
 		must(t, g.d.Close())
 		if calls < fail {
 			return
@@ -171,32 +60,28 @@ func TestFailedMergeKeepsHeaders(t *testing.T) {
 // job must not begin after that, or it would write a directory that is somebody
 // else's by then. It goes on at the next open.
 func TestCloseDuringDelete(t *testing.T) {
-	g := newSimGuest(t, 1)
+	g := newSimGuest(t, onRaw, 1)
 	g.open()
 	put(t, g.d, 1, 0, 1<<20)
 	must(t, g.d.Snapshot("one"))
 	put(t, g.d, 2, 0, 4096)
 	closed := make(chan error, 1)
-	g.fs.mu.Lock()
-	g.fs.hook = func(op, path string) error {
-		if op == "rename" {
-			g.fs.hook = nil
+	begun := false
+	g.host.SetHook(false, func(op powercut.Op) error {
+		if op.Kind == powercut.Rename && !begun {
+			begun = true
 			go func() { closed <- g.d.Close() }()
 			time.Sleep(50 * time.Millisecond) // it waits for the delete
 		}
 		return nil
-	}
-	g.fs.mu.Unlock()
+	})
 	_, err := g.d.Delete("one")
 	must(t, err)
 	must(t, <-closed)
-	before := g.fs.calls
+	g.host.Record()
 	time.Sleep(50 * time.Millisecond)
-	g.fs.mu.Lock()
-	after := g.fs.calls
-	g.fs.mu.Unlock()
-	if after != before {
-		t.Errorf("%d calls changed the disk after it was closed", after-before)
+	if late := g.host.Recorded(); len(late) > 0 {
+		t.Errorf("%d calls changed the disk after it was closed: %v", len(late), late)
 	}
 	g.open()
 	j := g.d.lastJob()
@@ -227,7 +112,7 @@ func heldMerge(t *testing.T, d *Disk, name string) (j *job, x, c *node, directio
 // somebody reads what has moved: its blocks in the leaf stay until they are
 // done (M1), whatever flushes.
 func TestCancelledMoveKeepsBlocks(t *testing.T) {
-	g := newSimGuest(t, 1)
+	g := newSimGuest(t, onRaw, 1)
 	g.open()
 	d := g.d
 	put(t, d, 1, 0, 1<<20)
@@ -239,12 +124,13 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 	}
 	path := c.layer().path
 	punched := false
-	g.fs.mu.Lock()
-	g.fs.hook = func(op, p string) error {
-		punched = punched || op == "punch" && p == path
+	var mu sync.Mutex
+	g.host.SetHook(false, func(op powercut.Op) error {
+		mu.Lock()
+		defer mu.Unlock()
+		punched = punched || op.Kind == powercut.Punch && op.Path == path
 		return nil
-	}
-	g.fs.mu.Unlock()
+	})
 	section := d.readers.enter() // a reader that has looked, and not read yet
 	into, from := x.layer().over(), c.layer().over()
 	must(t, d.moveStep(moveStep, func() error {
@@ -263,9 +149,9 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 		must(t, d.Flush())
 		d.punchLeaf()
 	}
-	g.fs.mu.Lock()
+	mu.Lock()
 	early := punched
-	g.fs.mu.Unlock()
+	mu.Unlock()
 	d.readers.exit(section)
 	<-ended
 	if early {
@@ -309,32 +195,30 @@ func TestGrowthAtTheEndOfAMerge(t *testing.T) {
 // nobody knows whether the new chain.json is there. What the guest goes on to
 // write must not be set aside, or unlinked, by the next open after a power cut.
 func TestFailedRevertStaysUndone(t *testing.T) {
-	g := newSimGuest(t, 1)
+	g := newSimGuest(t, onRaw, 1)
 	g.open()
 	put(t, g.d, 1, 0, 4096)
 	must(t, g.d.Snapshot("one"))
 	done := false
-	g.fs.mu.Lock()
-	g.fs.hook = func(op, path string) error {
-		if op == "syncdir" && path == simDir && !done {
+	g.host.SetHook(false, func(op powercut.Op) error {
+		if op.Kind == powercut.SyncDir && op.Path == g.dir && !done {
 			done = true
 			return syscall.EIO
 		}
 		return nil
-	}
-	g.fs.mu.Unlock()
+	})
 	err := g.d.Revert("one")
 	wantError(t, err, syscall.EIO)
 	put(t, g.d, 2, 0, 4096)
 	must(t, g.d.Flush())
-	g.fs.mu.Lock()
-	after := g.fs.cut(g.cutRnd)
-	g.fs.mu.Unlock()
-	must(t, g.d.Close())
-	g.fs = after
-	g.open()
-	if got := at(t, g.d, 0); got != 2 {
-		t.Errorf("the leaf has %d", got)
+	g.host.SetHook(false, nil)
+	for range 200 {
+		d, err := openSim(g.host.Cut(g.rnd), g.dir, slog.DiscardHandler)
+		must(t, err)
+		if got := at(t, d, 0); got != 2 {
+			t.Errorf("the leaf has %d", got)
+		}
+		must(t, d.Close())
 	}
 	must(t, g.d.Close())
 }

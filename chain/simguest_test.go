@@ -1,0 +1,546 @@
+package chain
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"varve/integration/powercut"
+	"varve/overlay"
+)
+
+// hotRanges are where the guest writes: over the edges of clusters, regions and
+// of the disk before and after it has grown.
+var hotRanges = [][2]int64{
+	{0, 64 << 10},
+	{128<<10 - 40<<10, 128<<10 + 40<<10},
+	{16<<20 - 40<<10, 16<<20 + 40<<10},
+	{simSize&^511 - 40<<10, hotEnd},
+}
+
+const (
+	simSize = 40<<20 + 512*5 // bytes of the disk at first
+	hotEnd  = 40<<20 + 80<<10
+)
+
+// simKind is what a simulated disk stands on.
+type simKind string
+
+const (
+	onRaw   simKind = "raw"
+	blank   simKind = "blank"
+	onChain simKind = "chain"
+)
+
+// baseValue is what a sector of the base has.
+func baseValue(sector int64) uint64 {
+	at := sector * simSector
+	for _, h := range hotRanges {
+		if at >= h[0] && at < h[1] && at < simSize && at>>15%3 != 0 {
+			return uint64(sector) | 0xba5e<<48
+		}
+	}
+	return 0
+}
+
+// adoptedValue is what a sector has in the layer that stands on the base of an
+// adopted chain.
+func adoptedValue(sector int64) uint64 {
+	switch sector / 24 % 4 {
+	case 0:
+		return uint64(sector) | 0xad0b<<48
+	case 1:
+		return 0
+	}
+	return baseValue(sector)
+}
+
+// simGuest drives a Disk on a simulated host and knows what must be there. One
+// goroutine drives; jobs and flushes run beside it.
+type simGuest struct {
+	t    testing.TB
+	rnd  *rand.Rand
+	kind simKind
+	host *powercut.Host
+	dir  string // the disk directory, on the simulated host
+	d    *Disk
+	next uint64 // the next number of a write
+
+	base   *contents      // what a revert to the base gives
+	worlds worlds         // see event
+	began  *powercut.Host // the host, and what is known, when open was called first
+	known  worlds
+
+	faulty  bool // a call to the host may fail
+	traceMu sync.Mutex
+	trace   []string
+}
+
+// event is an entry in the host's record: what is known of the disk's content
+// from here on. Applied again and again by whoever replays the record, so it
+// must refer to nothing but its argument and values.
+type event struct {
+	apply func(ws *worlds)
+	// firm says that the disk may show less from here on: worth another look.
+	firm bool
+}
+
+func (g *simGuest) event(what string, firm bool, apply func(ws *worlds)) {
+	apply(&g.worlds)
+	g.host.Mark(what, event{apply, firm})
+}
+
+// newSimGuest makes a disk on a simulated host. The foreign files stand at the
+// same paths on the real one, for qemu-img.
+func newSimGuest(t testing.TB, kind simKind, seed uint64) *simGuest {
+	t.Helper()
+	root := t.TempDir()
+	g := &simGuest{
+		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), kind: kind, next: 1,
+		host: powercut.NewHost(root), dir: filepath.Join(root, "vm.varve"),
+	}
+	zeros := func(int64) uint64 { return 0 }
+	o := CreateOptions{FS: g.host}
+	switch kind {
+	case blank:
+		o.Size = simSize
+		g.base = newContents(simSize, zeros)
+	case onRaw:
+		o.Base = filepath.Join(root, "base.raw")
+		g.makeRaw(o.Base)
+		g.base = newContents(simSize, baseValue)
+	case onChain:
+		raw := filepath.Join(root, "base.raw")
+		o.Base, o.Format = filepath.Join(root, "mid.qcow2"), formatQcow2
+		g.makeRaw(raw)
+		g.makeAdopted(o.Base, raw)
+		g.base = newContents(simSize, baseValue)
+	}
+	g.host.Settle()
+	must(t, g.host.Save(root, root))
+	_, err := Create(g.dir, o)
+	must(t, err)
+	g.host.Settle()
+	w := world{"": newContents(simSize, g.base.base)}
+	if kind == onChain {
+		w[""].base = adoptedValue
+		w["mid"] = newContents(simSize, adoptedValue)
+	}
+	g.worlds = worlds{w}
+	return g
+}
+
+// fill writes each sector's value with write.
+func fill(t testing.TB, write func(p []byte, off int64) error, value func(sector int64) uint64, skip func(sector int64) bool) {
+	t.Helper()
+	var p [simSector]byte
+	for _, h := range hotRanges {
+		for s := h[0] / simSector; s < min(h[1], simSize)/simSector; s++ {
+			if skip(s) {
+				continue
+			}
+			fillSector(p[:], value(s))
+			must(t, write(p[:], s*simSector))
+		}
+	}
+}
+
+func (g *simGuest) makeRaw(path string) {
+	f, err := g.host.Open(path, os.O_RDWR|os.O_CREATE, 0)
+	must(g.t, err)
+	must(g.t, f.Truncate(simSize))
+	fill(g.t, func(p []byte, off int64) error { _, err := f.WriteAt(p, off); return err },
+		baseValue, func(s int64) bool { return baseValue(s) == 0 })
+	must(g.t, f.Close())
+}
+
+// makeAdopted makes a qcow2 with smaller clusters on a raw image.
+func (g *simGuest) makeAdopted(path, raw string) {
+	must(g.t, overlay.Create(g.host, path, overlay.CreateOptions{
+		Size: simSize, Backing: raw, BackingFormat: formatRaw, ClusterBits: 16,
+	}))
+	o, err := overlay.OpenOverlay(g.host, path, overlay.OverlayOptions{})
+	must(g.t, err)
+	below, err := overlay.OpenImage(g.host, raw, formatRaw, overlay.LockNone)
+	must(g.t, err)
+	fill(g.t, func(p []byte, off int64) error { return o.WriteAt(p, off, rawBacking{below}) },
+		adoptedValue, func(s int64) bool { return adoptedValue(s) == baseValue(s) })
+	must(g.t, o.Settle())
+	must(g.t, o.Close())
+	must(g.t, below.Close())
+}
+
+// rawBacking shows a raw image below a layer.
+type rawBacking struct{ image *overlay.Image }
+
+func (b rawBacking) IsZero(int64, int64) (bool, error) { return false, nil }
+func (b rawBacking) ReadAt(p []byte, off int64) error {
+	return b.image.ReadExtent(p, overlay.Extent{Start: off, Length: int64(len(p)), Host: off, Kind: overlay.Data}, off)
+}
+
+// note adds a line to what is told of a run that fails.
+func (g *simGuest) note(format string, args ...any) {
+	g.traceMu.Lock()
+	defer g.traceMu.Unlock()
+	g.trace = append(g.trace, fmt.Sprintf(format, args...))
+}
+
+// story is the end of the run so far.
+func (g *simGuest) story() string {
+	g.traceMu.Lock()
+	defer g.traceMu.Unlock()
+	return strings.Join(g.trace[max(0, len(g.trace)-60):], "\n")
+}
+
+// openSim opens a disk on a simulated host.
+func openSim(host *powercut.Host, dir string, log slog.Handler) (*Disk, error) {
+	return Open(dir, OpenOptions{FS: host, CacheBytes: 1 << 20, Log: slog.New(log)})
+}
+
+func (g *simGuest) open() {
+	g.t.Helper()
+	if g.began == nil {
+		g.began = g.host.Clone()
+		g.known = worlds{g.worlds[0].clone()}
+	}
+	d, err := openSim(g.host, g.dir, &traceLog{g: g})
+	must(g.t, err)
+	g.d = d
+}
+
+func (g *simGuest) world() world { return g.worlds[0] }
+
+// place is somewhere in the hot ranges, in sectors.
+func (g *simGuest) place() (sector, n int64) {
+	for {
+		h := hotRanges[g.rnd.IntN(len(hotRanges))]
+		end := min(h[1], g.world().size())
+		if h[0] >= end {
+			continue
+		}
+		sector = (h[0] + g.rnd.Int64N(end-h[0])) / simSector
+		n = 1 + g.rnd.Int64N(1<<g.rnd.IntN(8))
+		return sector, max(1, min(n, end/simSector-sector))
+	}
+}
+
+// write writes a value of its own into sectors, or discards them.
+func (g *simGuest) write(sector, n int64, zero bool) error {
+	s := stampedValue{write: g.next, value: g.next}
+	g.next++
+	if zero {
+		s.value = 0
+	}
+	g.event(fmt.Sprintf("write %x to %d sectors at %d", s.value, n, sector), false, func(ws *worlds) { ws.write(sector, n, s) })
+	var err error
+	if zero {
+		err = g.d.Discard(sector*simSector, n*simSector)
+	} else {
+		p := make([]byte, n*simSector)
+		fillSector(p, s.value)
+		err = g.d.WriteAt(p, sector*simSector)
+	}
+	if g.faulty {
+		g.worlds.unsure(sector, n, s, err != nil)
+	}
+	return err
+}
+
+func (g *simGuest) randomWrite() error {
+	sector, n := g.place()
+	return g.write(sector, n, g.rnd.IntN(9) < 2)
+}
+
+// beside runs an operation while the guest writes, or alone. What the guest
+// writes meanwhile has no part in what the operation promises.
+func (g *simGuest) beside(writes int, op func() error) error {
+	if writes == 0 {
+		return op()
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- op() }()
+	var err error
+	for range writes {
+		err = errors.Join(err, g.randomWrite())
+	}
+	return errors.Join(err, <-ended)
+}
+
+func (g *simGuest) flush(writes int) error {
+	last := g.next - 1
+	err := g.beside(writes, func() error { return g.d.Flush() })
+	if err == nil {
+		g.event("flushed", true, func(ws *worlds) { ws.durable(last) })
+	}
+	return err
+}
+
+// during runs an operation that leads from the present world to another one,
+// beside some writes. After an error the disk must be in one of both.
+func (g *simGuest) during(what string, writes int, change func(w world), op func() error) error {
+	g.event(what, false, func(ws *worlds) {
+		after := (*ws)[0].clone()
+		change(after)
+		*ws = append(*ws, after)
+	})
+	err := g.beside(writes, op)
+	happened := err == nil || g.faulty && g.worlds[1].check(g.d, false) == nil && g.worlds[0].check(g.d, false) != nil
+	g.event(fmt.Sprint(what, " happened: ", happened), true, func(ws *worlds) {
+		if happened {
+			*ws = (*ws)[1:]
+		} else {
+			*ws = (*ws)[:1]
+		}
+	})
+	return err
+}
+
+func (g *simGuest) snapshot(name string, writes int) error {
+	last := g.next - 1
+	err := g.during("snapshot "+name, writes,
+		func(w world) { w[name] = w[""].clone() }, func() error { return g.d.Snapshot(name) })
+	if err != nil {
+		return err
+	}
+	g.event("what came before snapshot "+name+" is durable", true, func(ws *worlds) { ws.durable(last) })
+	if writes == 0 {
+		return nil
+	}
+	// What was written beside it is in the snapshot or not: that stays so.
+	read, _ := simView(g.d, name)
+	values := map[int64]uint64{}
+	var p [simSector]byte
+	for s := range g.world()[name].loose {
+		if err := read(p[:], s*simSector); err != nil {
+			return err
+		}
+		value := binary.BigEndian.Uint64(p[:])
+		if !g.world()[name].may(s, value) {
+			return fmt.Errorf("%w: snapshot %s has %x in sector %d", errLive, name, value, s)
+		}
+		values[s] = value
+	}
+	g.event("what snapshot "+name+" has", true, func(ws *worlds) {
+		_ = (*ws)[0][name].settle(func(p []byte, off int64) error {
+			fillSector(p, values[off/simSector])
+			return nil
+		})
+	})
+	return nil
+}
+
+// unknown runs an operation on a name that no snapshot has, because making it
+// failed.
+func (g *simGuest) unknown(name string, op func() error) error {
+	err := op()
+	if !errors.Is(err, ErrNotExist) && !errors.Is(err, errEIO) && !errors.Is(err, errENOSPC) {
+		return fmt.Errorf("%w: there is no snapshot %s, and using it gave: %w", errLive, name, err)
+	}
+	return err
+}
+
+func (g *simGuest) delete(name string, writes int) error {
+	op := func() error { _, err := g.d.Delete(name); return err }
+	if g.world()[name] == nil {
+		return g.unknown(name, op)
+	}
+	return g.during("delete "+name, writes,
+		func(w world) { delete(w, name) }, op)
+}
+
+func (g *simGuest) flatten(name string) error {
+	_, err := g.d.Flatten(name)
+	return err
+}
+
+func (g *simGuest) revert(name string) error {
+	op := func() error { return g.d.Revert(name) }
+	if name != baseName && g.world()[name] == nil {
+		return g.unknown(name, op)
+	}
+	return g.during("revert "+name, 0, func(w world) {
+		if name == baseName {
+			w[""] = g.base.clone()
+		} else {
+			w[""] = w[name].clone()
+		}
+	}, op)
+}
+
+func (g *simGuest) rename(from, to string) error {
+	op := func() error { return g.d.Rename(from, to) }
+	if g.world()[from] == nil {
+		return g.unknown(from, op)
+	}
+	return g.during("rename "+from+" "+to, 0,
+		func(w world) { w[to] = w[from]; delete(w, from) }, op)
+}
+
+func (g *simGuest) resize(size int64) error {
+	return g.during(fmt.Sprint("resize ", size), 0,
+		func(w world) { w[""].grow(size) }, func() error { return g.d.Resize(size) })
+}
+
+func (g *simGuest) waitJob() error {
+	for {
+		j := g.d.lastJob()
+		if !j.running() {
+			return nil
+		}
+		if _, err := g.d.WaitJob(context.Background(), j.id); err != nil {
+			return err
+		}
+	}
+}
+
+func (g *simGuest) cancel() error {
+	if j := g.d.lastJob(); j.running() {
+		if err := g.d.Cancel(j.id); !errors.Is(err, ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *simGuest) deleteUnnamed() error {
+	_, err := g.d.DeleteUnnamed()
+	return err
+}
+
+// reopen closes the disk and opens it again.
+func (g *simGuest) reopen() error {
+	last := g.next - 1
+	err := g.d.Close()
+	if err == nil {
+		g.event("closed", true, func(ws *worlds) { ws.durable(last) })
+	}
+	d, again := openSim(g.host, g.dir, &traceLog{g: g})
+	if again != nil && g.faulty {
+		// A call to the host that fails may fail this one.
+		d, again = openSim(g.host, g.dir, &traceLog{g: g})
+	}
+	if again != nil {
+		return fmt.Errorf("%w: open: %w", errLive, again)
+	}
+	g.d = d
+	if err == nil {
+		return nil
+	}
+	if err := g.world().check(d, false); err != nil {
+		return fmt.Errorf("%w: %w", errLive, err)
+	}
+	return errors.Join(err, g.world().adopt(d))
+}
+
+func (g *simGuest) compare() error {
+	if err := g.world().check(g.d, !g.faulty); err != nil {
+		return fmt.Errorf("%w: %w", errLive, err)
+	}
+	return nil
+}
+
+func (g *simGuest) anyName() string {
+	names := g.world().names()[1:]
+	if len(names) == 0 {
+		return baseName
+	}
+	return names[g.rnd.IntN(len(names))]
+}
+
+func (g *simGuest) newName(prefix string) string {
+	g.next++
+	return fmt.Sprint(prefix, g.next-1)
+}
+
+// step does something at random.
+func (g *simGuest) step() error {
+	k := g.rnd.IntN(100)
+	writes := 0
+	if g.rnd.IntN(3) == 0 && !g.faulty {
+		writes = 1 + g.rnd.IntN(4)
+	}
+	name := g.anyName()
+	switch {
+	case k < 50:
+		g.note("write")
+		return g.randomWrite()
+	case k < 62:
+		g.note("flush")
+		return g.flush(writes)
+	case k < 72 && len(g.world()) < 6:
+		name := g.newName("s")
+		g.note("snapshot %s", name)
+		return g.snapshot(name, writes)
+	case k < 79 && name != baseName:
+		g.note("delete %s", name)
+		return g.delete(name, writes)
+	case k < 82:
+		if name == baseName || g.rnd.IntN(2) == 0 {
+			name = leafName
+		}
+		g.note("flatten %s", name)
+		return g.flatten(name)
+	case k < 85:
+		g.note("revert %s", name)
+		return g.revert(name)
+	case k < 87 && name != baseName:
+		to := g.newName("r")
+		g.note("rename %s %s", name, to)
+		return g.rename(name, to)
+	case k < 89:
+		size := g.world().size() + simSector*g.rnd.Int64N(60)
+		if size > hotEnd {
+			return nil
+		}
+		g.note("resize %d", size)
+		return g.resize(size)
+	case k < 93:
+		g.note("wait")
+		return g.waitJob()
+	case k < 95:
+		g.note("cancel")
+		return g.cancel()
+	case k < 96:
+		g.note("delete unnamed")
+		return g.deleteUnnamed()
+	case k < 98:
+		g.note("close")
+		return g.reopen()
+	default:
+		g.note("compare")
+		return g.compare()
+	}
+}
+
+// errLive is what the disk shows while it is open and must not.
+var errLive = errors.New("live")
+
+// traceLog keeps what the disk logs.
+type traceLog struct {
+	g  *simGuest
+	mu sync.Mutex
+}
+
+func (l *traceLog) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.g.note("   LOG %s", recordText(r))
+	return nil
+}
+func (l *traceLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l *traceLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *traceLog) WithGroup(string) slog.Handler            { return l }
+
+func recordText(r slog.Record) string {
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool { text += " " + a.String(); return true })
+	return text
+}
