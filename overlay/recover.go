@@ -67,40 +67,26 @@ func (u *usedClusters) collect(refcountTable []int64) error {
 			}
 		}
 	}
-	l1 := make([]byte, int64(h.L1Entries)*8)
-	if err := readFull(u.file, l1, h.L1Offset); err != nil {
-		return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, u.file.Name(), err)
-	}
-	if err := u.mark("L1 table", h.L1Offset, max(1, (int64(len(l1))+cs-1)/cs)); err != nil {
+	if err := u.mark("L1 table", h.L1Offset, max(1, (int64(h.L1Entries)*8+cs-1)/cs)); err != nil {
 		return err
 	}
-	table := make([]byte, cs)
-	for i := 0; i < len(l1); i += 8 {
-		e := binary.BigEndian.Uint64(l1[i:])
-		if e == 0 {
-			continue
-		}
-		if e&copiedFlag == 0 {
-			return fmt.Errorf("%s: L1 entry %d without the COPIED flag: %w", u.file.Name(), i/8, ErrNotPlain)
-		}
-		host := int64(e & offsetMask)
-		if err := u.mark("L2 table", host, 1); err != nil {
-			return err
-		}
-		if err := readFull(u.file, table, host); err != nil {
-			return fmt.Errorf("read L2 table at 0x%x of %s: %w", host, u.file.Name(), err)
-		}
-		for j := 0; j < len(table); j += entrySize {
-			e, bitmap := binary.BigEndian.Uint64(table[j:]), binary.BigEndian.Uint64(table[j+8:])
-			if err := badOwnEntry(e, bitmap, cs); err != nil {
-				return fmt.Errorf("L2 entry at 0x%x of %s: %w", host+int64(j), u.file.Name(), err)
-			}
-			if data := int64(e & offsetMask); data != 0 {
-				if err := u.mark("data cluster", data, 1); err != nil {
-					return err
-				}
-			}
-		}
+	walk := tableWalk{file: u.file, h: h, buf: make([]byte, cs), l1: u.l1Entry, l2: u.l2Entry}
+	return walk.walk(h.L1Offset, int64(h.L1Entries))
+}
+
+func (u *usedClusters) l1Entry(i int64, entry uint64) (bool, error) {
+	if entry&copiedFlag == 0 {
+		return false, fmt.Errorf("%s: L1 entry %d without the COPIED flag: %w", u.file.Name(), i, ErrNotPlain)
+	}
+	return true, u.mark("L2 table", int64(entry&offsetMask), 1)
+}
+
+func (u *usedClusters) l2Entry(at, _ int64, word, bitmap uint64) error {
+	if err := badOwnEntry(word, bitmap, u.h.ClusterSize()); err != nil {
+		return fmt.Errorf("L2 entry at 0x%x of %s: %w", at, u.file.Name(), err)
+	}
+	if data := int64(word & offsetMask); data != 0 {
+		return u.mark("data cluster", data, 1)
 	}
 	return nil
 }
