@@ -214,7 +214,7 @@ func readWithQemu(root string, views map[string]string, w world) error {
 		if err != nil {
 			return err
 		}
-		err = want.check(func(p []byte, off int64) error {
+		err = want.Check(func(p []byte, off int64) error {
 			_, err := f.ReadAt(p, off)
 			if errors.Is(err, io.EOF) {
 				err = nil
@@ -257,7 +257,7 @@ func (l *logJudge) Handle(_ context.Context, r slog.Record) error {
 // place of it.
 func (c *crashJudge) replay(g *simGuest, log []powercut.Op, stride, states int) {
 	g.t.Helper()
-	ws := worlds{g.known[0].clone()}
+	ws := worlds{g.known[0].Clone()}
 	player := powercut.NewPlayer(g.began, log)
 	for place := c.rnd.IntN(stride); ; {
 		op, ok := player.Next()

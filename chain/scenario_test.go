@@ -21,9 +21,9 @@ type scenario struct {
 // touches, the edge between two clusters, the edge of a region, the disk's end.
 const (
 	atStart  = 0
-	atEdge   = 128<<10/simSector - 8
-	atRegion = 16<<20/simSector - 8
-	atEnd    = simSize/simSector - 8
+	atEdge   = 128<<10/powercut.SectorSize - 8
+	atRegion = 16<<20/powercut.SectorSize - 8
+	atEnd    = simSize/powercut.SectorSize - 8
 )
 
 // all gives the first error of some steps, all of which are made.
@@ -45,8 +45,8 @@ var scenarios = []scenario{
 	}},
 	{"growth", onRaw, func(g *simGuest) error {
 		return all(
-			g.write(atEnd, 8, false), g.resize(simSize+20*simSector), g.write(atEnd+2, 20, false), g.flush(0),
-			g.resize(3<<30+simSector), g.write(atEnd+20, 8, false), g.flush(0), g.reopen(),
+			g.write(atEnd, 8, false), g.resize(simSize+20*powercut.SectorSize), g.write(atEnd+2, 20, false), g.flush(0),
+			g.resize(3<<30+powercut.SectorSize), g.write(atEnd+20, 8, false), g.flush(0), g.reopen(),
 		)
 	}},
 	{"snapshots, rename, revert there and back", onRaw, func(g *simGuest) error {
@@ -238,7 +238,7 @@ func (f *faultRun) run(t *testing.T, seed uint64) error {
 	}
 	c := newCrashJudge(g, seed)
 	for range 2 {
-		if err := c.judgeAfterFault(g.host.Cut(g.rnd), g.worlds); err != nil {
+		if err := c.judgeAfterFault(g.host.Cut(g.rnd), g.possible()); err != nil {
 			return fmt.Errorf("a power cut after it: %w", err)
 		}
 	}
@@ -246,10 +246,10 @@ func (f *faultRun) run(t *testing.T, seed uint64) error {
 		return err
 	}
 	g.host.SetHook(false, nil)
-	if err := c.judgeAfterFault(g.host.Cut(g.rnd), g.worlds); err != nil {
+	if err := c.judgeAfterFault(g.host.Cut(g.rnd), g.possible()); err != nil {
 		return fmt.Errorf("a power cut after the end: %w", err)
 	}
-	return c.judgeAfterFault(g.host, g.worlds)
+	return c.judgeAfterFault(g.host, g.possible())
 }
 
 // judgeAfterFault is reopen, and then nothing is out of order.

@@ -2,7 +2,6 @@ package chain
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,7 +41,7 @@ const (
 
 // baseValue is what a sector of the base has.
 func baseValue(sector int64) uint64 {
-	at := sector * simSector
+	at := sector * powercut.SectorSize
 	for _, h := range hotRanges {
 		if at >= h[0] && at < h[1] && at < simSize && at>>15%3 != 0 {
 			return uint64(sector) | 0xba5e<<48
@@ -74,12 +73,13 @@ type simGuest struct {
 	d    *Disk
 	next uint64 // the next number of a write
 
-	base   *contents      // what a revert to the base gives
+	base   *powercut.View // what a revert to the base gives
 	worlds worlds         // see event
 	began  *powercut.Host // the host, and what is known, when open was called first
 	known  worlds
 
-	faulty  bool // a call to the host may fail
+	grown   world // after a growth that failed, as if it had not; nil for none
+	faulty  bool  // a call to the host may fail
 	traceMu sync.Mutex
 	trace   []string
 }
@@ -112,27 +112,26 @@ func newSimGuest(t testing.TB, kind simKind, seed uint64) *simGuest {
 	switch kind {
 	case blank:
 		o.Size = simSize
-		g.base = newContents(simSize, zeros)
+		g.base = powercut.NewView(simSize, hotRanges, zeros)
 	case onRaw:
 		o.Base = filepath.Join(root, "base.raw")
 		g.makeRaw(o.Base)
-		g.base = newContents(simSize, baseValue)
+		g.base = powercut.NewView(simSize, hotRanges, baseValue)
 	case onChain:
 		raw := filepath.Join(root, "base.raw")
 		o.Base, o.Format = filepath.Join(root, "mid.qcow2"), formatQcow2
 		g.makeRaw(raw)
 		g.makeAdopted(o.Base, raw)
-		g.base = newContents(simSize, baseValue)
+		g.base = powercut.NewView(simSize, hotRanges, baseValue)
 	}
 	g.host.Settle()
 	must(t, g.host.Save(root, root))
 	_, err := Create(g.dir, o)
 	must(t, err)
 	g.host.Settle()
-	w := world{"": newContents(simSize, g.base.base)}
+	w := world{"": g.base.Clone()}
 	if kind == onChain {
-		w[""].base = adoptedValue
-		w["mid"] = newContents(simSize, adoptedValue)
+		w = world{"": powercut.NewView(simSize, hotRanges, adoptedValue), "mid": powercut.NewView(simSize, hotRanges, adoptedValue)}
 	}
 	g.worlds = worlds{w}
 	return g
@@ -141,14 +140,14 @@ func newSimGuest(t testing.TB, kind simKind, seed uint64) *simGuest {
 // fill writes each sector's value with write.
 func fill(t testing.TB, write func(p []byte, off int64) error, value func(sector int64) uint64, skip func(sector int64) bool) {
 	t.Helper()
-	var p [simSector]byte
+	var p [powercut.SectorSize]byte
 	for _, h := range hotRanges {
-		for s := h[0] / simSector; s < min(h[1], simSize)/simSector; s++ {
+		for s := h[0] / powercut.SectorSize; s < min(h[1], simSize)/powercut.SectorSize; s++ {
 			if skip(s) {
 				continue
 			}
-			fillSector(p[:], value(s))
-			must(t, write(p[:], s*simSector))
+			powercut.FillSectors(p[:], value(s))
+			must(t, write(p[:], s*powercut.SectorSize))
 		}
 	}
 }
@@ -209,7 +208,7 @@ func (g *simGuest) open() {
 	g.t.Helper()
 	if g.began == nil {
 		g.began = g.host.Clone()
-		g.known = worlds{g.worlds[0].clone()}
+		g.known = worlds{g.worlds[0].Clone()}
 	}
 	d, err := openSim(g.host, g.dir, &traceLog{g: g})
 	must(g.t, err)
@@ -226,30 +225,30 @@ func (g *simGuest) place() (sector, n int64) {
 		if h[0] >= end {
 			continue
 		}
-		sector = (h[0] + g.rnd.Int64N(end-h[0])) / simSector
+		sector = (h[0] + g.rnd.Int64N(end-h[0])) / powercut.SectorSize
 		n = 1 + g.rnd.Int64N(1<<g.rnd.IntN(8))
-		return sector, max(1, min(n, end/simSector-sector))
+		return sector, max(1, min(n, end/powercut.SectorSize-sector))
 	}
 }
 
 // write writes a value of its own into sectors, or discards them.
 func (g *simGuest) write(sector, n int64, zero bool) error {
-	s := stampedValue{write: g.next, value: g.next}
+	s := powercut.Stamp{Write: g.next, Value: g.next}
 	g.next++
 	if zero {
-		s.value = 0
+		s.Value = 0
 	}
-	g.event(fmt.Sprintf("write %x to %d sectors at %d", s.value, n, sector), false, func(ws *worlds) { ws.write(sector, n, s) })
+	g.event(fmt.Sprintf("write %x to %d sectors at %d", s.Value, n, sector), false, func(ws *worlds) { ws.write(sector, n, s) })
 	var err error
 	if zero {
-		err = g.d.Discard(sector*simSector, n*simSector)
+		err = g.d.Discard(sector*powercut.SectorSize, n*powercut.SectorSize)
 	} else {
-		p := make([]byte, n*simSector)
-		fillSector(p, s.value)
-		err = g.d.WriteAt(p, sector*simSector)
+		p := make([]byte, n*powercut.SectorSize)
+		powercut.FillSectors(p, s.Value)
+		err = g.d.WriteAt(p, sector*powercut.SectorSize)
 	}
 	if g.faulty {
-		g.worlds.unsure(sector, n, s, err != nil)
+		g.worlds.failed(sector, n, s, err != nil)
 	}
 	return err
 }
@@ -287,7 +286,7 @@ func (g *simGuest) flush(writes int) error {
 // beside some writes. After an error the disk must be in one of both.
 func (g *simGuest) during(what string, writes int, change func(w world), op func() error) error {
 	g.event(what, false, func(ws *worlds) {
-		after := (*ws)[0].clone()
+		after := (*ws)[0].Clone()
 		change(after)
 		*ws = append(*ws, after)
 	})
@@ -306,7 +305,7 @@ func (g *simGuest) during(what string, writes int, change func(w world), op func
 func (g *simGuest) snapshot(name string, writes int) error {
 	last := g.next - 1
 	err := g.during("snapshot "+name, writes,
-		func(w world) { w[name] = w[""].clone() }, func() error { return g.d.Snapshot(name) })
+		func(w world) { w[name] = w[""].Clone() }, func() error { return g.d.Snapshot(name) })
 	if err != nil {
 		return err
 	}
@@ -317,20 +316,20 @@ func (g *simGuest) snapshot(name string, writes int) error {
 	// What was written beside it is in the snapshot or not: that stays so.
 	read, _ := simView(g.d, name)
 	values := map[int64]uint64{}
-	var p [simSector]byte
-	for s := range g.world()[name].loose {
-		if err := read(p[:], s*simSector); err != nil {
+	var p [powercut.SectorSize]byte
+	for _, s := range g.world()[name].Loose() {
+		if err := read(p[:], s*powercut.SectorSize); err != nil {
 			return err
 		}
-		value := binary.BigEndian.Uint64(p[:])
-		if !g.world()[name].may(s, value) {
+		value := powercut.SectorValue(p[:])
+		if !g.world()[name].May(s, value) {
 			return fmt.Errorf("%w: snapshot %s has %x in sector %d", errLive, name, value, s)
 		}
 		values[s] = value
 	}
 	g.event("what snapshot "+name+" has", true, func(ws *worlds) {
-		_ = (*ws)[0][name].settle(func(p []byte, off int64) error {
-			fillSector(p, values[off/simSector])
+		_ = (*ws)[0][name].Settle(func(p []byte, off int64) error {
+			powercut.FillSectors(p, values[off/powercut.SectorSize])
 			return nil
 		})
 	})
@@ -368,9 +367,9 @@ func (g *simGuest) revert(name string) error {
 	}
 	return g.during("revert "+name, 0, func(w world) {
 		if name == baseName {
-			w[""] = g.base.clone()
+			w[""] = g.base.Clone()
 		} else {
-			w[""] = w[name].clone()
+			w[""] = w[name].Clone()
 		}
 	}, op)
 }
@@ -385,8 +384,23 @@ func (g *simGuest) rename(from, to string) error {
 }
 
 func (g *simGuest) resize(size int64) error {
-	return g.during(fmt.Sprint("resize ", size), 0,
-		func(w world) { w[""].grow(size) }, func() error { return g.d.Resize(size) })
+	err := g.during(fmt.Sprint("resize ", size), 0,
+		func(w world) { w[""].Grow(size) }, func() error { return g.d.Resize(size) })
+	if err != nil && g.faulty && size > g.world().size() {
+		// The size may have reached the disk although fdatasync says that it
+		// did not. Then no more is written.
+		g.grown = g.world().Clone()
+		g.grown[""].Grow(size)
+	}
+	return err
+}
+
+// possible are the worlds that the next mount may find.
+func (g *simGuest) possible() worlds {
+	if g.grown == nil {
+		return g.worlds
+	}
+	return append(worlds{g.grown}, g.worlds...)
 }
 
 func (g *simGuest) waitJob() error {
@@ -496,7 +510,7 @@ func (g *simGuest) step() error {
 		g.note("rename %s %s", name, to)
 		return g.rename(name, to)
 	case k < 89:
-		size := g.world().size() + simSector*g.rnd.Int64N(60)
+		size := g.world().size() + powercut.SectorSize*g.rnd.Int64N(60)
 		if size > hotEnd {
 			return nil
 		}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/integration/powercut"
 	"varve/overlay"
 )
 
@@ -30,7 +31,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	base := make([]byte, 20<<20)
 	for s := range len(base) / 512 {
 		if s>>6%3 != 0 {
-			fillSector(base[s*512:s*512+512], uint64(s)|1<<40)
+			powercut.FillSectors(base[s*512:s*512+512], uint64(s)|1<<40)
 		}
 	}
 	path := filepath.Join(dir, "base.raw")
@@ -71,7 +72,7 @@ func TestEverythingAtOnce(t *testing.T) {
 						fail("flush: %v", err)
 					}
 				case 2, 3, 4:
-					fillSector(p, n<<8|uint64(g))
+					powercut.FillSectors(p, n<<8|uint64(g))
 					if err := d.WriteAt(p, at); err != nil {
 						fail("write: %v", err)
 					}

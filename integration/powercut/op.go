@@ -76,6 +76,6 @@ func (o Op) Changes() bool { return o.Kind < Open }
 
 // half is where a write in part stops, in bytes: where a sector ends.
 func (o Op) half() int64 {
-	end := (o.Off + o.N/2) / sectorSize * sectorSize
+	end := (o.Off + o.N/2) / SectorSize * SectorSize
 	return max(0, end-o.Off)
 }

@@ -111,15 +111,13 @@ func (h *Host) pendingOrder() map[uint64]int {
 func (h *Host) canTear() bool {
 	for _, n := range h.byID {
 		for _, c := range n.pending {
-			if (c.kind == Write || c.kind == Punch) && c.n > sectorSize {
+			if (c.kind == Write || c.kind == Punch) && c.n > SectorSize {
 				return true
 			}
 		}
 	}
 	return false
 }
-
-const sectorSize = 512
 
 // choice says what of the pending changes a power cut leaves.
 type choice struct {
@@ -144,7 +142,7 @@ func randomChoice(rnd *rand.Rand) choice {
 	var c choice
 	coin := func() bool { return rnd.IntN(2) == 0 }
 	share := []int{0, 10, 50, 90, 100}[rnd.IntN(5)] // of 100 calls or pieces that stay
-	c.unit = []int64{0, sectorSize, pageSize}[rnd.IntN(3)]
+	c.unit = []int64{0, SectorSize, pageSize}[rnd.IntN(3)]
 	c.keep = func(uint64) bool { return rnd.IntN(100) < share }
 	c.late = coin
 	how := "any"
