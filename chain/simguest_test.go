@@ -70,6 +70,7 @@ type simGuest struct {
 	kind simKind
 	host *powercut.Host
 	dir  string // the disk directory, on the simulated host
+	made CreateOptions
 	d    *Disk
 	next uint64 // the next number of a write
 
@@ -128,6 +129,7 @@ func newSimGuest(t testing.TB, kind simKind, seed uint64) *simGuest {
 	must(t, g.host.Save(root, root))
 	_, err := Create(g.dir, o)
 	must(t, err)
+	g.made = o
 	g.host.Settle()
 	w := world{"": g.base.Clone()}
 	if kind == onChain {
