@@ -18,6 +18,7 @@ DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.2.1
 
 UNIT        := ./overlay/... ./chain/... ./fs/... ./cmd/...
 INTEGRATION := ./integration/...
+CRASH       := PowerCut|Faults$$
 
 # Tests mount, attach loop devices and become other users. As root they have a
 # home, and so a build cache, of their own.
@@ -57,7 +58,15 @@ check-fast: deps lint ## what takes under two minutes: lint and the short unit t
 .PHONY: test
 test: deps build lint ## everything, in under 20 minutes on 2 cores
 	$(GO) test -race -timeout 10m $(AS_ROOT) $(UNIT)
+	$(GO) test -run '$(CRASH)' -timeout 10m $(AS_ROOT) ./overlay ./chain -args -crash.stride=2 -fault.stride=4
 	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -timeout 15m $(AS_ROOT) $(INTEGRATION)
+
+# Every place of every record, every call of every scenario, then seed after seed.
+CRASHFOR ?= 30m
+SEED     ?= 1
+.PHONY: crash
+crash: ## power cuts and faults, simulated, for CRASHFOR=30m, from SEED=1 on
+	$(GO) test -run '$(CRASH)' -timeout 0 -v $(AS_ROOT) ./overlay ./chain -args -crash.stride=1 -fault.stride=1 -crash.for=$(CRASHFOR) -crash.seed=$(SEED)
 
 .PHONY: test-long
 test-long: deps build lint ## what takes longer: more seeds and steps, varve itself with the race detector

@@ -20,8 +20,8 @@ func TestPowerCutCreate(t *testing.T) {
 	for _, kind := range []simKind{onRaw, blank, onChain} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
-			rnd := rand.New(rand.NewPCG(*crashSeed, 11))
-			g := newSimGuest(t, kind, *crashSeed) // a disk of another name beside it, which stays as it is
+			rnd := rand.New(rand.NewPCG(flags.Seed, 11))
+			g := newSimGuest(t, kind, flags.Seed) // a disk of another name beside it, which stays as it is
 			dir := filepath.Join(filepath.Dir(g.dir), "new.varve")
 			before := g.host.Clone()
 			g.host.Record()
@@ -39,7 +39,7 @@ func TestPowerCutCreate(t *testing.T) {
 				for what, state := range player.States(rnd, 64) {
 					states++
 					if err := g.judgeCreated(state, dir, returned); err != nil {
-						t.Fatalf("power cut after %v (%s): %v\nrecord:\n%s", op, what, err, storyOf(player))
+						t.Fatalf("power cut after %v (%s): %v\nrecord:\n%s", op, what, err, player.Story(60))
 					}
 				}
 			}
@@ -86,8 +86,8 @@ func (g *simGuest) judgeCreated(state *powercut.Host, dir string, returned bool)
 // opens with what is there now, or is still refused by name.
 func TestPowerCutAccept(t *testing.T) {
 	t.Parallel()
-	rnd := rand.New(rand.NewPCG(*crashSeed, 12))
-	g := newSimGuest(t, onRaw, *crashSeed)
+	rnd := rand.New(rand.NewPCG(flags.Seed, 12))
+	g := newSimGuest(t, onRaw, flags.Seed)
 	f, err := g.host.Open(g.made.Base, os.O_RDWR, 0)
 	must(t, err)
 	changed := make([]byte, powercut.SectorSize)

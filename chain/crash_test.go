@@ -1,18 +1,13 @@
 package chain
 
 import (
-	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -22,19 +17,10 @@ import (
 	"varve/overlay"
 )
 
-var (
-	crashSeed      = flag.Uint64("crash.seed", 0, "the one seed of the random crash runs; 0: those from 1 on")
-	crashRuns      = flag.Int("crash.runs", 3, "how many seeds, of each kind of disk, the random crash runs take")
-	crashSteps     = flag.Int("crash.steps", 100, "steps of each random run")
-	crashStride    = flag.Int("crash.stride", 40, "in random runs, of how many places one has its power cut")
-	crashStates    = flag.Int("crash.states", 8, "states tried at each place; all subsets of what is pending where there are no more")
-	crashQemu      = flag.Int("crash.qemu", 300, "of how many states one is shown to qemu-img before it is opened; 0 for none")
-	crashAgain     = flag.Int("crash.again", 12, "of how many states one has its recovery cut off too; 0 for none")
-	scenarioStride = flag.Int("scenario.stride", 1, "of how many places in a scenario one has its power cut")
-	scenarioStates = flag.Int("scenario.states", 8, "states tried at each place of a scenario; all subsets where there are no more")
-	faultStride    = flag.Int("fault.stride", 1, "of how many calls in a scenario one fails, in a run of its own")
-	crashKeep      = flag.String("crash.keep", "", "a directory into which the first state that fails is written")
-)
+var flags = powercut.NewFlags()
+
+// crashSteps is how many steps a random run makes.
+const crashSteps = 100
 
 const (
 	errEIO    = syscall.EIO
@@ -55,8 +41,6 @@ func newCrashJudge(g *simGuest, seed uint64) *crashJudge {
 	return &crashJudge{dir: g.dir, tmp: g.t.TempDir(), rnd: rand.New(rand.NewPCG(seed, 2))}
 }
 
-func sometimes(rnd *rand.Rand, n int) bool { return n > 0 && rnd.IntN(n) == 0 }
-
 // judge says what is wrong with a state: an image with errors, a disk that does
 // not open, a view that shows what it must not, a job that does not end right.
 func (c *crashJudge) judge(state *powercut.Host, ws worlds) error {
@@ -64,12 +48,12 @@ func (c *crashJudge) judge(state *powercut.Host, ws worlds) error {
 	if err := c.checkImages(state, true); err != nil {
 		return err
 	}
-	if sometimes(c.rnd, *crashQemu) {
+	if powercut.Sometimes(c.rnd, flags.Qemu) {
 		if err := c.judgeWithQemu(state, ws); err != nil {
 			return err
 		}
 	}
-	if !sometimes(c.rnd, *crashAgain) {
+	if !powercut.Sometimes(c.rnd, flags.Again) {
 		return c.reopen(state, ws)
 	}
 	before := state.Clone()
@@ -88,7 +72,7 @@ func (c *crashJudge) judgeRecovery(before *powercut.Host, log []powercut.Op, ws 
 		if !ok {
 			return nil
 		}
-		if !sometimes(c.rnd, 1+len(log)/4) {
+		if !powercut.Sometimes(c.rnd, 1+len(log)/4) {
 			continue
 		}
 		for what, state := range player.States(c.rnd, 2) {
@@ -108,7 +92,7 @@ func (c *crashJudge) judgeRecovery(before *powercut.Host, log []powercut.Op, ws 
 // reopen opens a state, looks at all views, lets the job end, looks again, and
 // closes the disk. After that no image may have as much as a leak.
 func (c *crashJudge) reopen(state *powercut.Host, ws worlds) error {
-	log := &logJudge{}
+	log := &powercut.LogJudge{Never: []string{"raised refcounts that were too low", "job failed"}} // M7
 	d, err := openSim(state, c.dir, log)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
@@ -126,11 +110,8 @@ func (c *crashJudge) reopen(state *powercut.Host, ws worlds) error {
 	if e := d.Close(); err == nil && e != nil {
 		err = fmt.Errorf("close: %w", e)
 	}
-	switch {
-	case err != nil:
+	if err = errors.Join(err, log.Err()); err != nil {
 		return err
-	case log.found() != "":
-		return errors.New(log.found())
 	}
 	return c.checkImages(state, false)
 }
@@ -146,7 +127,7 @@ func (c *crashJudge) checkImages(state *powercut.Host, leaks bool) error {
 		if l.Foreign {
 			continue
 		}
-		if err := checkImage(state, l.path(c.dir), leaks); err != nil {
+		if err := powercut.CheckImage(state, l.path(c.dir), leaks); err != nil {
 			return fmt.Errorf("%s: %w", l.label(), err)
 		}
 		if err := headerFollows(state, m, l, c.dir); err != nil && !leaks {
@@ -178,10 +159,8 @@ func (c *crashJudge) judgeWithQemu(state *powercut.Host, ws worlds) error {
 		}
 		path := l.path(root)
 		c.images.Add(1)
-		out, err := exec.Command("qemu-img", "check", "-f", "qcow2", path).CombinedOutput()
-		var exit *exec.ExitError
-		if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 3) {
-			return fmt.Errorf("qemu-img check %s: %w\n%s", l.label(), err, out)
+		if err := powercut.QemuCheck(path); err != nil {
+			return fmt.Errorf("%s: %w", l.label(), err)
 		}
 		switch {
 		case l.ID == m.Leaf:
@@ -229,37 +208,13 @@ func readWithQemu(root string, views map[string]string, w world) error {
 	return nil
 }
 
-// logJudge finds in the log what recovery must never say (M7).
-type logJudge struct {
-	mu  sync.Mutex
-	bad string
-}
-
-func (l *logJudge) found() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.bad
-}
-
-func (l *logJudge) Enabled(context.Context, slog.Level) bool { return true }
-func (l *logJudge) WithAttrs([]slog.Attr) slog.Handler       { return l }
-func (l *logJudge) WithGroup(string) slog.Handler            { return l }
-func (l *logJudge) Handle(_ context.Context, r slog.Record) error {
-	if r.Message == "raised refcounts that were too low" || r.Message == "job failed" {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.bad = recordText(r)
-	}
-	return nil
-}
-
 // replay goes through a guest's record and cuts the power at every stride-th
 // place of it.
-func (c *crashJudge) replay(g *simGuest, log []powercut.Op, stride, states int) {
+func (c *crashJudge) replay(g *simGuest, log []powercut.Op) {
 	g.t.Helper()
 	ws := worlds{g.known[0].Clone()}
 	player := powercut.NewPlayer(g.began, log)
-	for place := c.rnd.IntN(stride); ; {
+	for place := c.rnd.IntN(flags.Stride); ; {
 		op, ok := player.Next()
 		if !ok {
 			return
@@ -271,35 +226,27 @@ func (c *crashJudge) replay(g *simGuest, log []powercut.Op, stride, states int) 
 				continue
 			}
 		}
-		if place++; place%stride != 0 {
+		if place++; place%flags.Stride != 0 {
 			continue
 		}
-		for what, state := range player.States(c.rnd, states) {
+		for what, state := range player.States(c.rnd, flags.States) {
 			kept := state.Clone()
 			if err := c.judge(state, ws); err != nil {
 				g.t.Fatalf("power cut after entry %d of the record, %v (%s): %v%s\nrecord:\n%s",
-					player.At(), op, what, err, keepState(kept, c.dir), storyOf(player))
+					player.At(), op, what, err, keepState(kept, c.dir), player.Story(60))
 			}
 		}
 	}
 }
 
-func storyOf(player *powercut.Player) string {
-	var lines []string
-	for _, op := range player.Story(60) {
-		lines = append(lines, op.String())
-	}
-	return strings.Join(lines, "\n")
-}
-
 func keepState(state *powercut.Host, dir string) string {
-	if *crashKeep == "" {
+	if flags.Keep == "" {
 		return ""
 	}
-	if err := state.Save(dir, *crashKeep); err != nil {
+	if err := state.Save(dir, flags.Keep); err != nil {
 		return "\nthe state could not be kept: " + err.Error()
 	}
-	return "\nthe state is in " + *crashKeep
+	return "\nthe state is in " + flags.Keep
 }
 
 // TestPowerCut lets a guest do at random what guests and people do to a disk,
@@ -309,21 +256,14 @@ func keepState(state *powercut.Host, dir string) string {
 // qemu-img reads the same, and the job under way ends right.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	var seeds []uint64
-	for i := range *crashRuns {
-		seeds = append(seeds, uint64(i+1))
-	}
-	if *crashSeed != 0 {
-		seeds = []uint64{*crashSeed}
-	}
-	for _, seed := range seeds {
-		for _, kind := range []simKind{onRaw, blank, onChain} {
-			t.Run(fmt.Sprintf("%s seed %d", kind, seed), func(t *testing.T) {
-				t.Parallel()
+	for _, kind := range []simKind{onRaw, blank, onChain} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			flags.Seeds(t, func(t *testing.T, seed uint64) {
 				began := time.Now()
 				g := newSimGuest(t, kind, seed)
 				log := g.record(func() error {
-					for range *crashSteps {
+					for range crashSteps {
 						if err := g.step(); err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrNotExist) && !errors.Is(err, ErrInvalid) {
 							return err
 						}
@@ -331,10 +271,10 @@ func TestPowerCut(t *testing.T) {
 					return nil
 				})
 				c := newCrashJudge(g, seed)
-				c.replay(g, log, *crashStride, *crashStates)
+				c.replay(g, log)
 				c.report(t, len(log), began)
 			})
-		}
+		})
 	}
 }
 
@@ -384,24 +324,6 @@ func headersFollow(fs overlay.FS, dir string) error {
 		if err := headerFollows(fs, m, l, dir); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// checkImage says what overlay.Check, whose judge is qemu-img, finds in an image
-// of ours: an error, or a leak where none may be.
-func checkImage(fs overlay.FS, path string, leaks bool) error {
-	f, err := fs.Open(path, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	r, err := overlay.Check(context.Background(), f, formatQcow2, overlay.CheckOptions{})
-	if err != nil {
-		return err
-	}
-	if r.Errors > 0 || r.Leaks > 0 && !leaks {
-		return fmt.Errorf("%d errors and %d leaks: %+v", r.Errors, r.Leaks, r.Problems)
 	}
 	return nil
 }

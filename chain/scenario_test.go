@@ -137,12 +137,14 @@ func TestPowerCutScenarios(t *testing.T) {
 	for i, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			began := time.Now()
-			g := newSimGuest(t, s.kind, *crashSeed+uint64(i)+1)
-			log := g.record(func() error { return s.run(g) })
-			c := newCrashJudge(g, *crashSeed)
-			c.replay(g, log, *scenarioStride, *scenarioStates)
-			c.report(t, len(log), began)
+			flags.Seeds(t, func(t *testing.T, seed uint64) {
+				began := time.Now()
+				g := newSimGuest(t, s.kind, seed+uint64(i))
+				log := g.record(func() error { return s.run(g) })
+				c := newCrashJudge(g, seed)
+				c.replay(g, log)
+				c.report(t, len(log), began)
+			})
 		})
 	}
 }
@@ -174,7 +176,7 @@ func TestFaults(t *testing.T) {
 					if reads && k > 0 {
 						break // a read fails in one way
 					}
-					stride := *faultStride
+					stride := flags.FaultStride
 					if reads {
 						stride *= 7
 					}

@@ -548,15 +548,9 @@ type traceLog struct {
 func (l *traceLog) Handle(_ context.Context, r slog.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.g.note("   LOG %s", recordText(r))
+	l.g.note("   LOG %s", powercut.RecordText(r))
 	return nil
 }
 func (l *traceLog) Enabled(context.Context, slog.Level) bool { return true }
 func (l *traceLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
 func (l *traceLog) WithGroup(string) slog.Handler            { return l }
-
-func recordText(r slog.Record) string {
-	text := r.Message
-	r.Attrs(func(a slog.Attr) bool { text += " " + a.String(); return true })
-	return text
-}

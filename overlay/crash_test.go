@@ -1,14 +1,11 @@
 package overlay_test
 
 import (
-	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -19,15 +16,10 @@ import (
 	"varve/overlay"
 )
 
-var (
-	crashSeed   = flag.Uint64("crash.seed", 0, "the one seed of the crash runs; 0: those from 1 on")
-	crashRuns   = flag.Int("crash.runs", 4, "how many seeds, of each cluster size, the crash runs take")
-	crashSteps  = flag.Int("crash.steps", 60, "steps of each run")
-	crashStates = flag.Int("crash.states", 12, "states tried at each place; all subsets of what is pending where there are no more")
-	crashStride = flag.Int("crash.stride", 1, "of how many places one has its power cut")
-	crashQemu   = flag.Int("crash.qemu", 2000, "of how many states one is shown to qemu-img before it is opened; 0 for none")
-	faultStride = flag.Int("fault.stride", 1, "of how many calls one fails, in a run of its own")
-)
+var flags = powercut.NewFlags()
+
+// layerSteps is how many steps a random run makes.
+const layerSteps = 60
 
 const (
 	layerPath = "/layer.qcow2"
@@ -296,15 +288,15 @@ type layerJudge struct {
 
 func (c *layerJudge) judge(state *powercut.Host, v *powercut.View) error {
 	c.states++
-	if err := c.check(state, true); err != nil {
+	if err := powercut.CheckImage(state, layerPath, true); err != nil {
 		return err
 	}
-	if *crashQemu > 0 && c.rnd.IntN(*crashQemu) == 0 {
+	if powercut.Sometimes(c.rnd, flags.Qemu) {
 		if err := c.qemuCheck(state); err != nil {
 			return err
 		}
 	}
-	if c.rnd.IntN(8) != 0 {
+	if !powercut.Sometimes(c.rnd, flags.Again) {
 		return c.reopen(state, v)
 	}
 	// Its recovery is cut off as well, everywhere.
@@ -322,7 +314,7 @@ func (c *layerJudge) judge(state *powercut.Host, v *powercut.View) error {
 		for what, second := range player.States(c.rnd, 2) {
 			c.states++
 			c.again++
-			err := c.check(second, true)
+			err := powercut.CheckImage(second, layerPath, true)
 			if err == nil {
 				err = c.reopen(second, v)
 			}
@@ -335,7 +327,7 @@ func (c *layerJudge) judge(state *powercut.Host, v *powercut.View) error {
 
 // reopen recovers a layer, compares it, settles it and compares again.
 func (c *layerJudge) reopen(state *powercut.Host, v *powercut.View) error {
-	log := &logJudge{}
+	log := &powercut.LogJudge{Never: []string{"raised refcounts that were too low"}} // M7
 	o, err := overlay.OpenOverlay(state, layerPath, overlay.OverlayOptions{Unclean: true, Log: slog.New(log)})
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
@@ -346,13 +338,13 @@ func (c *layerJudge) reopen(state *powercut.Host, v *powercut.View) error {
 	if err := v.Check(readLayer(o), false); err != nil {
 		return err
 	}
-	if log.bad != "" {
-		return errors.New(log.bad)
+	if err := log.Err(); err != nil {
+		return err
 	}
 	if err := errors.Join(o.Settle(), o.Close()); err != nil {
 		return err
 	}
-	if err := c.check(state, false); err != nil {
+	if err := powercut.CheckImage(state, layerPath, false); err != nil {
 		return fmt.Errorf("after it was settled: %w", err)
 	}
 	im, err := overlay.OpenImage(state, layerPath, "qcow2", overlay.LockNone)
@@ -361,22 +353,6 @@ func (c *layerJudge) reopen(state *powercut.Host, v *powercut.View) error {
 	}
 	defer im.Close()
 	return v.Check(readLayer(im), false)
-}
-
-func (c *layerJudge) check(state *powercut.Host, leaks bool) error {
-	f, err := state.Open(layerPath, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	r, err := overlay.Check(context.Background(), f, "qcow2", overlay.CheckOptions{})
-	if err != nil {
-		return err
-	}
-	if r.Errors > 0 || r.Leaks > 0 && !leaks {
-		return fmt.Errorf("%d errors and %d leaks: %+v", r.Errors, r.Leaks, r.Problems)
-	}
-	return nil
 }
 
 func (c *layerJudge) qemuCheck(state *powercut.Host) error {
@@ -391,25 +367,7 @@ func (c *layerJudge) qemuCheck(state *powercut.Host) error {
 		return err
 	}
 	defer os.Remove(path)
-	out, err := exec.Command("qemu-img", "check", "--image-opts", "driver=qcow2,backing=,file.driver=file,file.filename="+path).CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 3) {
-		return fmt.Errorf("qemu-img check: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// logJudge finds in the log what recovery must never say (M7).
-type logJudge struct{ bad string }
-
-func (l *logJudge) Enabled(context.Context, slog.Level) bool { return true }
-func (l *logJudge) WithAttrs([]slog.Attr) slog.Handler       { return l }
-func (l *logJudge) WithGroup(string) slog.Handler            { return l }
-func (l *logJudge) Handle(_ context.Context, r slog.Record) error {
-	if r.Message == "raised refcounts that were too low" {
-		l.bad = r.Message
-	}
-	return nil
+	return powercut.QemuCheck(path)
 }
 
 func (g *layerGuest) replay(log []powercut.Op, seed uint64) *layerJudge {
@@ -417,7 +375,7 @@ func (g *layerGuest) replay(log []powercut.Op, seed uint64) *layerJudge {
 	c := &layerJudge{t: g.t, rnd: rand.New(rand.NewPCG(seed, 2)), seen: map[powercut.Version]bool{}}
 	v := g.first.Clone()
 	player := powercut.NewPlayer(g.before, log)
-	for place := c.rnd.IntN(*crashStride); ; {
+	for place := c.rnd.IntN(flags.Stride); ; {
 		op, ok := player.Next()
 		if !ok {
 			return c
@@ -429,31 +387,16 @@ func (g *layerGuest) replay(log []powercut.Op, seed uint64) *layerJudge {
 				continue
 			}
 		}
-		if place++; place%*crashStride != 0 {
+		if place++; place%flags.Stride != 0 {
 			continue
 		}
-		for what, state := range player.States(c.rnd, *crashStates) {
+		for what, state := range player.States(c.rnd, flags.States) {
 			if err := c.judge(state, v); err != nil {
-				var story []string
-				for _, op := range player.Story(50) {
-					story = append(story, op.String())
-				}
 				g.t.Fatalf("power cut after entry %d of the record, %v (%s): %v\nrecord:\n%s",
-					player.At(), op, what, err, strings.Join(story, "\n"))
+					player.At(), op, what, err, player.Story(50))
 			}
 		}
 	}
-}
-
-func seeds() []uint64 {
-	if *crashSeed != 0 {
-		return []uint64{*crashSeed}
-	}
-	var all []uint64
-	for i := range *crashRuns {
-		all = append(all, uint64(i+1))
-	}
-	return all
 }
 
 // TestLayerPowerCut writes, discards, flushes, punches, grows, settles and kills
@@ -463,14 +406,14 @@ func seeds() []uint64 {
 func TestLayerPowerCut(t *testing.T) {
 	t.Parallel()
 	for _, bits := range []uint32{14, 17} {
-		for _, seed := range seeds() {
-			t.Run(fmt.Sprintf("clusters of %d KiB seed %d", 1<<bits>>10, seed), func(t *testing.T) {
-				t.Parallel()
+		t.Run(fmt.Sprintf("clusters of %d KiB", 1<<bits>>10), func(t *testing.T) {
+			t.Parallel()
+			flags.Seeds(t, func(t *testing.T, seed uint64) {
 				began := time.Now()
 				g := newLayerGuest(t, bits, seed)
 				noError(t, g.open(false))
 				g.host.Record()
-				for range *crashSteps {
+				for range layerSteps {
 					if err := g.step(); err != nil {
 						t.Fatalf("%v\nsteps:\n%s", err, strings.Join(g.trace, "\n"))
 					}
@@ -480,7 +423,7 @@ func TestLayerPowerCut(t *testing.T) {
 				t.Logf("%d crash states of a record of %d entries, %d of them after a cut of a recovery; qemu-img checked %d images; %.1f s",
 					c.states, len(log), c.again, c.images, time.Since(began).Seconds())
 			})
-		}
+		})
 	}
 }
 
@@ -499,7 +442,7 @@ func TestLayerFaults(t *testing.T) {
 					if reads && k > 0 {
 						break
 					}
-					for n := 1; ; n += *faultStride {
+					for n := 1; ; n += flags.FaultStride {
 						what, err := layerFault(t, bits, uint64(k+1), n, reads, kind)
 						if err != nil {
 							t.Fatalf("call %d, %s, failed with %v: %v", n, what, kind, err)
@@ -548,7 +491,7 @@ func layerFault(t testing.TB, bits uint32, seed uint64, at int, reads bool, faul
 	c := &layerJudge{t: t, rnd: g.rnd}
 	for range 3 {
 		state := g.host.Cut(g.rnd)
-		if err := c.check(state, true); err != nil {
+		if err := powercut.CheckImage(state, layerPath, true); err != nil {
 			return what, err
 		}
 		if err := c.reopen(state, g.view); err != nil {

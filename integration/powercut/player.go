@@ -40,9 +40,6 @@ func (p *Player) Next() (Op, bool) {
 // At is how many entries of the record are behind.
 func (p *Player) At() int { return p.at }
 
-// Story gives the entries before this place, at most n.
-func (p *Player) Story(n int) []Op { return p.log[max(0, p.at-n):p.at] }
-
 // States gives what a power cut here may leave, with words for how it was
 // chosen. Where all subsets of what is not durable, taken call by call, are at
 // most limit, they come first, each once, and then as many again that are torn
