@@ -114,11 +114,17 @@ func (l *layer) thaw(unclean bool, log *slog.Logger) (*overlay.Overlay, error) {
 	return o, nil
 }
 
-// settle makes a writable layer frozen: everything durable, refcounts exact.
+// claim keeps everybody else away from a frozen layer whose blocks a merge
+// gives back: who still reads the file, or has it below a file of their own,
+// would find zeros (M18). Until it is settled.
+func (l *layer) claim() error { return l.file.Lock(overlay.LockWritable) }
+
+// settle makes a writable or claimed layer frozen: everything durable, refcounts
+// exact.
 func (l *layer) settle() error {
 	o := l.over()
 	if o == nil {
-		return nil
+		return l.file.Lock(overlay.LockFrozen)
 	}
 	if err := o.Settle(); err != nil {
 		return err

@@ -87,10 +87,14 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 	if _, err := d.thaw(c.layer()); err != nil {
 		return nil, nil, "", err
 	}
-	if direction == directionDown {
-		if err := d.beginAbsorbing(x, c); err != nil {
-			return nil, nil, "", err
-		}
+	switch {
+	case direction == directionDown:
+		err = d.beginAbsorbing(x, c)
+	case !xr.Foreign:
+		err = x.layer().claim() // before it is punched
+	}
+	if err != nil {
+		return nil, nil, "", err
 	}
 	return x, c, direction, nil
 }
