@@ -52,10 +52,15 @@ func ruleOf(mode LockMode) lockRule {
 // Lock changes the mode by taking what is missing, testing, and only then
 // giving up what is too much: at no moment less is held than the weaker of
 // both modes needs. When it fails the old mode is held as before.
+//
+// What the old mode has tested is not tested again. Whoever holds such a byte
+// now took it later, and will find ours and go: a change of mode, least of all
+// back to frozen, must not fail because somebody is just being refused.
 func (h *hostFile) Lock(mode LockMode) error {
 	h.lockMu.Lock()
 	defer h.lockMu.Unlock()
-	held, rule := ruleOf(h.locked).hold, ruleOf(mode)
+	old, rule := ruleOf(h.locked), ruleOf(mode)
+	held := old.hold
 	for i, at := range rule.hold {
 		if slices.Contains(held, at) {
 			continue
@@ -65,6 +70,9 @@ func (h *hostFile) Lock(mode LockMode) error {
 		}
 	}
 	for _, at := range rule.test {
+		if slices.Contains(old.test, at) {
+			continue
+		}
 		if err := h.testLock(at); err != nil {
 			return h.lockFailed(err, rule.hold, held)
 		}

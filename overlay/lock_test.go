@@ -209,6 +209,42 @@ func TestLockChangeLeavesNoGap(t *testing.T) {
 	}
 }
 
+// TestLockChangeBesideATry: QEMU takes its bytes first and looks then, so who is
+// being refused holds them for a moment. That must not stop a change of mode:
+// who came after our locks sees them.
+func TestLockChangeBesideATry(t *testing.T) {
+	path := newQcow2(t, "", "4M")
+	f, other := openHost(t, path, os.O_RDWR), openHost(t, path, os.O_RDWR).(*hostFile)
+	held := func(kind int16) {
+		t.Helper()
+		for _, at := range []int64{lockWrites, lockResizes} {
+			if err := other.setLock(at, kind); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, mode := range []LockMode{LockFrozen, LockFrozen, LockWritable, LockWritable, LockFrozen, LockNone} {
+		if err := f.Lock(mode); err != nil {
+			t.Errorf("to mode %d: %v", mode, err)
+		}
+		held(unix.F_RDLCK)
+	}
+	// What was never ruled out is looked at.
+	if err := f.Lock(LockFrozen); !errors.Is(err, ErrLocked) {
+		t.Errorf("beside a writer: %v", err)
+	}
+	held(unix.F_UNLCK)
+	if err := f.Lock(LockFrozen); err != nil {
+		t.Error(err)
+	}
+	if err := other.setLock(lockForbidsWrite, unix.F_RDLCK); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Lock(LockWritable); !errors.Is(err, ErrLocked) {
+		t.Errorf("from frozen to writable beside a reader: %v", err)
+	}
+}
+
 // TestLockEndsWithClose: a child that has inherited the descriptor, as every
 // child has between fork and exec, does not keep the locks.
 func TestLockEndsWithClose(t *testing.T) {
