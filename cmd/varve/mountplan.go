@@ -178,7 +178,7 @@ func (p plan) checkFree() error {
 	if err != nil || !held || mountpoint == "" {
 		return err
 	}
-	if _, there, err := mounts.At(mountpoint); err != nil || !there {
+	if _, there, err := mountAt(mountpoint, p.dir); err != nil || !there {
 		return err
 	}
 	return fmt.Errorf("%s is mounted already at %s (pid %d %s)", p.dir, mountpoint, pid, holders.Command(pid))

@@ -17,6 +17,9 @@ import (
 // directory.
 const lockWait = 5 * time.Second
 
+// lockPoll is how often it looks.
+const lockPoll = 20 * time.Millisecond
+
 // target is what a DISK argument names.
 type target struct {
 	arg        string // as the user wrote it
@@ -54,22 +57,58 @@ func findTarget(arg string) (target, error) {
 		return target{}, err
 	}
 	t := target{arg: arg, dir: dir, owner: -1}
-	pid, mountpoint, held, err := chain.Holder(dir)
+	m, mounted, err := waitMount(dir)
 	if err != nil {
 		return target{}, err
 	}
-	if held && mountpoint != "" {
-		m, ok, err := mounts.At(mountpoint)
-		if err != nil {
-			return target{}, err
-		}
-		if !ok {
-			return target{}, fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (unmounted lazily, or mounted in another namespace)",
-				pid, holders.Command(pid), mountpoint)
-		}
-		t.mountpoint, t.owner, t.readOnly = mountpoint, m.UID, m.ReadOnly
+	if mounted {
+		t.mountpoint, t.owner, t.readOnly = m.Mountpoint, m.UID, m.ReadOnly
 	}
 	return t, nil
+}
+
+// waitMount finds the mount of a disk directory by who holds it. A daemon holds
+// it a moment longer than its mount can be seen, at the beginning and, after
+// fusermount3 -u, at the end: that moment is waited for.
+func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
+	deadline := time.Now().Add(lockWait)
+	for {
+		pid, mountpoint, held, err := chain.Holder(dir)
+		if err != nil || !held || mountpoint == "" {
+			return mounts.Mount{}, false, err
+		}
+		m, ok, err := mountAt(mountpoint, dir)
+		if err != nil || ok {
+			return m, ok, err
+		}
+		if time.Now().After(deadline) {
+			return mounts.Mount{}, false, fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (unmounted lazily, or mounted in another namespace)",
+				pid, holders.Command(pid), mountpoint)
+		}
+		time.Sleep(lockPoll)
+	}
+}
+
+// mountAt is the mount of a disk directory at a mountpoint. By now another disk
+// may be mounted there; and the same may have been mounted by another name of
+// its directory, which may be gone.
+func mountAt(mountpoint, dir string) (mounts.Mount, bool, error) {
+	m, ok, err := mounts.At(mountpoint)
+	if err != nil || !ok || m.Source == dir {
+		return m, ok, err
+	}
+	source, err := os.Stat(m.Source)
+	if errors.Is(err, os.ErrNotExist) {
+		return m, true, nil
+	}
+	if err != nil {
+		return mounts.Mount{}, false, err
+	}
+	own, err := os.Stat(dir)
+	if err != nil {
+		return mounts.Mount{}, false, err
+	}
+	return m, os.SameFile(source, own), nil
 }
 
 // diskDirectory is the disk directory at path, or that of the image at path.
