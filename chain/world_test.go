@@ -112,6 +112,19 @@ func (w world) check(d *Disk, exact bool) error {
 	return nil
 }
 
+// checkViews compares views that something else than a Disk reads.
+func (w world) checkViews(views map[string]powercut.Reader) error {
+	if have := slices.Sorted(maps.Keys(views)); !slices.Equal(have, w.names()) {
+		return fmt.Errorf("there are the views %q, not %q", have, w.names())
+	}
+	for name, read := range views {
+		if err := w[name].Check(read, false); err != nil {
+			return fmt.Errorf("the view %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // adopt takes what the disk has now as what was written last.
 func (w world) adopt(d *Disk) error {
 	for name, v := range w {
