@@ -93,6 +93,14 @@ func (f lockedFile) allows(u use) bool {
 // too, as the writer, as a reader, and as the writer of an overlay.
 func tryEverything(t *testing.T, f lockedFile) {
 	t.Helper()
+	// No tool asks for every byte alone.
+	for at, held := range map[int64]bool{
+		100: true, 101: f.writable, 102: false, 103: f.writable, 200: false, 201: true, 202: false, 203: true,
+	} {
+		if got := harness.Locked(t, f.file, at); got != held {
+			t.Errorf("%s: byte %d is held: %v", f.what, at, got)
+		}
+	}
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	harness.Run(t, "truncate", "-s", "64M", path("OTHER"))

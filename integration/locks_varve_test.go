@@ -165,6 +165,31 @@ func TestVarveRefusesWhatIsOpen(t *testing.T) {
 	}
 }
 
+// TestVarveLooksAtEveryByte: one byte of those that a base must not have held is
+// enough for a refusal. No program of QEMU's holds all of them one at a time.
+func TestVarveLooksAtEveryByte(t *testing.T) {
+	base := lockBase(t)
+	harness.Guard(t, base)
+	disk, _ := closedDisk(t, base)
+	for at, refused := range map[int64]bool{100: false, 101: true, 103: true, 200: true, 201: false, 203: false} {
+		f, err := os.Open(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !harness.TakeLock(f, at) {
+			t.Fatalf("byte %d is not to be had", at)
+		}
+		r := harness.Try(t, harness.Varve(), "list", disk)
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if said := strings.Contains(r.Stderr, fmt.Sprintf("pid %d", os.Getpid())); (r.Code == 1) != refused || said != refused {
+			t.Errorf("byte %d: exit code %d, says %q", at, r.Code, r.Stderr)
+		}
+	}
+	harness.Judge(t, disk, nil)
+}
+
 // mountAttempt is a `varve mount` of several at once.
 type mountAttempt struct {
 	point  string
