@@ -1,0 +1,572 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/integration/harness"
+	"varve/integration/stamps"
+)
+
+var (
+	killCount = flag.Int("kill.count", 0, "how often TestKill kills the daemon; 0 for the default")
+	killSeed  = flag.Uint64("kill.seed", 1, "seed of TestKill")
+)
+
+// Where what is on the disks of TestKill.
+const (
+	killDisk   = 64<<20 + 3*512
+	stampArea  = 0 // three writers, in a process of their own
+	stampBytes = 2 << 20
+	fioArea    = 2 << 20 // fio, a slot after the other
+	fioBytes   = 512 << 10
+	fioSlots   = 4
+	bulkArea   = 8 << 20 // what snapshots, deletes and flattens have to work on
+	bulkBytes  = 48 << 20
+)
+
+// TestKill kills the daemon, again and again, while three writers and fio write
+// and fsync and while a snapshot, a delete or a flatten is under way. After each
+// kill the files are judged as they lie there, then the disk is mounted again,
+// its job ends, and everything is judged once more:
+//
+//   - every sector has what was acknowledged by a completed fsync (or by a write
+//     with RWF_DSYNC), or a newer value that was issued, and never a third;
+//   - what fio had written and fsynced passes its own checksums;
+//   - qemu-img check finds leaks in the layers at worst;
+//   - every frozen view is what it was, and a new one is of its moment;
+//   - what a control write had reported as done is done.
+func TestKill(t *testing.T) {
+	kills := 12
+	if harness.Long() {
+		kills = 102
+	}
+	if *killCount != 0 {
+		kills = *killCount
+	}
+	for i, kind := range killKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			dir := t.TempDir()
+			first := filepath.Join(dir, "first.raw")
+			r := &killRun{
+				T: t, rnd: rand.New(rand.NewPCG(*killSeed, uint64(i))), first: first,
+				views: map[string]string{}, seen: map[string]int{},
+			}
+			r.source = kind.make(t, dir, *killSeed)
+			convert(t, r.source, first)
+			r.views["base"] = kind.base(t, dir)
+			r.start()
+			for n := range (kills + len(killKinds) - 1 - i) / len(killKinds) {
+				r.once(n*len(killKinds) + i)
+				if t.Failed() {
+					t.Fatalf("kill %d; again with -kill.seed %d -kill.count %d", n, *killSeed, kills)
+				}
+			}
+			r.end()
+		})
+	}
+}
+
+// killKinds are the disks of TestKill. make gives what is mounted; base is a
+// copy of the view at the base, read without varve, "" where there is none.
+var killKinds = []struct {
+	name string
+	make func(t *testing.T, dir string, seed uint64) string
+	base func(t *testing.T, dir string) string
+}{
+	{"raw base", func(t *testing.T, dir string, seed uint64) string {
+		base := filepath.Join(dir, "base.raw")
+		save(t, base, noise(seed, killDisk))
+		harness.Guard(t, base)
+		return base
+	}, func(t *testing.T, dir string) string { return filepath.Join(dir, "base.raw") }},
+	{"blank", func(t *testing.T, dir string, _ uint64) string {
+		disk := filepath.Join(dir, "blank.varve")
+		harness.Run(t, harness.Varve(), "create", disk, "--size", fmt.Sprint(killDisk))
+		return disk
+	}, func(*testing.T, string) string { return "" }},
+	{"adopted chain", func(t *testing.T, dir string, seed uint64) string {
+		raw := filepath.Join(dir, "vm.raw")
+		save(t, raw, noise(seed, killDisk))
+		files := harness.ChainOfThree(t, raw, killDisk)
+		harness.Guard(t, files...)
+		return files[0]
+	}, func(t *testing.T, dir string) string {
+		base := filepath.Join(dir, "base.out")
+		harness.Convert(t, filepath.Join(dir, "base.qcow2"), "qcow2", base, "raw")
+		return base
+	}},
+}
+
+// convert writes what a disk shows at first to a raw file, without varve.
+func convert(t *testing.T, source, to string) {
+	t.Helper()
+	switch {
+	case strings.HasSuffix(source, ".qcow2"):
+		harness.Convert(t, source, "qcow2", to, "raw")
+	case strings.HasSuffix(source, ".raw"):
+		harness.Run(t, "cp", "--sparse=always", source, to)
+	default: // blank
+		harness.Run(t, "truncate", "-s", fmt.Sprint(killDisk), to)
+	}
+}
+
+// killRun is one disk of TestKill.
+type killRun struct {
+	*testing.T
+	rnd    *rand.Rand
+	source string // what is mounted
+	first  string // a copy of what the disk had at first
+	disk   string // the disk directory
+	area   stamps.Area
+	bulk   []byte            // what the bulk area has; it was fsynced
+	views  map[string]string // copies of frozen views by name
+	taken  []*snapshot       // since the last kill
+	gone   map[string]bool   // names that were being deleted: true when it was reported done
+	slots  [fioSlots]*fioSlot
+	passes uint64
+	names  int
+	m      *harness.Mount
+	seen   map[string]int // what was under way at the kills
+}
+
+// snapshot is one that was asked for.
+type snapshot struct {
+	name          string
+	before, after stamps.Mark
+	returned      bool
+}
+
+// start mounts the disk for the first time.
+func (r *killRun) start() {
+	r.m = harness.MountDisk(r.T, r.source)
+	r.disk = r.m.Disk
+	r.area = stamps.Area{Record: r.TempDir(), First: stampArea / stamps.Sector, Count: stampBytes / stamps.Sector, Writers: 3}
+	r.bulk = load(r.T, r.first)[bulkArea : bulkArea+bulkBytes]
+	if r.views["base"] == "" {
+		delete(r.views, "base")
+	}
+	for _, l := range harness.ReadManifest(r.T, r.disk).Layers {
+		if l.Foreign && l.Name != "base" {
+			r.keep(l)
+		}
+	}
+	for range fioSlots {
+		if code := r.fioPass(); code != 0 {
+			r.Fatalf("fio writes to %s: exit code %d", r.m.Raw(), code)
+		}
+	}
+}
+
+// keep copies a layer's view from its file, with qemu-img.
+func (r *killRun) keep(l harness.ManifestLayer) string {
+	r.Helper()
+	r.views[l.Name] = filepath.Join(r.TempDir(), l.Name+".view")
+	harness.Convert(r.T, l.File, l.Format, r.views[l.Name], "raw")
+	return r.views[l.Name]
+}
+
+// aims are what is under way when the daemon is killed. prepare makes the layers
+// for it (the sizes, in MiB, of those below and of the leaf); strike is done
+// while the writers write, and the kill comes within the time after its start or
+// after chain.json has the job.
+var aims = []struct {
+	name   string
+	layers []int
+	strike func(r *killRun, names []string)
+	within time.Duration
+}{
+	{"snapshots", nil, (*killRun).strikeSnapshots, 400 * time.Millisecond},
+	{"delete, up", []int{16, 40, 1}, (*killRun).strikeDelete, 40 * time.Millisecond},
+	{"delete, down", []int{40, 16, 1}, (*killRun).strikeDelete, 40 * time.Millisecond},
+	{"flatten a snapshot", []int{30, 1, 1}, (*killRun).strikeFlatten, 80 * time.Millisecond},
+	{"delete, up into the leaf", []int{24, 30}, (*killRun).strikeDelete, 40 * time.Millisecond},
+	{"delete, down from the leaf", []int{46, 14}, (*killRun).strikeDelete, 40 * time.Millisecond},
+	{"flatten the leaf", []int{30, 1}, (*killRun).strikeFlattenLeaf, 80 * time.Millisecond},
+	{"writes", nil, func(*killRun, []string) {}, 800 * time.Millisecond},
+}
+
+// once prepares, kills, judges and mounts again.
+func (r *killRun) once(n int) {
+	aim := aims[n/len(killKinds)%len(aims)]
+	if harness.Long() || *killCount > len(aims) {
+		aim = aims[r.rnd.IntN(len(aims))]
+	} else if n/len(killKinds) < len(aims) {
+		aim = aims[n%len(aims)] // each once over all the disks
+	}
+	began := time.Now()
+	names := r.prepare(aim.layers)
+	r.taken, r.gone = nil, map[string]bool{}
+
+	writer := r.startWriters(uint64(n))
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	others.Go(func() { r.runFio(stop) })
+	r.waitForWrites()
+	others.Go(func() { aim.strike(r, names) })
+	if aim.layers != nil && r.rnd.IntN(4) > 0 {
+		r.waitForJob()
+	}
+	delay := time.Duration(r.rnd.Int64N(int64(aim.within)))
+	time.Sleep(delay)
+	r.m.Kill()
+	close(stop)
+	others.Wait()
+	writer.gone(r.T)
+
+	manifest := harness.ReadManifest(r.T, r.disk)
+	under := "no job"
+	if j := manifest.Job; j != nil {
+		under = strings.TrimSpace(j.Kind + " " + j.Direction)
+		if strings.HasSuffix(aim.name, "the leaf") {
+			under += " at the leaf"
+		}
+	}
+	r.seen[under]++
+	leaf, verdict := r.judgeFiles(manifest)
+	if r.Failed() {
+		return
+	}
+	r.m.Clear()
+	r.m = harness.MountDisk(r.T, r.disk)
+	verified := r.judgeMount(leaf)
+	if err := r.area.Settle(verdict); err != nil {
+		r.Fatal(err)
+	}
+	r.Logf("kill %d, %q, after %v; under way: %s; %d sectors written, %d of them newer than acknowledged; %d snapshots; fio verified %d slots; %.1f s",
+		n, aim.name, delay.Round(time.Millisecond), under, verdict.Written, verdict.Newer, len(r.views), verified, time.Since(began).Seconds())
+	r.prune()
+}
+
+// waitForJob waits a moment for the job to be recorded: it may be over by then.
+func (r *killRun) waitForJob() {
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); {
+		if harness.ReadManifest(r.T, r.disk).Job != nil {
+			return
+		}
+	}
+}
+
+func (r *killRun) newName() string {
+	r.names++
+	return fmt.Sprintf("s%d", r.names)
+}
+
+// prepare writes each of the layers, and freezes all but the last. It gives the
+// names of those.
+func (r *killRun) prepare(sizes []int) (names []string) {
+	r.Helper()
+	f, err := os.OpenFile(r.m.Raw(), os.O_RDWR, 0)
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer f.Close() // synced below
+	for i, mib := range sizes {
+		length := int64(mib) << 20
+		off := r.rnd.Int64N(bulkBytes - length + 1)
+		copy(r.bulk[off:], noise(r.rnd.Uint64(), int(length)))
+		if _, err := f.WriteAt(r.bulk[off:off+length], bulkArea+off); err != nil {
+			r.Fatal(err)
+		}
+		if i == len(sizes)-1 {
+			break
+		}
+		name := r.newName()
+		r.m.Do("snapshot", name)
+		names = append(names, name)
+		r.views[name] = filepath.Join(r.TempDir(), name)
+		harness.Run(r.T, "cp", "--sparse=always", r.m.Layer(name), r.views[name])
+	}
+	if err := f.Sync(); err != nil {
+		r.Fatal(err)
+	}
+	return names
+}
+
+// try writes to a control file of a daemon that may be killed meanwhile. Any
+// other error than its end is one.
+func (r *killRun) try(command, line string) (done bool) {
+	err := r.m.Control(command, line)
+	if err != nil && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+		r.Errorf("%s %q: %v", command, line, err)
+	}
+	return err == nil
+}
+
+func (r *killRun) strikeSnapshots([]string) {
+	for range 6 {
+		s := &snapshot{name: r.newName()}
+		var err error
+		if s.before, err = stamps.MarkNow(r.area.Record, r.area.Writers); err != nil {
+			r.Error(err)
+			return
+		}
+		r.taken = append(r.taken, s)
+		s.returned = r.try("snapshot", s.name)
+		if s.after, err = stamps.MarkNow(r.area.Record, r.area.Writers); err != nil {
+			r.Error(err)
+		}
+		if !s.returned {
+			return
+		}
+	}
+}
+
+func (r *killRun) strikeDelete(names []string) {
+	r.gone[names[0]] = false
+	r.gone[names[0]] = r.try("delete", names[0])
+}
+
+func (r *killRun) strikeFlatten(names []string) { r.try("flatten", names[1]) }
+
+func (r *killRun) strikeFlattenLeaf([]string) { r.try("flatten", "leaf") }
+
+// runFio writes one slot after the other until the disk is gone.
+func (r *killRun) runFio(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		if code := r.fioPass(); code != 0 {
+			return // the kill
+		}
+	}
+}
+
+// fioPass writes the next slot and gives fio's exit code.
+func (r *killRun) fioPass() int {
+	i := int(r.passes) % fioSlots
+	r.passes++
+	s := &fioSlot{off: fioArea + int64(i)*fioBytes, size: fioBytes, seed: r.passes, block: []string{"4k", "512", "16k", "2k"}[i]}
+	r.slots[i] = nil
+	result := s.write(r.T, r.m.Raw())
+	if result.Code == 0 {
+		r.slots[i] = s
+	}
+	return result.Code
+}
+
+// writerProcess is a process that writes stamps.
+type writerProcess struct {
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	words bytes.Buffer
+}
+
+// startWriters starts the writers of an area in a process of their own.
+func startWriters(t *testing.T, area stamps.Area, seed uint64) *writerProcess {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &writerProcess{cmd: exec.Command(exe)}
+	w.cmd.Env = append(os.Environ(), area.Environment(seed))
+	w.cmd.Stderr = &w.words
+	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.cmd.Process.Kill() })
+	return w
+}
+
+// gone waits for the end of writers whose disk has gone away.
+func (w *writerProcess) gone(t *testing.T) {
+	t.Helper()
+	w.ended(t, stamps.CodeGone)
+	_ = w.stdin.Close()
+}
+
+// stop asks the writers to end, and waits.
+func (w *writerProcess) stop(t *testing.T) {
+	t.Helper()
+	_ = w.stdin.Close()
+	w.ended(t, 0)
+}
+
+func (w *writerProcess) ended(t *testing.T, code int) {
+	t.Helper()
+	timer := time.AfterFunc(time.Minute, func() { _ = w.cmd.Process.Kill() })
+	defer timer.Stop()
+	_ = w.cmd.Wait() // the exit code tells
+	if got := w.cmd.ProcessState.ExitCode(); got != code {
+		t.Errorf("the writers ended with exit code %d, want %d: %s", got, code, w.words.String())
+	}
+}
+
+func (r *killRun) startWriters(seed uint64) *writerProcess {
+	r.Helper()
+	r.area.File = r.m.Raw()
+	return startWriters(r.T, r.area, *killSeed<<32+seed)
+}
+
+// waitForWrites waits until the writers are at work.
+func (r *killRun) waitForWrites() {
+	r.Helper()
+	begin, err := stamps.MarkNow(r.area.Record, r.area.Writers)
+	if err != nil {
+		r.Fatal(err)
+	}
+	harness.Eventually(r.T, time.Minute, func() error {
+		now, err := stamps.MarkNow(r.area.Record, r.area.Writers)
+		if err != nil {
+			return err
+		}
+		for i := range now {
+			if now[i] < begin[i]+2000 {
+				return fmt.Errorf("writer %d has recorded %d bytes", i, now[i]-begin[i])
+			}
+		}
+		return nil
+	})
+}
+
+// judgeFiles judges what lies there after a kill, with qemu-img. It gives a copy
+// of the leaf's view and what the record says of it.
+func (r *killRun) judgeFiles(manifest harness.Manifest) (leaf string, verdict stamps.Verdict) {
+	r.Helper()
+	names := map[string]bool{}
+	for _, l := range manifest.Layers {
+		names[l.Name] = true
+		if l.Format == "qcow2" {
+			harness.CheckImageAfterCrash(r.T, l.File)
+		}
+		switch {
+		case l.ID == manifest.Leaf:
+			leaf = filepath.Join(r.TempDir(), "leaf.raw")
+			harness.Convert(r.T, l.File, l.Format, leaf, "raw")
+		case l.Name == "":
+		case r.views[l.Name] != "":
+			harness.SameContent(r.T, r.views[l.Name], "raw", l.File, l.Format)
+		default:
+			r.judgeSnapshot(l)
+		}
+	}
+	for _, s := range r.taken {
+		if s.returned && !names[s.name] {
+			r.Errorf("snapshot %s was reported done, and is not there", s.name)
+		}
+	}
+	for name, done := range r.gone {
+		if done && names[name] {
+			r.Errorf("the delete of %s was reported done, and it is still there", name)
+		}
+		if !names[name] {
+			delete(r.views, name)
+		}
+	}
+	for name := range r.views {
+		if !names[name] {
+			r.Errorf("snapshot %s is no longer there", name)
+		}
+	}
+	verdict, err := r.area.Judge(leaf, r.first)
+	if err != nil {
+		r.Errorf("the leaf: %v", err)
+	}
+	if !bytes.Equal(load(r.T, leaf)[bulkArea:bulkArea+bulkBytes], r.bulk) {
+		r.Error("the leaf's bulk area is not what was fsynced")
+	}
+	return leaf, verdict
+}
+
+// judgeSnapshot looks at a view for the first time.
+func (r *killRun) judgeSnapshot(l harness.ManifestLayer) {
+	r.Helper()
+	i := slices.IndexFunc(r.taken, func(s *snapshot) bool { return s.name == l.Name })
+	if i < 0 {
+		r.Errorf("there is a snapshot %s that nobody asked for", l.Name)
+		return
+	}
+	s := r.taken[i]
+	if _, err := r.area.JudgeSnapshot(r.keep(l), r.first, s.before, s.after, s.returned); err != nil {
+		r.Errorf("snapshot %s (reported done: %v): %v", l.Name, s.returned, err)
+	}
+}
+
+// judgeMount judges the disk after it was mounted again: at once, and when the
+// job that was under way has ended. It gives the number of slots that fio judged.
+func (r *killRun) judgeMount(leaf string) (verified int) {
+	r.Helper()
+	r.judgeViews(leaf)
+	r.m.FinishJob(2 * time.Minute)
+	harness.Eventually(r.T, time.Minute, func() error {
+		if j := harness.ReadManifest(r.T, r.disk).Job; j != nil {
+			return fmt.Errorf("chain.json still has job %s (%s)", j.ID, j.Kind)
+		}
+		return nil
+	})
+	for _, l := range r.m.Status().Layers {
+		if l.State == "unnamed" {
+			r.Errorf("layer %s is still there, unnamed, after the job ended", l.ID)
+		}
+	}
+	r.judgeViews(leaf)
+	for _, s := range r.slots {
+		if s != nil {
+			s.verify(r.T, r.m.Raw())
+			verified++
+		}
+	}
+	return verified
+}
+
+func (r *killRun) judgeViews(leaf string) {
+	r.Helper()
+	compare := func(want, got string) {
+		r.Helper()
+		if c := harness.Try(r.T, "cmp", want, got); c.Code != 0 {
+			r.Errorf("%s is not what it was: %s%s", got, c.Stdout, c.Stderr)
+		}
+	}
+	compare(leaf, r.m.Raw())
+	for name, file := range r.views {
+		compare(file, r.m.Layer(name))
+	}
+}
+
+// prune deletes what is more than a few snapshots of ours.
+func (r *killRun) prune() {
+	r.Helper()
+	const most = 5
+	var ours []string
+	for _, l := range harness.ReadManifest(r.T, r.disk).Layers {
+		if l.Name != "" && !l.Foreign {
+			ours = append(ours, l.Name)
+		}
+	}
+	for len(ours) > most {
+		i := r.rnd.IntN(len(ours))
+		r.m.Do("delete", ours[i])
+		delete(r.views, ours[i])
+		ours = slices.Delete(ours, i, i+1)
+		r.m.FinishJob(2 * time.Minute)
+	}
+}
+
+// end unmounts, judges the files of the clean disk, and tells what was hit.
+func (r *killRun) end() {
+	views := r.m.SaveViews()
+	r.m.Unmount()
+	harness.Judge(r.T, r.disk, views)
+	r.Logf("under way at the kills: %v", r.seen)
+}
