@@ -73,6 +73,13 @@ test-long: deps build lint ## what takes longer: more seeds and steps, varve its
 	VARVE_LONG=1 $(GO) test -race -count=1 -timeout 60m $(AS_ROOT) $(UNIT)
 	VARVE_LONG=1 VARVE_RACE=1 $(GO) test -count=1 -timeout 120m $(AS_ROOT) $(INTEGRATION)
 
+SOAK ?= 30m
+SEED ?= $(shell date +%s)
+
+.PHONY: soak
+soak: deps build ## everything at once on one disk, and the daemon must not grow (SOAK=30m SEED=...)
+	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -v -timeout 0 $(AS_ROOT) ./integration -run '^TestSoak$$' -soak.time $(SOAK) -soak.seed $(SEED)
+
 .PHONY: quickstart
 quickstart: ## a small disk, mounted and snapshotted, to try things on (root or sudo)
 	@packaging/quickstart.sh start

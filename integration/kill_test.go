@@ -165,7 +165,13 @@ func (r *killRun) start() {
 			r.keep(l)
 		}
 	}
-	for range fioSlots {
+}
+
+// fillSlots has fio write, undisturbed, the slots that hold no whole pass.
+func (r *killRun) fillSlots() {
+	r.Helper()
+	for slices.Contains(r.slots[:], nil) {
+		r.passes = uint64(slices.Index(r.slots[:], nil)) + (r.passes/fioSlots+1)*fioSlots
 		if code := r.fioPass(); code != 0 {
 			r.Fatalf("fio writes to %s: exit code %d", r.m.Raw(), code)
 		}
@@ -198,7 +204,12 @@ var aims = []struct {
 	{"delete, down from the leaf", []int{46, 14}, (*killRun).strikeDelete, 40 * time.Millisecond},
 	{"flatten the leaf", []int{30, 1}, (*killRun).strikeFlattenLeaf, 80 * time.Millisecond},
 	{"writes", nil, func(*killRun, []string) {}, 800 * time.Millisecond},
+	{quiet, []int{1, 1}, (*killRun).strikeSnapshotAlone, 0},
 }
+
+// quiet is the aim at which nobody else writes, and nobody fsyncs: what is there
+// after the kill is what the snapshot itself made durable.
+const quiet = "a snapshot that returned"
 
 // once prepares, kills, judges and mounts again.
 func (r *killRun) once(n int) {
@@ -209,24 +220,31 @@ func (r *killRun) once(n int) {
 		aim = aims[n%len(aims)] // each once over all the disks
 	}
 	began := time.Now()
+	r.fillSlots()
 	names := r.prepare(aim.layers)
 	r.taken, r.gone = nil, map[string]bool{}
 
-	writer := r.startWriters(uint64(n))
-	stop := make(chan struct{})
-	var others sync.WaitGroup
-	others.Go(func() { r.runFio(stop) })
-	r.waitForWrites()
-	others.Go(func() { aim.strike(r, names) })
-	if aim.layers != nil && r.rnd.IntN(4) > 0 {
-		r.waitForJob()
+	var delay time.Duration
+	if aim.name == quiet {
+		aim.strike(r, names)
+		r.m.Kill()
+	} else {
+		writer := r.startWriters(uint64(n))
+		stop := make(chan struct{})
+		var others sync.WaitGroup
+		others.Go(func() { r.runFio(stop) })
+		r.waitForWrites()
+		others.Go(func() { aim.strike(r, names) })
+		if aim.layers != nil && r.rnd.IntN(4) > 0 {
+			r.waitForJob()
+		}
+		delay = time.Duration(r.rnd.Int64N(int64(aim.within)))
+		time.Sleep(delay)
+		r.m.Kill()
+		close(stop)
+		others.Wait()
+		writer.gone(r.T)
 	}
-	delay := time.Duration(r.rnd.Int64N(int64(aim.within)))
-	time.Sleep(delay)
-	r.m.Kill()
-	close(stop)
-	others.Wait()
-	writer.gone(r.T)
 
 	manifest := harness.ReadManifest(r.T, r.disk)
 	under := "no job"
@@ -324,6 +342,28 @@ func (r *killRun) strikeSnapshots([]string) {
 			return
 		}
 	}
+}
+
+// strikeSnapshotAlone writes, without fsync, what only the snapshot makes durable.
+func (r *killRun) strikeSnapshotAlone([]string) {
+	f, err := os.OpenFile(r.m.Raw(), os.O_WRONLY, 0)
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer f.Close() // nothing is held back until then
+	const length = 3 << 20
+	off := r.rnd.Int64N(bulkBytes - length)
+	copy(r.bulk[off:], noise(r.rnd.Uint64(), length))
+	if _, err := f.WriteAt(r.bulk[off:off+length], bulkArea+off); err != nil {
+		r.Fatal(err)
+	}
+	s := &snapshot{name: r.newName(), returned: true}
+	if s.before, err = stamps.MarkNow(r.area.Record, r.area.Writers); err != nil {
+		r.Fatal(err)
+	}
+	s.after = s.before
+	r.m.Do("snapshot", s.name)
+	r.taken = append(r.taken, s)
 }
 
 func (r *killRun) strikeDelete(names []string) {

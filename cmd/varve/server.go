@@ -76,6 +76,7 @@ func (m *server) run() error {
 	if err := m.openLog(); err != nil {
 		return err
 	}
+	defer m.tellUse()()
 	d, err := m.openDisk()
 	if err != nil {
 		return errors.Join(err, m.closeLog())

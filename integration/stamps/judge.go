@@ -182,3 +182,9 @@ func (a Area) content(file string) ([]byte, error) {
 	}
 	return p, nil
 }
+
+// JudgeLive does the same for a disk that lives and whose writers have ended:
+// each sector has what was written last.
+func (a Area) JudgeLive(file, first string) (Verdict, error) {
+	return a.judge(file, first, nil, nil, true)
+}
