@@ -345,7 +345,8 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	if err := d.commit(m); err != nil {
 		return err
 	}
-	other := d.nodes[gone.ID].layer()
+	goneNode := d.nodes[gone.ID]
+	other := goneNode.layer()
 	if other == file {
 		other = n.layer()
 	}
@@ -357,6 +358,7 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
 	d.keepBlocks(nil)
 	d.discardLayer(other, gone.Foreign)
+	d.cache.forget(map[*node]bool{goneNode: true})
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
 	d.changed(Change{Layers: true})

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"math"
 	"slices"
 	"sort"
 	"sync"
@@ -188,6 +189,16 @@ func (c *regionCache) drop(affected map[*node]bool, off, length int64) {
 			continue
 		}
 		i++
+	}
+}
+
+// forget drops the regions of nodes that are gone. They would stay until the hand
+// comes by, and hold what costs far more than is counted for them: their layers,
+// with the tables. Called when nobody can come to these nodes any more, or a
+// reader would put them in again.
+func (c *regionCache) forget(gone map[*node]bool) {
+	if len(gone) > 0 {
+		c.drop(gone, 0, math.MaxInt64-regionSize)
 	}
 }
 

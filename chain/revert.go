@@ -108,8 +108,10 @@ func removeDead(m *manifest) (gone []*layerRecord) {
 // Foreign files are only closed. Called with opMu held.
 func (d *Disk) installWithout(m *manifest, gone []*layerRecord, leaf *node) {
 	var layers []*layer
+	nodes := make(map[*node]bool, len(gone))
 	for _, rec := range gone {
-		layers = append(layers, d.nodes[rec.ID].layer())
+		n := d.nodes[rec.ID]
+		layers, nodes[n] = append(layers, n.layer()), true
 	}
 	d.install(m, func(nodes map[string]*node) {
 		for _, rec := range gone {
@@ -122,6 +124,7 @@ func (d *Disk) installWithout(m *manifest, gone []*layerRecord, leaf *node) {
 	for i, rec := range gone {
 		d.discardLayer(layers[i], rec.Foreign)
 	}
+	d.cache.forget(nodes)
 }
 
 // discardLayer closes a layer that nothing refers to any more, and unlinks its
