@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
@@ -33,6 +35,7 @@ type Server struct {
 	kernel     *fuse.Server
 	mountpoint string
 	direct     bool          // mounted by mount(2), not by fusermount3
+	device     string        // of the mount, as the mount table shows it; "" when it could not be told
 	done       chan struct{} // closed when the last request was answered
 }
 
@@ -80,6 +83,9 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 		s.Wait()
 		return nil, err
 	}
+	if s.device, err = deviceAt(mountpoint); err != nil {
+		f.log.Warn("the mount's device cannot be told", "error", err)
+	}
 	if s.direct {
 		if err := raiseReadahead(mountpoint); err != nil {
 			f.log.Debug("readahead stays as it is", "error", err)
@@ -113,9 +119,26 @@ func (s *Server) serve() {
 // Then the disk can be closed.
 func (s *Server) Wait() { <-s.done }
 
+// ErrNotMounted is what Unmount says when the mount was taken from its mountpoint
+// while files were open (lazily), and is served until they are closed.
+var ErrNotMounted = errors.New("not mounted there any more")
+
+// deviceAt is the device of the topmost mount at a mountpoint, "" for none. It
+// reads the mount table only.
+func deviceAt(mountpoint string) (string, error) {
+	list, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != mountpoint, false })
+	if err != nil || len(list) == 0 {
+		return "", err
+	}
+	top := list[len(list)-1]
+	return fmt.Sprintf("%d:%d", top.Major, top.Minor), nil
+}
+
 // Unmount asks the kernel to take the mount away; Wait returns after it. The
 // error is unix.EBUSY while a file of the mount is open or in use as a
-// directory: then it goes on serving. A mount that is gone is no error.
+// directory: then it goes on serving. A mount that is gone is no error; one that
+// was unmounted lazily and is still in use is ErrNotMounted: by now something
+// else may be mounted at the same place, which is left alone.
 func (s *Server) Unmount() error {
 	const tries = 5 // the kernel may still be closing what was in use
 	var err error
@@ -125,7 +148,11 @@ func (s *Server) Unmount() error {
 			return nil
 		default:
 		}
-		if err = unmount(s.mountpoint, s.direct); err == nil {
+		err = ErrNotMounted
+		if device, tableErr := deviceAt(s.mountpoint); tableErr != nil || s.device == "" || device == s.device {
+			err = unmount(s.mountpoint, s.direct)
+		}
+		if err == nil {
 			return nil
 		}
 		select {
