@@ -17,6 +17,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/mounts"
 )
 
 func newUmountCommand() *cobra.Command {
@@ -51,7 +52,15 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 		return err
 	}
 	if t.mountpoint == "" {
-		return errors.New("it is not mounted")
+		// The mount of a daemon that is gone stands at its mountpoint still.
+		m, there, err := mounts.Of(t.dir)
+		if err != nil {
+			return err
+		}
+		if !there {
+			return errors.New("it is not mounted")
+		}
+		t.mountpoint, t.owner, t.readOnly = m.Mountpoint, m.UID, m.ReadOnly
 	}
 	// Whether the daemon lives the lock tells; a question to a daemon that
 	// hangs would keep the mount busy.
@@ -64,10 +73,16 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 	ended := processEnd(daemon)
 	defer ended.close()
 	if err := unmountPath(t.mountpoint); err != nil {
-		if errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("it is in use: %s; close that first", whoUses(t))
+		switch busy := errors.Is(err, unix.EBUSY); {
+		case busy && daemonGone(t.mountpoint):
+			// Nothing can be lost any more by taking it from its users.
+			err = detach(cmd.ErrOrStderr(), "umount "+t.arg, t.mountpoint)
+		case busy:
+			err = fmt.Errorf("it is in use: %s; close that first", whoUses(t))
 		}
-		return t.explain(err)
+		if err != nil {
+			return t.explain(err)
+		}
 	}
 	if t.dir == "" {
 		return nil // nothing was ever written
@@ -87,17 +102,25 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 
 // unmountPath asks the kernel, or where that is root's business fusermount3,
 // to unmount. The error is unix.EBUSY when the mount is in use.
-func unmountPath(mountpoint string) error {
+func unmountPath(mountpoint string) error { return unmount(mountpoint, false) }
+
+// unmount is unmountPath, or with lazily takes the mount out of sight, whoever
+// uses it.
+func unmount(mountpoint string, lazily bool) error {
+	flags, option := unix.UMOUNT_NOFOLLOW, "-u"
+	if lazily {
+		flags, option = flags|unix.MNT_DETACH, "-uz"
+	}
 	if os.Geteuid() == 0 {
 		for {
-			if err := unix.Unmount(mountpoint, unix.UMOUNT_NOFOLLOW); !errors.Is(err, unix.EINTR) {
+			if err := unix.Unmount(mountpoint, flags); !errors.Is(err, unix.EINTR) {
 				return err
 			}
 		}
 	}
 	// C-locale words: they decide what the error was.
 	var words bytes.Buffer
-	c := exec.Command("fusermount3", "-u", "--", mountpoint)
+	c := exec.Command("fusermount3", option, "--", mountpoint)
 	c.Env = append(os.Environ(), "LC_ALL=C")
 	c.Stderr = &words
 	err := c.Run()

@@ -21,12 +21,13 @@ type plan struct {
 	image      string // "" when the source is a disk directory
 	dir        string // the disk directory; "" for an image that is mounted read-only without one
 	create     bool   // dir is yet to be made
+	stale      bool   // a mount of this disk whose daemon is gone is still at the mountpoint
 }
 
 // makePlan looks at what was asked for and refuses what cannot be. It changes
 // nothing.
 func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
-	at, err := checkMountpoint(mountpoint)
+	at, stale, err := checkMountpoint(mountpoint)
 	if err != nil {
 		return plan{}, err
 	}
@@ -35,6 +36,13 @@ func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
 		return plan{}, err
 	}
 	p.mountpoint = at
+	if stale != nil {
+		if stale.Source != p.name() {
+			return plan{}, fmt.Errorf("at %s is a mount of another disk, %s, whose daemon is gone (%w); clear it with \"varve umount %s\", or mount elsewhere",
+				mountpoint, stale.Source, syscall.ENOTCONN, mountpoint)
+		}
+		p.stale = true
+	}
 	if p.dir == "" {
 		return p, nil
 	}
@@ -47,40 +55,63 @@ func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
 	return p, p.checkFree()
 }
 
-// checkMountpoint gives the resolved path of an empty directory.
-func checkMountpoint(path string) (string, error) {
-	at, err := mounts.Resolve(path)
-	if err != nil {
-		return "", err
+// name is how the mount table names the disk: by its directory, or by the image
+// that is shown without one.
+func (p plan) name() string {
+	if p.dir == "" {
+		return p.image
+	}
+	return p.dir
+}
+
+// checkMountpoint gives the resolved path of an empty directory; or, with stale,
+// of one that is hidden by a varve mount whose daemon is gone.
+func checkMountpoint(path string) (at string, stale *mounts.Mount, err error) {
+	if at, err = mounts.Resolve(path); err != nil {
+		return "", nil, err
 	}
 	// The mount table first: what is mounted there may not answer.
-	m, mounted, err := mounts.At(at)
+	fsType, source, mounted, err := mounts.Top(at)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	if mounted && !daemonGone(at) {
-		return "", fmt.Errorf("at %s the disk %s is mounted already", path, m.Source)
+	if mounted && fsType == mounts.FSType {
+		m, _, err := mounts.At(at)
+		if err != nil {
+			return "", nil, err
+		}
+		if !daemonGone(at) && !abandoned(m) {
+			return "", nil, fmt.Errorf("at %s the disk %s is mounted already", path, source)
+		}
+		return at, &m, nil
 	}
+	return at, nil, checkEmpty(path, at, fsType, source)
+}
+
+// checkEmpty refuses what is no empty directory. fsType and source are those of
+// what is mounted there, "" for nothing.
+func checkEmpty(path, at, fsType, source string) error {
 	info, err := os.Stat(at)
 	switch {
-	case mounted || errors.Is(err, syscall.ENOTCONN):
-		return "", fmt.Errorf("at %s is a mount whose daemon is gone (%w); clear it with \"varve umount %s\"", path, syscall.ENOTCONN, path)
+	case errors.Is(err, syscall.ENOTCONN) && fsType != "":
+		return fmt.Errorf("at %s is a mount of %s (%s) whose daemon is gone (%w); it is not varve's: clear it with \"fusermount3 -u %s\", or mount elsewhere",
+			path, source, fsType, syscall.ENOTCONN, path)
 	case errors.Is(err, os.ErrNotExist):
-		return "", fmt.Errorf("the mountpoint %s does not exist; make it with mkdir", path)
+		return fmt.Errorf("the mountpoint %s does not exist; make it with mkdir", path)
 	case err != nil:
-		return "", fmt.Errorf("look at the mountpoint: %w", err)
+		return fmt.Errorf("look at the mountpoint: %w", err)
 	case !info.IsDir():
-		return "", fmt.Errorf("the mountpoint %s is not a directory", path)
+		return fmt.Errorf("the mountpoint %s is not a directory", path)
 	}
 	dir, err := os.Open(at)
 	if err != nil {
-		return "", fmt.Errorf("look into the mountpoint: %w", err)
+		return fmt.Errorf("look into the mountpoint: %w", err)
 	}
 	defer dir.Close() // read only
 	if names, _ := dir.Readdirnames(1); len(names) > 0 {
-		return "", fmt.Errorf("the mountpoint %s is not empty (it has %q in it)", path, names[0])
+		return fmt.Errorf("the mountpoint %s is not empty (it has %q in it)", path, names[0])
 	}
-	return at, nil
+	return nil
 }
 
 // daemonGone says whether a mount is one whose daemon has ended. It asks for the
@@ -103,6 +134,16 @@ func daemonGone(mountpoint string) bool {
 	case <-time.After(time.Second):
 		return false
 	}
+}
+
+// abandoned says whether nobody holds the disk that a mount shows for writing: its
+// daemon would. Into another user's mount root cannot look.
+func abandoned(m mounts.Mount) bool {
+	if m.ReadOnly || !isDiskDirectory(m.Source) {
+		return false
+	}
+	_, _, held, err := chain.Holder(m.Source)
+	return err == nil && !held
 }
 
 // findSource tells a disk directory from an image.
@@ -178,7 +219,7 @@ func (p plan) checkFree() error {
 	if err != nil || !held || mountpoint == "" {
 		return err
 	}
-	if _, there, err := mountAt(mountpoint, p.dir); err != nil || !there {
+	if _, there, err := mountAt(mountpoint, p.dir); err != nil || !there || daemonGone(mountpoint) {
 		return err
 	}
 	return fmt.Errorf("%s is mounted already at %s (pid %d %s)", p.dir, mountpoint, pid, holders.Command(pid))

@@ -79,9 +79,11 @@ func (m *server) run() error {
 	defer m.tellUse()()
 	d, err := m.openDisk()
 	if err != nil {
-		return errors.Join(err, m.closeLog())
+		return errors.Join(m.plan.explainInUse(err), m.closeLog())
 	}
-	err = m.serve(d, signals)
+	if err = m.plan.clearStale(m.stderr, m.source, !m.flags.readOnly); err == nil {
+		err = m.serve(d, signals)
+	}
 	if closeErr := d.Close(); closeErr != nil {
 		m.log.Error("the disk was not closed in order; what was written last may be lost", "error", closeErr)
 		err = errors.Join(err, fmt.Errorf("close the disk: %w", closeErr))
@@ -148,10 +150,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 
 // serve shows the disk and returns when the mount is gone.
 func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
-	name := m.plan.dir
-	if name == "" {
-		name = m.plan.image
-	}
+	name := m.plan.name()
 	mount, err := fs.Mount(d, m.plan.mountpoint, fs.Options{
 		AllowOther:   m.flags.allowOther,
 		UID:          m.flags.uid,
@@ -218,6 +217,11 @@ func (m *server) asked(mount *fs.Server, s os.Signal) {
 		who := usersOf(holders.Find(m.plan.mountpoint))
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
 		m.notify("STATUS=in use, not unmounted: " + who)
+		return
+	}
+	if errors.Is(err, fs.ErrNotMounted) {
+		uses, _ := holders.Detached(os.Getpid())
+		m.log.Warn("it is unmounted already, lazily, and goes on until nobody uses it", "signal", s.String(), "by", usersOf(uses))
 		return
 	}
 	m.log.Error("not unmounted", "signal", s.String(), "error", err)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/mounts"
 )
 
@@ -82,8 +81,7 @@ func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
 			return m, ok, err
 		}
 		if time.Now().After(deadline) {
-			return mounts.Mount{}, false, fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (unmounted lazily, or mounted in another namespace)",
-				pid, holders.Command(pid), mountpoint)
+			return mounts.Mount{}, false, heldElsewhere(pid, mountpoint)
 		}
 		time.Sleep(lockPoll)
 	}
@@ -155,7 +153,7 @@ func (t target) name() string {
 func (t target) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOTCONN), errors.Is(err, syscall.ECONNABORTED):
-		return fmt.Errorf("the daemon of %s is gone; \"varve umount %s\", then mount it again", t.mountpoint, t.mountpoint)
+		return fmt.Errorf("the daemon of %s is gone; mount the disk there again, or clear the mountpoint with \"varve umount %s\"", t.mountpoint, t.mountpoint)
 	case errors.Is(err, os.ErrPermission) && t.owner >= 0 && t.owner != os.Geteuid():
 		return fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.owner, t.mountpoint, err)
 	}

@@ -72,7 +72,10 @@ func TestCheckMountpoint(t *testing.T) {
 		{path: "file", err: "is not a directory"},
 		{path: "full", err: `is not empty (it has "inner" in it)`},
 	} {
-		got, err := checkMountpoint(filepath.Join(dir, c.path))
+		got, stale, err := checkMountpoint(filepath.Join(dir, c.path))
+		if stale != nil {
+			t.Errorf("%s: a stale mount of %s", c.path, stale.Source)
+		}
 		switch {
 		case c.err != "":
 			if err == nil || !strings.Contains(err.Error(), c.err) || !strings.Contains(err.Error(), filepath.Join(dir, c.path)) {

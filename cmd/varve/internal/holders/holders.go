@@ -116,28 +116,38 @@ func process(dir string, pid int, mountpoint string) []Use {
 }
 
 func loops(block, mountpoint string) []Use {
+	var uses []Use
+	for _, f := range loopFiles(block) {
+		if !mounts.Within(f.path, mountpoint) {
+			continue
+		}
+		what, err := filepath.Rel(mountpoint, f.path)
+		if err != nil {
+			continue
+		}
+		uses = append(uses, Use{How: "loop device", What: what, Device: f.device})
+	}
+	return uses
+}
+
+// loopFile is an attached loop device and its file.
+type loopFile struct{ device, path string }
+
+func loopFiles(block string) []loopFile {
 	files, err := filepath.Glob(filepath.Join(block, "loop*/loop/backing_file"))
 	if err != nil {
 		return nil
 	}
-	var uses []Use
+	var list []loopFile
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			continue
 		}
 		path := strings.TrimSuffix(strings.TrimRight(string(b), "\n"), " (deleted)")
-		if !mounts.Within(path, mountpoint) {
-			continue
-		}
-		what, err := filepath.Rel(mountpoint, path)
-		if err != nil {
-			continue
-		}
-		name := filepath.Base(filepath.Dir(filepath.Dir(f)))
-		uses = append(uses, Use{How: "loop device", What: what, Device: "/dev/" + name})
+		list = append(list, loopFile{"/dev/" + filepath.Base(filepath.Dir(filepath.Dir(f))), path})
 	}
-	return uses
+	return list
 }
 
 // Command is the name of a process, "?" when it is gone.

@@ -69,6 +69,20 @@ func At(path string) (Mount, bool, error) {
 	return Mount{}, false, nil
 }
 
+// Top gives the type and the source of the topmost mount of any kind whose
+// mountpoint is path, which must be absolute and resolved; ok is false when none is.
+func Top(path string) (fsType, source string, ok bool, err error) {
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != path, false })
+	if err != nil {
+		return "", "", false, fmt.Errorf("read the mount table: %w", err)
+	}
+	if len(infos) == 0 {
+		return "", "", false, nil
+	}
+	top := infos[len(infos)-1]
+	return top.FSType, top.Source, true, nil
+}
+
 // Of gives the first varve mount whose source is dir.
 func Of(dir string) (Mount, bool, error) {
 	list, err := List()

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/mounts"
+)
+
+// A daemon that was killed leaves its mount behind: whoever touches it is told
+// "Transport endpoint is not connected". A mount that was unmounted lazily while
+// files were open is the other way round: nobody sees it, and its daemon goes on,
+// with the disk's lock, until the last of them is closed.
+
+// clearStale takes the mount of a daemon that is gone from the mountpoint, and
+// says so. It is called with the disk's lock held; exclusive says that it is one
+// that nobody else has, so that the mount has no daemon, also where that cannot be
+// seen (in another user's), and is not a new one.
+func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
+	if !p.stale {
+		return nil
+	}
+	stale, there, err := mounts.At(p.mountpoint)
+	switch {
+	case err != nil:
+		return err
+	case there && (stale.Source != p.name() || !exclusive && !daemonGone(p.mountpoint)):
+		return fmt.Errorf("at %s the disk %s was mounted meanwhile", p.mountpoint, stale.Source)
+	case !there:
+		_, _, err = checkMountpoint(p.mountpoint)
+		return err
+	}
+	err = unmountPath(p.mountpoint)
+	if errors.Is(err, unix.EBUSY) {
+		err = detach(stderr, "mount "+arg, p.mountpoint)
+	}
+	if err != nil {
+		return fmt.Errorf("at %s is a mount of this disk whose daemon is gone, and it cannot be unmounted: %w", p.mountpoint, err)
+	}
+	lost := ""
+	if !stale.ReadOnly {
+		lost = "; what the guest had not flushed then is lost, and the disk is in order again"
+	}
+	say(stderr, "mount %s: at %s was a mount of this disk whose daemon was gone; unmounted it%s", arg, p.mountpoint, lost)
+	_, another, err := checkMountpoint(p.mountpoint)
+	if another != nil {
+		err = fmt.Errorf("at %s was another such mount below the first, of %s; clear it with \"varve umount %s\"", p.mountpoint, another.Source, p.mountpoint)
+	}
+	return err
+}
+
+// detach takes a mount whose daemon is gone from those who have files of it
+// open: they get errors now and will then. It says who they are.
+func detach(stderr io.Writer, what, mountpoint string) error {
+	who := usersOf(holders.Find(mountpoint))
+	if err := unmount(mountpoint, true); err != nil {
+		return err
+	}
+	say(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, who)
+	return nil
+}
+
+// explainInUse says, of a disk that cannot be opened because somebody holds it,
+// whether that is the daemon of a mount that is out of sight.
+func (p plan) explainInUse(err error) error {
+	if !errors.Is(err, chain.ErrInUse) || p.dir == "" {
+		return err
+	}
+	pid, mountpoint, held, holderErr := chain.Holder(p.dir)
+	if holderErr != nil || !held || mountpoint == "" {
+		return err
+	}
+	if m, there, tableErr := mounts.At(mountpoint); tableErr != nil || there && m.Source == p.dir {
+		return err
+	}
+	return heldElsewhere(pid, mountpoint)
+}
+
+// heldElsewhere says who holds a disk for a mount that the mount table does not
+// show, and how to end that.
+func heldElsewhere(pid int, mountpoint string) error {
+	how, end := "unmounted lazily, or mounted in another namespace", "; it ends by itself when nobody has a file of it open any more"
+	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	ours, ownErr := os.Readlink("/proc/self/ns/mnt")
+	switch {
+	case err != nil || ownErr != nil:
+	case theirs != ours:
+		how = "mounted in another mount namespace"
+		end = fmt.Sprintf("; unmount it there: nsenter --target %d --mount varve umount %s", pid, mountpoint)
+	default:
+		how = "unmounted lazily while it was in use"
+		if uses, known := holders.Detached(pid); known {
+			end = fmt.Sprintf(": %s; close that, then it writes everything and ends by itself", usersOf(uses))
+		}
+	}
+	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)%s", pid, holders.Command(pid), mountpoint, how, end)
+}

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"varve/cmd/varve/internal/mounts"
+)
+
+// killed kills the daemon of a disk directory and waits for its end. The mount
+// stays.
+func killed(t *testing.T, disk string) {
+	t.Helper()
+	pid := daemonOf(t, disk)
+	daemon := processEnd(pid)
+	defer daemon.close()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	daemon.wait(30 * time.Second)
+}
+
+// mountsAt counts the mounts at a place.
+func mountsAt(t *testing.T, at string) (n int) {
+	t.Helper()
+	list, err := mounts.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list {
+		if m.Mountpoint == at {
+			n++
+		}
+	}
+	return n
+}
+
+// The next mount clears what a daemon that was killed left, says so, and nothing
+// that was fsynced is lost. Also where a program still has a file open.
+func TestStaleMountIsMended(t *testing.T) {
+	for who, uid := range map[string]uint32{"root": 0, "user": nobody} {
+		for _, busy := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, busy %v", who, busy), func(t *testing.T) {
+				dir := hostDir(t)
+				home, mnt := dir+"/home", dir+"/home/mnt"
+				if err := os.MkdirAll(mnt, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Chmod(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				image(t, home+"/vm.raw", 8<<20, 1<<20)
+				for _, path := range []string{home, mnt, home + "/vm.raw"} {
+					if err := os.Chown(path, int(uid), int(uid)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				run := func(args ...string) result {
+					t.Helper()
+					r := asUser(t, uid, home, dir, args...)
+					if r.code != exitDone {
+						t.Fatalf("varve %q: exit %d, says %q", args, r.code, r.stderr)
+					}
+					return r
+				}
+				run("mount", "vm.raw", "mnt")
+				// A program of that user, which may look into the mount.
+				program := exec.Command("sh", "-c", "exec 3<>mnt/disk.raw && echo kept >&3 && sync mnt/disk.raw && { [ $1 = true ] || exec 3>&-; } && echo ready && read line", "sh", strconv.FormatBool(busy))
+				program.Dir = home
+				program.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+				startHolder(t, program)
+
+				killed(t, home+"/vm.raw.varve")
+				r := run("mount", "vm.raw", "mnt")
+				if want := "varve: mount vm.raw: at " + mnt + " was a mount of this disk whose daemon was gone; unmounted it; what the guest had not flushed"; !strings.Contains(r.stderr, want) {
+					t.Errorf("says %q, lacks %q", r.stderr, want)
+				}
+				inUse := fmt.Sprintf("still in use, though its daemon is gone: disk.raw is open (pid %d sh)", program.Process.Pid)
+				if strings.Contains(r.stderr, inUse) != busy {
+					t.Errorf("says %q; %q is in it: want %v", r.stderr, inUse, busy)
+				}
+				if n := mountsAt(t, mnt); n != 1 {
+					t.Errorf("%d mounts at %s", n, mnt)
+				}
+				kept := exec.Command("head", "-c", "4", "mnt/disk.raw")
+				kept.Dir, kept.SysProcAttr = home, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+				if out, err := kept.Output(); err != nil || string(out) != "kept" {
+					t.Errorf("disk.raw has %q, %v", out, err)
+				}
+				run("umount", "mnt")
+			})
+		}
+	}
+}
+
+// Root can mend the mount of a user whose daemon is gone, though it cannot look
+// into it.
+func TestStaleMountOfAUser(t *testing.T) {
+	dir := hostDir(t)
+	home, mnt := dir+"/home", dir+"/home/mnt"
+	if err := os.MkdirAll(mnt, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	image(t, home+"/vm.raw", 4<<20, 1<<20)
+	for _, path := range []string{home, mnt, home + "/vm.raw"} {
+		if err := os.Chown(path, nobody, nobody); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := asUser(t, nobody, home, dir, "mount", "vm.raw", "mnt"); r.code != exitDone {
+		t.Fatalf("exit %d, says %q", r.code, r.stderr)
+	}
+	fails(t, home, exitFailed, []string{"at mnt the disk " + home + "/vm.raw.varve is mounted already"}, "mount", "vm.raw", "mnt")
+	killed(t, home+"/vm.raw.varve")
+	if r := must(t, home, "mount", "vm.raw", "mnt"); !strings.Contains(r.stderr, "was a mount of this disk whose daemon was gone; unmounted it") {
+		t.Errorf("says %q", r.stderr)
+	}
+	must(t, home, "umount", "mnt")
+}
+
+// startHolder starts a program that says "ready", and ends it at the end.
+func startHolder(t *testing.T, c *exec.Cmd) (end func()) {
+	t.Helper()
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	end = func() {
+		if !ended {
+			ended = true
+			_ = in.Close()
+			_ = c.Wait()
+		}
+	}
+	t.Cleanup(end)
+	if line, err := bufio.NewReader(io.LimitReader(out, 6)).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the program says %q, %v", line, err)
+	}
+	return end
+}
+
+// What another disk left, or another file system, is named and not touched.
+func TestStaleMountOfAnother(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	image(t, dir+"/other.raw", 4<<20, 1<<20)
+	killed(t, dir+"/vm.raw.varve")
+	fails(t, dir, exitFailed, []string{"varve: mount other.raw: at mnt is a mount of another disk, " + dir + "/vm.raw.varve, whose daemon is gone", `"varve umount mnt"`}, "mount", "other.raw", "mnt")
+	if mountsAt(t, mnt) != 1 {
+		t.Error("the other disk's mount was touched")
+	}
+	if _, err := os.Stat(dir + "/other.raw.varve"); err == nil {
+		t.Error("a mount that was refused made a disk directory")
+	}
+	r := must(t, dir, "umount", "mnt")
+	if !strings.Contains(r.stderr, "its daemon was gone before") {
+		t.Errorf("umount says %q", r.stderr)
+	}
+
+	// A FUSE file system of somebody else's whose daemon is gone.
+	device, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("theirs", mnt, "fuse.theirs", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", device.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(mnt, syscall.MNT_DETACH) })
+	device.Close()
+	fails(t, dir, exitFailed, []string{"at mnt is a mount of theirs (fuse.theirs) whose daemon is gone", "not varve's", `"fusermount3 -u mnt"`}, "mount", "vm.raw", "mnt")
+	if err := syscall.Unmount(mnt, 0); err != nil {
+		t.Errorf("it is no longer there: %v", err)
+	}
+}
+
+// umount clears a dead mount by the disk's name too, and whoever has files open.
+// The other commands and list say what there is.
+func TestStaleMountInWords(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	f, err := os.Open(mnt + "/disk.raw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	killed(t, dir+"/vm.raw.varve")
+	gone := []string{"the daemon of " + mnt + " is gone; mount the disk there again, or clear the mountpoint with \"varve umount " + mnt + `"`}
+	for _, args := range [][]string{{"list", "mnt"}, {"status", "mnt"}, {"snapshot", "mnt", "one"}, {"cancel", "mnt", "1"}} {
+		fails(t, dir, exitFailed, gone, args...)
+	}
+	if r := must(t, dir, "list"); !strings.Contains(r.stdout, gone[0]) {
+		t.Errorf("list says\n%s", r.stdout)
+	}
+	r := must(t, dir, "umount", "vm.raw.varve")
+	for _, want := range []string{
+		fmt.Sprintf("varve: umount vm.raw.varve: still in use, though its daemon is gone: disk.raw is open (pid %d ", os.Getpid()),
+		"varve: umount vm.raw.varve: its daemon was gone before; what the guest had not flushed is lost",
+	} {
+		if !strings.Contains(r.stderr, want) {
+			t.Errorf("umount says %q, lacks %q", r.stderr, want)
+		}
+	}
+	if mountsAt(t, mnt) != 0 {
+		t.Error("the mount is still there")
+	}
+	fails(t, dir, exitFailed, []string{"it is not mounted"}, "umount", "vm.raw.varve")
+}
+
+// A daemon whose mount was unmounted lazily keeps the disk until its files are
+// closed. Whoever wants the disk is told by whom.
+func TestLazilyUnmounted(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	put(t, mnt, "kept", 0)
+	program := exec.Command("sh", "-c", "exec 3<mnt/disk.raw && cd mnt/layers && echo ready && read line")
+	program.Dir = dir
+	end := startHolder(t, program)
+	loop := strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", mnt+"/layers/base.raw"))
+	t.Cleanup(func() { exec.Command("losetup", "-d", loop).Run() })
+	pid := daemonOf(t, dir+"/vm.raw.varve")
+	tool(t, dir, "fusermount3", "-uz", mnt)
+
+	words := []string{
+		fmt.Sprintf("pid %d ", pid), "holds it for a mount at " + mnt + " that cannot be seen from here (unmounted lazily while it was in use): ",
+		"layers/base.raw is attached to " + loop,
+		fmt.Sprintf("disk.raw is open (pid %d sh)", program.Process.Pid),
+		fmt.Sprintf("pid %d sh has its working directory there", program.Process.Pid),
+		"close that, then it writes everything and ends by itself",
+	}
+	fails(t, dir, exitFailed, append(words, "varve: umount vm.raw.varve: "), "umount", "vm.raw.varve")
+	fails(t, dir, exitFailed, append(words, "varve: list vm.raw.varve: "), "list", "vm.raw.varve")
+	fails(t, dir, exitFailed, append(words, "varve: mount vm.raw: "), "mount", "vm.raw", "mnt")
+
+	// Another disk may take the place, and a signal to the first daemon leaves
+	// it alone.
+	image(t, dir+"/other.raw", 4<<20, 1<<20)
+	must(t, dir, "mount", "other.raw", "mnt")
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the log says that it is unmounted already", func() bool {
+		log, err := os.ReadFile(filepath.Join(dir, "vm.raw.varve", logName))
+		return err == nil && strings.Contains(string(log), "it is unmounted already, lazily, and goes on until nobody uses it") &&
+			strings.Contains(string(log), fmt.Sprintf("disk.raw is open (pid %d sh)", program.Process.Pid))
+	})
+	if m, ok, err := mounts.At(mnt); !ok || m.Source != dir+"/other.raw.varve" {
+		t.Fatalf("at %s is %+v, %v, %v", mnt, m, ok, err)
+	}
+	must(t, dir, "umount", "mnt")
+
+	tool(t, dir, "losetup", "-d", loop)
+	end()
+	must(t, dir, "mount", "vm.raw", "mnt") // waits for the daemon
+	if got := get(t, mnt+"/disk.raw", 0, 4); got != "kept" {
+		t.Errorf("disk.raw has %q", got)
+	}
+}
+
+// A disk that is mounted in another mount namespace is said to be.
+func TestMountedInAnotherNamespace(t *testing.T) {
+	dir := hostDir(t)
+	if err := os.Mkdir(dir+"/mnt", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	must(t, dir, "create", "vm.varve", "--size", "4M")
+	varve := command(dir)
+	there := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
+		varve.Path+" mount vm.varve mnt && echo ready && read line; "+varve.Path+" umount mnt")
+	there.Dir, there.Env, there.Stderr = dir, varve.Env, os.Stderr
+	end := startHolder(t, there)
+	pid := daemonOf(t, dir+"/vm.varve")
+	fails(t, dir, exitFailed, []string{
+		fmt.Sprintf("pid %d ", pid), "that cannot be seen from here (mounted in another mount namespace)",
+		fmt.Sprintf("nsenter --target %d --mount varve umount %s/mnt", pid, dir),
+	}, "umount", "vm.varve")
+	end()
+	must(t, dir, "mount", "vm.varve", "mnt")
+}
