@@ -28,6 +28,8 @@ type Options struct {
 	// as "cache=none,aio=native". The format is raw.
 	Disk  string
 	Drive string
+	// Device follows the disk's -device, such as "werror=enospc".
+	Device string
 	// User runs QEMU as another user, by uid; 0 is root.
 	User int
 }
@@ -91,12 +93,17 @@ func start(t testing.TB, o Options) *Guest {
 	if o.Drive != "" {
 		drive += "," + o.Drive
 	}
+	device := "virtio-blk-pci,drive=disk"
+	if o.Device != "" {
+		device += "," + o.Device
+	}
 	args := []string{
 		lookPath(t, "qemu-system-x86_64"),
 		"-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", kernel(t, dir), "-initrd", initramfs(t, dir),
 		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr mitigations=off random.trust_cpu=on",
-		"-drive", drive, "-device", "virtio-blk-pci,drive=disk",
+		"-drive", drive, "-device", device,
+		"-qmp", "unix:" + filepath.Join(dir, qmpSocket) + ",server=on,wait=off",
 		"-serial", "file:" + filepath.Join(dir, "console"),
 		"-serial", "unix:" + socket,
 	}
