@@ -44,20 +44,17 @@ func TestGuestOnAFullHost(t *testing.T) {
 			m.Do("snapshot", "two")
 			f.remember("base", "one", "two")
 
-			filler := harness.Fill(t, dir, 3<<20)
+			filler := harness.NewFiller(t, dir)
+			filler.Fill(3 << 20)
 			g.StartWriter("w")
 			g.WaitState("io-error")
-			rest := harness.Fill(t, dir, 0)
+			filler.Fill(0)
 			f.refuses()
 			if state := g.State(); state != "io-error" {
 				t.Errorf("the guest is %q while the host is full", state)
 			}
 
-			for _, file := range []string{filler, rest} {
-				if err := os.Remove(file); err != nil {
-					t.Fatal(err)
-				}
-			}
+			filler.Remove()
 			g.Continue()
 			g.WaitFsynced(10)
 			if state := g.State(); state != "running" {

@@ -42,33 +42,57 @@ func SmallHost(t testing.TB, kind string, size int64) string {
 	return host
 }
 
-// Fill takes the space that a file system has left, but for about so many bytes;
-// 0 for all. Removing the file that it gives makes room again.
-func Fill(t testing.TB, host string, left int64) (filler string) {
+// Filler is a file that takes a file system's space. It is made while there is
+// some: a full xfs has no room for an inode.
+type Filler struct {
+	t    testing.TB
+	host string
+	f    *os.File
+	end  int64
+}
+
+// NewFiller makes an empty filler on a host.
+func NewFiller(t testing.TB, host string) *Filler {
 	t.Helper()
 	f, err := os.CreateTemp(host, "filler-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = f.Close() }() // nothing was written
+	filler := &Filler{t: t, host: host, f: f}
+	t.Cleanup(filler.Remove)
+	return filler
+}
+
+// Fill takes all the space that is left, but for about so many bytes; 0 for all.
+func (f *Filler) Fill(left int64) {
+	f.t.Helper()
 	var st unix.Statfs_t
-	if err := unix.Statfs(host, &st); err != nil {
-		t.Fatal(err)
+	if err := unix.Statfs(f.host, &st); err != nil {
+		f.t.Fatal(err)
 	}
-	end := int64(0)
 	for piece := max(4096, int64(st.Bavail)*st.Bsize-left); piece >= 4096; {
-		err := unix.Fallocate(int(f.Fd()), 0, end, piece)
+		err := unix.Fallocate(int(f.f.Fd()), 0, f.end, piece)
 		switch {
 		case err == nil:
-			end += piece
+			f.end += piece
 			if left > 0 {
-				return f.Name()
+				return
 			}
 		case errors.Is(err, unix.ENOSPC):
 			piece /= 2
 		case !errors.Is(err, unix.EINTR):
-			t.Fatal(err)
+			f.t.Fatal(err)
 		}
 	}
-	return f.Name()
+}
+
+// Remove makes room again. Calling it again does nothing.
+func (f *Filler) Remove() {
+	if f.f == nil {
+		return
+	}
+	if err := errors.Join(os.Remove(f.f.Name()), f.f.Close()); err != nil {
+		f.t.Error(err)
+	}
+	f.f = nil
 }
