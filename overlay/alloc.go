@@ -28,6 +28,11 @@ type allocator struct {
 	table       []int64 // offsets of the refcount blocks; 0 for none; replaced, not changed
 	unlinked    []int   // table entries that are to be written by the next flush
 	freed       []int64 // clusters that no longer serve: refcount 0 when settling
+
+	// tables are the clusters that hold no guest data: the header, the L1
+	// table, L2 tables, the refcount table and its blocks, also those that no
+	// longer serve.
+	tables map[int64]struct{}
 }
 
 const (
@@ -45,7 +50,7 @@ func (a *allocator) load(f File, h *Header, fileSize int64) error {
 	a.next = (fileSize + cs - 1) >> h.ClusterBits
 	a.end = a.next
 	a.batch = minBatch
-	table, err := readRefcountTable(f, h)
+	table, err := readRefcountTable(f, h, fileSize)
 	if err != nil {
 		return err
 	}
@@ -54,7 +59,14 @@ func (a *allocator) load(f File, h *Header, fileSize int64) error {
 	return nil
 }
 
-func readRefcountTable(f File, h *Header) ([]int64, error) {
+// readRefcountTable gives the offsets of the refcount blocks. The table must lie
+// within the file, as must all of which memory is given out for.
+func readRefcountTable(f File, h *Header, fileSize int64) ([]int64, error) {
+	cs := h.ClusterSize()
+	if n := int64(h.RefcountTableClusters) * cs; h.RefcountTableOffset > (fileSize+cs-1)&^(cs-1)-n {
+		return nil, fmt.Errorf("%s: the refcount table at 0x%x, %d bytes long, ends behind the end of the file at 0x%x: %w",
+			f.Name(), h.RefcountTableOffset, n, fileSize, ErrCorrupt)
+	}
 	p := make([]byte, int64(h.RefcountTableClusters)*h.ClusterSize())
 	if err := readFull(f, p, h.RefcountTableOffset); err != nil {
 		return nil, fmt.Errorf("read refcount table at 0x%x of %s: %w", h.RefcountTableOffset, f.Name(), err)
@@ -85,11 +97,13 @@ func (a *allocator) take(f File, n int64) (int64, error) {
 	return host, nil
 }
 
-// giveBack takes back the cluster that was given out last, if it is that.
+// giveBack takes back the cluster of a table that was given out last, if it is
+// that.
 func (a *allocator) giveBack(host int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if c := host >> a.clusterBits; c == a.next-1 {
+		delete(a.tables, c)
 		a.next = c
 	} else {
 		a.freed = append(a.freed, c)
@@ -126,6 +140,9 @@ func (a *allocator) extend(f File, n int64) error {
 		return err
 	}
 	a.table, a.next, a.end = table, next, end
+	for _, b := range blocks {
+		a.tables[table[b]>>a.clusterBits] = struct{}{}
+	}
 	a.unlinked = append(a.unlinked, blocks...)
 	a.batch = min(maxBatch, a.batch*2)
 	return nil

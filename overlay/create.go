@@ -11,7 +11,10 @@ import (
 // measurements behind the choice.
 const (
 	defaultClusterBits = 17 // 128 KiB clusters, 32 subclusters of 4 KiB
-	writeRefcountOrder = 4  // 16-bit refcounts, as qemu-img makes them
+	// maxOwnClusterBits bounds what an entry of 8 bytes in a header's L1 table
+	// can cost in memory when the layer is opened for writing.
+	maxOwnClusterBits  = 18
+	writeRefcountOrder = 4 // 16-bit refcounts, as qemu-img makes them
 	ownHeaderLength    = 112
 	maxBackingName     = 1023 // qcow2 specification, "Header", backing_file_size
 )
@@ -29,7 +32,7 @@ type CreateOptions struct {
 	Size          int64  // guest bytes
 	Backing       string // backing file name as it goes into the header; "" for none
 	BackingFormat string // "raw" or "qcow2", with Backing
-	ClusterBits   uint32 // 0 for the default; at least 14 (extended L2)
+	ClusterBits   uint32 // 0 for the default; 14 (extended L2) to 18
 }
 
 // Create makes an empty layer: qcow2 version 3 with extended L2 entries. The
@@ -40,8 +43,8 @@ func Create(fs FS, path string, o CreateOptions) (err error) {
 	if o.ClusterBits == 0 {
 		o.ClusterBits = defaultClusterBits
 	}
-	if o.ClusterBits < 14 || o.ClusterBits > 21 {
-		return fmt.Errorf("create %s: cluster_bits %d is not in 14..21", path, o.ClusterBits)
+	if o.ClusterBits < minClusterBitsExtendedL2 || o.ClusterBits > maxOwnClusterBits {
+		return fmt.Errorf("create %s: cluster_bits %d is not in %d..%d", path, o.ClusterBits, minClusterBitsExtendedL2, maxOwnClusterBits)
 	}
 	if o.Size < 0 || len(o.Backing) > maxBackingName {
 		return fmt.Errorf("create %s: a size of %d bytes or a backing name of %d bytes is not possible", path, o.Size, len(o.Backing))

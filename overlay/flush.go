@@ -217,7 +217,7 @@ func (a *allocator) relink(blocks []int) {
 func (o *Overlay) moveRefcountTable() error {
 	table, _ := o.alloc.unlinkedBlocks()
 	n := (int64(len(table))*8 + o.clusterSize() - 1) >> o.clusterBits
-	host, err := o.alloc.take(o.file, n)
+	host, err := o.alloc.takeTables(o.file, n)
 	if err != nil {
 		return err
 	}

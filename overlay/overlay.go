@@ -187,6 +187,9 @@ func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 	if err := ov.alloc.load(f, h, size); err != nil {
 		return nil, err
 	}
+	if err := ov.noteTables(); err != nil {
+		return nil, err
+	}
 	return ov, nil
 }
 
@@ -234,8 +237,8 @@ func notPlain(h *Header) string {
 		return "refcounts of another width"
 	case h.Snapshots != 0:
 		return "internal snapshots"
-	case h.ClusterBits < 14:
-		return "clusters below 16 KiB"
+	case h.ClusterBits > maxOwnClusterBits:
+		return fmt.Sprintf("clusters of %d bytes", h.ClusterSize())
 	}
 	for _, e := range h.Extensions {
 		if e.Type != ExtensionBackingFormat && e.Type != ExtensionFeatureNames {

@@ -7,36 +7,14 @@ import (
 	"log/slog"
 )
 
-// clusterSet is a set of host clusters.
-type clusterSet struct {
-	words []uint64
-	high  int64 // one more than the highest member
-}
-
-func (s *clusterSet) has(c int64) bool {
-	return c>>6 < int64(len(s.words)) && s.words[c>>6]>>(c&63)&1 != 0
-}
-
-// add reports false when c was a member already.
-func (s *clusterSet) add(c int64) bool {
-	if s.has(c) {
-		return false
-	}
-	if need := c>>6 + 1; need > int64(len(s.words)) {
-		s.words = append(s.words, make([]uint64, need-int64(len(s.words)))...)
-	}
-	s.words[c>>6] |= 1 << (c & 63)
-	s.high = max(s.high, c+1)
-	return true
-}
-
 // usedClusters walks all tables of a layer of ours and collects the host
 // clusters that they name.
 type usedClusters struct {
-	file  File
-	h     *Header
-	limit int64 // clusters in the file
-	set   clusterSet
+	file   File
+	h      *Header
+	limit  int64   // clusters in the file
+	blocks []int64 // the refcount table
+	set    clusterSet
 }
 
 func (u *usedClusters) mark(what string, off, n int64) error {
@@ -45,6 +23,9 @@ func (u *usedClusters) mark(what string, off, n int64) error {
 		if off <= 0 && what != "header" || off%cs != 0 || c >= u.limit {
 			return fmt.Errorf("%s at 0x%x of %s: not within the file or not aligned: %w", what, off, u.file.Name(), ErrCorrupt)
 		}
+		if b := c / (cs / 2); b >= int64(len(u.blocks)) || u.blocks[b] == 0 {
+			return fmt.Errorf("%s at 0x%x of %s: cluster %d is in use and has no refcount block: %w", what, off, u.file.Name(), c, ErrCorrupt)
+		}
 		if !u.set.add(c) {
 			return fmt.Errorf("%s at 0x%x of %s: the cluster is used twice: %w", what, off, u.file.Name(), ErrCorrupt)
 		}
@@ -52,7 +33,7 @@ func (u *usedClusters) mark(what string, off, n int64) error {
 	return nil
 }
 
-func (u *usedClusters) collect(refcountTable []int64) error {
+func (u *usedClusters) collect() error {
 	h, cs := u.h, u.h.ClusterSize()
 	if err := u.mark("header", 0, 1); err != nil {
 		return err
@@ -60,7 +41,7 @@ func (u *usedClusters) collect(refcountTable []int64) error {
 	if err := u.mark("refcount table", h.RefcountTableOffset, int64(h.RefcountTableClusters)); err != nil {
 		return err
 	}
-	for _, b := range refcountTable {
+	for _, b := range u.blocks {
 		if b != 0 {
 			if err := u.mark("refcount block", b, 1); err != nil {
 				return err
@@ -101,12 +82,12 @@ func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 		return err
 	}
 	cs := h.ClusterSize()
-	table, err := readRefcountTable(f, h)
+	table, err := readRefcountTable(f, h, info.Size)
 	if err != nil {
 		return err
 	}
-	u := usedClusters{file: f, h: h, limit: (info.Size + cs - 1) / cs}
-	if err := u.collect(table); err != nil {
+	u := usedClusters{file: f, h: h, limit: (info.Size + cs - 1) / cs, blocks: table}
+	if err := u.collect(); err != nil {
 		return err
 	}
 	raised, _, err := mendRefcounts(f, h, table, &u.set, true)
@@ -145,11 +126,6 @@ func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise bool) (raised, lowered int, err error) {
 	cs := h.ClusterSize()
 	perBlock := cs / 2
-	for c := int64(0); c < used.high; c++ {
-		if b := c / perBlock; used.has(c) && (b >= int64(len(table)) || table[b] == 0) {
-			return 0, 0, fmt.Errorf("%s: cluster %d is in use and has no refcount block: %w", f.Name(), c, ErrCorrupt)
-		}
-	}
 	p := make([]byte, cs)
 	for b, off := range table {
 		if off == 0 {
@@ -190,17 +166,16 @@ func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise boo
 
 func punchUnused(f File, h *Header, used *clusterSet) error {
 	cs := h.ClusterSize()
-	for c := int64(0); c < used.high; c++ {
-		if used.has(c) {
+	for c := int64(0); c < used.high; {
+		next := used.next(c)
+		if next == c {
+			c++
 			continue
 		}
-		first := c
-		for c < used.high && !used.has(c) {
-			c++
+		if err := f.PunchHole(c*cs, (next-c)*cs); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("punch leaked clusters at 0x%x of %s: %w", c*cs, f.Name(), err)
 		}
-		if err := f.PunchHole(first*cs, (c-first)*cs); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("punch leaked clusters at 0x%x of %s: %w", first*cs, f.Name(), err)
-		}
+		c = next
 	}
 	return nil
 }

@@ -153,7 +153,7 @@ func (o *Overlay) growL1(n int64) error {
 			return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
 		}
 		want := (n*8 + cs - 1) >> o.clusterBits
-		host, err := o.alloc.take(o.file, want)
+		host, err := o.alloc.takeTables(o.file, want)
 		if err != nil {
 			return err
 		}

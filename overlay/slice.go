@@ -75,6 +75,9 @@ func (o *Overlay) readSlice(t *table, si int) (*slice, error) {
 		if err := badOwnEntry(e, bitmap, o.clusterSize()); err != nil {
 			return nil, fmt.Errorf("L2 entry at 0x%x of %s: %w", at+int64(i)*entrySize, o.file.Name(), err)
 		}
+		if err := o.alloc.checkData(int64(e & offsetMask)); err != nil {
+			return nil, fmt.Errorf("L2 entry at 0x%x of %s: %w", at+int64(i)*entrySize, o.file.Name(), err)
+		}
 		s.offset[i].Store(e & offsetMask)
 		s.bitmap[i].Store(bitmap)
 	}
@@ -185,7 +188,7 @@ func (o *Overlay) makeTable(l1 int64) error {
 	if tables[l1].Load() != nil {
 		return nil
 	}
-	host, err := o.alloc.take(o.file, 1)
+	host, err := o.alloc.takeTables(o.file, 1)
 	if err != nil {
 		return err
 	}
