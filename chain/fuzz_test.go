@@ -1,0 +1,413 @@
+package chain
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"varve/overlay"
+)
+
+// hangLimit is far above what any input takes.
+const hangLimit = 2 * time.Minute
+
+// Files of the hostile disks, in memory.
+const (
+	hostileDir  = "/home/vm.varve"
+	hostileBase = "/images/base.raw"
+	hostileTop  = "/images/top.qcow2"
+	hostileSize = 20<<20 + 512
+)
+
+// copyFS gives a host of its own with the same files.
+func (s *simFS) copyFS() *simFS {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := newSimFS()
+	c.inodes, c.clock = s.inodes, s.clock
+	for path, n := range s.live {
+		fresh := &simNode{dir: n.dir, inode: n.inode, mtime: n.mtime, kept: n.mtime, now: n.now.clone(), durable: n.now.clone()}
+		if fresh.now.pages == nil {
+			fresh.now.pages, fresh.durable.pages = map[int64]*[simPage]byte{}, map[int64]*[simPage]byte{}
+		}
+		c.live[path], c.durable[path] = fresh, fresh
+	}
+	return c
+}
+
+// content is the file at a path, or nil.
+func (s *simFS) content(path string) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.live[path]
+	if n == nil {
+		return nil
+	}
+	p := make([]byte, n.now.size)
+	_, _ = n.now.read(p, 0)
+	return p
+}
+
+func (s *simFS) put(path string, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.live[path]
+	n.now = simContent{size: int64(len(data)), pages: map[int64]*[simPage]byte{}}
+	n.now.write(data, 0)
+	n.durable, n.pending = n.now.clone(), nil
+}
+
+// hostileDisks are disks on a chain of two foreign images: one that was closed,
+// one that was killed, one with a job to go on with.
+func hostileDisks(tb testing.TB) []*simFS {
+	tb.Helper()
+	do := func(err error) {
+		tb.Helper()
+		if err != nil {
+			tb.Fatal(err)
+		}
+	}
+	fs := newSimFS()
+	for _, dir := range []string{"/", "/home", "/images"} {
+		fs.live[dir] = &simNode{dir: true}
+	}
+	base, err := fs.Open(hostileBase, os.O_RDWR|os.O_CREATE, 0)
+	do(err)
+	_, err = base.WriteAt([]byte(strings.Repeat("the base\n", 10000)), 0)
+	do(errors.Join(err, base.Truncate(hostileSize)))
+	do(overlay.Create(fs, hostileTop, overlay.CreateOptions{Size: hostileSize, Backing: hostileBase, BackingFormat: formatRaw}))
+	top, err := overlay.OpenOverlay(fs, hostileTop, overlay.OverlayOptions{})
+	do(err)
+	do(top.WriteAt([]byte(strings.Repeat("the top\n", 1000)), 8192, nil))
+	do(errors.Join(top.Settle(), top.Close()))
+	_, err = Create(hostileDir, CreateOptions{FS: fs, Base: hostileTop})
+	do(err)
+
+	d, err := Open(hostileDir, OpenOptions{FS: fs, HoldJob: true})
+	do(err)
+	write := func(text string, off int64) { do(d.WriteAt([]byte(strings.Repeat(text, 1000)), off)) }
+	write("one\n", 4096)
+	do(d.Snapshot("one"))
+	write("two\n", 0)
+	do(d.Snapshot("two"))
+	write("aside\n", 64<<10)
+	do(d.Revert("one"))
+	write("leaf\n", hostileSize-8192)
+	do(d.Snapshot("three"))
+	write("last\n", 1<<20)
+	do(d.Flush())
+	killed := fs.copyFS()
+	_, err = d.Delete("three")
+	do(err)
+	withJob := fs.copyFS()
+	do(d.Close())
+	d, err = Open(hostileDir, OpenOptions{FS: killed.copyFS()})
+	do(err)
+	closed := d.fs.(*simFS)
+	do(d.Close())
+	return []*simFS{closed, killed, withJob}
+}
+
+// watchedFS fails the test when anything is opened that chain.json does not
+// name, anything foreign for writing, or anything outside the disk is changed.
+type watchedFS struct {
+	*simFS
+	t       *testing.T
+	foreign []string
+}
+
+func (w *watchedFS) ours(path string) bool {
+	return path == hostileDir || strings.HasPrefix(path, hostileDir+"/")
+}
+
+func (w *watchedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+	switch {
+	case slices.Contains(w.foreign, path):
+		if flag != os.O_RDONLY {
+			w.t.Errorf("%s is opened with flags 0x%x", path, flag)
+		}
+	case w.ours(path):
+		relative := strings.TrimPrefix(path, hostileDir+"/")
+		_, layer := layerFileNumber(relative)
+		if !layer && relative != manifestName && relative != manifestTempName && relative != reserveName {
+			w.t.Errorf("%s is opened", path)
+		}
+	default:
+		w.t.Errorf("%s is opened, which nothing names", path)
+	}
+	return w.simFS.Open(path, flag, perm)
+}
+
+func (w *watchedFS) Remove(path string) error {
+	if !w.ours(path) {
+		w.t.Errorf("%s is removed", path)
+	}
+	return w.simFS.Remove(path)
+}
+
+func (w *watchedFS) Rename(from, to string) error {
+	if !w.ours(from) || !w.ours(to) {
+		w.t.Errorf("%s is renamed to %s", from, to)
+	}
+	return w.simFS.Rename(from, to)
+}
+
+// hostileValues are what a value of chain.json is changed to.
+var hostileValues = []any{
+	nil, true, false, "", "base", "leaf", "000001", "000002", "000003", "000004", "000005", "999999", "000000", "x",
+	0, 1, -1, 7, 100, 1 << 20, 1 << 53, 1e300, "raw", "qcow2", "vmdk",
+	"layers/000001.qcow2", "layers/000003.qcow2", "layers/000004.qcow2", "layers/000099.qcow2", "layers/../chain.json", "layers/", "../base.raw",
+	hostileBase, hostileTop, "/etc/shadow", "/images/../images/base.raw", hostileDir + "/layers/000003.qcow2", "json:{}", "nbd:localhost:1",
+	"delete", "flatten", "merge", "up", "down", "2026-11-22T18:30:00Z", "9999-12-31T23:59:59-23:59",
+	[]any{}, map[string]any{}, []any{nil}, []any{"layers/000003.qcow2"}, []any{"layers/000003.qcow2", "layers/000003.qcow2"},
+	strings.Repeat("n", 1024), "two words", "\u00e4", "a\nb",
+}
+
+// changeJSON changes values of a JSON document as a script says: which value,
+// counted through the whole document, and what to. 0xff takes it away.
+func changeJSON(data, script []byte) []byte {
+	for ; len(script) >= 3; script = script[3:] {
+		var document any
+		if json.Unmarshal(data, &document) != nil {
+			return data
+		}
+		left := int(script[0])<<8 | int(script[1])
+		count := countValues(document)
+		left %= count
+		document = setValue(document, &left, script[2])
+		changed, err := json.Marshal(document)
+		if err != nil {
+			return data
+		}
+		data = changed
+	}
+	return data
+}
+
+func countValues(v any) int {
+	n := 1
+	switch v := v.(type) {
+	case map[string]any:
+		for _, child := range v {
+			n += countValues(child)
+		}
+	case []any:
+		for _, child := range v {
+			n += countValues(child)
+		}
+	}
+	return n
+}
+
+func setValue(v any, left *int, to byte) any {
+	if *left == 0 {
+		*left = -1
+		return hostileValues[int(to)%len(hostileValues)]
+	}
+	*left--
+	switch v := v.(type) {
+	case map[string]any:
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			if here := *left == 0; here && to == 0xff {
+				*left = -1
+				delete(v, name)
+			} else if *left >= 0 {
+				v[name] = setValue(v[name], left, to)
+			}
+		}
+	case []any:
+		for i := range v {
+			if *left >= 0 {
+				v[i] = setValue(v[i], left, to)
+			}
+		}
+	}
+	return v
+}
+
+// FuzzOpenDisk opens disks whose chain.json is any text, or a right one with
+// values changed, and whose layers are damaged: pairs of a place and a byte in
+// the file of one layer. Nothing is opened that chain.json does not name,
+// nothing foreign is written; what opens can be read, written, closed, and
+// opened again.
+func FuzzOpenDisk(f *testing.F) {
+	disks := hostileDisks(f)
+	for which := range byte(len(disks)) {
+		for mode := range byte(4) {
+			f.Add(which, mode, []byte{}, []byte{}, byte(0), []byte{})
+		}
+		for value := range byte(len(hostileValues)) {
+			f.Add(which, value%4, []byte{}, []byte{0, value * 7, value, 0, value, value + 1}, byte(0), []byte{})
+		}
+		for layer := range byte(6) {
+			f.Add(which, layer%2, []byte{}, []byte{}, layer, []byte{0, 0, 8, 0xff, 0x80, 0, 0, 1})
+		}
+	}
+	data, err := testManifest().encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(byte(0), byte(0), data, []byte{}, byte(0), []byte{})
+	f.Add(byte(0), byte(0), []byte(`{"version":1,"layers":[null]}`), []byte{}, byte(0), []byte{})
+	f.Fuzz(func(t *testing.T, which, mode byte, text, script []byte, layer byte, damage []byte) {
+		if len(script) > 60 || len(damage) > 200 || len(text) > 64<<10 {
+			return
+		}
+		timer := time.AfterFunc(hangLimit, func() { panic("hang: this input takes more than " + hangLimit.String()) })
+		defer timer.Stop()
+		host := disks[int(which)%len(disks)].copyFS()
+		path := filepath.Join(hostileDir, manifestName)
+		if len(text) == 0 {
+			text = host.content(path)
+		}
+		text = changeJSON(text, script)
+		host.put(path, text)
+		if files, _ := host.ReadDir(filepath.Join(hostileDir, layersDir)); len(damage) >= 4 {
+			file := filepath.Join(hostileDir, layersDir, files[int(layer)%len(files)])
+			content := host.content(file)
+			for ; len(damage) >= 4; damage = damage[4:] {
+				// Tables stand at the start of clusters: whole clusters, then
+				// some bytes.
+				at := int(damage[0])*len(content)/256&^(1<<14-1) + int(damage[1])<<8 + int(damage[2])
+				if at < len(content) {
+					content[at] ^= damage[3]
+				}
+			}
+			host.put(file, content)
+		}
+		openHostile(t, host, text, mode&1 != 0, mode&2 != 0)
+	})
+}
+
+func openHostile(t *testing.T, host *simFS, text []byte, readOnly, holdJob bool) {
+	t.Helper()
+	fs := &watchedFS{simFS: host, t: t}
+	m, parseErr := parseManifest(text)
+	if parseErr == nil {
+		for _, l := range m.Layers {
+			if l.Foreign {
+				fs.foreign = append(fs.foreign, l.File)
+			}
+		}
+	}
+	foreign := map[string][]byte{hostileBase: host.content(hostileBase), hostileTop: host.content(hostileTop)}
+	before := map[string][]byte{}
+	for path := range host.live {
+		before[path] = host.content(path)
+	}
+	o := OpenOptions{FS: fs, ReadOnly: readOnly, HoldJob: holdJob, CacheBytes: 1 << 20}
+	d, err := Open(hostileDir, o)
+	defer func() {
+		for path, content := range foreign {
+			if !reflect.DeepEqual(host.content(path), content) {
+				t.Errorf("%s was changed", path)
+			}
+		}
+	}()
+	if err == nil && parseErr != nil {
+		t.Fatalf("opened, but chain.json is refused: %v", parseErr)
+	}
+	if err != nil {
+		if d != nil {
+			t.Error("a disk and an error")
+		}
+		return
+	}
+	look(t, d)
+	if !readOnly {
+		hostileWork(t, d)
+	}
+	if err := d.Close(); err != nil {
+		if !damaged(err) {
+			t.Fatalf("close: %v", err)
+		}
+		return
+	}
+	if readOnly {
+		for path, content := range before {
+			if !reflect.DeepEqual(host.content(path), content) {
+				t.Errorf("%s was changed, read-only", path)
+			}
+		}
+		return
+	}
+	d, err = Open(hostileDir, o)
+	if err != nil {
+		if !damaged(err) {
+			t.Fatalf("it was closed in order and cannot be opened again: %v", err)
+		}
+		return
+	}
+	look(t, d)
+	if err := d.Close(); err != nil && !damaged(err) {
+		t.Fatalf("close: %v", err)
+	}
+}
+
+// damaged says whether an error is one that a damaged layer may cause at any
+// time.
+func damaged(err error) bool {
+	return errors.Is(err, overlay.ErrCorrupt) || errors.Is(err, overlay.ErrNotPlain) || errors.Is(err, overlay.ErrFailed)
+}
+
+// look reads some of all views.
+func look(t *testing.T, d *Disk) {
+	t.Helper()
+	if _, err := d.Status(); err != nil && !damaged(err) {
+		t.Fatalf("status: %v", err)
+	}
+	p := make([]byte, 128<<10)
+	read := func(what string, size int64, read func(p []byte, off int64) error) {
+		for _, off := range []int64{0, 1 << 20, size - int64(len(p))} {
+			if off < 0 || off+int64(len(p)) > size {
+				continue
+			}
+			if err := read(p, off); err != nil && !damaged(err) {
+				t.Fatalf("read %s at %d: %v", what, off, err)
+			}
+		}
+	}
+	read("the disk", d.Size(), d.ReadAt)
+	for _, l := range d.Layers() {
+		if l.State == "leaf" {
+			continue
+		}
+		v, err := d.OpenView(context.Background(), l.ID, Opener{})
+		if err != nil {
+			continue // it was deleted
+		}
+		read("layer "+l.ID, v.Size(), v.ReadAt)
+		v.Close()
+	}
+}
+
+// hostileWork writes and takes a snapshot.
+func hostileWork(t *testing.T, d *Disk) {
+	t.Helper()
+	fine := func(what string, err error) bool {
+		t.Helper()
+		if err != nil && !damaged(err) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrExist) && !errors.Is(err, ErrInvalid) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		return err == nil
+	}
+	mark := []byte(fmt.Sprintf("%-512s", "written"))
+	if d.Size() < 512 || !fine("write", d.WriteAt(mark, 0)) || !fine("flush", d.Flush()) {
+		return
+	}
+	got := make([]byte, 512)
+	if fine("read", d.ReadAt(got, 0)) && string(got) != string(mark) {
+		t.Fatalf("it reads %.20q, %.20q was written", got, mark)
+	}
+	fine("snapshot", d.Snapshot("hostile"))
+	fine("read", d.ReadAt(got, 0))
+}
