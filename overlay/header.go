@@ -391,9 +391,6 @@ func (p *headerParser) tables(h *Header) error {
 		{"refcount table", h.RefcountTableOffset, 1},
 		{"snapshot table", h.SnapshotsOffset, min(int64(h.Snapshots), 1) * minSnapshotBytes},
 	} {
-		if t.bytes == 0 {
-			continue
-		}
 		if err := p.table(h, t.name, t.offset, t.bytes); err != nil {
 			return err
 		}
@@ -405,6 +402,8 @@ func (p *headerParser) table(h *Header, what string, offset, bytes int64) error 
 	switch {
 	case offset&(h.ClusterSize()-1) != 0:
 		return p.corrupt("the %s's offset 0x%x is no multiple of the cluster size", what, uint64(offset))
+	case bytes == 0 && offset >= 0: // there is none
+		return nil
 	case offset == 0:
 		return p.corrupt("the %s's offset 0 is the header's", what)
 	case offset < 0 || offset > p.fileSize-bytes:

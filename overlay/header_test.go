@@ -113,6 +113,8 @@ var hostileHeaders = []hostile{
 	{"L1 in the header", "", 40, be64(0), ErrCorrupt, []string{"L1 table", "header"}},
 	{"L1 behind the end", "", 40, be64(1 << 40), ErrCorrupt, []string{"L1 table at 0x10000000000"}},
 	{"L1 offset negative", "", 40, be64(0xffffffffffff0000), ErrCorrupt, []string{"0xffffffffffff0000"}},
+	{"an empty L1 table with an offset negative", "", 24, append(be64(0), append(be32(0), append(be32(0), be64(0x80ffff0000000000)...)...)...), ErrCorrupt, []string{"L1 table", "0x80ffff0000000000"}},
+	{"no snapshots, not aligned", "", 60, append(be32(0), be64(77)...), ErrCorrupt, []string{"snapshot table", "0x4d"}},
 	{"refcount table not aligned", "", 48, be64(0x10001), ErrCorrupt, []string{"refcount table", "0x10001"}},
 	{"refcount table behind the end", "", 48, be64(1 << 50), ErrCorrupt, []string{"refcount table at"}},
 	{"no refcount table", "", 56, be32(0), ErrCorrupt, []string{"no refcount table"}},
