@@ -214,10 +214,11 @@ func (d *Disk) Resize(size int64) error {
 	switch old := leaf.size(); {
 	case size < old:
 		return fmt.Errorf("%w: the disk has %d bytes and cannot shrink to %d", ErrInvalid, old, size)
-	case size > maxDiskBytes:
-		return fmt.Errorf("%w: %d bytes are more than a disk can have (%d)", ErrInvalid, size, int64(maxDiskBytes))
 	case size == old:
 		return nil
+	}
+	if most := min(maxDiskBytes, leaf.layer().over().MaxSize()); size > most {
+		return fmt.Errorf("%w: %d bytes are more than the disk can have (%d)", ErrInvalid, size, most)
 	}
 	section := d.readers.enter()
 	err := d.growLeaf(leaf, size)

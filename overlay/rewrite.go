@@ -62,6 +62,12 @@ func freeNameSlot(h *Header) uint64 {
 	return nameSlotA
 }
 
+// MaxSize is the largest guest size in bytes to which the layer can grow: what
+// the largest L1 table that qcow2 allows can map.
+func (o *Overlay) MaxSize() int64 {
+	return maxL1Bytes / 8 << (o.tableBits + o.clusterBits)
+}
+
 // Grow makes the layer larger. Where below would show through in the new part
 // it gets zero bits, durable before the larger size (M2). Writes and reads may
 // go on; a growth excludes others and flushes.
