@@ -80,6 +80,21 @@ SEED ?= $(shell date +%s)
 soak: deps build ## everything at once on one disk, and the daemon must not grow (SOAK=30m SEED=...)
 	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -v -timeout 0 $(AS_ROOT) ./integration -run '^TestSoak$$' -soak.time $(SOAK) -soak.seed $(SEED)
 
+# What a target finds goes into testdata/fuzz/ of its package, and from then on
+# every `go test` tries it.
+FUZZTIME  ?= 1m
+FUZZFLAGS ?=
+
+.PHONY: fuzz
+fuzz: deps ## all fuzz targets in turn, FUZZTIME=1m for each (also FUZZFLAGS=-parallel=1)
+	@failed=; for package in $$($(GO) list $(UNIT)); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $(FUZZFLAGS) $$package || failed="$$failed $$target"; \
+		done; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
 .PHONY: quickstart
 quickstart: ## a small disk, mounted and snapshotted, to try things on (root or sudo)
 	@packaging/quickstart.sh start
