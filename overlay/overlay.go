@@ -261,8 +261,8 @@ func (o *Overlay) loadL1() error {
 			continue
 		}
 		host := int64(e & offsetMask)
-		if e&copiedFlag == 0 {
-			return fmt.Errorf("%s: L1 entry %d without the COPIED flag: %w", o.file.Name(), i, ErrNotPlain)
+		if err := badOwnL1Entry(e); err != nil {
+			return fmt.Errorf("%s: L1 entry %d: %w", o.file.Name(), i, err)
 		}
 		if host == 0 || host&(o.clusterSize()-1) != 0 {
 			return fmt.Errorf("%s: L1 entry %d is 0x%x: %w", o.file.Name(), i, e, ErrCorrupt)

@@ -39,6 +39,7 @@ func TestEntriesThatNameTables(t *testing.T) {
 		{"the L2 table in the L1 table", l1, be64(copiedFlag | 3*cs), "another table's", true},
 		{"the L2 table in a refcount block", l1, be64(copiedFlag | 2*cs), "another table's", true},
 		{"the L2 table behind the end", l1, be64(copiedFlag | uint64(end)), "not within the file", true},
+		{"a reserved bit in an L1 entry", l1, be64(m.word(uint64(l1)) | 1), "reserved bits", true},
 		{"a refcount block in the L1 table", cs, be64(3 * cs), "another table's", true},
 		{"a refcount block in the header", cs + 8, be64(1 << 63), "not within the file", true},
 		{"a refcount block behind the end", cs, be64(uint64(end)), "not within the file", true},

@@ -56,8 +56,8 @@ func (u *usedClusters) collect() error {
 }
 
 func (u *usedClusters) l1Entry(i int64, entry uint64) (bool, error) {
-	if entry&copiedFlag == 0 {
-		return false, fmt.Errorf("%s: L1 entry %d without the COPIED flag: %w", u.file.Name(), i, ErrNotPlain)
+	if err := badOwnL1Entry(entry); err != nil {
+		return false, fmt.Errorf("%s: L1 entry %d: %w", u.file.Name(), i, err)
 	}
 	return true, u.mark("L2 table", int64(entry&offsetMask), 1)
 }

@@ -106,6 +106,17 @@ func badOwnEntry(e, bitmap uint64, clusterSize int64) error {
 	return nil
 }
 
+// badOwnL1Entry is badOwnEntry for an L1 entry that is not 0.
+func badOwnL1Entry(e uint64) error {
+	switch {
+	case e&l1Reserved != 0:
+		return fmt.Errorf("reserved bits in 0x%x: %w", e, ErrCorrupt)
+	case e&copiedFlag == 0:
+		return fmt.Errorf("no COPIED flag: %w", ErrNotPlain)
+	}
+	return nil
+}
+
 // encode writes the slice's entries as they are now. Called with s.mu held.
 func (s *slice) encode(p []byte) {
 	for i := 0; i < sliceEntries; i++ {
