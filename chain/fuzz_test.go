@@ -267,6 +267,13 @@ func FuzzOpenDisk(f *testing.F) {
 			f.Add(which, layer%2, []byte{}, []byte{}, layer, []byte{0, 0, 8, 0xff, 0x80, 0, 0, 1})
 		}
 	}
+	for place := range byte(140) {
+		for value, v := range hostileValues {
+			if v == "../base.raw" || v == hostileBase || v == true {
+				f.Add(byte(0), byte(0), []byte{}, []byte{0, place, byte(value)}, byte(0), []byte{})
+			}
+		}
+	}
 	data, err := testManifest().encode()
 	if err != nil {
 		f.Fatal(err)

@@ -159,7 +159,10 @@ func FuzzTables(f *testing.F) {
 		for kind := range byte(16) {
 			f.Add(byte(i), []byte{kind, 0, 1, 3, 0, 0, 0, 0, 0, 0, 0, 1})
 			f.Add(byte(i), []byte{kind, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 5})
+			f.Add(byte(i), append([]byte{kind, 0, 0, 0}, be64(copiedFlag|1<<40)...)) // far behind the end
 		}
+		// An L1 table of 32 MiB, and a disk that needs it: fields 6 and 4.
+		f.Add(byte(i), append(append([]byte{0, 0, 6, 0}, be64(4<<20)...), append([]byte{0, 0, 4, 0}, be64(1<<34)...)...))
 	}
 	f.Fuzz(func(t *testing.T, which byte, script []byte) {
 		if len(script) > 32*changeBytes {
@@ -223,7 +226,17 @@ func FuzzCompressed(f *testing.F) {
 			f.Add(kind, bits, uint16(0), uint16(77), []byte("layers of mud\n"), []byte{0, 3, 0xff})
 			f.Add(kind|2, bits, uint16(5), uint16(1), []byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0}, []byte{})
 			f.Add(kind|2, bits, uint16(9), uint16(9), []byte{0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff}, []byte{})
-			// A block that repeats one byte 128 Ki times, and a window of 1 TiB.
+			var long bytes.Buffer
+			if w, err := stdflate.NewWriter(&long, 9); err != nil {
+				f.Fatal(err)
+			} else if _, err := w.Write(make([]byte, 1<<(9+bits%13)+1)); err != nil || w.Close() != nil {
+				f.Fatal(err)
+			}
+			f.Add(kind|2, bits, uint16(0xffff), uint16(0), long.Bytes(), []byte{})
+			// Blocks that repeat one byte 128 Ki times: 30 MiB in 1 KB. Then with a
+			// window of 2 TiB.
+			blocks := append(bytes.Repeat([]byte{0x02, 0x00, 0x10, 'x'}, 239), 0x03, 0x00, 0x10, 'x')
+			f.Add(kind|2, bits, uint16(1), uint16(0), append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0x58}, blocks...), []byte{})
 			f.Add(kind|2, bits, uint16(1), uint16(0), []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0xf8, 0x03, 0x00, 0x10, 'x'}, []byte{})
 		}
 	}
