@@ -83,7 +83,7 @@ func tryLockDir(dir string, exclusive bool, mountpoint string) (*dirLock, error)
 	if exclusive {
 		flag, kind = os.O_RDWR|os.O_CREATE, unix.F_WRLCK
 	}
-	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	f, err := openLock(path, flag)
 	switch {
 	case err == nil:
 	case !exclusive && errors.Is(err, os.ErrNotExist):
@@ -116,6 +116,24 @@ func tryLockDir(dir string, exclusive bool, mountpoint string) (*dirLock, error)
 		return nil, errors.Join(err, lock.unlock())
 	}
 	return lock, nil
+}
+
+// openLock opens a lock file: no link, and no FIFO, which would make it wait for
+// ever.
+func openLock(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", path)
+	}
+	if err != nil {
+		f.Close() // nothing was written
+		return nil, err
+	}
+	return f, nil
 }
 
 // entered checks that the file that is locked is still the one at path, and
@@ -174,7 +192,7 @@ func (l *dirLock) unlock() error {
 // told) and mountpoint ("" for none). ok is false when nobody does. It takes no
 // lock.
 func Holder(dir string) (pid int, mountpoint string, ok bool, err error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	f, err := openLock(filepath.Join(dir, lockName), os.O_RDONLY)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, "", false, nil
 	}

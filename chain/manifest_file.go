@@ -68,10 +68,19 @@ func (m *manifest) encode() ([]byte, error) {
 // is none, ErrNewer, ErrCorrupt or that of reading.
 func loadManifest(fs overlay.FS, dir string) (*manifest, error) {
 	path := filepath.Join(dir, manifestName)
-	f, err := fs.Open(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	// Looked at before it is opened: the directory may be any that an image's
+	// header leads to, and opening a FIFO would wait for a writer for ever.
+	found, err := fs.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s is not a disk directory: %w", dir, err)
 	}
+	if err != nil {
+		return nil, fmt.Errorf("read the chain of %s: %w", dir, err)
+	}
+	if !found.Mode.IsRegular() {
+		return nil, fmt.Errorf("read %s: %w: it is not a file", path, ErrCorrupt)
+	}
+	f, err := fs.Open(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read the chain of %s: %w", dir, err)
 	}

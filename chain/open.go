@@ -192,6 +192,9 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 // touchedByOthers says whether the leaf's file differs from what it was when
 // varve closed it.
 func (d *Disk) touchedByOthers(rec *layerRecord) (bool, error) {
+	if err := checkFile(d.fs, d.path(rec)); err != nil {
+		return false, err
+	}
 	f, err := d.fs.Open(d.path(rec), os.O_RDONLY, 0)
 	if err != nil {
 		return false, err
