@@ -157,7 +157,25 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		n.link.Store(&link{layer: n.layer(), parent: d.nodes[rec.Parent]})
 	}
 	d.leaf.Store(d.nodes[d.manifest.Leaf])
-	return checkFingerprints(d.log, d.dir, d.manifest, files)
+	if err := checkFingerprints(d.log, d.dir, d.manifest, files); err != nil {
+		return err
+	}
+	return d.checkForeignHeaders()
+}
+
+// checkForeignHeaders refuses a foreign layer whose header names something else
+// than what chain.json has below it. varve would go on with chain.json's, but
+// QEMU would see another disk, and a fingerprint need not show a changed name.
+func (d *Disk) checkForeignHeaders() error {
+	for _, rec := range d.manifest.Layers {
+		if !rec.Foreign {
+			continue
+		}
+		if err := sameBacking(d.manifest, rec, d.nodes[rec.ID].layer().header()); err != nil {
+			return fmt.Errorf("check %s: %w", rec.label(), err)
+		}
+	}
+	return nil
 }
 
 // openLayer opens one layer as its record says. What was being written when
