@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	for _, tool := range []string{"qemu-img", "qemu-io", "fusermount3", "losetup", "mkfs.ext4", "setpriv"} {
+	for _, tool := range []string{"qemu-img", "qemu-io", "fusermount3", "losetup", "mkfs.ext4", "setpriv", "strace"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			fmt.Fprintf(os.Stderr, "these tests need %s: %v; make deps installs it\n", tool, err)
 			os.Exit(1)
