@@ -9,13 +9,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"varve/cmd/varve/internal/mounts"
 )
 
 // Adopting an image is no hole: no file is opened that the user was not shown,
@@ -34,63 +33,61 @@ var openCall = regexp.MustCompile(`(?:open|openat|openat2)\((?:[^"]*, )?"((?:[^"
 // "", is unmounted after use was called.
 func trace(t *testing.T, dir, mnt string, use func(), args ...string) traced {
 	t.Helper()
-	log := filepath.Join(t.TempDir(), "strace.log")
+	temp := t.TempDir()
+	log, done := filepath.Join(temp, "strace.log"), filepath.Join(temp, "done")
 	cmd := command(dir, args...)
-	cmd.Args = append([]string{"strace", "-f", "-q", "-s", "5000", "-e", "trace=open,openat,openat2", "-o", log, cmd.Path}, args...)
-	path, err := exec.LookPath("strace")
-	if err != nil {
+	// strace stays as long as the daemon does; a shell tells when varve itself
+	// has ended, and how.
+	script := `"$@"; echo $? >` + done
+	cmd.Args = append([]string{"strace", "-f", "-q", "-s", "5000", "-e", "trace=open,openat,openat2", "-o", log, "sh", "-c", script, "sh", cmd.Path}, args...)
+	var err error
+	if cmd.Path, err = exec.LookPath("strace"); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Path = path
 	var out, words bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &words
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// strace stays as long as the daemon does.
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	var code error
-	mountedThere := false
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	wait := func(what string, there func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(2 * time.Minute); !there(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				_ = cmd.Process.Kill()
+				t.Fatalf("varve %s: %s does not end", strings.Join(args, " "), what)
+			}
+		}
+	}
+	var r traced
+	wait("it", func() bool {
+		text, err := os.ReadFile(done)
+		if err != nil || !strings.HasSuffix(string(text), "\n") {
+			return false
+		}
+		r.code, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		return err == nil
+	})
+	if r.code == exitDone && mnt != "" {
+		if use != nil {
+			use()
+		}
+		must(t, dir, "umount", mnt)
+	}
+	wait("its daemon", func() bool {
 		select {
-		case code = <-ended:
+		case <-ended:
+			return true
 		default:
-			if mnt == "" || mountedThere {
-				break
-			}
-			// The mount is there before all is: its status says when.
-			if _, mountedThere, err = mounts.At(mnt); err != nil {
-				t.Fatal(err)
-			}
-			if mountedThere {
-				eventually(t, "the mount answers", func() bool {
-					_, err := os.ReadFile(mnt + "/status")
-					return err == nil
-				})
-				if use != nil {
-					use()
-				}
-				must(t, dir, "umount", mnt)
-			}
-			continue
+			return false
 		}
-		if cmd.ProcessState != nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			_ = cmd.Process.Kill()
-			t.Fatalf("varve %s does not end:\n%s", strings.Join(args, " "), words.String())
-		}
-	}
-	if code != nil && cmd.ProcessState == nil {
-		t.Fatal(code)
-	}
+	})
+	r.stdout, r.stderr = out.String(), words.String()
 	text, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := traced{result: result{cmd.ProcessState.ExitCode(), out.String(), words.String()}}
 	// A call that another thread's line cuts in two is put together again.
 	unfinished := map[string]string{}
 	for line := range strings.Lines(string(text)) {
@@ -109,6 +106,9 @@ func trace(t *testing.T, dir, mnt string, use func(), args ...string) traced {
 			if strings.Contains(call, "open") && !strings.HasPrefix(call, "---") && !strings.HasPrefix(call, "+++") {
 				t.Fatalf("strace says %q", call)
 			}
+			continue
+		}
+		if m[1] == done {
 			continue
 		}
 		r.tried = append(r.tried, m[1])
