@@ -74,10 +74,8 @@ test-long: deps build lint ## what takes longer: more seeds and steps, varve its
 	VARVE_LONG=1 VARVE_RACE=1 $(GO) test -count=1 -timeout 120m $(AS_ROOT) $(INTEGRATION)
 
 SOAK ?= 30m
-SEED ?= $(shell date +%s)
-
 .PHONY: soak
-soak: deps build ## everything at once on one disk, and the daemon must not grow (SOAK=30m SEED=...)
+soak: deps build ## everything at once on one disk, and the daemon must not grow (SOAK=30m SEED=1)
 	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -v -timeout 0 $(AS_ROOT) ./integration -run '^TestSoak$$' -soak.time $(SOAK) -soak.seed $(SEED)
 
 # What a target finds goes into testdata/fuzz/ of its package, and from then on

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/integration/powercut"
 	"varve/overlay"
 )
 
@@ -27,63 +29,43 @@ const (
 	hostileSize = 20<<20 + 512
 )
 
-// copyFS gives a host of its own with the same files.
-func (s *simFS) copyFS() *simFS {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := newSimFS()
-	c.inodes, c.clock = s.inodes, s.clock
-	for path, n := range s.live {
-		fresh := &simNode{dir: n.dir, inode: n.inode, mtime: n.mtime, kept: n.mtime, now: n.now.clone(), durable: n.now.clone()}
-		if fresh.now.pages == nil {
-			fresh.now.pages, fresh.durable.pages = map[int64]*[simPage]byte{}, map[int64]*[simPage]byte{}
-		}
-		c.live[path], c.durable[path] = fresh, fresh
-	}
+// settled gives a host of its own with the same files, all durable.
+func settled(h *powercut.Host) *powercut.Host {
+	c := h.Clone()
+	c.Settle()
 	return c
 }
 
-// contents are all files as they are now.
-func (s *simFS) contents() map[string]simContent {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := map[string]simContent{}
-	for path, n := range s.live {
-		all[path] = n.now.clone()
+// content is the file at a path.
+func content(tb testing.TB, fs overlay.FS, path string) []byte {
+	tb.Helper()
+	f, err := fs.Open(path, os.O_RDONLY, 0)
+	must(tb, err)
+	defer f.Close()
+	info, err := f.Stat()
+	must(tb, err)
+	p := make([]byte, info.Size)
+	if _, err := f.ReadAt(p, 0); err != nil && !errors.Is(err, io.EOF) {
+		tb.Fatal(err)
 	}
-	return all
-}
-
-// same compares contents; pages are never changed in place.
-func (c simContent) same(other simContent) bool {
-	return c.size == other.size && maps.Equal(c.pages, other.pages)
-}
-
-// content is the file at a path, or nil.
-func (s *simFS) content(path string) []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := s.live[path]
-	if n == nil {
-		return nil
-	}
-	p := make([]byte, n.now.size)
-	_, _ = n.now.read(p, 0)
 	return p
 }
 
-func (s *simFS) put(path string, data []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := s.live[path]
-	n.now = simContent{size: int64(len(data)), pages: map[int64]*[simPage]byte{}}
-	n.now.write(data, 0)
-	n.durable, n.pending = n.now.clone(), nil
+// putFile gives a file another content.
+func putFile(tb testing.TB, h *powercut.Host, path string, data []byte) {
+	tb.Helper()
+	f, err := h.Open(path, os.O_RDWR, 0)
+	must(tb, err)
+	must(tb, f.Truncate(int64(len(data))))
+	_, err = f.WriteAt(data, 0)
+	must(tb, err)
+	must(tb, f.Close())
+	h.Settle()
 }
 
 // hostileDisks are disks on a chain of two foreign images: one that was closed,
 // one that was killed, one with a job to go on with.
-func hostileDisks(tb testing.TB) []*simFS {
+func hostileDisks(tb testing.TB) []*powercut.Host {
 	tb.Helper()
 	do := func(err error) {
 		tb.Helper()
@@ -91,10 +73,7 @@ func hostileDisks(tb testing.TB) []*simFS {
 			tb.Fatal(err)
 		}
 	}
-	fs := newSimFS()
-	for _, dir := range []string{"/", "/home", "/images"} {
-		fs.live[dir] = &simNode{dir: true}
-	}
+	fs := powercut.NewHost("/home", "/images")
 	base, err := fs.Open(hostileBase, os.O_RDWR|os.O_CREATE, 0)
 	do(err)
 	_, err = base.WriteAt([]byte(strings.Repeat("the base\n", 10000)), 0)
@@ -120,22 +99,22 @@ func hostileDisks(tb testing.TB) []*simFS {
 	do(d.Snapshot("three"))
 	write("last\n", 1<<20)
 	do(d.Flush())
-	killed := fs.copyFS()
+	killed := settled(fs)
 	_, err = d.Delete("three")
 	do(err)
-	withJob := fs.copyFS()
+	withJob := settled(fs)
 	do(d.Close())
-	d, err = Open(hostileDir, OpenOptions{FS: killed.copyFS()})
+	closed := settled(killed)
+	d, err = Open(hostileDir, OpenOptions{FS: closed})
 	do(err)
-	closed := d.fs.(*simFS)
 	do(d.Close())
-	return []*simFS{closed, killed, withJob}
+	return []*powercut.Host{closed, killed, withJob}
 }
 
 // watchedFS fails the test when anything is opened that chain.json does not
 // name, anything foreign for writing, or anything outside the disk is changed.
 type watchedFS struct {
-	*simFS
+	*powercut.Host
 	t       *testing.T
 	foreign []string
 }
@@ -159,21 +138,21 @@ func (w *watchedFS) Open(path string, flag int, perm os.FileMode) (overlay.File,
 	default:
 		w.t.Errorf("%s is opened, which nothing names", path)
 	}
-	return w.simFS.Open(path, flag, perm)
+	return w.Host.Open(path, flag, perm)
 }
 
 func (w *watchedFS) Remove(path string) error {
 	if !w.ours(path) {
 		w.t.Errorf("%s is removed", path)
 	}
-	return w.simFS.Remove(path)
+	return w.Host.Remove(path)
 }
 
 func (w *watchedFS) Rename(from, to string) error {
 	if !w.ours(from) || !w.ours(to) {
 		w.t.Errorf("%s is renamed to %s", from, to)
 	}
-	return w.simFS.Rename(from, to)
+	return w.Host.Rename(from, to)
 }
 
 // hostileValues are what a value of chain.json is changed to.
@@ -286,16 +265,16 @@ func FuzzOpenDisk(f *testing.F) {
 		}
 		timer := time.AfterFunc(hangLimit, func() { panic("hang: this input takes more than " + hangLimit.String()) })
 		defer timer.Stop()
-		host := disks[int(which)%len(disks)].copyFS()
+		host := settled(disks[int(which)%len(disks)])
 		path := filepath.Join(hostileDir, manifestName)
 		if len(text) == 0 {
-			text = host.content(path)
+			text = content(t, host, path)
 		}
 		text = changeJSON(text, script)
-		host.put(path, text)
+		putFile(t, host, path, text)
 		if files, _ := host.ReadDir(filepath.Join(hostileDir, layersDir)); len(damage) >= 4 {
 			file := filepath.Join(hostileDir, layersDir, files[int(layer)%len(files)])
-			content := host.content(file)
+			content := content(t, host, file)
 			for ; len(damage) >= 4; damage = damage[4:] {
 				// Tables stand at the start of clusters: whole clusters, then
 				// some bytes.
@@ -304,15 +283,15 @@ func FuzzOpenDisk(f *testing.F) {
 					content[at] ^= damage[3]
 				}
 			}
-			host.put(file, content)
+			putFile(t, host, file, content)
 		}
 		openHostile(t, host, text, mode&1 != 0, mode&2 != 0)
 	})
 }
 
-func openHostile(t *testing.T, host *simFS, text []byte, readOnly, holdJob bool) {
+func openHostile(t *testing.T, host *powercut.Host, text []byte, readOnly, holdJob bool) {
 	t.Helper()
-	fs := &watchedFS{simFS: host, t: t}
+	fs := &watchedFS{Host: host, t: t}
 	m, parseErr := parseManifest(text)
 	if parseErr == nil {
 		for _, l := range m.Layers {
@@ -321,12 +300,12 @@ func openHostile(t *testing.T, host *simFS, text []byte, readOnly, holdJob bool)
 			}
 		}
 	}
-	before := host.contents()
+	before := host.Versions()
 	judge := func(what string, ours bool) {
 		t.Helper()
-		after := host.contents()
-		for path, content := range before {
-			if (ours || !fs.ours(path)) && !after[path].same(content) {
+		after := host.Versions()
+		for path, version := range before {
+			if (ours || !fs.ours(path)) && after[path] != version {
 				t.Errorf("%s: %s was changed", what, path)
 			}
 		}

@@ -44,10 +44,10 @@ func randomScript(rnd *rand.Rand) []byte {
 	return script
 }
 
-// stricter are the reasons for which varve refuses a place, or a whole image,
+// readerStricter are the reasons for which varve refuses a place, or a whole image,
 // that QEMU reads. QEMU does not look there and reads something all the same;
 // varve says so, by the place, and does not guess.
-var stricter = []string{
+var readerStricter = []string{
 	"reserved bit",                    // QEMU masks them off
 	"behind the end of the file",      // zeros to QEMU, or nothing
 	"ends behind the end",             //
@@ -93,7 +93,7 @@ func TestMutatedImagesAgainstQEMU(t *testing.T) {
 					continue
 				}
 				known := "unknown: " + err.Error()
-				for _, reason := range stricter {
+				for _, reason := range readerStricter {
 					if strings.Contains(err.Error(), reason) {
 						known = reason
 					}

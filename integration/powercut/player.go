@@ -296,18 +296,40 @@ func (h *Host) Version(path string) (v Version, ok bool) {
 	if n == nil || n.isDir {
 		return Version{}, false
 	}
-	v.size = n.now.size
+	return n.version(h.versions), true
+}
+
+// Versions gives those of all files, by path.
+func (h *Host) Versions() map[string]Version {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := map[string]Version{}
+	var walk func(path string, n *node)
+	walk = func(path string, n *node) {
+		if !n.isDir {
+			all[path] = n.version(h.versions)
+		}
+		for name, child := range n.names {
+			walk(path+"/"+name, child)
+		}
+	}
+	walk("", h.root)
+	return all
+}
+
+func (n *node) version(seed maphash.Seed) Version {
+	v := Version{size: n.now.size}
 	var at [8]byte
 	for page, data := range n.now.pages {
 		if data == &zeroPage {
 			continue
 		}
 		var hash maphash.Hash
-		hash.SetSeed(h.versions)
+		hash.SetSeed(seed)
 		binary.LittleEndian.PutUint64(at[:], uint64(page))
 		hash.Write(at[:])
 		hash.Write(data[:])
 		v.sum += hash.Sum64() // the order of a map is none
 	}
-	return v, true
+	return v
 }
