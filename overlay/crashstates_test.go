@@ -311,6 +311,7 @@ func TestWriteDuringFlush(t *testing.T) {
 				c.write(31, 2000, 100)
 				c.write(32, 100<<10, 1500)
 				c.write(33, 200<<10+5, 1000)
+				c.write(34, 16<<20+100<<10, 1000) // its slice comes later
 				c.discard(40<<10+4096, 8192)
 				c.judging = false
 			}
@@ -331,7 +332,7 @@ func TestWriteDuringFlush(t *testing.T) {
 		c.may = [][]byte{first}
 		for _, m := range []func(){
 			func() { c.set(31, 2000, 100) }, func() { c.set(32, 100<<10, 1500) },
-			func() { c.set(33, 200<<10+5, 1000) }, func() { c.set(0, 40<<10+4096, 8192) },
+			func() { c.set(33, 200<<10+5, 1000) }, func() { c.set(34, 16<<20+100<<10, 1000) }, func() { c.set(0, 40<<10+4096, 8192) },
 		} {
 			m()
 		}

@@ -138,6 +138,15 @@ func TestDiscardDuringFlush(t *testing.T) {
 		t.Errorf("%d holes were punched whose entries are not durable", n)
 	}
 	c.cut("after a flush and a punch")
+	stop = c.f.StopAt(t, at("sync"))
+	flush = interleave.Start(t, c.o.Flush)
+	stop.Reached()
+	if n := c.punches(c.o.Punch); n > 0 {
+		t.Errorf("%d holes were punched whose flush is under way", n)
+	}
+	stop.Go()
+	flush.Must()
+	c.sure()
 	c.flush()
 	c.write(3, 1024, 512) // due, rewritten, discarded again
 	c.discard(1024, 512)
@@ -292,4 +301,28 @@ func TestCopyMeetsAWrite(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A discard, and with it the punch that follows, waits for a write in place (M6).
+func TestDiscardMeetsAWriteInPlace(t *testing.T) {
+	c := newCrashTest(t)
+	c.write(1, 0, oneCluster)
+	c.flush()
+	stop := c.f.StopAt(t, at("write"))
+	w := c.writing(9, 512, 512, c.below)
+	stop.Reached()
+	discard := interleave.Start(t, func() error { return c.o.Discard(0, oneCluster, c.below) })
+	discard.Waits()
+	stop.Go()
+	w.Must()
+	discard.Must()
+	c.flushAndPunch()
+	c.expect(0, 0, oneCluster, c.below)
+}
+
+// flushAndPunch flushes and punches without looking at crash states.
+func (c *crashTest) flushAndPunch() {
+	c.t.Helper()
+	c.must(c.o.Flush())
+	c.must(c.o.Punch())
 }

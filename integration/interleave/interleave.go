@@ -182,15 +182,31 @@ func (o *Op) Waits() {
 	o.tb.Fatalf("the operation neither waits nor ends in %v\n%s", patience, stacks())
 }
 
-// blocked looks at the goroutine as the runtime shows it.
-func (o *Op) blocked() bool {
+// Settles returns when the operation is over or waits for anything.
+func (o *Op) Settles() {
+	o.tb.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if o.Returned() || o.blocked("chan receive", "select") {
+			return
+		}
+	}
+	o.tb.Fatalf("the operation neither waits nor ends in %v\n%s", patience, stacks())
+}
+
+// blocked looks at the goroutine as the runtime shows it: it waits for a lock,
+// in one of some further states, or for readers to go.
+func (o *Op) blocked(states ...string) bool {
 	for g := range strings.SplitSeq(stacks(), "\n\n") {
 		rest, ok := strings.CutPrefix(g, o.id+"[")
 		if !ok {
 			continue
 		}
-		return strings.HasPrefix(rest, "sync.") || strings.HasPrefix(rest, "semacquire") ||
-			strings.Contains(rest, ".synchronize(")
+		for _, s := range append(states, "sync.", "semacquire") {
+			if strings.HasPrefix(rest, s) {
+				return true
+			}
+		}
+		return strings.Contains(rest, ".synchronize(")
 	}
 	return false
 }
