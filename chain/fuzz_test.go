@@ -111,19 +111,19 @@ func hostileDisks(tb testing.TB) []*powercut.Host {
 	return []*powercut.Host{closed, killed, withJob}
 }
 
-// watchedFS fails the test when anything is opened that chain.json does not
+// guardedFS fails the test when anything is opened that chain.json does not
 // name, anything foreign for writing, or anything outside the disk is changed.
-type watchedFS struct {
+type guardedFS struct {
 	*powercut.Host
 	t       *testing.T
 	foreign []string
 }
 
-func (w *watchedFS) ours(path string) bool {
+func (w *guardedFS) ours(path string) bool {
 	return path == hostileDir || strings.HasPrefix(path, hostileDir+"/")
 }
 
-func (w *watchedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (w *guardedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
 	switch {
 	case slices.Contains(w.foreign, path):
 		if flag != os.O_RDONLY {
@@ -141,14 +141,14 @@ func (w *watchedFS) Open(path string, flag int, perm os.FileMode) (overlay.File,
 	return w.Host.Open(path, flag, perm)
 }
 
-func (w *watchedFS) Remove(path string) error {
+func (w *guardedFS) Remove(path string) error {
 	if !w.ours(path) {
 		w.t.Errorf("%s is removed", path)
 	}
 	return w.Host.Remove(path)
 }
 
-func (w *watchedFS) Rename(from, to string) error {
+func (w *guardedFS) Rename(from, to string) error {
 	if !w.ours(from) || !w.ours(to) {
 		w.t.Errorf("%s is renamed to %s", from, to)
 	}
@@ -291,7 +291,7 @@ func FuzzOpenDisk(f *testing.F) {
 
 func openHostile(t *testing.T, host *powercut.Host, text []byte, readOnly, holdJob bool) {
 	t.Helper()
-	fs := &watchedFS{Host: host, t: t}
+	fs := &guardedFS{Host: host, t: t}
 	m, parseErr := parseManifest(text)
 	if parseErr == nil {
 		for _, l := range m.Layers {

@@ -53,6 +53,11 @@ func openWritable(fs overlay.FS, path string, o overlay.OverlayOptions) (*layer,
 	if err != nil {
 		return nil, err
 	}
+	return newWritable(path, f, o)
+}
+
+// newWritable takes over a file that is locked, and closes it when it fails.
+func newWritable(path string, f overlay.File, o overlay.OverlayOptions) (*layer, error) {
 	over, err := overlay.NewOverlay(f, o)
 	if err != nil {
 		f.Close()
@@ -62,6 +67,9 @@ func openWritable(fs overlay.FS, path string, o overlay.OverlayOptions) (*layer,
 }
 
 func openLocked(fs overlay.FS, path string, mode overlay.LockMode) (overlay.File, error) {
+	if err := checkFile(fs, path); err != nil {
+		return nil, err
+	}
 	f, err := fs.Open(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err

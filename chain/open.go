@@ -3,7 +3,6 @@ package chain
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"varve/overlay"
@@ -186,18 +185,23 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 	if d.readOnly || rec.Foreign || (rec.ID != d.manifest.Leaf && !rec.Writing) {
 		return openFrozen(d.fs, path, rec.Format, rec.Foreign, d.readOnly)
 	}
+	// Locked before it is judged: nobody can change it between the two (M18).
+	f, err := openLocked(d.fs, path, overlay.LockWritable)
+	if err != nil {
+		return nil, err
+	}
 	unclean := rec.Writing
 	if !unclean && rec.Fingerprint != nil {
-		changed, err := d.touchedByOthers(rec)
+		changed, err := touchedByOthers(f, rec)
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, f.Close())
 		}
 		if changed {
 			d.log.Warn("the leaf was changed since varve closed it; looking through its tables", "file", path)
 		}
 		unclean = changed
 	}
-	l, err := openWritable(d.fs, path, overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log})
+	l, err := newWritable(path, f, overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log})
 	if errors.Is(err, overlay.ErrNotPlain) {
 		if rec.ID == d.manifest.Leaf {
 			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
@@ -207,17 +211,9 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 	return l, err
 }
 
-// touchedByOthers says whether the leaf's file differs from what it was when
-// varve closed it.
-func (d *Disk) touchedByOthers(rec *layerRecord) (bool, error) {
-	if err := checkFile(d.fs, d.path(rec)); err != nil {
-		return false, err
-	}
-	f, err := d.fs.Open(d.path(rec), os.O_RDONLY, 0)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
+// touchedByOthers says whether the leaf's file, which is locked, differs from
+// what it was when varve closed it.
+func touchedByOthers(f overlay.File, rec *layerRecord) (bool, error) {
 	now, err := takeFingerprint(f, rec.Format)
 	if err != nil {
 		return false, err

@@ -231,19 +231,17 @@ func (c memContent) checkRefcounts(testing.TB) error {
 	if err != nil {
 		return err
 	}
-	table, err := readRefcountTable(f, h)
+	table, err := readRefcountTable(f, h, size)
 	if err != nil {
 		return err
 	}
 	u := usedClusters{file: f, h: h, limit: (size + h.ClusterSize() - 1) / h.ClusterSize()}
-	if err := u.collect(table); err != nil {
+	u.blocks = table
+	if err := u.collect(); err != nil {
 		return err
 	}
 	perBlock := h.ClusterSize() / 2
-	for cluster := range u.set.high {
-		if u.set.words[cluster>>6] == 0 || !u.set.has(cluster) {
-			continue
-		}
+	for cluster := u.set.next(0); cluster < u.set.high; cluster = u.set.next(cluster + 1) {
 		var count [2]byte
 		if table[cluster/perBlock] != 0 {
 			if err := readFull(f, count[:], table[cluster/perBlock]+2*(cluster%perBlock)); err != nil {
