@@ -1,0 +1,506 @@
+package chain
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"varve/integration/interleave"
+)
+
+// What operations on one disk do to each other: one is stopped at an exact call
+// to the host when the other comes.
+
+// readyMerge records the delete of a snapshot without running it and prepares
+// its merge, so that a test can make its steps one by one.
+func readyMerge(t *testing.T, d *Disk, name, wantDirection string) (j *job, x, c *node) {
+	t.Helper()
+	d.holdJob = true
+	_, err := d.Delete(name)
+	must(t, err)
+	j = d.lastJob()
+	x, c, direction, err := d.prepareMerge(j)
+	must(t, err)
+	if direction != wantDirection {
+		t.Fatalf("the merge goes %s, want %s", direction, wantDirection)
+	}
+	return j, x, c
+}
+
+// mergeSteps are the copying and the end of a merge in either direction.
+func (d *Disk) mergeSteps(direction string) (copyAll, finish func(*job, *node, *node) error) {
+	if direction == directionUp {
+		return d.copyUp, d.finishUp
+	}
+	return d.copyDown, d.finishDown
+}
+
+// reading starts a read of the leaf's view and expects one value.
+func reading(t *testing.T, d *Disk, want byte, off, n int64) *interleave.Op {
+	return interleave.Start(t, func() error {
+		p := make([]byte, n)
+		if err := d.ReadAt(p, off); err != nil {
+			return err
+		}
+		if !bytes.Equal(p, bytes.Repeat([]byte{want}, int(n))) {
+			return errors.New("the read gave another content")
+		}
+		return nil
+	})
+}
+
+// mergeCase is a stack of layers of which "one" is merged with what is on it.
+type mergeCase struct {
+	name      string
+	direction string
+	lower     int64 // bytes of "one"
+	upper     int64 // bytes of the layer on it
+	above     int   // frozen layers and the leaf above that one
+}
+
+var mergeCases = []mergeCase{
+	{"up into a frozen layer", directionUp, 64 << 10, 1 << 20, 2},
+	{"up into the leaf", directionUp, 64 << 10, 1 << 20, 0},
+	{"down from a frozen layer", directionDown, 1 << 20, 64 << 10, 2},
+	{"down from the leaf", directionDown, 1 << 20, 64 << 10, 0},
+}
+
+// build makes the stack. The lower layer holds 1 from 0 on, the upper one 2 from
+// 4 MiB on.
+func (m mergeCase) build(t *testing.T) (*Disk, *watchedFS) {
+	t.Helper()
+	d, fs := watchedDisk(t, 8<<20)
+	put(t, d, 1, 0, m.lower)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 4<<20, m.upper)
+	for i := range m.above {
+		must(t, d.Snapshot([]string{"two", "three"}[i]))
+		put(t, d, 3, 6<<20+int64(i)*4096, 4096)
+	}
+	must(t, d.Flush())
+	return d, fs
+}
+
+// source is the node that gives up its blocks, and where it holds what.
+func (m mergeCase) source(x, c *node) (n *node, value byte, off int64) {
+	if m.direction == directionUp {
+		return x, 1, 0
+	}
+	return c, 2, 4 << 20
+}
+
+// A reader that has looked up where a block is, and has not read it yet: the
+// merge goes no further than to where it would give that block back, and then
+// waits (M1). Readers that come later find the block in its new place, also
+// through the regions of views above that were resolved before (M14).
+func TestReaderAcrossAMerge(t *testing.T) {
+	for _, m := range mergeCases {
+		t.Run(m.name, func(t *testing.T) {
+			d, fs := m.build(t)
+			const length = 20000
+			must(t, reading(t, d, 2, 4<<20, length).Wait()) // the regions are resolved
+			must(t, reading(t, d, 1, 0, length).Wait())
+			j, x, c := readyMerge(t, d, "one", m.direction)
+			source, value, off := m.source(x, c)
+			path := source.layer().path
+			early := false
+			stop := fs.StopAt(t, func(call interleave.Call) bool {
+				return call.Op == "read" && call.Path == path && !call.Done && call.Length == length
+			})
+			reader := reading(t, d, value, off, length)
+			stop.Reached()
+			punched := fs.StopAt(t, func(call interleave.Call) bool { return call.Op == "punch" && call.Path == path && call.Done })
+			punched.Go()
+			copyAll, finish := d.mergeSteps(m.direction)
+			merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
+			merge.Waits()
+			must(t, d.Flush())
+			d.punchLeaf() // as the background does
+			early = punched.Passed()
+			must(t, reading(t, d, value, off, length).Wait()) // does not wait
+			stop.Go()
+			reader.Must()
+			if early {
+				t.Error("a block was given back under a reader")
+			}
+			merge.Must()
+			if !punched.Passed() {
+				t.Error("nothing was given back")
+			}
+			must(t, reading(t, d, value, off, length).Wait())
+			must(t, finish(j, x, c))
+			for _, r := range []struct {
+				value byte
+				off   int64
+			}{{1, 0}, {2, 4 << 20}} {
+				must(t, reading(t, d, r.value, r.off, length).Wait())
+			}
+		})
+	}
+}
+
+// A reader that is finding out where a region's blocks are while a merge drops
+// what was resolved: what it found is not kept for later readers (M1).
+func TestResolvingAcrossAMerge(t *testing.T) {
+	m := mergeCases[0]
+	d, fs := m.build(t)
+	j, x, c := readyMerge(t, d, "one", m.direction)
+	path := x.layer().path
+	// It has asked c and is asking x, whose tables it reads.
+	stop := fs.StopAt(t, on("read", path))
+	reader := reading(t, d, 1, 0, 4096)
+	stop.Reached()
+	merge := interleave.Start(t, func() error { return d.copyUp(j, x, c) })
+	// The job reads x's tables as well, which nobody stops.
+	merge.Waits()
+	stop.Go()
+	reader.Must()
+	merge.Must()
+	must(t, reading(t, d, 1, 0, 4096).Wait())
+	must(t, d.finishUp(j, x, c))
+	must(t, reading(t, d, 1, 0, 4096).Wait())
+}
+
+// A file is closed and unlinked only when nobody reads it (M1): here somebody
+// who counts a layer that a revert takes out.
+func TestUnlinkWaitsForReaders(t *testing.T) {
+	d, fs := watchedDisk(t, 4<<20)
+	put(t, d, 1, 0, 1<<20)
+	must(t, d.Revert(baseName)) // sets the first leaf aside
+	put(t, d, 2, 0, 4096)
+	m, _ := d.tree()
+	path := m.layer(m.SetAside).path(d.Dir())
+	stop := fs.StopAt(t, on("read", path))
+	status := interleave.Start(t, func() error { _, err := d.Status(); return err })
+	stop.Reached()
+	revert := interleave.Start(t, func() error { return d.Revert(baseName) })
+	revert.Waits()
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the file is gone under its reader: %v", err)
+	}
+	stop.Go()
+	status.Must()
+	revert.Must()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
+}
+
+// A reader of what a flatten copies finds it where it was, also when the flatten
+// is over before the reader is (M1).
+func TestReaderAcrossAFlatten(t *testing.T) {
+	d, fs := watchedDisk(t, 4<<20)
+	put(t, d, 1, 0, 1<<20)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 2<<20, 4096)
+	must(t, d.Snapshot("two"))
+	m, _ := d.tree()
+	path := m.byName("one").path(d.Dir())
+	must(t, reading(t, d, 1, 0, 4096).Wait())
+	stop := fs.StopAt(t, func(c interleave.Call) bool {
+		return c.Op == "read" && c.Path == path && !c.Done && c.Length == 20000
+	})
+	reader := reading(t, d, 1, 0, 20000)
+	stop.Reached()
+	id, err := d.Flatten("two")
+	must(t, err)
+	ended := interleave.Start(t, func() error { _, err := d.WaitJob(t.Context(), id); return err })
+	ended.Settles() // it waits for the reader, or not: nothing of its is given back
+	stop.Go()
+	ended.Must()
+	reader.Must()
+	must(t, reading(t, d, 1, 0, 4096).Wait())
+	if s := d.lastJob().status(); s.State != jobDone {
+		t.Errorf("job: %+v", s)
+	}
+}
+
+// A write that is in flight when the leaf is swapped is finished before, and is
+// in the snapshot; nothing changes the snapshot's view after it (M11).
+func TestSnapshotMeetsAWrite(t *testing.T) {
+	d, fs := watchedDisk(t, 4<<20)
+	put(t, d, 1, 0, 64<<10)
+	must(t, d.Flush())
+	stop := fs.StopAt(t, func(c interleave.Call) bool { return c.Op == "write" && !c.Done && c.Length == 5000 })
+	w := interleave.Start(t, func() error { return d.WriteAt(bytes.Repeat([]byte{2}, 5000), 100) })
+	stop.Reached()
+	snapshot := interleave.Start(t, func() error { return d.Snapshot("one") })
+	snapshot.Waits()
+	stop.Go()
+	w.Must()
+	snapshot.Must()
+	put(t, d, 3, 0, 64<<10)
+	must(t, d.Flush())
+	view := viewOf(t, d, "one")
+	if view[99] != 1 || view[100] != 2 || view[5099] != 2 || view[5100] != 1 {
+		t.Errorf("the snapshot has %d, %d, %d, %d", view[99], view[100], view[5099], view[5100])
+	}
+}
+
+// viewOf reads the whole view of a snapshot.
+func viewOf(t *testing.T, d *Disk, name string) []byte {
+	t.Helper()
+	m, _ := d.tree()
+	v, err := d.OpenView(t.Context(), m.byName(name).ID, Opener{})
+	must(t, err)
+	defer v.Close()
+	p := make([]byte, v.Size())
+	must(t, v.ReadAt(p, 0))
+	return p
+}
+
+// A long discard passes the gate in pieces: a snapshot that comes during the
+// first does not wait for the last (M11).
+func TestSnapshotMeetsALongDiscard(t *testing.T) {
+	d, fs := watchedDisk(t, 48<<20)
+	for off := int64(0); off < 48<<20; off += 16 << 20 {
+		put(t, d, 1, off+100, 4096) // parts of subclusters: a discard writes
+	}
+	must(t, d.Flush())
+	stop := fs.StopAt(t, func(c interleave.Call) bool { return c.Op == "write" && !c.Done })
+	discard := interleave.Start(t, func() error { return d.Discard(200, 48<<20-300) })
+	stop.Reached()
+	snapshot := interleave.Start(t, func() error { return d.Snapshot("one") })
+	snapshot.Waits()
+	stop.Go()
+	snapshot.Must()
+	discard.Must()
+	view := viewOf(t, d, "one")
+	if view[500] != 0 || view[32<<20+500] != 1 {
+		t.Errorf("the snapshot has %d in the first piece and %d in the last, want 0 and 1", view[500], view[32<<20+500])
+	}
+	for _, off := range []int64{500, 16<<20 + 500, 32<<20 + 500} {
+		if got := at(t, d, off); got != 0 {
+			t.Errorf("the leaf has %d at %d", got, off)
+		}
+	}
+}
+
+// A snapshot comes while a flush is under way: neither takes anything from the
+// other, and both are durable when they return (M5, M11).
+func TestSnapshotMeetsAFlush(t *testing.T) {
+	d, fs := watchedDisk(t, 4<<20)
+	put(t, d, 1, 0, 4096)
+	leaf := layerPath(d, "")
+	stop := fs.StopAt(t, on("sync", leaf))
+	flush := interleave.Start(t, d.Flush)
+	stop.Reached()
+	put(t, d, 2, 8192, 4096)
+	snapshot := interleave.Start(t, func() error { return d.Snapshot("one") })
+	snapshot.Waits()
+	put(t, d, 3, 16384, 4096) // into the new leaf: the gate is open again
+	if got := layerPath(d, ""); got == leaf {
+		t.Error("the leaf has not been swapped")
+	}
+	stop.Go()
+	flush.Must()
+	snapshot.Must()
+	if !fs.clean(leaf) {
+		t.Error("the frozen layer is not durable")
+	}
+	must(t, d.Flush())
+	if !fs.clean(layerPath(d, "")) {
+		t.Error("the leaf is not durable")
+	}
+	view := viewOf(t, d, "one")
+	if view[0] != 1 || view[8192] != 2 || view[16384] == 3 || at(t, d, 16384) != 3 {
+		t.Errorf("the snapshot has %d, %d, %d", view[0], view[8192], view[16384])
+	}
+}
+
+// A flush, as a synchronous write asks for, that comes right after the swap
+// covers the layer that was frozen (M5, M11); and when that cannot be written
+// back, it says so, and says it again.
+func TestFlushAfterTheSwap(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		d, fs := watchedDisk(t, 4<<20)
+		put(t, d, 1, 0, 4096)
+		frozen := layerPath(d, "")
+		asked := false
+		d.OnChange(func(c Change) {
+			if !c.Layers || asked {
+				return
+			}
+			asked = true
+			if broken {
+				fs.failing(func(c interleave.Call) error {
+					if c.Op == "sync" && c.Path == frozen {
+						return errors.New("the disk is gone")
+					}
+					return nil
+				})
+			}
+			for range 2 {
+				must(t, d.WriteAt([]byte{2}, 8192))
+				if err := d.Flush(); (err != nil) != broken {
+					t.Errorf("flush: %v", err)
+				}
+			}
+			if !broken && !fs.clean(frozen) {
+				t.Error("the frozen layer is not durable")
+			}
+		})
+		err := d.Snapshot("one")
+		if !asked {
+			t.Fatal("the swap was not told")
+		}
+		if (err != nil) != broken {
+			t.Errorf("snapshot: %v", err)
+		}
+		if broken { // nothing can be saved: give it up as a kill does
+			fs.failing(nil)
+			(&diskTarget{t: t, d: d}).kill()
+			d.closed = true
+		}
+	}
+}
+
+// A flush of the frozen layer that finds no room is tried again by the next one.
+func TestFlushAfterTheSwapWithoutRoom(t *testing.T) {
+	d, fs := watchedDisk(t, 4<<20)
+	put(t, d, 1, 0, 4096)
+	frozen := layerPath(d, "")
+	full := true
+	fs.failing(func(c interleave.Call) error {
+		if full && c.Op == "write" && c.Path == frozen {
+			return unix.ENOSPC
+		}
+		return nil
+	})
+	wantError(t, d.Snapshot("one"), unix.ENOSPC)
+	wantError(t, d.Flush(), unix.ENOSPC)
+	fs.failing(nil)
+	must(t, d.Flush())
+	if !fs.clean(frozen) {
+		t.Error("the frozen layer is not durable")
+	}
+	(&diskTarget{t: t, d: d}).kill()
+	d = openWatched(t, fs, d.Dir())
+	if got := at(t, d, 0); got != 1 {
+		t.Errorf("got %d after a kill", got)
+	}
+}
+
+// A leaf on its way down: a guest's write to the piece that is just moving waits,
+// and is not lost between copying the piece and clearing it (M13).
+func TestWriteMeetsAMove(t *testing.T) {
+	m := mergeCases[3]
+	d, fs := m.build(t)
+	j, x, c := readyMerge(t, d, "one", m.direction)
+	into := x.layer().path
+	stop := fs.StopAt(t, func(call interleave.Call) bool { return call.Op == "write" && call.Path == into && call.Done })
+	move := interleave.Start(t, func() error { return d.copyDown(j, x, c) })
+	stop.Reached() // copied, and not taken out of c yet
+	w := interleave.Start(t, func() error { return d.WriteAt(bytes.Repeat([]byte{9}, 4096), 4<<20+4096) })
+	w.Waits()
+	must(t, reading(t, d, 2, 4<<20, 4096).Wait()) // readers do not
+	stop.Go()
+	move.Must()
+	w.Must()
+	must(t, reading(t, d, 9, 4<<20+4096, 4096).Wait())
+	must(t, reading(t, d, 2, 4<<20+8192, 4096).Wait())
+	must(t, d.finishDown(j, x, c))
+	must(t, reading(t, d, 9, 4<<20+4096, 4096).Wait())
+}
+
+// What moves down is durable there before the table that it leaves says so on
+// disk (M1).
+func TestMoveIsDurableBelowFirst(t *testing.T) {
+	for _, m := range mergeCases[2:] {
+		t.Run(m.name, func(t *testing.T) {
+			d, fs := m.build(t)
+			j, x, c := readyMerge(t, d, "one", m.direction)
+			into, from := x.layer().path, c.layer().path
+			early, writes := false, 0
+			fs.Watch(func(call interleave.Call) {
+				if call.Op == "write" && call.Path == from && !call.Done {
+					writes++
+					early = early || !fs.clean(into)
+				}
+			})
+			must(t, d.copyDown(j, x, c))
+			fs.Watch(nil)
+			if early || writes == 0 {
+				t.Errorf("%d writes of tables, before the lower layer was durable: %v", writes, early)
+			}
+			must(t, d.finishDown(j, x, c))
+		})
+	}
+}
+
+// Growth during a merge: the job sees the new part, and nothing of what is below
+// shows through there (M2).
+func TestGrowthMeetsAMerge(t *testing.T) {
+	for _, m := range mergeCases {
+		if m.above > 0 {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) {
+			d, fs := m.build(t)
+			j, x, c := readyMerge(t, d, "one", m.direction)
+			copyAll, finish := d.mergeSteps(m.direction)
+			target := c
+			if m.direction == directionDown {
+				target = x
+			}
+			path := target.layer().path
+			stop := fs.StopAt(t, on("write", path))
+			merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
+			stop.Reached()
+			grow := interleave.Start(t, func() error { return d.Resize(40 << 20) })
+			grow.Settles()
+			stop.Go()
+			grow.Must()
+			put(t, d, 7, 39<<20, 4096)
+			merge.Must()
+			put(t, d, 8, 30<<20, 4096)
+			must(t, finish(j, x, c))
+			for off, want := range map[int64]byte{0: 1, 4 << 20: 2, 9 << 20: 0, 39 << 20: 7, 30 << 20: 8} {
+				must(t, reading(t, d, want, off, 4096).Wait())
+			}
+		})
+	}
+}
+
+// The job copies the zeros of a discarded place as well: what is below does not
+// show through afterwards (M2, M12).
+func TestMergeKeepsZeros(t *testing.T) {
+	for _, m := range mergeCases {
+		t.Run(m.name, func(t *testing.T) {
+			d, _ := watchedDisk(t, 8<<20)
+			put(t, d, 1, 0, m.lower)
+			must(t, d.Discard(1<<20, 64<<10))
+			must(t, d.Discard(2<<20+100, 300))
+			must(t, d.Snapshot("one"))
+			put(t, d, 2, 4<<20, m.upper)
+			must(t, d.Discard(3<<20, 64<<10))
+			must(t, d.Discard(1<<19, 4096)) // over data of the lower one, or of the base
+			for i := range m.above {
+				must(t, d.Snapshot([]string{"two", "three"}[i]))
+			}
+			want := make([]byte, 8<<20)
+			must(t, d.ReadAt(want, 0))
+			j, x, c := readyMerge(t, d, "one", m.direction)
+			copyAll, finish := d.mergeSteps(m.direction)
+			same := func(when string) {
+				t.Helper()
+				got := make([]byte, len(want))
+				must(t, d.ReadAt(got, 0))
+				if !bytes.Equal(got, want) {
+					t.Errorf("another content %s", when)
+				}
+			}
+			must(t, copyAll(j, x, c))
+			same("when all is copied")
+			must(t, finish(j, x, c))
+			same("after the merge")
+			must(t, d.Close())
+			again := openDisk(t, d.Dir())
+			d = again
+			same("after it was opened again")
+		})
+	}
+}
