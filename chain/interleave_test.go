@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -502,5 +504,176 @@ func TestMergeKeepsZeros(t *testing.T) {
 			d = again
 			same("after it was opened again")
 		})
+	}
+}
+
+// A cancelled move: what has moved stays in its old place too until the last
+// reader that looked there has gone (M1).
+func TestCancelMeetsAReader(t *testing.T) {
+	m := mergeCases[3]
+	d, fs := m.build(t)
+	j, x, c := readyMerge(t, d, "one", m.direction)
+	into, from := x.layer().over(), c.layer().over()
+	path := c.layer().path
+	stop := fs.StopAt(t, func(call interleave.Call) bool {
+		return call.Op == "read" && call.Path == path && !call.Done && call.Length == 20000
+	})
+	punched := fs.StopAt(t, func(call interleave.Call) bool { return call.Op == "punch" && call.Path == path })
+	punched.Go()
+	reader := reading(t, d, 2, 4<<20, 20000)
+	stop.Reached()
+	must(t, d.moveStep(4<<20+moveStep, func() error {
+		if _, err := into.Overwrite(liveSource{ownSource{c}}, 4<<20, moveStep, x.backing()); err != nil {
+			return err
+		}
+		return from.Unmap(4<<20, moveStep)
+	}))
+	end := interleave.Start(t, func() error { d.endJob(j, jobOutcome{state: jobCancelled}); return nil })
+	end.Waits()
+	d.punchLeaf()
+	if punched.Passed() {
+		t.Error("a block was given back under a reader")
+	}
+	stop.Go()
+	reader.Must()
+	end.Must()
+	must(t, d.Flush())
+	d.punchLeaf()
+	must(t, reading(t, d, 2, 4<<20, 20000).Wait())
+}
+
+// stoppedMove starts moving the leaf down and stops when the piece at a guest offset
+// has been copied, and not been taken out of the leaf yet.
+func stoppedMove(t *testing.T, d *Disk, fs *watchedFS, j *job, x, c *node, pieces int) (move *interleave.Op, stop *interleave.Stop) {
+	t.Helper()
+	path := x.layer().path
+	stop = fs.StopAt(t, func(call interleave.Call) bool {
+		if call.Op != "write" || call.Path != path || !call.Done || call.Length < 64<<10 {
+			return false
+		}
+		pieces--
+		return pieces < 0
+	})
+	move = interleave.Start(t, func() error { return d.copyDown(j, x, c) })
+	stop.Reached()
+	return move, stop
+}
+
+// While a leaf moves down, a write to what has moved goes to where it is now, and
+// is not lost with the leaf's file (M13).
+func TestWriteBehindTheFrontier(t *testing.T) {
+	m := mergeCases[3]
+	d, fs := watchedDisk(t, 8<<20)
+	put(t, d, 1, 0, 2<<20)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 4<<20, 64<<10)
+	put(t, d, 2, 6<<20, 64<<10)
+	j, x, c := readyMerge(t, d, "one", m.direction)
+	move, stop := stoppedMove(t, d, fs, j, x, c, 1)
+	first, second := int64(4<<20+4096), int64(7<<20)
+	w := interleave.Start(t, func() error { return d.WriteAt(bytes.Repeat([]byte{9}, 4096), first) })
+	w.Waits() // the step at 6 MiB owns the routing
+	stop.Go()
+	w.Must()
+	put(t, d, 9, second, 4096)
+	move.Must()
+	must(t, d.finishDown(j, x, c))
+	for _, off := range []int64{first, second} {
+		must(t, reading(t, d, 9, off, 4096).Wait())
+	}
+	must(t, reading(t, d, 2, 6<<20, 4096).Wait())
+}
+
+// A snapshot in the middle of a move freezes both layers: what is written after
+// it goes to the new leaf, and the snapshot's view stays (M14).
+func TestSnapshotMeetsAMove(t *testing.T) {
+	m := mergeCases[3]
+	d, fs := m.build(t)
+	j, x, c := readyMerge(t, d, "one", m.direction)
+	move, stop := stoppedMove(t, d, fs, j, x, c, 0)
+	snapshot := interleave.Start(t, func() error { return d.Snapshot("mid") })
+	snapshot.Waits()
+	stop.Go()
+	snapshot.Must()
+	put(t, d, 9, 0, 4096)
+	put(t, d, 9, 4<<20, 4096)
+	put(t, d, 9, 7<<20, 4096)
+	must(t, d.Flush())
+	move.Must()
+	must(t, d.finishDown(j, x, c))
+	view := viewOf(t, d, "mid")
+	if view[0] != 1 || view[4<<20] != 2 || view[7<<20] == 9 {
+		t.Errorf("the snapshot has %d, %d, %d", view[0], view[4<<20], view[7<<20])
+	}
+	for _, off := range []int64{0, 4 << 20, 7 << 20} {
+		must(t, reading(t, d, 9, off, 4096).Wait())
+	}
+}
+
+// The upper layer is larger than the one that it is merged into (M2).
+func TestMergeIntoAShorterLayer(t *testing.T) {
+	for _, above := range []bool{false, true} {
+		d, _ := watchedDisk(t, 8<<20)
+		put(t, d, 1, 0, 2<<20)
+		must(t, d.Snapshot("one"))
+		must(t, d.Resize(20<<20))
+		put(t, d, 2, 15<<20, 64<<10)
+		if above {
+			must(t, d.Snapshot("two"))
+		}
+		j, x, c := readyMerge(t, d, "one", directionDown)
+		must(t, d.copyDown(j, x, c))
+		must(t, d.finishDown(j, x, c))
+		for off, want := range map[int64]byte{0: 1, 15 << 20: 2, 9 << 20: 0, 19 << 20: 0} {
+			must(t, reading(t, d, want, off, 4096).Wait())
+		}
+		must(t, d.Close())
+		d = openDisk(t, d.Dir())
+		must(t, reading(t, d, 2, 15<<20, 4096).Wait())
+	}
+}
+
+// A foreign layer has clusters that are smaller than our subclusters: one that
+// holds zeros beside one that says nothing is copied with what is below (M14).
+func TestMergeOfPartsOfSubclusters(t *testing.T) {
+	dir := t.TempDir()
+	base, mid, disk := filepath.Join(dir, "base.raw"), filepath.Join(dir, "mid.qcow2"), filepath.Join(dir, "vm.varve")
+	must(t, os.WriteFile(base, bytes.Repeat([]byte{7}, 1<<20), 0o600))
+	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=1k,backing_file="+base+",backing_fmt=raw", mid)
+	qemuTool(t, "qemu-io", "-f", "qcow2", "-c", "write -z 4k 1k", "-c", "write -P 5 9k 1k", "-c", "write -z 16k 4k", mid)
+	raw := filepath.Join(dir, "want.raw")
+	qemuTool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", mid, raw)
+	want, err := os.ReadFile(raw)
+	must(t, err)
+	_, err = Create(disk, CreateOptions{Base: mid})
+	must(t, err)
+	d := openDisk(t, disk)
+	id, err := d.Delete("mid")
+	finish(t, d, id, err)
+	got := make([]byte, 1<<20)
+	must(t, d.ReadAt(got, 0))
+	if !bytes.Equal(got, want) {
+		t.Error("another content")
+	}
+}
+
+// While a job writes a layer nobody else may open it, and before and after
+// everybody may read it (M18).
+func TestLockOfAWrittenLayer(t *testing.T) {
+	m := mergeCases[0]
+	d, _ := m.build(t)
+	path := layerPath(d, "two")
+	info := func() error { return exec.Command("qemu-img", "info", path).Run() }
+	if err := info(); err != nil {
+		t.Errorf("a frozen layer: %v", err)
+	}
+	j, x, c := readyMerge(t, d, "one", m.direction)
+	if err := info(); err == nil {
+		t.Error("a layer that a job writes can be opened")
+	}
+	must(t, d.copyUp(j, x, c))
+	must(t, d.finishUp(j, x, c))
+	if err := info(); err != nil {
+		t.Errorf("after the job: %v", err)
 	}
 }

@@ -63,7 +63,7 @@ func TestTablesAreReserved(t *testing.T) {
 		t.Errorf("the L2 table at 0x%x has no blocks: %v", table.host, reserved)
 	}
 	c.f.Watch(nil)
-	c.now = c.read(c.o)
+	c.now = c.read(c.o, c.below)
 	c.may = append(c.may, c.now)
 	c.flush()
 	c.during("settle", c.o.Settle)
@@ -133,7 +133,7 @@ func TestRecoveryDropsTheCache(t *testing.T) {
 		var err error
 		c.o, err = NewOverlay(c.f, OverlayOptions{Unclean: true})
 		c.must(err)
-		shown := c.read(c.o)
+		shown := c.read(c.o, c.below)
 		for i, b := range shown {
 			if b != c.now[i] && b != c.may[0][i] {
 				t.Fatalf("sync %d failed: byte %d is %02x, neither old nor new", fail, i, b)

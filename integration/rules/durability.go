@@ -26,4 +26,3 @@ var durabilityMutants = []mutant{
 		"		if err := f.DropCache(); err != nil {", "		if err := error(nil); err != nil {",
 		"overlay.TestRecoveryDropsTheCache"),
 }
-var readingMutants, treeMutants, namesMutants, outsideMutants []mutant
