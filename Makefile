@@ -93,6 +93,10 @@ fuzz: deps ## all fuzz targets in turn, FUZZTIME=1m for each (also FUZZFLAGS=-pa
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
+.PHONY: test-rules
+test-rules: deps ## break each rule of docs/inside.md on purpose; a test must fail each time
+	$(GO) run ./integration/rules $(AS_ROOT) $(RULES)
+
 .PHONY: quickstart
 quickstart: ## a small disk, mounted and snapshotted, to try things on (root or sudo)
 	@packaging/quickstart.sh start

@@ -106,6 +106,7 @@ func TestReaderAcrossAMerge(t *testing.T) {
 			must(t, reading(t, d, 2, 4<<20, length).Wait()) // the regions are resolved
 			must(t, reading(t, d, 1, 0, length).Wait())
 			j, x, c := readyMerge(t, d, "one", m.direction)
+			must(t, reading(t, d, 1, 0, length).Wait()) // what is below a leaf that moves changes
 			source, value, off := m.source(x, c)
 			path := source.layer().path
 			early := false
@@ -472,10 +473,11 @@ func TestGrowthMeetsAMerge(t *testing.T) {
 func TestMergeKeepsZeros(t *testing.T) {
 	for _, m := range mergeCases {
 		t.Run(m.name, func(t *testing.T) {
-			d, _ := watchedDisk(t, 8<<20)
+			d, _ := watchedDisk(t, 24<<20)
 			put(t, d, 1, 0, m.lower)
 			must(t, d.Discard(1<<20, 64<<10))
 			must(t, d.Discard(2<<20+100, 300))
+			must(t, d.Discard(20<<20, 64<<10)) // in a region that has nothing else
 			must(t, d.Snapshot("one"))
 			put(t, d, 2, 4<<20, m.upper)
 			must(t, d.Discard(3<<20, 64<<10))
@@ -483,7 +485,7 @@ func TestMergeKeepsZeros(t *testing.T) {
 			for i := range m.above {
 				must(t, d.Snapshot([]string{"two", "three"}[i]))
 			}
-			want := make([]byte, 8<<20)
+			want := make([]byte, 24<<20)
 			must(t, d.ReadAt(want, 0))
 			j, x, c := readyMerge(t, d, "one", m.direction)
 			copyAll, finish := d.mergeSteps(m.direction)
@@ -675,5 +677,26 @@ func TestLockOfAWrittenLayer(t *testing.T) {
 	must(t, d.finishUp(j, x, c))
 	if err := info(); err != nil {
 		t.Errorf("after the job: %v", err)
+	}
+}
+
+// QEMU leaves out of a qcow2 layer what is less than a sector at its end: a disk
+// that has grown keeps it (M2).
+func TestTailOfAnOddSize(t *testing.T) {
+	const size = 1<<20 + 8192 + 513
+	dir := filepath.Join(t.TempDir(), "vm.varve")
+	_, err := Create(dir, CreateOptions{Size: size})
+	must(t, err)
+	d := openDisk(t, dir)
+	put(t, d, 1, 0, size)
+	must(t, d.Snapshot("one"))
+	must(t, d.Resize(2<<20))
+	must(t, d.Close())
+	raw := filepath.Join(t.TempDir(), "leaf.raw")
+	qemuTool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", layerPath(d, ""), raw)
+	got, err := os.ReadFile(raw)
+	must(t, err)
+	if want := append(bytes.Repeat([]byte{1}, size), make([]byte, 2<<20-size)...); !bytes.Equal(got, want) {
+		t.Errorf("QEMU reads %d bytes, %d at the old end", len(got), got[size-1])
 	}
 }

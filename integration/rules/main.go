@@ -36,8 +36,12 @@ type mutant struct {
 // edit replaces a text that occurs exactly once in a file of the tree.
 type edit struct{ file, old, new string }
 
-// testTimeout ends a test that hangs, of a mutant or without one.
-const testTimeout = 5 * time.Minute
+// Time-outs end tests that hang: of a mutant, and of the tree as it is, where
+// all tests of a package run at once.
+const (
+	mutantTimeout   = 5 * time.Minute
+	baselineTimeout = 20 * time.Minute
+)
 
 func main() {
 	rule := flag.String("rule", "", "only the mutants of one rule")
@@ -78,13 +82,19 @@ func run(mutants []mutant, parallel int, t *tester) error {
 	fmt.Println("| rule | what was broken | test that failed | seconds |")
 	fmt.Println("| --- | --- | --- | --- |")
 	results := make([]chan result, len(mutants))
-	slots := make(chan struct{}, max(1, parallel))
-	for i, m := range mutants {
+	for i := range results {
 		results[i] = make(chan result, 1)
+	}
+	next := make(chan int, len(mutants))
+	for i := range mutants {
+		next <- i
+	}
+	close(next)
+	for range max(1, parallel) {
 		go func() {
-			slots <- struct{}{}
-			results[i] <- t.try(m)
-			<-slots
+			for i := range next {
+				results[i] <- t.try(mutants[i])
+			}
 		}()
 	}
 	bad := 0
@@ -142,10 +152,13 @@ type tester struct {
 
 // test runs some tests of a package, on the tree or on a build overlay.
 func (t *tester) test(pkg string, names []string, overlay string) (output string, err error) {
-	args := []string{"test", "-count=1", "-vet=off", "-v", "-timeout", testTimeout.String(), "-run", "^(" + strings.Join(names, "|") + ")$"}
+	timeout := baselineTimeout
+	args := []string{"test", "-count=1", "-vet=off", "-v", "-run", "^(" + strings.Join(names, "|") + ")$"}
 	if overlay != "" {
+		timeout = mutantTimeout
 		args = append(args, "-overlay", overlay)
 	}
+	args = append(args, "-timeout", timeout.String())
 	if t.exec != "" {
 		args = append(args, "-exec", t.exec)
 	}
@@ -212,6 +225,9 @@ func (t *tester) try(m mutant) (r result) {
 		default:
 			if failed := failedTest.FindStringSubmatch(out); failed != nil {
 				return result{noticed: true, verdict: failed[1]}
+			}
+			if !strings.Contains(out, "panic: ") && !strings.Contains(out, "fatal error: ") {
+				return result{verdict: "BROKEN: go test fails and no test does: " + strings.TrimSpace(out)}
 			}
 			return result{noticed: true, verdict: last(begunTest, out) + " (panic)"}
 		}
