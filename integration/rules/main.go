@@ -58,7 +58,9 @@ func main() {
 				chosen = append(chosen, m)
 			}
 		}
-		err = run(chosen, *parallel, &tester{exec: *execWith, verbose: *verbose})
+		env, remove := inMemory()
+		err = run(chosen, *parallel, &tester{exec: *execWith, env: env, verbose: *verbose})
+		remove()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "rules:", err)
@@ -146,6 +148,7 @@ func byPackage(tests []string) map[string][]string {
 
 type tester struct {
 	exec    string
+	env     []string
 	verbose bool
 	print   sync.Mutex
 }
@@ -162,8 +165,26 @@ func (t *tester) test(pkg string, names []string, overlay string) (output string
 	if t.exec != "" {
 		args = append(args, "-exec", t.exec)
 	}
-	out, err := exec.Command("go", append(args, "./"+pkg)...).CombinedOutput()
+	cmd := exec.Command("go", append(args, "./"+pkg)...)
+	cmd.Env = append(os.Environ(), t.env...)
+	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// inMemory has the tests work in memory, where there is a place for that and the
+// caller has not named another: a disk would have to keep every fsync of every
+// mutant, which takes most of the time.
+func inMemory() (env []string, remove func()) {
+	if os.Getenv("TMPDIR") == "" {
+		if dir, err := os.MkdirTemp("/dev/shm", "varve-rules"); err == nil {
+			remove = func() { os.RemoveAll(dir) }
+			if err := os.Chmod(dir, 0o777|os.ModeSticky); err == nil { // tests become other users
+				return []string{"TMPDIR=" + dir}, remove
+			}
+			remove()
+		}
+	}
+	return nil, func() {}
 }
 
 // baseline runs every test that a mutant names without a mutation.
