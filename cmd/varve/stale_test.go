@@ -102,11 +102,11 @@ func TestStaleMountIsMended(t *testing.T) {
 	}
 }
 
-// Root can mend the mount of a user whose daemon is gone, though it cannot look
-// into it.
-func TestStaleMountOfAUser(t *testing.T) {
-	dir := hostDir(t)
-	home, mnt := dir+"/home", dir+"/home/mnt"
+// usersDisk makes an image of an ordinary user's, with a mountpoint beside it.
+func usersDisk(t *testing.T) (dir, home, mnt string) {
+	t.Helper()
+	dir = hostDir(t)
+	home, mnt = dir+"/home", dir+"/home/mnt"
 	if err := os.MkdirAll(mnt, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -122,12 +122,42 @@ func TestStaleMountOfAUser(t *testing.T) {
 	if r := asUser(t, nobody, home, dir, "mount", "vm.raw", "mnt"); r.code != exitDone {
 		t.Fatalf("exit %d, says %q", r.code, r.stderr)
 	}
+	return dir, home, mnt
+}
+
+// Root can mend the mount of a user whose daemon is gone, though it cannot look
+// into it.
+func TestStaleMountOfAUser(t *testing.T) {
+	_, home, _ := usersDisk(t)
 	fails(t, home, exitFailed, []string{"at mnt the disk " + home + "/vm.raw.varve is mounted already"}, "mount", "vm.raw", "mnt")
 	killed(t, home+"/vm.raw.varve")
 	if r := must(t, home, "mount", "vm.raw", "mnt"); !strings.Contains(r.stderr, "was a mount of this disk whose daemon was gone; unmounted it") {
 		t.Errorf("says %q", r.stderr)
 	}
 	must(t, home, "umount", "mnt")
+}
+
+// A user learns which of his programs keeps his disk after a lazy unmount.
+func TestLazilyUnmountedByAUser(t *testing.T) {
+	dir, home, mnt := usersDisk(t)
+	his := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	program := exec.Command("sh", "-c", "exec 3<mnt/disk.raw && echo ready && read line")
+	program.Dir, program.SysProcAttr = home, his
+	end := startHolder(t, program)
+	lazily := exec.Command("fusermount3", "-uz", mnt)
+	lazily.SysProcAttr = his
+	if out, err := lazily.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r := asUser(t, nobody, home, dir, "umount", "vm.raw")
+	want := fmt.Sprintf("(unmounted lazily while it was in use): disk.raw is open (pid %d sh); close that", program.Process.Pid)
+	if r.code != exitFailed || !strings.Contains(r.stderr, want) {
+		t.Errorf("exit %d, says %q, lacks %q", r.code, r.stderr, want)
+	}
+	end()
+	if r := asUser(t, nobody, home, dir, "mount", "vm.raw", "mnt"); r.code != exitDone {
+		t.Errorf("exit %d, says %q", r.code, r.stderr)
+	}
 }
 
 // startHolder starts a program that says "ready", and ends it at the end.
