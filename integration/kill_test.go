@@ -259,8 +259,12 @@ func (r *killRun) once(n int) {
 	if r.Failed() {
 		return
 	}
-	r.m.Clear()
-	r.m = harness.MountDisk(r.T, r.disk)
+	if n%2 == 0 {
+		r.m = r.m.Mend()
+	} else {
+		r.m.Clear()
+		r.m = harness.MountDisk(r.T, r.disk)
+	}
 	verified := r.judgeMount(leaf)
 	if err := r.area.Settle(verdict); err != nil {
 		r.Fatal(err)

@@ -38,6 +38,18 @@ func (m *Mount) Clear() {
 	}
 }
 
+// Mend mounts a disk whose daemon was killed again, at the same place, where the
+// dead mount still is.
+func (m *Mount) Mend() *Mount {
+	m.t.Helper()
+	r := Try(m.t, Varve(), "mount", m.Disk, m.Point)
+	if r.Code != 0 || !strings.Contains(r.Stderr, "was a mount of this disk whose daemon was gone; unmounted it") {
+		m.t.Fatalf("varve mount over a dead mount: exit code %d, says %q", r.Code, r.Stderr)
+	}
+	m.gone = true
+	return mounted(m.t, m.Point)
+}
+
 // Manifest is what the tests need of chain.json, read without varve: of a disk
 // whose daemon was killed nothing else tells the truth.
 type Manifest struct {

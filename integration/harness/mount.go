@@ -36,7 +36,12 @@ func MountDisk(t testing.TB, source string, flags ...string) *Mount {
 		t.Fatal(err)
 	}
 	Run(t, Varve(), append(append([]string{"mount"}, flags...), source, point)...)
+	return mounted(t, point)
+}
 
+// mounted is the mount that `varve mount` has made at a mountpoint.
+func mounted(t testing.TB, point string) *Mount {
+	t.Helper()
 	m := &Mount{Point: point, t: t}
 	t.Cleanup(m.cleanup)
 	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(point))
