@@ -136,10 +136,10 @@ func daemonGone(mountpoint string) bool {
 	}
 }
 
-// abandoned says whether nobody holds the disk that a mount shows for writing: its
-// daemon would. Into another user's mount root cannot look.
+// abandoned says of another user's mount, into which not even root can look,
+// whether nobody holds the disk that it shows for writing: its daemon would.
 func abandoned(m mounts.Mount) bool {
-	if m.ReadOnly || !isDiskDirectory(m.Source) {
+	if m.UID == os.Geteuid() || m.ReadOnly || !isDiskDirectory(m.Source) {
 		return false
 	}
 	_, _, held, err := chain.Holder(m.Source)
