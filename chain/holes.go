@@ -85,13 +85,18 @@ func (r *region) dataBytes(size int64) int64 {
 func (d *Disk) AllocatedBytes() (int64, error) { return d.allocated(d.leaf.Load()) }
 
 // LayerAllocatedBytes is the same for a layer's view, by layer id.
-func (d *Disk) LayerAllocatedBytes(id string) (int64, error) {
-	_, nodes := d.tree()
-	n := nodes[id]
-	if n == nil {
-		return 0, ErrNotExist
-	}
-	return d.allocated(n)
+func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, err error) {
+	err = d.recount(func() error {
+		_, nodes := d.tree()
+		n := nodes[id]
+		if n == nil {
+			bytes = 0
+			return ErrNotExist
+		}
+		bytes, err = d.allocated(n)
+		return err
+	})
+	return bytes, err
 }
 
 // allocated counts a view from the view below it, adding what differs where the

@@ -1,7 +1,9 @@
 package chain
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 )
@@ -96,7 +98,28 @@ func depthOf(byID map[string]*layerRecord, l *layerRecord, known map[string]int)
 }
 
 // Status is Layers with everything counted, the open files and the job.
-func (d *Disk) Status() (Status, error) {
+func (d *Disk) Status() (s Status, err error) {
+	err = d.recount(func() error {
+		s, err = d.countAll()
+		return err
+	})
+	return s, err
+}
+
+// recount runs a count of what the tree holds, and again when it met a layer
+// that was closed meanwhile because the tree lost it. A count has a section for
+// each layer, or less: one for all would hold up jobs.
+func (d *Disk) recount(count func() error) error {
+	for {
+		before, _ := d.tree()
+		err := count()
+		if now, _ := d.tree(); now == before || !errors.Is(err, os.ErrClosed) {
+			return err
+		}
+	}
+}
+
+func (d *Disk) countAll() (Status, error) {
 	s := Status{Version: 1, Disk: d.dir, Size: d.Size(), Layers: d.Layers(), Open: []OpenStatus{}}
 	m, nodes := d.tree()
 	s.Leaf = m.Leaf
