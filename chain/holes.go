@@ -82,7 +82,13 @@ func (r *region) dataBytes(size int64) int64 {
 }
 
 // AllocatedBytes is how many bytes of the leaf's view are data.
-func (d *Disk) AllocatedBytes() (int64, error) { return d.allocated(d.leaf.Load()) }
+func (d *Disk) AllocatedBytes() (bytes int64, err error) {
+	err = d.recount(func() error {
+		bytes, err = d.allocated(d.leaf.Load())
+		return err
+	})
+	return bytes, err
+}
 
 // LayerAllocatedBytes is the same for a layer's view, by layer id.
 func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, err error) {
