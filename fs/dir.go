@@ -121,6 +121,12 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, 
 	if in.NodeId != nodeLayers || in.Newdir != nodeLayers {
 		return fuse.EPERM
 	}
+	// The kernel let in whoever may write to layers/, with --uid or --umask
+	// another than the mounting user; commands are the mounting user's, as
+	// control/ is.
+	if in.Uid != f.daemon && in.Uid != 0 {
+		return fuse.EPERM
+	}
 	from, isLayer := strings.CutSuffix(oldName, layerSuffix)
 	if !isLayer {
 		return fuse.ENOENT
