@@ -87,7 +87,8 @@ func (n *node) IsZero(off, length int64) (bool, error) {
 	if n.absorbing.Load() {
 		return n.isZeroLive(off, length)
 	}
-	for end := off + length; off < end; {
+	// What lies past the view's end is zeros (M2), and needs no look at regions.
+	for end := min(off+length, n.size()); off < end; {
 		r, err := n.region(off >> regionBits)
 		if err != nil {
 			return false, err

@@ -14,10 +14,16 @@ func (o *Overlay) Discard(off, length int64, below Backing) error {
 }
 
 func (o *Overlay) discard(off, length int64, below Backing) error {
+	far := minFar
 	for length > 0 {
-		n, err := o.skipZero(off, length, below)
+		n, err := o.skipZero(off, length, far, below)
 		if err != nil {
 			return err
+		}
+		if n <= o.clusterSize() {
+			far = minFar
+		} else {
+			far = min(2*far, maxFar)
 		}
 		if n == 0 {
 			in := off & (o.clusterSize() - 1)
@@ -31,9 +37,16 @@ func (o *Overlay) discard(off, length int64, below Backing) error {
 	return nil
 }
 
+// How far skipZero looks below at once. It doubles as long as all is zeros: the
+// growth by a petabyte must not look at each 16 MiB of it.
+const (
+	minFar = int64(16 << 20)
+	maxFar = int64(1 << 40)
+)
+
 // skipZero is how many bytes from off on need no discard because this layer
-// says nothing and what is below is zero.
-func (o *Overlay) skipZero(off, length int64, below Backing) (int64, error) {
+// says nothing and what is below, looked at as far as far says, is zero.
+func (o *Overlay) skipZero(off, length, far int64, below Backing) (int64, error) {
 	e, err := o.Lookup(off, length)
 	if err != nil || e.Kind == Data {
 		return 0, err
@@ -43,7 +56,7 @@ func (o *Overlay) skipZero(off, length int64, below Backing) (int64, error) {
 	}
 	// Far first, then only this cluster: one look per cluster must not cost a
 	// scan of everything up to the next data.
-	for _, n := range []int64{16 << 20, o.clusterSize() - off&(o.clusterSize()-1)} {
+	for _, n := range []int64{far, o.clusterSize() - off&(o.clusterSize()-1)} {
 		n = min(n, e.Length)
 		zero, err := below.IsZero(off, n)
 		if err != nil {
@@ -116,7 +129,7 @@ func (o *Overlay) clearSubclusters(s *slice, i int, cluster int64, mask uint32, 
 // zeroPart makes part of one subcluster zeros; the stripe is the caller's.
 func (o *Overlay) zeroPart(cluster, in, n int64, below Backing) error {
 	off := cluster<<o.clusterBits + in
-	skip, err := o.skipZero(off, n, below)
+	skip, err := o.skipZero(off, n, minFar, below)
 	if err != nil || skip >= n {
 		return err
 	}

@@ -28,3 +28,27 @@ func TestRefcountTableGrows(t *testing.T) {
 	m.must(m.write(1, 7<<20, 4096))
 	m.judge()
 }
+
+// countingBacking is zeros, and counts how often that is asked.
+type countingBacking struct{ asked int }
+
+func (c *countingBacking) ReadAt(p []byte, _ int64) error { clear(p); return nil }
+func (c *countingBacking) IsZero(_, _ int64) (bool, error) {
+	c.asked++
+	return true, nil
+}
+
+// TestGrowFar: growing by a petabyte looks at what is below in steps that grow,
+// too, up to what one L2 table maps.
+func TestGrowFar(t *testing.T) {
+	path := t.TempDir() + "/layer.qcow2"
+	must(t, Create(HostFS(), path, CreateOptions{Size: 1 << 20, Backing: "base.raw", BackingFormat: "raw"}))
+	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	must(t, err)
+	defer o.Close()
+	below := &countingBacking{}
+	must(t, o.Grow(1<<50, below))
+	if most := 1<<20 + 10; below.asked > most {
+		t.Errorf("asked %d times, at most %d are needed", below.asked, most)
+	}
+}
