@@ -254,3 +254,15 @@ func TestMarkedLayersAreNotJudged(t *testing.T) {
 	_, err = Open(d.Dir(), OpenOptions{HoldJob: true})
 	wantError(t, err, ErrChanged, "two")
 }
+
+// An internal snapshot of a leaf in which nothing was written shows in the header
+// only (M17).
+func TestEmptyLeafWithASnapshotInside(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	must(t, d.Close())
+	qemuTool(t, "qemu-img", "snapshot", "-c", "inside", layerPath(d, ""))
+	d = openDisk(t, d.Dir())
+	if s := states(d); s != "base base, unnamed, leaf" {
+		t.Errorf("the layers are %s", s)
+	}
+}

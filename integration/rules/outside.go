@@ -7,7 +7,7 @@ var outsideMutants = []mutant{
 		"chain.TestLeafChangedByAnotherTool"),
 	one("M17", "internal snapshots are not seen", "overlay/overlay.go",
 		"	case h.Snapshots != 0:", "	case false && h.Snapshots != 0:",
-		"chain.TestLeafChangedByAnotherTool"),
+		"chain.TestEmptyLeafWithASnapshotInside"),
 	one("M17", "the dirty bit is not seen", "overlay/overlay.go",
 		"	case h.Incompatible != IncompatibleExtendedL2:", "	case h.Incompatible&^1 != IncompatibleExtendedL2:",
 		"chain.TestLeafThatIsNotPlain"),
