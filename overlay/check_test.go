@@ -132,9 +132,10 @@ func TestCheckDamage(t *testing.T) {
 		{"bitmaps without their autoclear bit", "bitmaps,", func(d *damagedImage) { d.data[95] &^= AutoclearBitmaps }, verdictLeaks, "used not at all", ""},
 	}
 	images := map[string]checkedImage{}
-	for _, im := range checkedImages(t) {
+	for _, im := range checkedImages() {
 		images[im.name] = im
 	}
+	made := map[string][]byte{}
 	hit := make([]bool, len(stricter))
 	for _, c := range tests {
 		t.Run(c.name, func(t *testing.T) {
@@ -142,7 +143,10 @@ func TestCheckDamage(t *testing.T) {
 			if !ok {
 				t.Fatalf("no image %q", c.image)
 			}
-			d := newDamagedImage(t, im.data)
+			if made[im.name] == nil {
+				made[im.name], _ = im.bytes(t)
+			}
+			d := newDamagedImage(t, made[im.name])
 			c.do(d)
 			got, r := ourVerdict(t, d.data)
 			if got != c.verdict {
@@ -178,42 +182,40 @@ func TestCheckDamage(t *testing.T) {
 	}
 }
 
-// Several passes over a file find what one finds.
-func TestCheckInPasses(t *testing.T) {
-	for _, im := range checkedImages(t) {
-		d := newDamagedImage(t, im.data)
-		d.set(d.l2, 1<<40)
-		f := &bytesFile{data: d.data}
-		want, err := Check(context.Background(), f, "qcow2", CheckOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if want.Errors == 0 {
-			t.Errorf("%s: %+v", im.name, want)
-		}
-		for _, n := range []int64{1, 7, 1000} {
-			got, err := Check(context.Background(), f, "qcow2", CheckOptions{maxClusters: n})
-			if err != nil || got.Errors != want.Errors || got.Leaks != want.Leaks || got.UsedClusters != want.UsedClusters {
-				t.Errorf("%s, %d clusters at a time: %+v, %v, want %+v", im.name, n, got, err, want)
-			}
+// checkInPasses: several passes over a file find what one finds.
+func checkInPasses(t *testing.T, data []byte) {
+	t.Helper()
+	d := newDamagedImage(t, data)
+	d.set(d.l2, 1<<40)
+	f := &bytesFile{data: d.data}
+	want, err := Check(context.Background(), f, "qcow2", CheckOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want.Errors == 0 {
+		t.Errorf("%+v", want)
+	}
+	for _, n := range []int64{1, 7, 1000} {
+		got, err := Check(context.Background(), f, "qcow2", CheckOptions{maxClusters: n})
+		if err != nil || got.Errors != want.Errors || got.Leaks != want.Leaks || got.UsedClusters != want.UsedClusters {
+			t.Errorf("%d clusters at a time: %+v, %v, want %+v", n, got, err, want)
 		}
 	}
 }
 
-// Progress never goes back, never over the sum, and ends at it.
-func TestCheckProgress(t *testing.T) {
-	for _, im := range checkedImages(t) {
-		for _, n := range []int64{0, 10} {
-			last, total := int64(0), int64(-1)
-			_, err := Check(context.Background(), &bytesFile{data: im.data}, "qcow2", CheckOptions{maxClusters: n, Progress: func(done, sum int64) {
-				if done <= last || done > sum || total >= 0 && sum != total {
-					t.Errorf("%s: %d of %d after %d of %d", im.name, done, sum, last, total)
-				}
-				last, total = done, sum
-			}})
-			if err != nil || last != total {
-				t.Errorf("%s: ended at %d of %d, %v", im.name, last, total, err)
+// checkProgress: it never goes back, never over the sum, and ends at it.
+func checkProgress(t *testing.T, data []byte) {
+	t.Helper()
+	for _, n := range []int64{0, 10} {
+		last, total := int64(0), int64(-1)
+		_, err := Check(context.Background(), &bytesFile{data: data}, "qcow2", CheckOptions{maxClusters: n, Progress: func(done, sum int64) {
+			if done <= last || done > sum || total >= 0 && sum != total {
+				t.Errorf("progress: %d of %d after %d of %d", done, sum, last, total)
 			}
+			last, total = done, sum
+		}})
+		if err != nil || last != total {
+			t.Errorf("progress: ended at %d of %d, %v", last, total, err)
 		}
 	}
 }
