@@ -33,9 +33,10 @@ const defaultMaxProblems = 100
 
 // Problem is something in an image that is not as the format wants it.
 type Problem struct {
-	Leak   bool   // space is lost, nothing else; otherwise an error
-	Offset int64  // host offset in bytes of what is wrong
-	Text   string // in words, without the file's name
+	Leak     bool   // space is lost, nothing else; otherwise an error
+	Refcount bool   // it is the refcount that is wrong, not what uses the cluster
+	Offset   int64  // host offset in bytes of what is wrong
+	Text     string // in words, without the file's name
 }
 
 // CheckResult says what Check found.
@@ -178,6 +179,15 @@ func (c *checker) errorf(offset int64, format string, args ...any) {
 	}
 }
 
+// refcountErrorf notes a refcount that is an error.
+func (c *checker) refcountErrorf(offset int64, format string, args ...any) {
+	n := len(c.result.Problems)
+	c.errorf(offset, format, args...)
+	if len(c.result.Problems) > n {
+		c.result.Problems[n].Refcount = true
+	}
+}
+
 // leakRun is leaked clusters that follow each other.
 type leakRun struct {
 	first, n       int64
@@ -207,7 +217,7 @@ func (c *checker) endLeaks() {
 	if l.n > 1 {
 		text = fmt.Sprintf("%d clusters from 0x%x on: refcount %d, used %s", l.n, at, l.refcount, times(l.uses))
 	}
-	c.result.Problems = append(c.result.Problems, Problem{Leak: true, Offset: at, Text: text})
+	c.result.Problems = append(c.result.Problems, Problem{Leak: true, Refcount: true, Offset: at, Text: text})
 }
 
 func times(n uint64) string {

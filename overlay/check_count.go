@@ -30,10 +30,10 @@ func (u *useCounts) reset(low, n int64) {
 	u.pages = make([]*usePage, (u.high-u.low+1<<usePageBits-1)>>usePageBits)
 }
 
-// page is the page that has a cluster, nil when none on it is in use. All of a
-// page lies on the same side of low and high.
+// page is the page that has a cluster, none before low; nil when nothing on it is
+// in use. All of a page lies on the same side of high.
 func (u *useCounts) page(cluster int64) *usePage {
-	if cluster < u.low || cluster >= u.high {
+	if cluster >= u.high {
 		return nil
 	}
 	return u.pages[(cluster-u.low)>>usePageBits]

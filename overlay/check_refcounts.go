@@ -105,15 +105,16 @@ func (c *checker) judge(cluster int64, refcount uint64, use uint32) {
 	c.judgeSharing(at, use)
 	switch {
 	case refcount < uses:
-		c.errorf(at, "cluster at 0x%x: refcount %d, used %s", at, refcount, times(uses))
+		c.refcountErrorf(at, "cluster at 0x%x: refcount %d, used %s", at, refcount, times(uses))
 	case refcount > uses && !(uses == maxUses && refcount > maxUses):
 		c.leaked(cluster, refcount, uses)
 	}
 	if refcount == 1 && use&usedByUncopied != 0 {
 		c.errorf(at, "cluster at 0x%x: refcount 1, but its entry lacks the COPIED flag", at)
 	}
-	if refcount != 1 && use&usedByCopied != 0 {
-		c.errorf(at, "cluster at 0x%x: refcount %d, but its entry has the COPIED flag", at, refcount)
+	// Of a refcount that is too low the error above says enough.
+	if refcount != 1 && refcount >= uses && use&usedByCopied != 0 {
+		c.refcountErrorf(at, "cluster at 0x%x: refcount %d, but its entry has the COPIED flag", at, refcount)
 	}
 }
 

@@ -72,6 +72,33 @@ func (u *usedClusters) l2Entry(at, _ int64, word, bitmap uint64) error {
 	return nil
 }
 
+// surveyOverlay finds the clusters that a layer of ours uses, and its refcount
+// blocks. Its errors are what recovery does not mend.
+func surveyOverlay(f File, h *Header, fileSize int64) (*clusterSet, []int64, error) {
+	table, err := readRefcountTable(f, h, fileSize)
+	if err != nil {
+		return nil, nil, err
+	}
+	cs := h.ClusterSize()
+	u := usedClusters{file: f, h: h, limit: (fileSize + cs - 1) / cs, blocks: table}
+	if err := u.collect(); err != nil {
+		return nil, nil, err
+	}
+	return &u.set, table, nil
+}
+
+// Mendable is nil when OpenOverlay with Unclean mends the refcounts of a layer of
+// ours; otherwise it wraps what keeps it from that: ErrNotPlain, ErrCorrupt or the
+// host's error. It reads only, and takes no lock.
+func Mendable(f File) error {
+	h, size, err := readOwnHeader(f)
+	if err != nil {
+		return err
+	}
+	_, _, err = surveyOverlay(f, h, size)
+	return err
+}
+
 // recoverOverlay mends a layer of ours that was not settled: refcounts become
 // exact, leaked clusters are given back, the file ends behind its last cluster.
 // It can be cut off anywhere and run again: refcounts that are too low are
@@ -81,16 +108,11 @@ func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	cs := h.ClusterSize()
-	table, err := readRefcountTable(f, h, info.Size)
+	used, table, err := surveyOverlay(f, h, info.Size)
 	if err != nil {
 		return err
 	}
-	u := usedClusters{file: f, h: h, limit: (info.Size + cs - 1) / cs, blocks: table}
-	if err := u.collect(); err != nil {
-		return err
-	}
-	raised, _, err := mendRefcounts(f, h, table, &u.set, true)
+	raised, _, err := mendRefcounts(f, h, table, used, true)
 	if err != nil {
 		return err
 	}
@@ -100,14 +122,14 @@ func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 			return fmt.Errorf("fdatasync %s: %w", f.Name(), err)
 		}
 	}
-	_, lowered, err := mendRefcounts(f, h, table, &u.set, false)
+	_, lowered, err := mendRefcounts(f, h, table, used, false)
 	if err != nil {
 		return err
 	}
-	if err := punchUnused(f, h, &u.set); err != nil {
+	if err := punchUnused(f, h, used); err != nil {
 		return err
 	}
-	if end := u.set.high * cs; end < info.Size {
+	if end := used.high * h.ClusterSize(); end < info.Size {
 		if err := f.Truncate(end); err != nil {
 			return err
 		}
