@@ -262,7 +262,9 @@ func (d *Disk) begin() error {
 func (d *Disk) path(l *layerRecord) string { return l.path(d.dir) }
 
 // backingName is how the header of a layer in layers/ names its backing file.
-func (d *Disk) backingName(parent *layerRecord) (name, format string) {
+func (d *Disk) backingName(parent *layerRecord) (name, format string) { return backingName(parent) }
+
+func backingName(parent *layerRecord) (name, format string) {
 	switch {
 	case parent == nil:
 		return "", ""

@@ -238,6 +238,12 @@ func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[stri
 
 // changedError says that a layer's file is not the one that it was.
 func changedError(dir string, m *manifest, l *layerRecord, changes []string) error {
+	return fmt.Errorf("%s (%s) %w: %s; it falsifies %s; %s",
+		l.label(), l.path(dir), ErrChanged, joinWords(changes), falsifiedBy(m, l), acceptWords(dir, l))
+}
+
+// falsifiedBy lists the views that a changed layer falsifies.
+func falsifiedBy(m *manifest, l *layerRecord) string {
 	var views []string
 	for _, other := range append([]*layerRecord{l}, m.above(l.ID)...) {
 		switch {
@@ -247,14 +253,19 @@ func changedError(dir string, m *manifest, l *layerRecord, changes []string) err
 			views = append(views, other.Name)
 		}
 	}
+	if len(views) == 0 {
+		return "nothing that has a name"
+	}
+	return joinWords(views)
+}
+
+// acceptWords is the way out of a changed layer.
+func acceptWords(dir string, l *layerRecord) string {
 	handle := l.Name
 	if handle == "" {
 		handle = l.ID
 	}
-	falsified := "nothing that has a name"
-	if len(views) > 0 {
-		falsified = strings.Join(views, ", ")
-	}
-	return fmt.Errorf("%s (%s) %w: %s; it falsifies %s; put the file back as it was, or, if the change is wanted: varve accept %s %s",
-		l.label(), l.path(dir), ErrChanged, strings.Join(changes, ", "), falsified, dir, handle)
+	return fmt.Sprintf("put the file back as it was, or, if the change is wanted: varve accept %s %s", dir, handle)
 }
+
+func joinWords(words []string) string { return strings.Join(words, ", ") }

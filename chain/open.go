@@ -31,6 +31,12 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	if err != nil {
 		return nil, err
 	}
+	return openUnderLock(dir, o, lock)
+}
+
+// openUnderLock is Open for a directory whose lock is held: by lock, which the disk
+// takes over, or with a nil one by the caller, who keeps it.
+func openUnderLock(dir string, o OpenOptions, lock *dirLock) (d *Disk, err error) {
 	d = newDisk(dir, o)
 	d.lock = lock
 	opened := d // "return nil, err" takes d away

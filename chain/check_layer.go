@@ -1,0 +1,260 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"varve/overlay"
+)
+
+// fileIdentity tells one file on the host from another, whatever its names.
+type fileIdentity struct{ device, inode uint64 }
+
+// checkLayer checks one layer's file and what chain.json says of it. Its error
+// ends the check; what is wrong with the layer is a finding.
+func (c *checker) checkLayer(rec *layerRecord, seen map[fileIdentity]string) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	m, path := c.manifest, rec.path(c.dir)
+	c.report.Layers = append(c.report.Layers, LayerCheck{
+		ID: rec.ID, Name: rec.Name, State: stateOf(m, rec), Format: rec.Format, File: path,
+	})
+	share := int64(0)
+	if info, err := c.fs.Stat(path); err == nil {
+		share = info.Blocks
+	}
+	defer func() {
+		c.done += share
+		c.advance(c.done)
+	}()
+	if rec.Writing {
+		what := "the disk was not unmounted cleanly; its tables are looked through at the next mount"
+		if rec.ID != m.Leaf {
+			what = "it was being written when varve was stopped"
+		}
+		c.notef(rec.ID, path, byMount, true, "%s", what)
+	}
+	f, ok := c.openForCheck(rec, path)
+	if !ok {
+		return nil
+	}
+	defer f.Close() // read only
+	if info, err := f.Stat(); err == nil {
+		identity := fileIdentity{info.Device, info.Inode}
+		if other, taken := seen[identity]; taken {
+			c.errorf(rec.ID, path, "give each layer its own file again, from a backup", false, "it is the same file as that of %s", other)
+		}
+		seen[identity] = rec.label()
+	}
+	c.checkFingerprint(rec, path, f)
+	if rec.Format != formatQcow2 {
+		c.checkSize(rec, path, f, nil)
+		return nil
+	}
+	return c.checkImage(rec, path, f, share)
+}
+
+// openForCheck opens a layer's file and locks it as a mount would, so that
+// nobody writes it meanwhile.
+func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, bool) {
+	fail := func(err error) (overlay.File, bool) {
+		wayOut := "make the file readable again, or put it back from a backup"
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			wayOut = "put it back where it was"
+			if !rec.Foreign {
+				wayOut = "put it back from a backup"
+			}
+			err = errors.New("the file is not there")
+		case errors.Is(err, overlay.ErrLocked):
+			wayOut = "stop what has it open, then check again"
+		case errors.Is(err, os.ErrPermission):
+			wayOut = "check as a user who may read it"
+		}
+		c.blockf(rec.ID, path, wayOut, "%s", withoutPath(err, path))
+		return nil, false
+	}
+	if err := checkFile(c.fs, path); err != nil {
+		return fail(err)
+	}
+	f, err := c.fs.Open(path, os.O_RDONLY, 0)
+	if err != nil {
+		return fail(err)
+	}
+	err = f.Lock(overlay.LockFrozen)
+	if errors.Is(err, overlay.ErrLocked) {
+		f.Close()
+		return fail(err)
+	}
+	if err != nil {
+		c.notef(rec.ID, path, "make sure that nobody writes it meanwhile", false, "it cannot be locked: %v", err)
+	}
+	return f, true
+}
+
+// withoutPath is an error's text without the file's path before it, which the
+// finding has already.
+func withoutPath(err error, path string) string {
+	return strings.TrimPrefix(err.Error(), path+": ")
+}
+
+// checkFingerprint compares a layer's file with what it was (M16).
+func (c *checker) checkFingerprint(rec *layerRecord, path string, f overlay.File) {
+	if rec.Writing || rec.Fingerprint == nil {
+		return
+	}
+	now, err := takeFingerprint(f, rec.Format)
+	if err != nil {
+		c.blockf(rec.ID, path, "put it back from a backup", "it cannot be read: %v", err)
+		return
+	}
+	// Another inode or device, of a restored file, is nothing to act on.
+	changes, _ := compareFingerprints(rec.Fingerprint, now)
+	switch {
+	case len(changes) == 0:
+	case rec.ID == c.manifest.Leaf:
+		c.touched = true
+		c.notef(rec.ID, path, byMount, true, "the leaf was changed by another program since it was closed (%s)", joinWords(changes))
+	default:
+		c.falsified[rec.ID] = true
+		c.blockf(rec.ID, path, acceptWords(c.dir, rec), "it was changed: %s; it falsifies %s",
+			joinWords(changes), falsifiedBy(c.manifest, rec))
+	}
+}
+
+// checkSize compares the guest size that chain.json has with the file's.
+func (c *checker) checkSize(rec *layerRecord, path string, f overlay.File, h *overlay.Header) {
+	if rec.ID == c.manifest.Leaf || rec.Writing || rec.Name == "" {
+		// The leaf's own header decides. An unnamed layer has no view that anybody
+		// sees, and a merge that was stopped may have made it larger.
+		return
+	}
+	size := int64(0)
+	if h != nil {
+		size = h.Size
+	} else if info, err := f.Stat(); err == nil {
+		size = info.Size
+	}
+	if size != rec.Size {
+		c.errorf(rec.ID, path, acceptWords(c.dir, rec), false, "the file is a disk of %d bytes, chain.json says %d", size, rec.Size)
+	}
+}
+
+// checkImage checks header, tables and refcounts of a qcow2 layer.
+func (c *checker) checkImage(rec *layerRecord, path string, f overlay.File, share int64) error {
+	before := c.done
+	result, err := overlay.Check(c.ctx, f, rec.Format, overlay.CheckOptions{MaxProblems: maxLayerFindings, Progress: func(done, total int64) {
+		if total > 0 {
+			c.advance(before + int64(float64(share)*float64(done)/float64(total)))
+		}
+	}})
+	if c.ctx.Err() != nil {
+		return c.ctx.Err()
+	}
+	if err != nil {
+		c.blockf(rec.ID, path, c.imageWayOut(rec, false), "%s", withoutPath(err, path))
+		return nil
+	}
+	h, err := overlay.ReadHeader(c.fs, path)
+	if err != nil {
+		return err
+	}
+	c.checkSize(rec, path, f, h)
+	c.checkBacking(rec, path, h)
+	mendable := false
+	if !rec.Foreign {
+		err := overlay.Mendable(f)
+		mendable = err == nil && !c.falsified[rec.ID]
+		switch {
+		case errors.Is(err, overlay.ErrNotPlain) && rec.ID == c.manifest.Leaf:
+			c.notef(rec.ID, path, "the next mount keeps it as a frozen layer and puts a new leaf on top", false, "%s", withoutPath(err, path))
+		case errors.Is(err, overlay.ErrNotPlain):
+			c.notef(rec.ID, path, "nothing has to be done; varve only reads it", false, "%s", withoutPath(err, path))
+		case err != nil && (rec.Writing || rec.ID == c.manifest.Leaf && c.touched):
+			c.blockf(rec.ID, path, c.imageWayOut(rec, false), "%s", withoutPath(err, path))
+		}
+	}
+	c.addProblems(rec, path, h, result, mendable)
+	return nil
+}
+
+// addProblems takes over what overlay.Check found; leaks as one finding.
+func (c *checker) addProblems(rec *layerRecord, path string, h *overlay.Header, result overlay.CheckResult, mendable bool) {
+	counted := &c.report.Layers[len(c.report.Layers)-1]
+	counted.Errors += result.Errors
+	counted.Leaks += result.Leaks
+	c.report.Errors += result.Errors
+	c.report.Leaks += result.Leaks
+	wayOut := c.imageWayOut(rec, mendable)
+	listed := int64(0)
+	for _, p := range result.Problems {
+		if !p.Leak {
+			can := mendable && p.Refcount
+			c.add(CheckFinding{Severity: SeverityError, Layer: rec.ID, File: path, Text: p.Text, WayOut: c.imageWayOut(rec, can), mendable: can})
+			listed++
+		}
+	}
+	if more := result.Errors - listed; more > 0 {
+		c.add(CheckFinding{Severity: SeverityError, Layer: rec.ID, File: path, Text: fmt.Sprintf("%d more errors", more), WayOut: wayOut, mendable: mendable})
+	}
+	if result.Leaks == 0 {
+		return
+	}
+	text := fmt.Sprintf("%d leaked clusters of %s: used less often than their refcounts say", result.Leaks, clusterWords(h))
+	if result.Leaks == 1 {
+		text = fmt.Sprintf("1 leaked cluster of %s: used less often than its refcount says", clusterWords(h))
+	}
+	switch {
+	case mendable && rec.Writing:
+		text += "; after a crash that is to be expected"
+	case !mendable:
+		wayOut = "it costs space only; leave it as it is"
+	}
+	c.add(CheckFinding{Severity: SeverityLeak, Layer: rec.ID, File: path, Text: text, WayOut: wayOut, mendable: mendable})
+}
+
+func clusterWords(h *overlay.Header) string {
+	if h.ClusterSize() < 1024 {
+		return fmt.Sprintf("%d bytes", h.ClusterSize())
+	}
+	return fmt.Sprintf("%d KiB", h.ClusterSize()>>10)
+}
+
+// checkBacking compares the backing file that a header names with chain.json.
+func (c *checker) checkBacking(rec *layerRecord, path string, h *overlay.Header) {
+	if rec.Foreign {
+		if err := sameBacking(c.manifest, rec, h); err != nil {
+			c.errorf(rec.ID, path, "put the header back with qemu-img rebase -u, then \"varve accept\"", false, "%v", err)
+		}
+		return
+	}
+	name, format := backingName(c.manifest.layer(rec.Parent))
+	if h.BackingName == name && h.BackingFormat == format {
+		return
+	}
+	text := fmt.Sprintf("its header names the backing file %q (%s), chain.json %q (%s)", h.BackingName, h.BackingFormat, name, format)
+	// A crash may come between the two, and both give the same view (M15).
+	if c.manifest.layer(c.manifest.Leaf).Writing || rec.Writing {
+		c.notef(rec.ID, path, byMount, true, "%s", text)
+		return
+	}
+	if h.Plain() != nil {
+		c.errorf(rec.ID, path, "set it with qemu-img rebase -u, then \"varve accept\"", false, "%s", text)
+		return
+	}
+	c.errorf(rec.ID, path, byMount, !c.falsified[rec.ID], "%s", text)
+}
+
+// imageWayOut is what to do about errors in an image's tables.
+func (c *checker) imageWayOut(rec *layerRecord, mendable bool) string {
+	switch {
+	case mendable:
+		return "a check with --repair mends it"
+	case rec.Foreign:
+		return "the file is not varve's: put it back from a backup, or repair it with qemu-img check -r all and then \"varve accept\""
+	}
+	return "put the file back from a backup, or try qemu-img check -r all on a copy of the disk directory"
+}
