@@ -19,6 +19,7 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitLeaks  = 3 // of check: nothing but lost space
 )
 
 func main() {
@@ -44,8 +45,8 @@ func usagef(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
 }
 
-// reportedError is a failure that somebody else (the daemon) has put into words
-// already.
+// reportedError is an outcome that is in words already: by the daemon, or on
+// standard output.
 type reportedError struct{ code int }
 
 func (e reportedError) Error() string { return fmt.Sprintf("failed with exit code %d", e.code) }

@@ -55,7 +55,7 @@ the disk directory was made for.`,
 		"disk": {newCreateCommand(), newMountCommand(), newUmountCommand(), newResizeCommand(), newAcceptCommand()},
 		"layer": {newSnapshotCommand(), newRevertCommand(), newDeleteCommand(), newFlattenCommand(),
 			newRenameCommand(), newCancelCommand()},
-		"see": {newListCommand(), newStatusCommand()},
+		"see": {newListCommand(), newStatusCommand(), newCheckCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

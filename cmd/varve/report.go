@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+
+	"varve/chain"
+)
+
+// reportWriter writes findings. The first error of writing stays.
+type reportWriter struct {
+	out   io.Writer
+	disk  string
+	names map[string]string // of layers, by id
+	err   error
+}
+
+func (w *reportWriter) line(text string) {
+	if w.err == nil {
+		_, w.err = fmt.Fprintln(w.out, text)
+	}
+}
+
+// name remembers what a layer is called.
+func (w *reportWriter) name(l chain.LayerCheck) {
+	if w.names == nil {
+		w.names = make(map[string]string)
+	}
+	name := l.Name
+	switch {
+	case l.State == "leaf":
+		name = "the leaf"
+	case name == "":
+		name = "unnamed"
+	}
+	w.names[l.ID] = name
+}
+
+// findings writes findings under the file that they are about, and what to do
+// once for those that follow each other with the same.
+func (w *reportWriter) findings(list []chain.CheckFinding, ways bool) {
+	for i, f := range list {
+		if i == 0 || f.File != list[i-1].File {
+			w.line(w.title(f))
+		}
+		w.wrapped("  "+fmt.Sprintf("%-5s", f.Severity)+"  ", f.Text)
+		if !ways || f.WayOut == "" || i+1 < len(list) && list[i+1].File == f.File && list[i+1].WayOut == f.WayOut {
+			continue
+		}
+		w.wrapped("         → ", f.WayOut)
+	}
+}
+
+// title names a file: within the disk directory by its place there.
+func (w *reportWriter) title(f chain.CheckFinding) string {
+	file := f.File
+	if within, err := filepath.Rel(w.disk, file); err == nil && !strings.HasPrefix(within, "..") && within != "." {
+		file = within
+	}
+	if name := w.names[f.Layer]; name != "" {
+		return fmt.Sprintf("%s (%s)", file, name)
+	}
+	return file
+}
+
+// wrapped writes words after a head, and below it where a line ends.
+func (w *reportWriter) wrapped(head, text string) {
+	line, empty := head, true
+	indent := strings.Repeat(" ", utf8.RuneCountInString(head))
+	for _, word := range strings.Fields(text) {
+		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > reportWidth {
+			w.line(line)
+			line, empty = indent, true
+		}
+		if !empty {
+			line += " "
+		}
+		line, empty = line+word, false
+	}
+	w.line(line)
+}
