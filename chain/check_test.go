@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/integration/powercut"
 	"varve/overlay"
 )
 
@@ -474,141 +475,96 @@ func TestCheckManyErrors(t *testing.T) {
 	}
 }
 
-// TestRepairPowerCut cuts the power at calls of a repair, and repairs what is
-// left: no error, no leak, every view as it was.
+// TestRepairPowerCut cuts the power after every call of a repair, and repairs
+// what is left: no error, no leak, every view as it was.
 func TestRepairPowerCut(t *testing.T) {
 	t.Parallel()
-	cuts := 0
-	seeds := uint64(4)
-	if testing.Short() {
-		seeds = 2
-	}
-	for seed := range seeds {
-		g := newSimGuest(t, seed)
-		g.open()
-		for range 40 {
-			if err := g.step(); err != nil {
-				g.note("→ %v", err)
-			}
-		}
-		must(t, g.d.Close())
-		g.fs.settle()
-		// Half of the disks were also killed.
-		if seed%2 == 1 {
-			d, err := Open(simDir, OpenOptions{FS: g.fs, HoldJob: true})
-			must(t, err)
-			must(t, d.Flush())
-			g.fs = g.fs.cut(g.cutRnd)
-			d.abandon()
-		}
-		m, err := loadManifest(g.fs, simDir)
-		must(t, err)
-		damaged := 0
-		for _, l := range m.Layers {
-			if l.Foreign {
-				continue
-			}
-			w := openWords(t, g.fs, l.path(simDir))
-			w.leak()
-			if w.word(w.h.L1Offset) != 0 {
-				w.lower()
-			}
-			must(t, w.f.Sync())
-			w.close()
-			if !l.Writing {
-				l.Fingerprint, err = fingerprintOf(g.fs, l.path(simDir), l.Format)
-				must(t, err)
-			}
-			damaged++
-		}
-		must(t, m.commit(g.fs, simDir))
-		g.fs.settle()
-		if damaged < 2 {
-			t.Fatalf("seed %d: %d layers", seed, damaged)
-		}
-		repaired := func(fs *simFS, what string) {
-			t.Helper()
-			for _, repair := range []bool{true, false} {
-				r, err := Check(context.Background(), simDir, CheckOptions{FS: fs, Repair: repair})
-				if err != nil || r.Errors+r.Leaks != 0 {
-					t.Fatalf("seed %d, %s, repair %v: %v\n%s", seed, what, repair, err, findingLines(r))
+	for _, kind := range []simKind{onRaw, blank, onChain} {
+		for _, killed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s killed %v", kind, killed), func(t *testing.T) {
+				t.Parallel()
+				g := damagedSim(t, kind, killed)
+				c := newCrashJudge(g, flags.Seed)
+				began := g.host.Clone()
+				g.host.Record()
+				must(t, c.repaired(g.host, g.worlds))
+				player, cuts := powercut.NewPlayer(began, g.host.Recorded()), 0
+				for {
+					op, ok := player.Next()
+					if !ok {
+						break
+					}
+					for what, state := range player.States(c.rnd, max(1, flags.States/flags.Stride)) {
+						cuts++
+						if err := c.repaired(state, g.worlds); err != nil {
+							t.Fatalf("power cut after %v (%s): %v\nrecord:\n%s", op, what, err, player.Story(60))
+						}
+					}
 				}
-			}
-			if err := g.reopen(fs); err != nil {
-				t.Fatalf("seed %d, %s: %v", seed, what, err)
-			}
+				if cuts < 20 {
+					t.Errorf("only %d cuts", cuts)
+				}
+				t.Logf("%d crash states", cuts)
+			})
 		}
-		if r, err := Check(context.Background(), simDir, CheckOptions{FS: g.fs}); err != nil || r.Errors == 0 && seed == 0 || r.Leaks < int64(damaged) {
-			t.Fatalf("seed %d: %v\n%s", seed, err, findingLines(r))
-		}
-		g.fs.hook = func(op, path string) error {
-			if g.cutRnd.IntN(3) == 0 {
-				cuts++
-				repaired(g.fs.cut(g.cutRnd), fmt.Sprintf("cut before %s %s", op, path))
-			}
-			return nil
-		}
-		_, err = Check(context.Background(), simDir, CheckOptions{FS: g.fs, Repair: true})
-		must(t, err)
-		g.fs.hook = nil
-		repaired(g.fs, "not cut")
-	}
-	if cuts < 20 {
-		t.Errorf("only %d cuts", cuts)
 	}
 }
 
-// What a power cut leaves has no errors, whatever was under way; a repair takes
-// the leaks.
-func TestCheckAfterPowerCut(t *testing.T) {
-	t.Parallel()
-	cuts, leaks := 0, int64(0)
-	seeds := uint64(6)
-	if testing.Short() {
-		seeds = 2
+// damagedSim makes a disk of some layers, closed or killed, whose layers of
+// varve's own have leaks and refcounts that are too low.
+func damagedSim(t *testing.T, kind simKind, killed bool) *simGuest {
+	t.Helper()
+	g := newSimGuest(t, kind, flags.Seed)
+	g.open()
+	must(t, all(
+		g.write(atStart, 30, false), g.snapshot("one", 0), g.write(atStart+5, 9, true), g.write(atEdge, 16, false),
+		g.snapshot("two", 0), g.revert("one"), g.write(atRegion, 12, false), g.flush(0),
+	))
+	must(t, g.d.Close())
+	if killed {
+		d, err := Open(g.dir, OpenOptions{FS: g.host, HoldJob: true})
+		must(t, err)
+		must(t, d.Flush())
+		g.host = g.host.Cut(g.rnd)
+		d.background.stop()
 	}
-	for seed := range seeds {
-		g := newSimGuest(t, 100+seed)
-		g.open()
-		g.fs.mu.Lock()
-		g.fs.hook = func(op, path string) error {
-			if g.failed != nil || g.cutRnd.IntN(25) != 0 {
-				return nil
-			}
-			after := g.fs.cut(g.cutRnd)
-			r, err := Check(context.Background(), simDir, CheckOptions{FS: after})
-			if err != nil || r.Errors != 0 {
-				g.failed = fmt.Errorf("cut before %s %s: %w\n%s", op, path, err, findingLines(r))
-				return nil
-			}
-			cuts++
-			leaks += r.Leaks
-			r, err = Check(context.Background(), simDir, CheckOptions{FS: after, Repair: true})
-			if err != nil || r.Errors+r.Leaks != 0 {
-				g.failed = fmt.Errorf("repair after a cut before %s %s: %w\n%s", op, path, err, findingLines(r))
-			}
-			return nil
+	g.host.Settle()
+	m, err := loadManifest(g.host, g.dir)
+	must(t, err)
+	damaged := 0
+	for _, l := range m.Layers {
+		if l.Foreign {
+			continue
 		}
-		g.fs.mu.Unlock()
-		for range 120 {
-			if err := g.step(); err != nil {
-				g.note("→ %v", err)
-			}
+		w := openWords(t, g.host, l.path(g.dir))
+		w.leak()
+		if w.word(w.h.L1Offset) != 0 {
+			w.lower()
 		}
-		g.fs.mu.Lock()
-		g.fs.hook = nil
-		failed := g.failed
-		g.fs.mu.Unlock()
-		must(t, g.d.Close())
-		if failed != nil {
-			t.Fatalf("seed %d: %v\nsteps:\n%s", seed, failed, g.story())
+		must(t, w.f.Sync())
+		w.close()
+		if !l.Writing {
+			l.Fingerprint, err = fingerprintOf(g.host, l.path(g.dir), l.Format)
+			must(t, err)
 		}
-		r, err := Check(context.Background(), simDir, CheckOptions{FS: g.fs})
+		damaged++
+	}
+	must(t, m.commit(g.host, g.dir))
+	g.host.Settle()
+	r, err := Check(context.Background(), g.dir, CheckOptions{FS: g.host})
+	if err != nil || r.Errors == 0 || r.Leaks < int64(damaged) || damaged < 3 {
+		t.Fatalf("%d layers: %v\n%s", damaged, err, findingLines(r))
+	}
+	return g
+}
+
+// repaired repairs a disk, checks it again, and opens it.
+func (c *crashJudge) repaired(state *powercut.Host, ws worlds) error {
+	for _, repair := range []bool{true, false} {
+		r, err := Check(context.Background(), c.dir, CheckOptions{FS: state, Repair: repair})
 		if err != nil || r.Errors+r.Leaks != 0 {
-			t.Fatalf("seed %d, closed: %v\n%s", seed, err, findingLines(r))
+			return fmt.Errorf("repair %v: %w\n%s", repair, err, findingLines(r))
 		}
 	}
-	if cuts < 20 || leaks == 0 {
-		t.Errorf("%d cuts, %d leaks", cuts, leaks)
-	}
+	return c.reopen(state, ws)
 }

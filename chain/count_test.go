@@ -7,12 +7,13 @@ import (
 	"testing"
 	"time"
 
+	"varve/integration/powercut"
 	"varve/overlay"
 )
 
 // lookedFS calls a function before a file is looked at or read.
 type lookedFS struct {
-	*simFS
+	*powercut.Host
 	look atomic.Pointer[func(path string)]
 }
 
@@ -22,7 +23,7 @@ type lookedFile struct {
 }
 
 func (l *lookedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
-	f, err := l.simFS.Open(path, flag, perm)
+	f, err := l.Host.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
 	}
@@ -37,22 +38,12 @@ func (f *lookedFile) looked() {
 
 func (f *lookedFile) Stat() (overlay.Info, error) {
 	f.looked()
-	info, err := f.File.Stat()
-	if err == nil && f.File.(*simFile).closed() {
-		err = os.ErrClosed
-	}
-	return info, err
+	return f.File.Stat()
 }
 
 func (f *lookedFile) ReadAt(p []byte, off int64) (int, error) {
 	f.looked()
 	return f.File.ReadAt(p, off)
-}
-
-func (f *simFile) closed() bool {
-	f.fs.mu.Lock()
-	defer f.fs.mu.Unlock()
-	return f.gone
 }
 
 // TestCountWhileLayersGo: a look at the status, or at how much of a view is
@@ -69,7 +60,7 @@ func TestCountWhileLayersGo(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			host := &lookedFS{simFS: hostileDisks(t)[0]}
+			host := &lookedFS{Host: hostileDisks(t)[0]}
 			d, err := Open(hostileDir, OpenOptions{FS: host})
 			must(t, err)
 			defer func() { must(t, d.Close()) }()

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +57,14 @@ func (c *crashJudge) judge(state *powercut.Host, ws worlds) error {
 		if err := c.judgeWithQemu(state, ws); err != nil {
 			return err
 		}
+	}
+	if powercut.Sometimes(c.rnd, flags.Again) {
+		// As varve check sees it, and repairs it.
+		r, err := Check(context.Background(), c.dir, CheckOptions{FS: state})
+		if err != nil || r.Errors > 0 {
+			return fmt.Errorf("check: %w\n%s", err, findingLines(r))
+		}
+		return c.repaired(state, ws)
 	}
 	if !powercut.Sometimes(c.rnd, flags.Again) {
 		return c.reopen(state, ws)
