@@ -152,10 +152,23 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		files[rec.ID] = l.file
 		return n, nil
 	}
+	type identity struct{ device, inode uint64 }
+	seen := make(map[identity]*layerRecord)
 	for _, rec := range d.manifest.Layers {
-		if _, err := open(rec); err != nil {
+		n, err := open(rec)
+		if err != nil {
 			return err
 		}
+		// A file that is two layers would change under one of them.
+		info, err := n.layer().file.Stat()
+		if err != nil {
+			return fmt.Errorf("open %s: %w", rec.label(), err)
+		}
+		at := identity{info.Device, info.Inode}
+		if other := seen[at]; other != nil {
+			return fmt.Errorf("%w: %s and %s are the same file, %s", ErrCorrupt, other.label(), rec.label(), n.layer().path)
+		}
+		seen[at] = rec
 	}
 	for _, rec := range d.manifest.Layers {
 		n := d.nodes[rec.ID]
