@@ -406,6 +406,9 @@ func (s *soak) flat(use harness.Use) error {
 	if s.warm == nil {
 		return nil
 	}
+	if harness.Raced() {
+		use.RSS = 0 // the race detector's memory is not bounded
+	}
 	var more []string
 	for _, c := range []struct {
 		what             string

@@ -30,6 +30,10 @@ const (
 // Long tells whether the long tests are asked for (VARVE_LONG is set).
 func Long() bool { return os.Getenv(longVariable) != "" }
 
+// Raced tells whether varve is built with the race detector, which has memory of
+// its own (VARVE_RACE is set).
+func Raced() bool { return os.Getenv(raceVariable) != "" }
+
 // Main runs the tests of a package and gives the exit code for os.Exit. It
 // fails when this machine lacks a tool, when the tests are not run as root,
 // and when a test left a mount, a loop device or a process behind.
