@@ -266,3 +266,24 @@ func TestEmptyLeafWithASnapshotInside(t *testing.T) {
 		t.Errorf("the layers are %s", s)
 	}
 }
+
+// A layer whose header another tool has changed, to the same view, and whose
+// change was accepted: its header follows chain.json again, and it is marked
+// before that is written (M16).
+func TestAcceptedLayerFollowsToo(t *testing.T) {
+	d, fs := mergeCases[0].build(t)
+	must(t, d.Close())
+	path, parent := layerPath(d, "two"), layerPath(d, "one")
+	qemuTool(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", parent, "-F", "qcow2", path)
+	must(t, Accept(d.Dir(), "two", OpenOptions{}))
+	fs.audit(d.Dir())
+	d = openWatched(t, fs, d.Dir())
+	fs.verdict(t, "open")
+	p, err := os.ReadFile(path)
+	must(t, err)
+	off, n := binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint32(p[16:])
+	if name := string(p[off : off+uint64(n)]); name != filepath.Base(parent) {
+		t.Errorf("the header names %q", name)
+	}
+	must(t, reading(t, d, 1, 0, 4096).Wait())
+}

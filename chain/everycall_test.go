@@ -173,6 +173,9 @@ func (c jobCase) run(t *testing.T, action string, n int) bool {
 		}
 	}
 	check("when the job has ended")
+	must(t, act(d, "write")) // it goes where it has to go by now
+	views.act("write")
+	check("after further writes")
 	if action == "cancel" {
 		id, err := d.DeleteUnnamed()
 		finish(t, d, id, err)

@@ -36,7 +36,7 @@ type watchedFS struct {
 
 type fileAccount struct {
 	changes int // since the file was synced
-	opens   int
+	times   int // the same, with its times, which fdatasync leaves out
 	locked  overlay.LockMode
 }
 
@@ -110,7 +110,6 @@ func (w *watchedFS) Open(path string, flag int, perm os.FileMode) (overlay.File,
 			w.names[path] = true
 			w.created[path] = true
 		}
-		w.account(path).opens++
 	})
 	if err != nil {
 		return nil, err
@@ -153,7 +152,11 @@ type watchedFile struct {
 
 // change makes a call that changes the file.
 func (f *watchedFile) change(op string, off, length int64, do func() error) error {
-	return f.fs.call(interleave.Call{Op: op, Path: f.Name(), Off: off, Length: length}, do, func() { f.fs.account(f.Name()).changes++ })
+	return f.fs.call(interleave.Call{Op: op, Path: f.Name(), Off: off, Length: length}, do, func() {
+		a := f.fs.account(f.Name())
+		a.changes++
+		a.times++
+	})
 }
 
 func (f *watchedFile) ReadAt(p []byte, off int64) (n int, err error) {
@@ -186,18 +189,24 @@ func (f *watchedFile) PunchHole(off, length int64) error {
 }
 
 // sync syncs; what is written meanwhile is not covered.
-func (f *watchedFile) sync(do func() error) error {
-	var before int
+func (f *watchedFile) sync(do func() error, times bool) error {
+	var before fileAccount
 	return f.fs.call(interleave.Call{Op: "sync", Path: f.Name()}, func() error {
 		f.fs.mu.Lock()
-		before = f.fs.account(f.Name()).changes
+		before = *f.fs.account(f.Name())
 		f.fs.mu.Unlock()
 		return do()
-	}, func() { f.fs.account(f.Name()).changes -= before })
+	}, func() {
+		a := f.fs.account(f.Name())
+		a.changes -= before.changes
+		if times {
+			a.times -= before.times
+		}
+	})
 }
 
-func (f *watchedFile) Datasync() error { return f.sync(f.File.Datasync) }
-func (f *watchedFile) Sync() error     { return f.sync(f.File.Sync) }
+func (f *watchedFile) Datasync() error { return f.sync(f.File.Datasync, false) }
+func (f *watchedFile) Sync() error     { return f.sync(f.File.Sync, true) }
 
 func (f *watchedFile) Lock(mode overlay.LockMode) error {
 	return f.fs.call(interleave.Call{Op: "lock", Path: f.Name(), Off: int64(mode)}, func() error { return f.File.Lock(mode) },
@@ -321,12 +330,14 @@ func (w *watchedFS) judgeCommit(fault func(string, ...any)) {
 			}
 		}
 		old := w.committed.layer(l.ID)
-		changes := w.account(path).changes
+		changes, times := w.account(path).changes, w.account(path).times
 		switch {
 		case old == nil && changes > 0:
 			fault("the new %s is not durable (M11)", l.File)
 		case !l.Writing && changes > 0:
 			fault("%s is called settled and is not durable (M16)", l.File)
+		case !l.Writing && times > 0:
+			fault("%s is called settled and its time, part of the fingerprint, is not durable (M16)", l.File)
 		case !l.Writing && l.Fingerprint == nil && l.ID != m.Leaf:
 			fault("%s is called settled and has no fingerprint (M16)", l.File)
 		}

@@ -241,12 +241,6 @@ func (f *memFile) crashStates() []crashState {
 	return states
 }
 
-func (f *memFile) dirty() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.pending) > 0
-}
-
 // save writes a content to a file of the host.
 func (c memContent) save(tb testing.TB, path string) {
 	tb.Helper()

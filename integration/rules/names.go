@@ -86,7 +86,7 @@ var namesMutants = []mutant{
 		"chain.TestMarkedLayersAreNotJudged"),
 	one("M16", "a header is mended before its layer is marked", "chain/open.go",
 		"	markWriting(m, astray...)\n	if err := d.commit(m); err != nil {\n		return err\n	}\n", "	markWriting(m, astray...)\n",
-		"chain.TestHeadersFollowAfterACrash"),
+		"chain.TestAcceptedLayerFollowsToo"),
 	one("M16", "a layer is judged while it is written", "chain/fingerprint.go",
 		"		if l.ID == m.Leaf || l.Writing {", "		if l.ID == m.Leaf {",
 		"chain.TestCheckFingerprints", "chain.TestMarkedLayersAreNotJudged"),

@@ -27,7 +27,7 @@ var outsideMutants = []mutant{
 		"		unclean = changed\n", "",
 		"chain.TestLeafThatIsNotPlain", "chain.TestLeafChangedByAnotherTool"),
 	one("M17", "such a leaf gets no new one on top", "chain/open.go",
-		"		if err := d.coverLeaf(m, leaf); err != nil {", "		if err := error(nil); err != nil {",
+		"		if err := d.coverLeaf(m, leaf); err != nil {", "		if err := error(nil); leaf == nil && err != nil {",
 		"chain.TestLeafThatIsNotPlain"),
 	one("M17", "the log says nothing", "chain/open.go",
 		"		if rec.ID == d.manifest.Leaf {\n			d.log.Warn", "		if false && rec.ID == d.manifest.Leaf {\n			d.log.Warn",

@@ -87,12 +87,9 @@ var treeMutants = []mutant{
 		"	if n := min(length, v.frontier-off); n > 0 {", "	if n := min(length, v.frontier-off); n > 0 && v.frontier == 1<<63-1 {",
 		"chain.TestWriteBehindTheFrontier"),
 
-	one("M14", "the views above are not resolved again after a merge", "chain/merge.go",
-		"	d.gate.Unlock()\n	d.dropRegions(n, 0, n.size())\n	d.install", "	d.gate.Unlock()\n	d.install",
-		"chain.TestReaderAcrossAMerge", "chain.TestEveryCallOfAJob"),
 	one("M14", "a cancelled move is left half way", "chain/job.go",
 		"	if err := d.stopAbsorbing(m); err != nil {", "	if err := error(nil); err != nil {",
-		"chain.TestEveryCallOfAJob"),
+		"chain.TestCancelMeetsAReader"),
 	one("M14", "a snapshot in the middle of a move goes on routing writes", "chain/snapshot.go",
 		"	d.move = nil\n	d.flushes.swap(old, leaf)", "	d.flushes.swap(old, leaf)",
 		"chain.TestSnapshotMeetsAMove"),
