@@ -97,7 +97,7 @@ func DirFor(image string) (string, error) {
 
 // Create makes a disk directory: a blank disk of a size, or one on a foreign
 // image with all that it stands on. It is built under another name beside dir
-// and gets its name when all of it is durable, so nothing of it is left when
+// and gets its name when all of it is durable (D12), so nothing of it is left when
 // Create fails; what a crash left is removed by the next Create of that dir.
 // Foreign files are only read. The error wraps ErrExist when dir is there,
 // ErrInvalid for what cannot be a disk, ErrInUse while another varve creates

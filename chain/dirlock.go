@@ -57,7 +57,7 @@ type dirLock struct {
 	failed bool
 }
 
-// lockDir takes the lock of a disk directory, exclusively for whoever writes,
+// lockDir takes the lock of a disk directory (D22), exclusively for whoever writes,
 // shared for whoever only reads; the latter writes nothing, so it goes on
 // without a lock where there is no lock file or the medium knows no locks. Another
 // holder is waited for at most as long as wait, then the error wraps ErrInUse and

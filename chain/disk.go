@@ -275,7 +275,7 @@ func backingName(parent *layerRecord) (name, format string) {
 	}
 }
 
-// Flush makes every write that was completed before the call durable.
+// Flush makes every write that was completed before the call durable (D1).
 func (d *Disk) Flush() error {
 	if d.readOnly {
 		return nil

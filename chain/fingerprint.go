@@ -202,7 +202,7 @@ func stamp(nanoseconds int64) string {
 // checkFingerprints compares the files of all frozen layers, by layer id, with
 // what chain.json says of them. Layers that are being written are not judged
 // (M16). The error wraps ErrChanged and names the layer, what changed, the
-// views that it falsifies and the way out. The image locks must be held.
+// views that it falsifies and the way out (D21). The image locks must be held.
 func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[string]overlay.File) error {
 	var first error
 	var others []string

@@ -228,7 +228,7 @@ const (
 	flushInterval = 5 * time.Second
 )
 
-// background flushes when tables pile up and now and then, so that a guest
+// background flushes when tables pile up and now and then (D7), so that a guest
 // that never flushes bounds memory, and punches what flushes made due.
 type background struct {
 	disk  *Disk

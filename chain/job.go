@@ -113,7 +113,7 @@ func (d *Disk) startJob(rec *jobRecord) {
 	go d.runJob(j)
 }
 
-// resumeJob goes on with the job that chain.json records.
+// resumeJob goes on with the job that chain.json records (D10).
 func (d *Disk) resumeJob() {
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
@@ -169,7 +169,7 @@ func (d *Disk) workOn(j *job) (err error) {
 }
 
 // endJob takes a job that did not finish out of chain.json and settles what it
-// wrote. Every view is right as it is. When that cannot be written, the next
+// wrote. Every view is right as it is (D11). When that cannot be written, the next
 // Open takes the job up again.
 func (d *Disk) endJob(j *job, o jobOutcome) {
 	d.opMu.Lock()

@@ -24,7 +24,8 @@ type layerState struct {
 	over *overlay.Overlay // nil for a frozen layer
 }
 
-// openFrozen opens a layer for reading, with the lock of a backing file (M18).
+// openFrozen opens a layer for reading, with the lock of a backing file (M18); a
+// foreign one in no way that could write it (D18).
 // Layers of ours are opened read-write when the disk is: a job may write them
 // later, and a second open of the same file would conflict with our own lock.
 func openFrozen(fs overlay.FS, path, format string, foreign, readOnly bool) (*layer, error) {

@@ -105,7 +105,7 @@ func loadManifest(fs overlay.FS, dir string) (*manifest, error) {
 
 // commit replaces dir's chain.json: temp file, fsync, rename, fsync of the
 // directory. It is the one place that writes chain.json. On success the
-// manifest is durable. On failure chain.json is the old one, unless the error
+// manifest is durable (D17). On failure chain.json is the old one, unless the error
 // wraps errCommitUnknown. An invalid manifest is not written (ErrCorrupt).
 func (m *manifest) commit(fs overlay.FS, dir string) error {
 	path := filepath.Join(dir, manifestName)

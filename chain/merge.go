@@ -20,7 +20,7 @@ const copyWindow = 48 << 20
 //	      stood on, and x's file goes.
 //	down: what c has goes into x; then x's file is c's, and c's own file goes.
 //
-// c's view is the same at every moment (M14), x's own is nobody's.
+// c's view is the same at every moment (M14, D8), x's own is nobody's.
 func (d *Disk) mergeLayer(j *job) error {
 	x, c, direction, err := d.prepareMerge(j)
 	if err != nil || x == nil {

@@ -114,7 +114,7 @@ func (d *Disk) abandon() {
 	}
 }
 
-// removeStrays removes files that a crash left behind: those of layers that
+// removeStrays removes files that a crash left behind (D19): those of layers that
 // chain.json says are gone, and those made for a number that no committed
 // chain.json counts as used (M15).
 func (d *Disk) removeStrays() error {
@@ -241,7 +241,7 @@ func touchedByOthers(f overlay.File, rec *layerRecord) (bool, error) {
 	return len(changes) > 0, nil
 }
 
-// putInOrder makes the files follow chain.json after a crash (M15), settles
+// putInOrder makes the files follow chain.json after a crash (M15, D16), settles
 // what was being written, and marks the leaf as being written from now on.
 func (d *Disk) putInOrder() error {
 	if err := d.markAstray(); err != nil {

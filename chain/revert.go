@@ -7,7 +7,7 @@ import (
 
 // Revert sets the leaf aside and starts a new one on the named layer ("base"
 // too; on a blank disk "base" is the blank disk that it began as). The leaf
-// that an earlier revert set aside is removed, unless nothing was written
+// that an earlier revert set aside is removed (D13), unless nothing was written
 // since: then that one stays, and the empty leaf goes. ErrBusy while disk.raw
 // is open or a job runs.
 func (d *Disk) Revert(name string) error {

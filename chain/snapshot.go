@@ -69,7 +69,7 @@ func checkNew(m *manifest, name string) error {
 
 // Snapshot freezes the leaf under a name and goes on in a new leaf. It returns
 // when what the guest had written before is durable. Writers wait only for the
-// writes in flight, never for chain.json (M11).
+// writes in flight, never for chain.json (M11, D9).
 func (d *Disk) Snapshot(name string) error {
 	if err := d.begin(); err != nil {
 		return err

@@ -179,7 +179,7 @@ func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
 		AllowOther:        o.AllowOther || given.allowOther,
 		FsName:            o.FsName,
 		Name:              "varve",
-		Options:           append([]string{"default_permissions"}, given.kernel...), // M19
+		Options:           append([]string{"default_permissions"}, given.kernel...), // M19, D24
 		DirectMountStrict: s.direct,
 		DirectMountFlags:  given.flags,
 		MaxWrite:          maxRequest,

@@ -10,7 +10,7 @@ import (
 // refcounts ahead of them.
 //
 // Refcounts are written as 1 for a batch of clusters before the first of them
-// is given out (M7): a crash leaves refcounts that are exact or too high,
+// is given out (M7, D14): a crash leaves refcounts that are exact or too high,
 // which qemu-img check calls leaks. A cluster once given out is never given
 // out again by a live layer (M3).
 //

@@ -2,7 +2,7 @@ package overlay
 
 import "sync"
 
-// Discard makes a range read as zeros. Whole subclusters get zero bits and
+// Discard makes a range read as zeros (D5). Whole subclusters get zero bits and
 // their blocks are punched after the next Flush, by Punch (M6); the host
 // cluster stays theirs (M3). What already reads as zeros is left alone. The
 // ends that cover a subcluster in part are written as zeros.

@@ -126,7 +126,7 @@ func (o *Overlay) capture() *captured {
 	return c
 }
 
-// publish writes what was captured: data and refcounts durable, then the L2
+// publish writes what was captured (D2): data and refcounts durable, then the L2
 // entries, then the L1 entries that name new tables, then all that durable
 // (M4, M7). A new table is durable as a run of zeros, an empty table, before
 // an L1 entry can name it, so L2 and L1 need no barrier between them.

@@ -176,7 +176,7 @@ func readTable(f File, p []byte, off int64) error {
 
 // ParseHeader decodes the header of the qcow2 file called name from its first
 // cluster, which may be cut where the file ends, and checks all that it says
-// against the file's size in bytes. It does no I/O. Errors wrap ErrCorrupt, or
+// against the file's size in bytes (D23). It does no I/O. Errors wrap ErrCorrupt, or
 // ErrUnsupported for what varve does not read.
 func ParseHeader(name string, cluster0 []byte, fileSize int64) (*Header, error) {
 	p := headerParser{name: name, data: cluster0, fileSize: fileSize}

@@ -19,7 +19,7 @@ import (
 // 200+n for "forbids n". Who wants n looks whether anybody holds 200+n, who
 // forbids n whether anybody holds 100+n. QEMU takes the locks first and looks
 // then, so of two that come at once at least one sees the other. varve does
-// the same with the same bytes (M18).
+// the same with the same bytes (M18, D20).
 const (
 	lockReads         = 100
 	lockWrites        = 101

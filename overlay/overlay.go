@@ -300,7 +300,7 @@ func (o *Overlay) Header() Header {
 }
 
 // Failed is the first error of a write-back, or nil. It is sticky: nothing
-// that the file holds is certain until it is opened again (M10).
+// that the file holds is certain until it is opened again (M10, D3).
 func (o *Overlay) Failed() error {
 	if p := o.failed.Load(); p != nil {
 		return *p

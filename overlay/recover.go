@@ -101,7 +101,7 @@ func Mendable(f File) error {
 
 // recoverOverlay mends a layer of ours that was not settled: refcounts become
 // exact, leaked clusters are given back, the file ends behind its last cluster.
-// It can be cut off anywhere and run again: refcounts that are too low are
+// It can be cut off anywhere and run again (D16): refcounts that are too low are
 // raised, durably, before any is lowered.
 func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 	info, err := f.Stat()

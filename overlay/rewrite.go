@@ -25,7 +25,7 @@ func (o *Overlay) switchHeader(h *Header) error {
 }
 
 // SetBacking changes the name and format of the backing file in the header; ""
-// for none. The new backing file must give the layer the same view (M15).
+// for none. The new backing file must give the layer the same view (M15, D15).
 func (o *Overlay) SetBacking(name, format string) error {
 	if len(name) > maxBackingName {
 		return fmt.Errorf("%s: the backing name has %d bytes, at most %d are possible", o.file.Name(), len(name), maxBackingName)

@@ -187,7 +187,7 @@ func (o *Overlay) ensureSlice(cluster int64) (*slice, int, error) {
 
 // makeTable allocates an L2 table. Its blocks on the host are reserved now, so
 // that ENOSPC is met by the write that needs the table and not by a later
-// flush (M10). The cluster was never used, so it reads as zeros, which is an
+// flush (M10, D6). The cluster was never used, so it reads as zeros, which is an
 // empty table: the L1 entry may become durable before the table's content.
 func (o *Overlay) makeTable(l1 int64) error {
 	o.tableMu.Lock()

@@ -110,7 +110,8 @@ func (o *Overlay) ReadHost(p []byte, host int64) error {
 // WriteAt writes p at off. Subclusters that it covers in part are completed
 // from below, which may be nil where nothing is below. The data is in the
 // file, and found by reads, when it returns; it is durable after a Flush that
-// starts later. p must lie within the layer.
+// starts later. p must lie within the layer. An error leaves each sector as it
+// was or as p has it (D4).
 func (o *Overlay) WriteAt(p []byte, off int64, below Backing) error {
 	if err := o.Failed(); err != nil {
 		return err
