@@ -1,14 +1,11 @@
 package integration
 
 import (
-	"bytes"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -406,57 +403,6 @@ func (r *killRun) fioPass() int {
 	return result.Code
 }
 
-// writerProcess is a process that writes stamps.
-type writerProcess struct {
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	words bytes.Buffer
-}
-
-// startWriters starts the writers of an area in a process of their own.
-func startWriters(t *testing.T, area stamps.Area, seed uint64) *writerProcess {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &writerProcess{cmd: exec.Command(exe)}
-	w.cmd.Env = append(os.Environ(), area.Environment(seed))
-	w.cmd.Stderr = &w.words
-	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = w.cmd.Process.Kill() })
-	return w
-}
-
-// gone waits for the end of writers whose disk has gone away.
-func (w *writerProcess) gone(t *testing.T) {
-	t.Helper()
-	w.ended(t, stamps.CodeGone)
-	_ = w.stdin.Close()
-}
-
-// stop asks the writers to end, and waits.
-func (w *writerProcess) stop(t *testing.T) {
-	t.Helper()
-	_ = w.stdin.Close()
-	w.ended(t, 0)
-}
-
-func (w *writerProcess) ended(t *testing.T, code int) {
-	t.Helper()
-	timer := time.AfterFunc(time.Minute, func() { _ = w.cmd.Process.Kill() })
-	defer timer.Stop()
-	_ = w.cmd.Wait() // the exit code tells
-	if got := w.cmd.ProcessState.ExitCode(); got != code {
-		t.Errorf("the writers ended with exit code %d, want %d: %s", got, code, w.words.String())
-	}
-}
-
 func (r *killRun) startWriters(seed uint64) *writerProcess {
 	r.Helper()
 	r.area.File = r.m.Raw()
@@ -482,110 +428,6 @@ func (r *killRun) waitForWrites() {
 		}
 		return nil
 	})
-}
-
-// judgeFiles judges what lies there after a kill, with qemu-img. It gives a copy
-// of the leaf's view and what the record says of it.
-func (r *killRun) judgeFiles(manifest harness.Manifest) (leaf string, verdict stamps.Verdict) {
-	r.Helper()
-	names := map[string]bool{}
-	for _, l := range manifest.Layers {
-		names[l.Name] = true
-		if l.Format == "qcow2" {
-			harness.CheckImageAfterCrash(r.T, l.File)
-		}
-		switch {
-		case l.ID == manifest.Leaf:
-			leaf = filepath.Join(r.TempDir(), "leaf.raw")
-			harness.Convert(r.T, l.File, l.Format, leaf, "raw")
-		case l.Name == "":
-		case r.views[l.Name] != "":
-			harness.SameContent(r.T, r.views[l.Name], "raw", l.File, l.Format)
-		default:
-			r.judgeSnapshot(l)
-		}
-	}
-	for _, s := range r.taken {
-		if s.returned && !names[s.name] {
-			r.Errorf("snapshot %s was reported done, and is not there", s.name)
-		}
-	}
-	for name, done := range r.gone {
-		if done && names[name] {
-			r.Errorf("the delete of %s was reported done, and it is still there", name)
-		}
-		if !names[name] {
-			delete(r.views, name)
-		}
-	}
-	for name := range r.views {
-		if !names[name] {
-			r.Errorf("snapshot %s is no longer there", name)
-		}
-	}
-	verdict, err := r.area.Judge(leaf, r.first)
-	if err != nil {
-		r.Errorf("the leaf: %v", err)
-	}
-	if !bytes.Equal(load(r.T, leaf)[bulkArea:bulkArea+bulkBytes], r.bulk) {
-		r.Error("the leaf's bulk area is not what was fsynced")
-	}
-	return leaf, verdict
-}
-
-// judgeSnapshot looks at a view for the first time.
-func (r *killRun) judgeSnapshot(l harness.ManifestLayer) {
-	r.Helper()
-	i := slices.IndexFunc(r.taken, func(s *snapshot) bool { return s.name == l.Name })
-	if i < 0 {
-		r.Errorf("there is a snapshot %s that nobody asked for", l.Name)
-		return
-	}
-	s := r.taken[i]
-	if _, err := r.area.JudgeSnapshot(r.keep(l), r.first, s.before, s.after, s.returned); err != nil {
-		r.Errorf("snapshot %s (reported done: %v): %v", l.Name, s.returned, err)
-	}
-}
-
-// judgeMount judges the disk after it was mounted again: at once, and when the
-// job that was under way has ended. It gives the number of slots that fio judged.
-func (r *killRun) judgeMount(leaf string) (verified int) {
-	r.Helper()
-	r.judgeViews(leaf)
-	r.m.FinishJob(2 * time.Minute)
-	harness.Eventually(r.T, time.Minute, func() error {
-		if j := harness.ReadManifest(r.T, r.disk).Job; j != nil {
-			return fmt.Errorf("chain.json still has job %s (%s)", j.ID, j.Kind)
-		}
-		return nil
-	})
-	for _, l := range r.m.Status().Layers {
-		if l.State == "unnamed" {
-			r.Errorf("layer %s is still there, unnamed, after the job ended", l.ID)
-		}
-	}
-	r.judgeViews(leaf)
-	for _, s := range r.slots {
-		if s != nil {
-			s.verify(r.T, r.m.Raw())
-			verified++
-		}
-	}
-	return verified
-}
-
-func (r *killRun) judgeViews(leaf string) {
-	r.Helper()
-	compare := func(want, got string) {
-		r.Helper()
-		if c := harness.Try(r.T, "cmp", want, got); c.Code != 0 {
-			r.Errorf("%s is not what it was: %s%s", got, c.Stdout, c.Stderr)
-		}
-	}
-	compare(leaf, r.m.Raw())
-	for name, file := range r.views {
-		compare(file, r.m.Layer(name))
-	}
 }
 
 // prune deletes what is more than a few snapshots of ours.
