@@ -65,7 +65,7 @@ var readerStricter = []string{
 func TestMutatedImagesAgainstQEMU(t *testing.T) {
 	t.Parallel()
 	seeds := qemuSeeds(t)
-	n := mutatedCount(40, 400, 4000)
+	n := mutatedCount(24, 400, 4000)
 	both, partly, oursOnly, qemuOnly, neither := 0, 0, 0, 0, 0
 	reasons := map[string]int{}
 	for number := uint64(1); number <= uint64(n); number++ {
@@ -252,7 +252,7 @@ func judgeMutatedMap(t *testing.T, what, path string) {
 func TestDamagedLayersAgainstQEMU(t *testing.T) {
 	t.Parallel()
 	seeds := ownSeeds(t)
-	n := mutatedCount(30, 200, 4000)
+	n := mutatedCount(12, 200, 4000)
 	right := 0
 	for number := uint64(1); number <= uint64(n); number++ {
 		if *mutatedSeed != 0 && number != *mutatedSeed {
