@@ -27,6 +27,9 @@ func used(t *testing.T, dir string) (total int64) {
 // A merge takes at most 64 MiB of further space at any moment, whatever it
 // copies, and in the end none but what the tables of one layer take (M13).
 func TestMergeNeedsLittleSpace(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it writes some hundred MiB")
+	}
 	const copied, rest = 160 << 20, 224 << 20
 	for _, direction := range []string{directionUp, directionDown} {
 		t.Run(direction, func(t *testing.T) {

@@ -296,7 +296,11 @@ func TestCrashDuringFlush(t *testing.T) {
 // last fdatasync.
 func TestWriteDuringFlush(t *testing.T) {
 	t.Parallel()
-	for at := 1; ; at++ {
+	step := 1
+	if testing.Short() {
+		step = 2
+	}
+	for at := 1; ; at += step {
 		c := newCrashTest(t)
 		c.write(1, 0, 50<<10)
 		c.flush()
