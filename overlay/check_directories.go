@@ -178,8 +178,9 @@ func (c *checker) readBitmapDirectory(extension []byte) error {
 // bitmapCovers says whether a bitmap has a bit for each part of the disk, of
 // 1<<granularity bytes, no cluster more, and not more than QEMU reads.
 func (c *checker) bitmapCovers(t bitmapTable, granularity uint8) bool {
-	bits := c.h.Size >> granularity
-	if c.h.Size&(1<<granularity-1) != 0 {
+	size := c.h.Size &^ 511 // QEMU leaves out what is less than a sector
+	bits := size >> granularity
+	if size&(1<<granularity-1) != 0 {
 		bits++
 	}
 	perCluster := c.h.ClusterSize() * 8

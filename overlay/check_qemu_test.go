@@ -263,7 +263,7 @@ func TestCheckAgainstQEMU(t *testing.T) {
 		rounds = 30
 	}
 	if os.Getenv("VARVE_LONG") != "" {
-		rounds = 400
+		rounds = 200
 	}
 	for number, im := range checkedImages() {
 		t.Run(im.name, func(t *testing.T) {
