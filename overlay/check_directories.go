@@ -47,9 +47,6 @@ func (c *checker) readDirectories() error {
 // "Snapshots").
 func (c *checker) readSnapshots() error {
 	at := c.h.SnapshotsOffset
-	if c.h.Snapshots == 0 && (at < 0 || at&(c.h.ClusterSize()-1) != 0) {
-		c.errorf(0, "header: there are no internal snapshots, but their table's offset is 0x%x", uint64(at))
-	}
 	var fixed [snapshotHeaderBytes]byte
 	for i := range c.h.Snapshots {
 		if err := c.ctx.Err(); err != nil {

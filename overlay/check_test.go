@@ -97,7 +97,7 @@ func TestCheckDamage(t *testing.T) {
 			verdictLeaks, "refcount 1, used not at all", verdictFine},
 		{"marked corrupt", "compat=1.1", func(d *damagedImage) { d.data[79] |= IncompatibleCorrupt }, verdictErrors, "marked corrupt", verdictFine},
 		{"dirty, and right", "compat=1.1", func(d *damagedImage) { d.data[79] |= IncompatibleDirty }, verdictFine, "", ""},
-		{"snapshots' offset without snapshots", "compat=1.1", func(d *damagedImage) { d.set(64, 512) }, verdictErrors, "no internal snapshots, but their table's offset", ""},
+		{"snapshots' offset without snapshots", "compat=1.1", func(d *damagedImage) { d.set(64, 512) }, verdictErrors, "snapshot table's offset 0x200 is no multiple", ""},
 		{"raw external data", "compat=1.1", func(d *damagedImage) { d.data[95] |= AutoclearRawExternalData }, verdictErrors, "no data file", ""},
 		{"unknown incompatible feature", "compat=1.1", func(d *damagedImage) { d.data[72] |= 1 }, verdictErrors, "unknown incompatible feature", ""},
 		{"v2: zero flag", "compat=0.10", func(d *damagedImage) { d.set(d.l2, d.word(d.l2)|zeroFlag) }, verdictErrors, "version 2 image", verdictFine},
