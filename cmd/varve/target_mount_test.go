@@ -5,6 +5,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"varve/chain"
 )
 
 // TestCommandsDoNotMeetAnotherDisk: where a disk's mount was, another disk is
@@ -16,7 +18,14 @@ func TestCommandsDoNotMeetAnotherDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() // read only
+	defer func() {
+		f.Close() // read only
+		// Its directory is removed next.
+		eventually(t, "the first daemon is gone", func() bool {
+			_, _, held, err := chain.Holder(dir + "/vm.raw.varve")
+			return err == nil && !held
+		})
+	}()
 	if err := syscall.Unmount(mnt, syscall.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
