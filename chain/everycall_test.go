@@ -34,7 +34,7 @@ func TestEveryCallOfAJob(t *testing.T) {
 	case testing.Short():
 		stride = 37
 	default:
-		stride = 11
+		stride = 23
 	}
 	var cases []jobCase
 	for _, m := range mergeCases {

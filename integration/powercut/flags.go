@@ -30,11 +30,11 @@ func NewFlags() *Flags {
 	flag.Uint64Var(&f.Seed, "crash.seed", 1, "the first seed of the crash tests")
 	flag.IntVar(&f.Runs, "crash.runs", 1, "how many seeds the random crash tests take")
 	flag.DurationVar(&f.For, "crash.for", 0, "go on with further seeds until this time has passed")
-	flag.IntVar(&f.Stride, "crash.stride", 20, "of how many places in a record one has its power cut")
+	flag.IntVar(&f.Stride, "crash.stride", 50, "of how many places in a record one has its power cut")
 	flag.IntVar(&f.States, "crash.states", 8, "states tried at each place; all subsets of what is pending where there are no more")
 	flag.IntVar(&f.Qemu, "crash.qemu", 300, "of how many states one is shown to qemu-img before it is opened; 0 for none")
 	flag.IntVar(&f.Again, "crash.again", 12, "of how many states one has its recovery cut off too; 0 for none")
-	flag.IntVar(&f.FaultStride, "fault.stride", 20, "of how many calls to the host one fails, in a run of its own")
+	flag.IntVar(&f.FaultStride, "fault.stride", 50, "of how many calls to the host one fails, in a run of its own")
 	flag.StringVar(&f.Keep, "crash.keep", "", "a directory into which a state that fails is written")
 	return f
 }
