@@ -396,6 +396,10 @@ func TestWriteMeetsAMove(t *testing.T) {
 	into := x.layer().path
 	stop := fs.StopAt(t, func(call interleave.Call) bool { return call.Op == "write" && call.Path == into && call.Done })
 	move := interleave.Start(t, func() error { return d.copyDown(j, x, c) })
+	t.Cleanup(func() { // also when the test fails: before the disk is closed
+		stop.Go()
+		move.Wait()
+	})
 	stop.Reached() // copied, and not taken out of c yet
 	w := interleave.Start(t, func() error { return d.WriteAt(bytes.Repeat([]byte{9}, 4096), 4<<20+4096) })
 	w.Waits()
