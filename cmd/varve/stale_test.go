@@ -257,6 +257,9 @@ func TestStaleMountInWords(t *testing.T) {
 // A daemon whose mount was unmounted lazily keeps the disk until its files are
 // closed. Whoever wants the disk is told by whom.
 func TestLazilyUnmounted(t *testing.T) {
+	if testing.Short() {
+		t.Skip("each command waits for the lock")
+	}
 	dir, mnt := mounted(t, 4<<20, 1<<20)
 	put(t, mnt, "kept", 0)
 	program := exec.Command("sh", "-c", "exec 3<mnt/disk.raw && cd mnt/layers && echo ready && read line")

@@ -13,6 +13,9 @@ import (
 // mounted while the first daemon has not gone yet. Commands on the first must
 // not reach the second.
 func TestCommandsDoNotMeetAnotherDisk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("each command waits for the lock")
+	}
 	dir, mnt := mounted(t, 4<<20, 1<<20)
 	f, err := os.Open(mnt + "/disk.raw") // keeps the daemon
 	if err != nil {

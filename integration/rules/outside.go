@@ -66,7 +66,7 @@ var outsideMutants = []mutant{
 		"chain.TestLockOfAWrittenLayer"),
 
 	one("M19", "no default_permissions", "fs/mount.go",
-		"append([]string{\"default_permissions\"}, given.kernel...), // M19", "given.kernel,",
+		"append([]string{\"default_permissions\"}, given.kernel...),", "given.kernel,",
 		"fs.TestMountTable", "fs.TestOtherUsers"),
 	one("M19", "locks are asked of us", "fs/mount.go",
 		"EnableLocks:          false, // M19", "EnableLocks:          true,",
