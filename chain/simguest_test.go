@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -308,20 +309,26 @@ func (g *simGuest) snapshot(name string, writes int) error {
 	last := g.next - 1
 	err := g.during("snapshot "+name, writes,
 		func(w world) { w[name] = w[""].Clone() }, func() error { return g.d.Snapshot(name) })
-	if err != nil {
+	if g.world()[name] == nil {
 		return err
 	}
-	g.event("what came before snapshot "+name+" is durable", true, func(ws *worlds) { ws.durable(last) })
+	if err == nil {
+		g.event("what came before snapshot "+name+" is durable", true, func(ws *worlds) { ws.durable(last) })
+	}
 	if writes == 0 {
-		return nil
+		return err
 	}
 	// What was written beside it is in the snapshot or not: that stays so.
 	read, _ := simView(g.d, name)
 	values := map[int64]uint64{}
 	var p [powercut.SectorSize]byte
 	for _, s := range g.world()[name].Loose() {
-		if err := read(p[:], s*powercut.SectorSize); err != nil {
-			return err
+		failed := read(p[:], s*powercut.SectorSize)
+		if failed != nil { // this may be the one call that fails
+			failed = read(p[:], s*powercut.SectorSize)
+		}
+		if failed != nil {
+			return failed
 		}
 		value := powercut.SectorValue(p[:])
 		if !g.world()[name].May(s, value) {
@@ -330,12 +337,14 @@ func (g *simGuest) snapshot(name string, writes int) error {
 		values[s] = value
 	}
 	g.event("what snapshot "+name+" has", true, func(ws *worlds) {
-		_ = (*ws)[0][name].Settle(func(p []byte, off int64) error {
-			powercut.FillSectors(p, values[off/powercut.SectorSize])
-			return nil
-		})
+		for s, value := range values {
+			(*ws)[0][name].Last(s, value)
+		}
+		if err == nil { // it has been flushed, too
+			(*ws)[0][name].Durable(math.MaxUint64)
+		}
 	})
-	return nil
+	return err
 }
 
 // unknown runs an operation on a name that no snapshot has, because making it

@@ -147,6 +147,18 @@ func (v *View) Of(size int64) (*View, error) {
 	return nil, fmt.Errorf("it has %d bytes, not %d", size, v.Size)
 }
 
+// Last takes a value that is read now as the one that was written last: what was
+// written later went elsewhere. Earlier ones may still be there after a power cut.
+func (v *View) Last(sector int64, value uint64) {
+	have := v.get(sector)
+	for i := len(have) - 1; i >= 0; i-- {
+		if have[i].Value == value {
+			v.sectors[sector] = have[:i+1]
+			break
+		}
+	}
+}
+
 // Grow makes the disk larger, with zeros.
 func (v *View) Grow(size int64) {
 	for _, r := range v.ranges {
