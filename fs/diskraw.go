@@ -27,14 +27,14 @@ func (f *fileSystem) openDisk(cancel <-chan struct{}, in *fuse.OpenIn, write boo
 	return &diskFile{h}, nil
 }
 
-func (f *fileSystem) readDisk(buf []byte, off int64) (fuse.ReadResult, fuse.Status) {
+func (f *fileSystem) readDisk(buf []byte, off int64) ([]byte, fuse.Status) {
 	buf = clip(buf, off, f.disk.Size())
 	if len(buf) > 0 {
 		if err := f.disk.ReadAt(buf, off); err != nil {
 			return nil, f.status("read disk.raw", err)
 		}
 	}
-	return newReadResult(buf), fuse.OK
+	return buf, fuse.OK
 }
 
 // writeDisk writes to the leaf. The disk's end is a device's end: a write over

@@ -4,7 +4,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"sync"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -53,8 +52,8 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	return fuse.OK
 }
 
-// Read reads from an open file.
-func (f *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+// ReadInto reads from an open file into buf, and gives what of it was filled.
+func (f *fileSystem) ReadInto(in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status) {
 	if in.Offset > math.MaxInt64 {
 		return nil, fuse.EINVAL
 	}
@@ -71,6 +70,15 @@ func (f *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 		return readText(o.text(), buf, off), fuse.OK
 	}
 	return nil, fuse.EBADF
+}
+
+// Read is ReadInto as go-fuse calls it.
+func (f *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	data, status := f.ReadInto(in, buf)
+	if status != fuse.OK {
+		return nil, status
+	}
+	return fuse.ReadResultData(data), fuse.OK
 }
 
 // Write writes to an open file.
@@ -195,27 +203,6 @@ func ignoringEINTR(call func() error) error {
 			return err
 		}
 	}
-}
-
-// readResult carries a handler's bytes to go-fuse. They are pooled: a read
-// allocates nothing.
-type readResult struct{ data []byte }
-
-var _ fuse.ReadResult = (*readResult)(nil)
-
-var readResults = sync.Pool{New: func() any { return new(readResult) }}
-
-func newReadResult(data []byte) *readResult {
-	r := readResults.Get().(*readResult)
-	r.data = data
-	return r
-}
-
-func (r *readResult) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
-func (r *readResult) Size() int                          { return len(r.data) }
-func (r *readResult) Done() {
-	r.data = nil
-	readResults.Put(r)
 }
 
 // clip is the part of buf that a file of size bytes can fill from off on.

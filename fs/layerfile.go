@@ -26,12 +26,12 @@ func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn) (openFil
 	return &layerFile{v}, nil
 }
 
-func (f *fileSystem) readLayer(o *layerFile, buf []byte, off int64) (fuse.ReadResult, fuse.Status) {
+func (f *fileSystem) readLayer(o *layerFile, buf []byte, off int64) ([]byte, fuse.Status) {
 	buf = clip(buf, off, o.view.Size())
 	if len(buf) > 0 {
 		if err := o.view.ReadAt(buf, off); err != nil {
 			return nil, f.status("read a layer", err)
 		}
 	}
-	return newReadResult(buf), fuse.OK
+	return buf, fuse.OK
 }

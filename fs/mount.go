@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/device"
 )
 
 // Options are the options of Mount.
@@ -32,7 +33,7 @@ type Options struct {
 // Server is a mount that is being served.
 type Server struct {
 	fs         *fileSystem
-	kernel     *fuse.Server
+	kernel     *device.Conn
 	mountpoint string
 	direct     bool          // mounted by mount(2), not by fusermount3
 	device     string        // of the mount, as the mount table shows it; "" when it could not be told
@@ -67,22 +68,13 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
-	if s.kernel, err = fuse.NewServer(f, mountpoint, options); err != nil {
+	if s.kernel, err = device.Mount(f, mountpoint, device.Options{Fuse: options, Log: f.log, Direct: s.direct}); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	d.OnChange(f.changed)
 	go f.notify.run(f.tell(s.kernel))
 	go s.serve()
-	// Another thread serves what this one asks for, so it may touch the
-	// mount. A user who mounts for another may be refused: then it is up.
-	if err := s.kernel.WaitMount(); err != nil && err != unix.EACCES {
-		err = fmt.Errorf("mount %s: %w", mountpoint, err)
-		if unmountErr := s.Unmount(); unmountErr != nil {
-			return nil, fmt.Errorf("%w (and it could not be unmounted: %w)", err, unmountErr)
-		}
-		s.Wait()
-		return nil, err
-	}
+	s.refusePolls()
 	if s.device, err = deviceAt(mountpoint); err != nil {
 		f.log.Warn("the mount's device cannot be told", "error", err)
 	}
@@ -113,6 +105,9 @@ func (s *Server) serve() {
 	s.kernel.Serve()
 	s.fs.notify.end()
 	s.fs.open.closeAll()
+	if err := s.kernel.Close(); err != nil {
+		s.fs.log.Warn("cannot close the connection to the kernel", "error", err)
+	}
 }
 
 // Wait returns when the mount is gone and every request has been answered.
@@ -176,17 +171,14 @@ func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
 		o.FsName = d.Dir()
 	}
 	m := &fuse.MountOptions{
-		AllowOther:        o.AllowOther || given.allowOther,
-		FsName:            o.FsName,
-		Name:              "varve",
-		Options:           append([]string{"default_permissions"}, given.kernel...), // M19, D24
-		DirectMountStrict: s.direct,
-		DirectMountFlags:  given.flags,
-		MaxWrite:          maxRequest,
-		MaxBackground:     maxBackground,
-		MaxStackDepth:     1,
-		// A splice costs more than the copy that it saves.
-		DisableSplice:        true,
+		AllowOther:           o.AllowOther || given.allowOther,
+		FsName:               o.FsName,
+		Name:                 "varve",
+		Options:              append([]string{"default_permissions"}, given.kernel...), // M19, D24
+		DirectMountFlags:     given.flags,
+		MaxWrite:             maxRequest,
+		MaxBackground:        maxBackground,
+		MaxStackDepth:        1,
 		DisableReadDirPlus:   true,
 		EnableLocks:          false, // M19
 		DisabledCapabilities: fuse.CAP_NO_OPEN_SUPPORT,
@@ -206,6 +198,20 @@ func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
 	}
 	m.Logger = slog.NewLogLogger(s.fs.log.Handler(), level)
 	return m, nil
+}
+
+// refusePolls has the kernel ask once whether files can be polled, by opening a
+// name that go-fuse answers for itself. Otherwise it would ask when this process
+// opens a file of its own mount, and Go's runtime may then have no thread left to
+// answer (go-fuse, fuse/poll.go). Nothing depends on its success: a user who
+// mounts for another may be refused.
+func (s *Server) refusePolls() {
+	fd, err := unix.Open(filepath.Join(s.mountpoint, ".go-fuse-epoll-hack"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 }
 
 // panicked answers a request whose handler panicked: a bug is an I/O error of

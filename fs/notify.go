@@ -7,6 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"varve/chain"
+	"varve/fs/device"
 )
 
 // notifier tells the kernel what it must forget, from a goroutine of its own:
@@ -74,7 +75,7 @@ func (f *fileSystem) changed(c chain.Change) {
 	f.notify.add(c)
 }
 
-// Offsets that InodeNotify takes: all pages with the attributes, or the
+// Offsets that InvalidateInode takes: all pages with the attributes, or the
 // attributes alone.
 const (
 	wholeFile      = 0
@@ -83,7 +84,7 @@ const (
 
 // tell passes a change on to the kernel. Names in layers/ are looked up every
 // time, so only the directory's own time is stale.
-func (f *fileSystem) tell(kernel *fuse.Server) func(chain.Change) {
+func (f *fileSystem) tell(kernel *device.Conn) func(chain.Change) {
 	return func(c chain.Change) {
 		switch {
 		case c.Content:
@@ -97,10 +98,10 @@ func (f *fileSystem) tell(kernel *fuse.Server) func(chain.Change) {
 	}
 }
 
-func (f *fileSystem) forget(kernel *fuse.Server, node uint64, from int64) {
+func (f *fileSystem) forget(kernel *device.Conn, node uint64, from int64) {
 	// ENOENT: the kernel has no such inode in memory; ENODEV, EBADF: it is
 	// being unmounted.
-	switch status := kernel.InodeNotify(node, from, 0); status {
+	switch status := kernel.InvalidateInode(node, from); status {
 	case fuse.OK, fuse.ENOENT, fuse.ENODEV, fuse.EBADF:
 	default:
 		f.log.Warn("cannot make the kernel forget what it cached", "node", node, "error", status)

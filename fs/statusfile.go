@@ -2,8 +2,6 @@ package fs
 
 import (
 	"bytes"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
 // textFile is an open of status or status.json: its content is what it was
@@ -31,6 +29,6 @@ func (f *fileSystem) openStatus(node uint64) (openFile, error) {
 	return &textFile{text.Bytes()}, nil
 }
 
-func readText(content, buf []byte, off int64) fuse.ReadResult {
-	return newReadResult(buf[:copy(buf, content[min(off, int64(len(content))):])])
+func readText(content, buf []byte, off int64) []byte {
+	return buf[:copy(buf, content[min(off, int64(len(content))):])]
 }

@@ -1,0 +1,210 @@
+package device
+
+import (
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// A worker's buffer takes a request so that the data of a WRITE begins at a page,
+// and the data of a READ's reply at the same place. It is not the garbage
+// collector's, which would clear and count a megabyte for each.
+const (
+	dataAt     = 4096
+	writeBytes = int(unsafe.Sizeof(fuse.WriteIn{})) // header and body of a WRITE
+	requestAt  = dataAt - writeBytes
+	replyAt    = dataAt - replyBytes
+	replyBytes = int(unsafe.Sizeof(replyHeader{}))
+	// slack is what other requests need beyond the data of a WRITE, and what
+	// the kernel wants of room at least.
+	slack = 2 * 4096
+)
+
+// worker answers one request at a time.
+type worker struct {
+	conn *Conn
+	buf  []byte
+	out  []byte // for replies of go-fuse's; nil until the first
+	turn turns
+}
+
+func (c *Conn) newWorker() (*worker, error) {
+	buf, err := newBuffer(dataAt + c.maxWrite + slack)
+	return &worker{conn: c, buf: buf}, err
+}
+
+func newBuffer(n int) ([]byte, error) {
+	p, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("a buffer of %d bytes: %w", n, err)
+	}
+	return p, nil
+}
+
+// free gives the buffers back. Their unmapping cannot fail.
+func (w *worker) free() {
+	for _, p := range [][]byte{w.buf, w.out} {
+		if p != nil {
+			_ = unix.Munmap(p)
+		}
+	}
+}
+
+func (w *worker) request(n int) []byte { return w.buf[requestAt : requestAt+n] }
+
+// work answers requests until the mount is gone, or the worker is one too many.
+func (w *worker) work() (gone bool) {
+	c := w.conn
+	for {
+		c.crew.waiting.Add(1)
+		n, errno := c.receive(w)
+		if errno != 0 {
+			c.crew.waiting.Add(-1)
+			if errno != unix.ENODEV { // unmounted
+				c.log.Error("cannot read from the kernel; the mount has ended", "error", errno)
+			}
+			return true
+		}
+		c.crew.took()
+		w.turn.begin()
+		w.answer(n)
+		w.turn.end()
+		if c.crew.leave() {
+			return false
+		}
+	}
+}
+
+// answer answers the request of n bytes in the buffer.
+func (w *worker) answer(n int) {
+	c := w.conn
+	request := w.request(n)
+	if n >= int(unsafe.Sizeof(fuse.InHeader{})) && !c.o.Fuse.Debug {
+		switch h := (*fuse.InHeader)(unsafe.Pointer(&request[0])); {
+		case h.Opcode == opRead && n >= int(unsafe.Sizeof(fuse.ReadIn{})):
+			w.read((*fuse.ReadIn)(unsafe.Pointer(h)))
+			return
+		case h.Opcode == opWrite && n >= writeBytes:
+			w.write((*fuse.WriteIn)(unsafe.Pointer(h)), request[writeBytes:])
+			return
+		case h.Opcode == opFsync && n >= int(unsafe.Sizeof(fuse.FsyncIn{})):
+			c.crew.relieve(c)
+			w.fsync((*fuse.FsyncIn)(unsafe.Pointer(h)))
+			return
+		}
+	}
+	c.crew.relieve(c)
+	w.other(request)
+}
+
+func (w *worker) read(in *fuse.ReadIn) {
+	unique := in.Unique // the reply overwrites the request
+	size := min(int(in.Size), w.conn.maxWrite)
+	data, status := w.readInto(*in, w.buf[dataAt:dataAt+size])
+	if status != fuse.OK {
+		w.reply(replyHeader{unique: unique, status: -int32(status)}, nil)
+		return
+	}
+	if len(data) > 0 && &data[0] != &w.buf[dataAt] {
+		copy(w.buf[dataAt:], data)
+	}
+	w.reply(replyHeader{unique: unique}, w.buf[dataAt:dataAt+len(data)])
+}
+
+func (w *worker) readInto(in fuse.ReadIn, p []byte) (data []byte, status fuse.Status) {
+	defer w.conn.recovered(&status)
+	return w.conn.fs.ReadInto(&in, p)
+}
+
+func (w *worker) write(in *fuse.WriteIn, data []byte) {
+	unique := in.Unique
+	if int(in.Size) > len(data) {
+		w.reply(replyHeader{unique: unique, status: -int32(fuse.EIO)}, nil)
+		return
+	}
+	out, status := w.writeFrom(in, data[:in.Size])
+	if status != fuse.OK {
+		w.reply(replyHeader{unique: unique, status: -int32(status)}, nil)
+		return
+	}
+	p := w.buf[dataAt : dataAt+int(unsafe.Sizeof(fuse.WriteOut{}))]
+	*(*fuse.WriteOut)(unsafe.Pointer(&p[0])) = fuse.WriteOut{Size: out}
+	w.reply(replyHeader{unique: unique}, p)
+}
+
+func (w *worker) writeFrom(in *fuse.WriteIn, data []byte) (n uint32, status fuse.Status) {
+	defer w.conn.recovered(&status)
+	return w.conn.fs.Write(nil, in, data)
+}
+
+func (w *worker) fsync(in *fuse.FsyncIn) {
+	unique := in.Unique
+	w.reply(replyHeader{unique: unique, status: -int32(w.flush(in))}, nil)
+}
+
+func (w *worker) flush(in *fuse.FsyncIn) (status fuse.Status) {
+	defer w.conn.recovered(&status)
+	return w.conn.fs.Fsync(nil, in)
+}
+
+// recovered is deferred: a bug in a handler is an I/O error of one request.
+func (c *Conn) recovered(status *fuse.Status) {
+	if v := recover(); v != nil {
+		*status = c.o.Fuse.PanicHandler(v)
+	}
+}
+
+// reply sends a reply whose data, if any, stands at dataAt.
+func (w *worker) reply(h replyHeader, data []byte) {
+	h.length = uint32(replyBytes + len(data))
+	*(*replyHeader)(unsafe.Pointer(&w.buf[replyAt])) = h
+	w.sent(w.conn.send(w.buf[replyAt:dataAt+len(data)]), h.unique)
+}
+
+// sent looks at how sending a reply ended. ENOENT: who asked has given up, or it
+// was the answer to a late word such as RELEASE. ENODEV: the mount is gone.
+func (w *worker) sent(err error, unique uint64) {
+	if err != nil && err != unix.ENOENT && err != unix.ENODEV {
+		w.conn.log.Error("the kernel does not take a reply", "request", unique, "error", err)
+	}
+}
+
+// other has go-fuse answer a request.
+func (w *worker) other(request []byte) {
+	h := *(*fuse.InHeader)(unsafe.Pointer(&request[0]))
+	p, err := w.conn.protocolReply(w, request)
+	if err != nil {
+		w.conn.log.Error("a request was not understood", "opcode", h.Opcode, "error", err)
+		w.reply(replyHeader{unique: h.Unique, status: -int32(fuse.EIO)}, nil)
+		return
+	}
+	if len(p) == 0 { // no reply is due
+		return
+	}
+	if h.Opcode == opInterrupt && (*replyHeader)(unsafe.Pointer(&p[0])).status == -int32(unix.EAGAIN) {
+		// The request is not known to go-fuse: not yet, or it is one of ours,
+		// which end soon. The kernel asks again at once.
+		time.Sleep(interruptPause)
+	}
+	w.sent(w.conn.send(p), h.Unique)
+}
+
+const interruptPause = 10 * time.Millisecond
+
+// protocolReply gives go-fuse's reply, which stands in w.out.
+func (c *Conn) protocolReply(w *worker, request []byte) ([]byte, error) {
+	if w.out == nil {
+		var err error
+		if w.out, err = newBuffer(c.maxWrite + slack); err != nil {
+			return nil, err
+		}
+	}
+	n, status := c.protocol.HandleRequest([][]byte{request}, [][]byte{w.out})
+	if status != fuse.OK {
+		return nil, unix.Errno(status)
+	}
+	return w.out[:n], nil
+}
