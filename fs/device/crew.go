@@ -12,7 +12,7 @@ import (
 // are a few, and more only as long as some are held up, by a slow disk, a flush,
 // or a command in control/.
 const (
-	leastWorkers = 4
+	leastWorkers = 2
 	mostBase     = 8    // more do not help one disk
 	mostWorkers  = 1024 // held up at once; the kernel's own limit on guests' requests is far lower
 	watchTick    = time.Millisecond
@@ -37,7 +37,7 @@ func (t *turns) heldUp() bool {
 }
 
 func (w *crew) init() {
-	w.base = int32(min(max(leastWorkers, runtime.GOMAXPROCS(0)), mostBase))
+	w.base = int32(min(max(leastWorkers, runtime.NumCPU()), mostBase))
 	w.alarm = make(chan struct{}, 1)
 	w.gone = make(chan struct{})
 	w.workers = make(map[*worker]struct{})
