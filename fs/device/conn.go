@@ -217,7 +217,8 @@ type crew struct {
 	gone    chan struct{} // closed when the mount is gone
 	gone1   sync.Once     // closes it
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards workers and spare
 	workers map[*worker]struct{}
+	spare   []*worker
 	done    sync.WaitGroup
 }

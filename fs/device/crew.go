@@ -15,6 +15,7 @@ const (
 	leastWorkers = 2
 	mostBase     = 8    // more do not help one disk
 	mostWorkers  = 1024 // held up at once; the kernel's own limit on guests' requests is far lower
+	mostSpare    = 4
 	watchTick    = time.Millisecond
 	watchQuiet   = 10 // ticks without need, after which the watch sleeps
 )
@@ -50,6 +51,9 @@ func (w *crew) run(c *Conn) {
 	}
 	w.watch(c)
 	w.done.Wait()
+	for _, one := range w.spare {
+		one.free()
+	}
 }
 
 // add starts a worker.
@@ -58,24 +62,48 @@ func (w *crew) add(c *Conn) {
 		w.active.Add(-1)
 		return
 	}
-	one, err := c.newWorker()
+	one, err := w.take(c)
 	if err != nil {
 		w.active.Add(-1)
 		c.log.Error("cannot start another worker", "error", err)
 		return
 	}
-	w.mu.Lock()
-	w.workers[one] = struct{}{}
-	w.mu.Unlock()
 	w.done.Go(func() {
 		if one.work() {
 			w.gone1.Do(func() { close(w.gone) })
 		}
-		w.mu.Lock()
-		delete(w.workers, one)
-		w.mu.Unlock()
-		one.free()
+		w.giveBack(one)
 	})
+}
+
+// take is a worker that has worked before, or a new one.
+func (w *crew) take(c *Conn) (*worker, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var one *worker
+	if n := len(w.spare); n > 0 {
+		one, w.spare = w.spare[n-1], w.spare[:n-1]
+	} else {
+		var err error
+		if one, err = c.newWorker(); err != nil {
+			return nil, err
+		}
+	}
+	w.workers[one] = struct{}{}
+	return one, nil
+}
+
+// giveBack keeps a few buffers for the next time: workers come and go with each
+// burst of flushes.
+func (w *crew) giveBack(one *worker) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.workers, one)
+	if len(w.spare) < mostSpare {
+		w.spare = append(w.spare, one)
+	} else {
+		one.free()
+	}
 }
 
 // took is called by a worker that has got a request. The watch looks after the
