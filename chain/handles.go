@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"varve/overlay"
 )
 
 // handleWait is how long a revert or a delete waits for handles to go: the
@@ -178,6 +180,19 @@ func (v *View) ReadAt(p []byte, off int64) error {
 	section := v.disk.readers.enter()
 	defer v.disk.readers.exit(section)
 	return v.node.ReadAt(p, off)
+}
+
+// HostFile is the host's file when that is the view byte for byte: a raw image.
+// nil otherwise. It stays the disk's; who reads it opens it anew (M18).
+func (v *View) HostFile() overlay.File {
+	l := v.node.layer()
+	if l == nil {
+		return nil
+	}
+	if i, ok := l.state.Load().Layer.(*overlay.Image); ok && i.Header() == nil {
+		return i.File()
+	}
+	return nil
 }
 
 // Size is the view's size in bytes.

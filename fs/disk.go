@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/overlay"
 )
 
 // disk is what a mount uses of a chain.Disk; see there for each method. It
@@ -53,6 +54,7 @@ type view interface {
 	Size() int64
 	SeekData(off int64) (int64, error)
 	SeekHole(off int64) (int64, error)
+	HostFile() overlay.File
 	Close()
 }
 

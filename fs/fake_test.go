@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/overlay"
 )
 
 const fakeBlock = 4096
@@ -266,7 +267,8 @@ func (v *fakeView) ReadAt(p []byte, off int64) error {
 	copy(p, v.layer.data[off:])
 	return nil
 }
-func (v *fakeView) Size() int64 { return int64(len(v.layer.data)) }
+func (v *fakeView) HostFile() overlay.File { return nil }
+func (v *fakeView) Size() int64            { return int64(len(v.layer.data)) }
 func (v *fakeView) SeekData(off int64) (int64, error) {
 	return seek(v.layer.mapped, v.Size(), off, true)
 }

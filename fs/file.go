@@ -30,8 +30,7 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		out.OpenFlags = diskOpenFlags
 		o, err = f.openDisk(cancel, in, write)
 	case isLayer(node) && !write:
-		out.OpenFlags = layerOpenFlags
-		o, err = f.openLayer(cancel, in)
+		o, err = f.openLayer(cancel, in, out)
 	case isLayer(node), write && (node == nodeStatus || node == nodeStatusJSON):
 		return fuse.EACCES
 	case node == nodeStatus, node == nodeStatusJSON:

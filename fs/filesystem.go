@@ -24,6 +24,7 @@ type fileSystem struct {
 	mounted  time.Time
 
 	open       openFiles
+	through    passthrough
 	owner      diskOwner
 	notify     notifier
 	unexpected repeatFilter

@@ -9,11 +9,18 @@ import (
 const layerOpenFlags = fuse.FOPEN_KEEP_CACHE
 
 // layerFile is an open of layers/NAME.raw.
-type layerFile struct{ view view }
+type layerFile struct {
+	view    view
+	through *backing // nil where the kernel asks us for the data
+}
 
-func (o *layerFile) close() { o.view.Close() }
+func (o *layerFile) close() {
+	o.through.release()
+	o.view.Close()
+}
 
-func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn) (openFile, error) {
+// openLayer fills out's flags and gives what stands behind the handle.
+func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) (openFile, error) {
 	l, ok := f.layerByNode(in.NodeId)
 	if !ok {
 		return nil, errStale()
@@ -23,7 +30,12 @@ func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn) (openFil
 	if err != nil {
 		return nil, err
 	}
-	return &layerFile{v}, nil
+	o := &layerFile{view: v, through: f.through.open(in.NodeId, v)}
+	out.OpenFlags = layerOpenFlags
+	if o.through != nil {
+		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, o.through.id
+	}
+	return o, nil
 }
 
 func (f *fileSystem) readLayer(o *layerFile, buf []byte, off int64) ([]byte, fuse.Status) {

@@ -71,6 +71,9 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 	if s.kernel, err = device.Mount(f, mountpoint, device.Options{Fuse: options, Log: f.log, Direct: s.direct}); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
+	if s.direct && s.kernel.Can(fuse.CAP_PASSTHROUGH) {
+		f.through.begin(s.kernel, f.log)
+	}
 	d.OnChange(f.changed)
 	go f.notify.run(f.tell(s.kernel))
 	go s.serve()
