@@ -203,20 +203,17 @@ func stamp(nanoseconds int64) string {
 // what chain.json says of them. Layers that are being written are not judged
 // (M16). The error wraps ErrChanged and names the layer, what changed, the
 // views that it falsifies and the way out (D21). The image locks must be held.
-func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[string]overlay.File) error {
+func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[string]overlay.File, workers int) error {
+	taken, err := takeFingerprints(m, files, workers)
+	if err != nil {
+		return err
+	}
 	var first error
 	var others []string
-	for _, l := range m.Layers {
-		if l.ID == m.Leaf || l.Writing {
+	for i, l := range m.Layers {
+		now := taken[i]
+		if now == nil {
 			continue
-		}
-		f := files[l.ID]
-		if f == nil {
-			return fmt.Errorf("check %s: its file is not open", l.label())
-		}
-		now, err := takeFingerprint(f, l.Format)
-		if err != nil {
-			return fmt.Errorf("check %s: %w", l.label(), err)
 		}
 		changes, noted := compareFingerprints(l.Fingerprint, now)
 		if len(noted) > 0 {
@@ -234,6 +231,26 @@ func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[stri
 		return fmt.Errorf("%w (changed too: %s)", first, strings.Join(others, ", "))
 	}
 	return first
+}
+
+// takeFingerprints takes those of all layers that are judged, in the order of the
+// manifest; nil for the others.
+func takeFingerprints(m *manifest, files map[string]overlay.File, workers int) ([]*fingerprint, error) {
+	taken := make([]*fingerprint, len(m.Layers))
+	return taken, inParallel(workers, len(taken), func(i int) (err error) {
+		l := m.Layers[i]
+		if l.ID == m.Leaf || l.Writing {
+			return nil
+		}
+		f := files[l.ID]
+		if f == nil {
+			return fmt.Errorf("check %s: its file is not open", l.label())
+		}
+		if taken[i], err = takeFingerprint(f, l.Format); err != nil {
+			return fmt.Errorf("check %s: %w", l.label(), err)
+		}
+		return nil
+	})
 }
 
 // changedError says that a layer's file is not the one that it was.

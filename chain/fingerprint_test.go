@@ -246,7 +246,7 @@ func TestCheckFingerprints(t *testing.T) {
 	}
 	check := func() (string, error) {
 		var log bytes.Buffer
-		err := checkFingerprints(slog.New(slog.NewTextHandler(&log, nil)), dir, m, files)
+		err := checkFingerprints(slog.New(slog.NewTextHandler(&log, nil)), dir, m, files, 2)
 		return log.String(), err
 	}
 	if log, err := check(); err != nil || log != "" {

@@ -136,29 +136,32 @@ func (d *Disk) removeStrays() error {
 	return nil
 }
 
-// openLayers opens every layer, bottom first, and checks the fingerprints.
+// openLayers opens every layer and checks the fingerprints. What fails is told of
+// the layer that stands first in chain.json.
 func (d *Disk) openLayers(o OpenOptions) error {
 	files := make(map[string]overlay.File)
-	open := func(rec *layerRecord) (*node, error) {
-		if n := d.nodes[rec.ID]; n != nil {
-			return n, nil
+	records := d.manifest.Layers
+	workers := openWorkers(o.FS)
+	layers := make([]*layer, len(records))
+	err := inParallel(workers, len(records), func(i int) (err error) {
+		if layers[i], err = d.openLayer(records[i]); err != nil {
+			return fmt.Errorf("open %s: %w", records[i].label(), err)
 		}
-		l, err := d.openLayer(rec)
-		if err != nil {
-			return nil, fmt.Errorf("open %s: %w", rec.label(), err)
+		return nil
+	})
+	for i, l := range layers {
+		if l != nil { // also when another one failed: abandon closes them
+			d.nodes[records[i].ID] = newNode(records[i].ID, l, nil, d.cache)
+			files[records[i].ID] = l.file
 		}
-		n := newNode(rec.ID, l, nil, d.cache)
-		d.nodes[rec.ID] = n
-		files[rec.ID] = l.file
-		return n, nil
+	}
+	if err != nil {
+		return err
 	}
 	type identity struct{ device, inode uint64 }
 	seen := make(map[identity]*layerRecord)
 	for _, rec := range d.manifest.Layers {
-		n, err := open(rec)
-		if err != nil {
-			return err
-		}
+		n := d.nodes[rec.ID]
 		// A file that is two layers would change under one of them.
 		info, err := n.layer().file.Stat()
 		if err != nil {
@@ -175,7 +178,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		n.link.Store(&link{layer: n.layer(), parent: d.nodes[rec.Parent]})
 	}
 	d.leaf.Store(d.nodes[d.manifest.Leaf])
-	if err := checkFingerprints(d.log, d.dir, d.manifest, files); err != nil {
+	if err := checkFingerprints(d.log, d.dir, d.manifest, files, workers); err != nil {
 		return err
 	}
 	return d.checkForeignHeaders()

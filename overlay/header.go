@@ -143,13 +143,19 @@ func openImageFile(fs FS, path string) (File, error) {
 	return fs.Open(path, os.O_RDONLY, 0)
 }
 
-// readHeader reads the first cluster, as long as the file is, and parses it.
+// headerStart is what is read of a file at first. The headers that varve and QEMU
+// write end in there, backing name and all; the whole first cluster, 128 KiB of a
+// layer of ours, would be most of what opening a chain reads.
+const headerStart = 4 << 10
+
+// readHeader reads the first cluster, as far as the header goes and the file is
+// long, and parses it.
 func readHeader(f File, fileSize int64) (*Header, error) {
-	start := make([]byte, min(fileSize, 64<<10))
+	start := make([]byte, min(fileSize, headerStart))
 	if err := readTable(f, start, 0); err != nil {
 		return nil, fmt.Errorf("read the header of %s: %w", f.Name(), err)
 	}
-	if len(start) >= headerLengthV2 {
+	if len(start) >= headerLengthV2 && !headerEnds(start) {
 		bits := binary.BigEndian.Uint32(start[20:])
 		if bits <= maxClusterBits && int64(len(start)) < min(fileSize, 1<<bits) {
 			start = make([]byte, min(fileSize, 1<<bits))
@@ -159,6 +165,28 @@ func readHeader(f File, fileSize int64) (*Header, error) {
 		}
 	}
 	return ParseHeader(f.Name(), start, fileSize)
+}
+
+// headerEnds says whether all that ParseHeader looks at lies within the start of a
+// file: the backing file's name, or without one the end mark of the extensions.
+func headerEnds(start []byte) bool {
+	size, at := uint64(len(start)), uint64(headerLengthV2)
+	if binary.BigEndian.Uint32(start[4:]) > 2 {
+		if size < minHeaderLengthV3 {
+			return false
+		}
+		at = uint64(binary.BigEndian.Uint32(start[100:]))
+	}
+	if name := binary.BigEndian.Uint64(start[8:]); name != 0 {
+		return at <= size && name < size && uint64(binary.BigEndian.Uint32(start[16:])) <= size-name
+	}
+	for at+8 <= size {
+		if binary.BigEndian.Uint32(start[at:]) == ExtensionEnd {
+			return true
+		}
+		at += 8 + (uint64(binary.BigEndian.Uint32(start[at+4:]))+7)&^7
+	}
+	return false
 }
 
 // readTable fills p from off. A file that ends before is an error: metadata is

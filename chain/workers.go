@@ -1,0 +1,55 @@
+package chain
+
+import (
+	"runtime"
+	"sync"
+
+	"varve/overlay"
+)
+
+// openWorkers is how many layers are looked at at a time while a disk is opened:
+// more than the processors, since a cold file waits for its device. A simulated
+// host gets its calls one by one, or no run could be repeated.
+func openWorkers(fs overlay.FS) int {
+	if !isHost(fs) {
+		return 1
+	}
+	return max(8, 2*runtime.NumCPU())
+}
+
+// inParallel calls do with 0 to n-1, in this order, from several goroutines. Its
+// error is that of the lowest number that fails, however they are scheduled; what
+// comes after it may not be done.
+func inParallel(workers, n int, do func(i int) error) error {
+	var (
+		mu     sync.Mutex
+		next   int
+		failed = n
+		first  error
+		all    sync.WaitGroup
+	)
+	take := func() (int, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		i := next
+		next++
+		return i, i < failed
+	}
+	work := func() {
+		for i, ok := take(); ok; i, ok = take() {
+			if err := do(i); err != nil {
+				mu.Lock()
+				if i < failed {
+					failed, first = i, err
+				}
+				mu.Unlock()
+			}
+		}
+	}
+	for range min(workers, n) - 1 {
+		all.Go(work)
+	}
+	work()
+	all.Wait()
+	return first
+}
