@@ -71,6 +71,8 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 	}
 	from := c.layer().over()
 	x.absorbing.Store(true)
+	x.view.forget()
+	c.live.forget()         // it is relative to x
 	d.readers.synchronize() // nobody is about to keep a region of x
 	d.cache.drop(map[*node]bool{x: true}, 0, math.MaxInt64/2)
 	if from.Size() > into.Size() {
@@ -120,6 +122,8 @@ func (d *Disk) stopAbsorbing(m *manifest) error {
 		// Nobody writes x any more, and nobody may look for what moved where it
 		// was: settling punches it.
 		parent.absorbing.Store(false)
+		parent.view.forget()
+		d.nodes[rec.ID].live.forget()
 		d.dropRegions(d.nodes[rec.ID], 0, math.MaxInt64/2)
 		d.readers.synchronize()
 	}

@@ -3,55 +3,282 @@ package chain
 import (
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"varve/overlay"
 )
 
-// count remembers a number of bytes that was counted in tables, as long as
-// they stay as they were.
+// What stat and status tell of bytes stands in tables that may be many: of a disk
+// of 1 TiB with 128 layers hundreds of MiB. Nobody waits for them.
+//
+//	frozen view, frozen layer   counted once, kept in chain.json (counts_store.go)
+//	leaf                        its regions counted once after the open, then only
+//	                            those that changed
+//	not counted yet             a pass goes through the tables in the background
+//	                            (countpass.go); until it ends the figure so far is told
+//	layer that a job writes,    the last figure is told, and that it is old
+//	and what stands on it
+const (
+	// countPatience is how long a look waits for a pass that may be done in a moment.
+	countPatience = 80 * time.Millisecond
+	// recountBudget is how long a look goes on counting what the guest changed.
+	recountBudget = 20 * time.Millisecond
+)
+
+// count remembers a number of bytes that was counted in a layer's tables, and the
+// last figure that there was.
 type count struct {
-	p atomic.Pointer[countAt]
+	p    atomic.Pointer[countAt]
+	last atomic.Int64
+	// forgotten counts how often what was counted stopped being right.
+	forgotten atomic.Uint64
 }
 
 type countAt struct {
-	layer   *layer
-	version uint64
-	bytes   int64
+	layer     *layer
+	forgotten uint64
+	bytes     int64
 }
 
-func (c *count) get(l *layer, version uint64) (int64, bool) {
+func (c *count) get(l *layer) (int64, bool) {
 	at := c.p.Load()
-	if at == nil || at.layer != l || at.version != version {
+	if at == nil || at.layer != l || at.forgotten != c.forgotten.Load() {
 		return 0, false
 	}
 	return at.bytes, true
 }
 
-func (c *count) set(l *layer, version uint64, bytes int64) {
-	c.p.Store(&countAt{layer: l, version: version, bytes: bytes})
+// set is for what was counted since forgotten was looked at.
+func (c *count) set(l *layer, forgotten uint64, bytes int64) {
+	c.p.Store(&countAt{layer: l, forgotten: forgotten, bytes: bytes})
+	c.last.Store(bytes)
 }
 
-// version tells whether a count is still right: of a frozen layer's tables and
-// view it is, they do not change; of a layer that is being written it is as
-// long as no entry changed.
-func (n *node) version() uint64 {
-	if l := n.layer(); l != nil {
-		if o := l.over(); o != nil {
-			version := o.Changes()
-			if p := n.parent(); p != nil && p.absorbing.Load() {
-				version += p.version()
-			}
-			return version
+func (c *count) forget() {
+	c.forgotten.Add(1)
+	c.p.Store(nil) // or it would hold a layer that is gone
+}
+
+// liveCount remembers of each region of the leaf's view what the leaf maps there,
+// and how many bytes more of it are data than of the view below, so that a look
+// counts only where something changed since the last one.
+type liveCount struct {
+	mu     sync.Mutex
+	layer  *layer // nil: not counted yet
+	parent *node
+	more   []int32 // a region has 16 MiB
+	own    []int32
+	view   int64 // sum of more
+	mapped int64 // sum of own
+}
+
+func (c *liveCount) put(i int, more, own int32) {
+	c.view += int64(more) - int64(c.more[i])
+	c.mapped += int64(own) - int64(c.own[i])
+	c.more[i], c.own[i] = more, own
+}
+
+// frozen says that the node's layer is not being written.
+func (n *node) frozen() bool {
+	l := n.layer()
+	return l == nil || l.over() == nil
+}
+
+// viewCount is how many bytes of a view are data. When it is not known, it is the
+// last or partial figure, and ok is false.
+func (d *Disk) viewCount(n *node, until time.Time) (bytes int64, ok bool, err error) {
+	l, parent := n.layer(), n.parent()
+	if l == nil {
+		return d.viewCount(parent, until)
+	}
+	if n != d.leaf.Load() || n.frozen() {
+		if bytes, ok = n.view.get(l); ok {
+			return bytes, true, nil
+		}
+		return n.view.last.Load(), false, nil
+	}
+	below, known := int64(0), true
+	if parent != nil {
+		if below, known = parent.view.get(parent.layer()); !known || parent.absorbing.Load() {
+			return n.view.last.Load(), false, nil
 		}
 	}
-	return 0
+	n.live.mu.Lock()
+	defer n.live.mu.Unlock()
+	done, err := d.recountLive(n, l, parent, until)
+	if err != nil || !n.live.of(l, parent) {
+		return n.view.last.Load(), false, err
+	}
+	bytes = below + n.live.view
+	n.view.last.Store(bytes)
+	n.own.last.Store(n.live.mapped)
+	return bytes, done, nil
 }
 
-// liveCount remembers, for each region of the leaf's view, how many bytes more
-// of it are data than of the view below, so that a look at disk.raw counts only
-// where something changed since the last one.
-type liveCount struct {
-	mu      sync.Mutex
-	layer   *layer
-	parent  *node
-	regions []int64
-	total   int64 // their sum
+// frozenCount is what is known of the leaf, for the moment in which it is frozen.
+func (d *Disk) frozenCount(n *node) (own, view int64, ok bool) {
+	l, parent := n.layer(), n.parent()
+	if parent != nil {
+		if view, ok = parent.view.get(parent.layer()); !ok {
+			return 0, 0, false
+		}
+	}
+	n.live.mu.Lock()
+	defer n.live.mu.Unlock()
+	done, err := d.recountLive(n, l, parent, time.Now().Add(recountBudget))
+	return n.live.mapped, view + n.live.view, done && err == nil
+}
+
+// forget has everything counted again.
+func (c *liveCount) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.layer, c.parent, c.more, c.own, c.view, c.mapped = nil, nil, nil, nil, 0, 0
+}
+
+func (c *liveCount) of(l *layer, parent *node) bool { return c.layer == l && c.parent == parent }
+
+// recountLive counts the regions of the leaf that changed; false when that is not
+// done, for want of time or because all of it is yet to be counted. Called with
+// n.live.mu held.
+func (d *Disk) recountLive(n *node, l *layer, parent *node, until time.Time) (done bool, err error) {
+	c, over := &n.live, l.over()
+	if over == nil || !c.of(l, parent) || parent != nil && parent.absorbing.Load() {
+		return false, nil
+	}
+	size := n.size()
+	regions := int((size + regionSize - 1) >> regionBits)
+	if grown := regions - len(c.more); grown > 0 {
+		c.more = append(c.more, make([]int32, grown)...)
+		c.own = append(c.own, make([]int32, grown)...)
+	}
+	for i := range c.more {
+		// Asked before it is counted: a change while it is makes the next look
+		// count again.
+		if !over.TakeChanged(int64(i) << regionBits) {
+			continue
+		}
+		if time.Now().After(until) {
+			over.MarkChanged(int64(i)<<regionBits, 1)
+			return false, nil
+		}
+		if err := d.recountRegion(c, n, l, i, size); err != nil {
+			over.MarkChanged(int64(i)<<regionBits, 1)
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func (d *Disk) recountRegion(c *liveCount, n *node, l *layer, i int, size int64) error {
+	own, err := d.mappedBytes(l, int64(i)<<regionBits, size)
+	if err != nil {
+		return err
+	}
+	more, err := d.regionBytes(n, int64(i), size)
+	if err != nil {
+		return err
+	}
+	if parent := n.parent(); parent != nil {
+		less, err := d.regionBytes(parent, int64(i), parent.size())
+		if err != nil {
+			return err
+		}
+		more -= less
+	}
+	c.put(i, int32(more), int32(own))
+	return nil
+}
+
+// mappedBytes is how much of a region a layer itself maps.
+func (d *Disk) mappedBytes(l *layer, off, size int64) (total int64, err error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	extents, err := l.state.Load().Map(nil, off, min(regionSize, max(0, size-off)))
+	for _, e := range extents {
+		if e.Kind != overlay.Unallocated {
+			total += e.Length
+		}
+	}
+	return total, err
+}
+
+// ownCount is how many bytes a layer itself maps, as viewCount tells it.
+func (d *Disk) ownCount(n *node, until time.Time) (bytes int64, ok bool, err error) {
+	l := n.layer()
+	if l == nil {
+		return 0, true, nil
+	}
+	if n != d.leaf.Load() || n.frozen() {
+		if bytes, ok = n.own.get(l); ok && n.frozen() {
+			return bytes, true, nil
+		}
+		return n.own.last.Load(), false, nil
+	}
+	n.live.mu.Lock()
+	defer n.live.mu.Unlock()
+	parent := n.parent()
+	done, err := d.recountLive(n, l, parent, until)
+	if err != nil || !n.live.of(l, parent) {
+		return n.own.last.Load(), false, err
+	}
+	n.own.last.Store(n.live.mapped)
+	return n.live.mapped, done, nil
+}
+
+// waiting looks until a figure is known, at most for countPatience from the start of
+// the pass on that counts it in the background: of many looks only the first wait.
+func (d *Disk) waiting(look func(until time.Time) (ok bool, err error)) (ok bool, err error) {
+	// One pass may have been under way already, on what was there when it began.
+	for range 3 {
+		if ok, err = look(time.Now().Add(recountBudget)); ok || err != nil {
+			return ok, err
+		}
+		pass := d.counter.start()
+		if pass == nil || !d.counter.await(pass, time.Until(pass.started.Add(countPatience))) {
+			return false, nil
+		}
+		if pass.err != nil {
+			return false, pass.err
+		}
+	}
+	return look(time.Now().Add(recountBudget))
+}
+
+// AllocatedBytes is how many bytes of the leaf's view are data. counted says
+// whether that is what it is now; otherwise it is the best figure so far, and
+// counting goes on in the background. It takes some 100 ms at most.
+func (d *Disk) AllocatedBytes() (bytes int64, counted bool, err error) {
+	return d.viewBytes(func() (*node, error) { return d.leaf.Load(), nil })
+}
+
+// LayerAllocatedBytes is the same for a layer's view, by layer id. ErrNotExist.
+func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, counted bool, err error) {
+	return d.viewBytes(func() (*node, error) {
+		_, nodes := d.tree()
+		if n := nodes[id]; n != nil {
+			return n, nil
+		}
+		return nil, ErrNotExist
+	})
+}
+
+func (d *Disk) viewBytes(find func() (*node, error)) (bytes int64, counted bool, err error) {
+	err = d.recount(func() error {
+		counted, err = d.waiting(func(until time.Time) (ok bool, err error) {
+			n, err := find()
+			if err == nil {
+				bytes, ok, err = d.viewCount(n, until)
+			}
+			return ok, err
+		})
+		if err == nil {
+			_, err = find() // it may have gone while we waited
+		}
+		return err
+	})
+	if err != nil {
+		return 0, false, err
+	}
+	return bytes, counted, nil
 }

@@ -53,7 +53,7 @@ func TestCountWhileLayersGo(t *testing.T) {
 	for what, count := range map[string]func(d *Disk, id string) error{
 		"status": func(d *Disk, _ string) error { _, err := d.Status(); return err },
 		"allocated bytes": func(d *Disk, id string) error {
-			if _, err := d.LayerAllocatedBytes(id); err != ErrNotExist {
+			if _, _, err := d.LayerAllocatedBytes(id); err != ErrNotExist {
 				return errors.Join(errors.New("the layer is gone"), err)
 			}
 			return nil

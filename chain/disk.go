@@ -103,6 +103,7 @@ type Disk struct {
 	job     *job // the one under way or the last one; nil for none
 	closing bool // no job begins any more; guarded by jobMu
 
+	counter    counter
 	modified   atomic.Int64 // UnixNano of the last write
 	background *background
 
@@ -183,6 +184,7 @@ func (d *Disk) commit(m *manifest) error {
 	m.Next = max(m.Next, d.numbers)
 	m.Modified = d.ModTime().UTC()
 	m.Removing = append(m.Removing, d.orphans...)
+	d.noteCounts(m)
 	if err := d.commitWithReserve(m); err != nil {
 		return d.takeBack(err)
 	}
@@ -288,6 +290,7 @@ func (d *Disk) Flush() error {
 // second Close does nothing.
 func (d *Disk) Close() error {
 	d.stopJob()
+	d.counter.close()
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
 	if d.closed {
@@ -362,6 +365,9 @@ func (d *Disk) settleFile(file *layer, l *layerRecord) error {
 		return fmt.Errorf("settle %s: %w", l.label(), err)
 	}
 	l.Fingerprint, l.Writing = print, false
+	if n := d.nodes[l.ID]; n != nil {
+		n.own.forget()
+	}
 	return nil
 }
 

@@ -60,10 +60,11 @@ type layerRecord struct {
 	File        string // relative to the disk directory; absolute for a foreign one
 	Foreign     bool
 	Created     time.Time
-	Frozen      time.Time    // zero for the leaf
-	Size        int64        // guest bytes; 0 for the leaf, whose header decides
-	Writing     bool         // being written; not judged (M16)
-	Fingerprint *fingerprint // of the leaf: as it was when it was last closed
+	Frozen      time.Time     // zero for the leaf
+	Size        int64         // guest bytes; 0 for the leaf, whose header decides
+	Writing     bool          // being written; not judged (M16)
+	Fingerprint *fingerprint  // of the leaf: as it was when it was last closed
+	Counts      *storedCounts // of a frozen layer; nil when not counted. Never changed in place
 
 	extra extraFields
 }

@@ -40,6 +40,9 @@ type layerFields struct {
 	Size        int64        `json:"size"`
 	Writing     bool         `json:"writing"`
 	Fingerprint *fingerprint `json:"fingerprint"`
+	OwnBytes    *int64       `json:"own_bytes"`
+	ViewBytes   *int64       `json:"view_bytes"`
+	CountedOf   *string      `json:"counted_of"`
 }
 
 type jobFields struct {
@@ -96,6 +99,7 @@ func (l *layerRecord) MarshalJSON() ([]byte, error) {
 		ID: l.ID, Name: l.Name, Parent: orNull(l.Parent), Format: l.Format, File: l.File,
 		Foreign: l.Foreign, Created: timeOrNull(l.Created), Frozen: timeOrNull(l.Frozen),
 		Size: l.Size, Writing: l.Writing, Fingerprint: l.Fingerprint,
+		OwnBytes: l.Counts.own(), ViewBytes: l.Counts.view(), CountedOf: l.Counts.of(),
 	}, l.extra)
 }
 
@@ -116,7 +120,8 @@ func (l *layerRecord) UnmarshalJSON(data []byte) error {
 	*l = layerRecord{
 		ID: f.ID, Name: f.Name, Parent: orEmpty(f.Parent), Format: f.Format, File: f.File,
 		Foreign: f.Foreign, Created: created, Frozen: frozen,
-		Size: f.Size, Writing: f.Writing, Fingerprint: f.Fingerprint, extra: extra,
+		Size: f.Size, Writing: f.Writing, Fingerprint: f.Fingerprint,
+		Counts: countsFrom(f.OwnBytes, f.ViewBytes, f.CountedOf), extra: extra,
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"varve/overlay"
 )
@@ -354,6 +355,8 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	n.link.Store(&link{layer: file, parent: parent})
 	d.move = nil
 	d.gate.Unlock()
+	n.live.forget() // it knows the parent that was
+	n.own.forget()
 	d.dropRegions(n, 0, n.size())
 	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
 	d.keepBlocks(nil)
@@ -374,6 +377,10 @@ func (d *Disk) dropRegions(n *node, off, length int64) {
 		if a := nodes[l.ID]; a != nil {
 			affected[a] = true
 		}
+	}
+	for a := range affected {
+		// Their content stays, but not always what of it is a hole.
+		a.view.forget()
 	}
 	d.cache.drop(affected, off, length)
 }
@@ -425,6 +432,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		return err
 	}
 	n.link.Store(&link{layer: n.layer()})
+	n.live.forget() // it knows the parent that was
 	d.dropRegions(n, 0, n.size())
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
@@ -433,6 +441,10 @@ func (d *Disk) flattenLayer(j *job) error {
 }
 
 func (d *Disk) prepareFlatten(j *job) (*node, error) {
+	// How much there is to copy, counted before anybody has to wait for us.
+	if err := d.CountAll(j.ctx); err != nil {
+		return nil, err
+	}
 	if err := d.begin(); err != nil {
 		return nil, err
 	}
@@ -449,7 +461,7 @@ func (d *Disk) prepareFlatten(j *job) (*node, error) {
 		return nil, nil
 	}
 	n := d.nodes[rec.ID]
-	total, err := d.allocated(n.parent())
+	total, _, err := d.viewCount(n.parent(), time.Time{})
 	if err != nil {
 		return nil, err
 	}

@@ -20,8 +20,8 @@ type node struct {
 	// its own view, which is nobody's, changes and is not kept.
 	absorbing atomic.Bool
 	view      count // bytes of the view that are data
-	live      liveCount
 	own       count // bytes that the layer itself maps
+	live      liveCount
 }
 
 // link is what a node stands for at the moment.

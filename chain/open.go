@@ -97,6 +97,7 @@ func newDisk(dir string, o OpenOptions) *Disk {
 	}
 	d.flushes.disk = d
 	d.handles.init()
+	d.counter.init(d)
 	d.holdJob = o.HoldJob
 	d.maxSlices = int(o.CacheBytes / 4 / 4096)
 	return d
@@ -181,6 +182,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	if err := checkFingerprints(d.log, d.dir, d.manifest, files, workers); err != nil {
 		return err
 	}
+	d.believeCounts()
 	return d.checkForeignHeaders()
 }
 

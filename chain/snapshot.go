@@ -135,13 +135,24 @@ func (d *Disk) settleFrozen(id string) {
 	if rec == nil || !rec.Writing {
 		return
 	}
+	// What is known of the leaf is known of the frozen layer: it never changes again.
+	n := d.nodes[id]
+	own, view, counted := d.frozenCount(n)
 	err := d.settle(rec)
 	if err == nil {
+		if counted {
+			rec.Counts = &storedCounts{own, view, m.countedIn()[id]}
+		}
 		err = d.commit(m)
 	}
 	if err != nil {
 		d.log.Warn("a frozen layer is not settled yet", "layer", rec.label(), "error", err)
 		return
+	}
+	n.live.forget()
+	if counted {
+		n.own.set(n.layer(), n.own.forgotten.Load(), own)
+		n.view.set(n.layer(), n.view.forgotten.Load(), view)
 	}
 	d.install(m, nil)
 }

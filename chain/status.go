@@ -28,6 +28,7 @@ type LayerStatus struct {
 	Frozen    time.Time `json:"-"`          // when the view became what it is; zero for the leaf
 	Size      int64     `json:"size"`       // guest bytes
 	OwnBytes  int64     `json:"own_bytes"`  // guest bytes that the layer itself maps
+	Counted   bool      `json:"counted"`    // false: own_bytes is the figure so far; counting goes on
 	HostBytes int64     `json:"host_bytes"` // its file's blocks on the host, in bytes
 	Depth     int       `json:"depth"`      // 1 for the bottom
 }

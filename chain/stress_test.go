@@ -170,7 +170,7 @@ func TestEverythingAtOnce(t *testing.T) {
 			if j := d.lastJob(); j != nil && j.status().State == jobFailed {
 				fail("job: %+v", j.status())
 			}
-			if _, err := d.AllocatedBytes(); err != nil {
+			if _, _, err := d.AllocatedBytes(); err != nil {
 				fail("count: %v", err)
 			}
 			if len(names) > 6 {

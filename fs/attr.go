@@ -15,6 +15,7 @@ import (
 const (
 	fixedNames  = time.Hour
 	fixedAttrs  = time.Minute
+	notCounted  = time.Second // of a layer whose st_blocks is not final yet
 	alwaysAsked = 0
 )
 
@@ -45,7 +46,7 @@ func (f *fileSystem) attr(node uint64, a *fuse.Attr) (valid time.Duration, err e
 		// A view does not change, and its name is looked up every time. If
 		// its attributes were asked for every time too, so they would be
 		// before each read from the page cache.
-		return fixedAttrs, f.layerAttr(l, a)
+		return f.layerAttr(l, a)
 	case node == nodeStatus, node == nodeStatusJSON:
 		a.Mode = unix.S_IFREG | 0o444&^f.umask
 		a.Size = uint64(f.textSize[node-nodeStatus].Load())
@@ -95,7 +96,7 @@ func (f *fileSystem) diskAttr(a *fuse.Attr) error {
 	if !atime.IsZero() {
 		a.Atime, a.Atimensec = uint64(atime.Unix()), uint32(atime.Nanosecond())
 	}
-	n, err := f.disk.AllocatedBytes()
+	n, _, err := f.disk.AllocatedBytes() // asked again every time
 	if err != nil {
 		return err
 	}
@@ -103,17 +104,20 @@ func (f *fileSystem) diskAttr(a *fuse.Attr) error {
 	return nil
 }
 
-func (f *fileSystem) layerAttr(l chain.LayerStatus, a *fuse.Attr) error {
+func (f *fileSystem) layerAttr(l chain.LayerStatus, a *fuse.Attr) (valid time.Duration, err error) {
 	a.Mode = unix.S_IFREG | 0o444&^f.umask
 	a.Blksize = imageBlock
 	a.Size = uint64(l.Size)
 	setTime(a, frozenAt(l))
-	n, err := f.disk.LayerAllocatedBytes(l.ID)
+	n, counted, err := f.disk.LayerAllocatedBytes(l.ID)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	setBlocks(a, n)
-	return nil
+	if !counted {
+		return notCounted, nil
+	}
+	return fixedAttrs, nil
 }
 
 // frozenAt is when a layer's view became what it is.

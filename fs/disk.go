@@ -23,7 +23,7 @@ type disk interface {
 	Resize(size int64) error
 	SeekData(off int64) (int64, error)
 	SeekHole(off int64) (int64, error)
-	AllocatedBytes() (int64, error)
+	AllocatedBytes() (bytes int64, counted bool, err error)
 	ModTime() time.Time
 	SetModTime(t time.Time)
 
@@ -31,7 +31,7 @@ type disk interface {
 	OpenView(ctx context.Context, id string, who chain.Opener) (view, error)
 
 	Layers() []chain.LayerStatus
-	LayerAllocatedBytes(id string) (int64, error)
+	LayerAllocatedBytes(id string) (bytes int64, counted bool, err error)
 	Status() (chain.Status, error)
 
 	Snapshot(name string) error

@@ -195,10 +195,10 @@ func (d *fakeDisk) SeekHole(off int64) (int64, error) {
 	defer d.mu.Unlock()
 	return seek(d.mapped, int64(len(d.data)), off, false)
 }
-func (d *fakeDisk) AllocatedBytes() (int64, error) {
+func (d *fakeDisk) AllocatedBytes() (int64, bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return int64(len(d.mapped)) * fakeBlock, nil
+	return int64(len(d.mapped)) * fakeBlock, true, nil
 }
 func (d *fakeDisk) ModTime() time.Time {
 	d.mu.Lock()
@@ -294,13 +294,13 @@ func (d *fakeDisk) Layers() []chain.LayerStatus {
 	})
 }
 
-func (d *fakeDisk) LayerAllocatedBytes(id string) (int64, error) {
+func (d *fakeDisk) LayerAllocatedBytes(id string) (int64, bool, error) {
 	for _, l := range d.layers() {
 		if l.status.ID == id {
-			return int64(len(l.mapped)) * fakeBlock, nil
+			return int64(len(l.mapped)) * fakeBlock, true, nil
 		}
 	}
-	return 0, chain.ErrNotExist
+	return 0, false, chain.ErrNotExist
 }
 
 func (d *fakeDisk) Status() (chain.Status, error) {
@@ -309,7 +309,7 @@ func (d *fakeDisk) Status() (chain.Status, error) {
 	}
 	st := chain.Status{Version: 1, Disk: d.dir, Size: d.Size(), Leaf: "000100", Layers: d.Layers()}
 	for i := range st.Layers {
-		st.Layers[i].OwnBytes, st.Layers[i].HostBytes = 8192, 12288
+		st.Layers[i].OwnBytes, st.Layers[i].Counted, st.Layers[i].HostBytes = 8192, true, 12288
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -81,8 +81,8 @@ func Table(w io.Writer, st chain.Status) error {
 }
 
 // LayerTable writes the layers of a disk for people, one a line: what it is
-// called, the layer directly below it, the guest bytes that it holds itself,
-// what its file takes on the host, and since when its view is what it is.
+// called, the layer directly below it, the guest bytes that it holds itself
+// (with a "~" while they are being counted), what its file takes on the host, and since when its view is what it is.
 func LayerTable(w io.Writer, st chain.Status) error {
 	rows := [][]string{{"LAYER", "ON", "OWN", "ON HOST", "SINCE"}}
 	for _, l := range st.Layers {
@@ -91,11 +91,19 @@ func LayerTable(w io.Writer, st chain.Status) error {
 			below = layerTitle(st, *l.Parent)
 		}
 		rows = append(rows, []string{
-			layerTitle(st, l.ID), below, HumanSize(l.OwnBytes), HumanSize(l.HostBytes),
+			layerTitle(st, l.ID), below, ownSize(l), HumanSize(l.HostBytes),
 			frozenAt(l).Local().Format("2006-01-02 15:04"),
 		})
 	}
 	return writeRows(w, rows, []int{0, 1}, []int{2, 3})
+}
+
+// ownSize is what a layer holds itself, marked where it is not counted to the end.
+func ownSize(l chain.LayerStatus) string {
+	if !l.Counted {
+		return "~" + HumanSize(l.OwnBytes)
+	}
+	return HumanSize(l.OwnBytes)
 }
 
 // layerTitle is what people call a layer: its name, "leaf", or its number.

@@ -89,11 +89,11 @@ func exampleStatus() chain.Status {
 	return chain.Status{
 		Version: 1, Disk: "/srv/vm1.varve", Size: 20 << 30, Leaf: "000005",
 		Layers: []chain.LayerStatus{
-			{ID: "000001", Name: "base", State: "base", Foreign: true, Format: "raw", File: "/srv/ubuntu.raw", Created: at, OwnBytes: 4 << 30, HostBytes: 4<<30 + 1<<28},
-			{ID: "000002", Name: "before-upgrade", State: "frozen", Parent: id("000001"), Created: at, Frozen: at.Add(time.Hour), OwnBytes: 300 << 20, HostBytes: 301 << 20},
-			{ID: "000003", State: "unnamed", Parent: id("000002"), Created: at, OwnBytes: 65536, HostBytes: 1 << 20},
-			{ID: "000004", Name: strings.Repeat("long-", 20) + "end", State: "frozen", Parent: id("000002"), Created: at, OwnBytes: 1023 << 30, HostBytes: 999},
-			{ID: "000005", State: "leaf", Parent: id("000004"), Created: at},
+			{ID: "000001", Name: "base", State: "base", Foreign: true, Format: "raw", File: "/srv/ubuntu.raw", Created: at, OwnBytes: 4 << 30, Counted: true, HostBytes: 4<<30 + 1<<28},
+			{ID: "000002", Name: "before-upgrade", State: "frozen", Parent: id("000001"), Created: at, Frozen: at.Add(time.Hour), OwnBytes: 300 << 20, Counted: true, HostBytes: 301 << 20},
+			{ID: "000003", State: "unnamed", Parent: id("000002"), Created: at, OwnBytes: 65536, Counted: true, HostBytes: 1 << 20},
+			{ID: "000004", Name: strings.Repeat("long-", 20) + "end", State: "frozen", Parent: id("000002"), Created: at, OwnBytes: 1023 << 30, Counted: true, HostBytes: 999},
+			{ID: "000005", State: "leaf", Parent: id("000004"), Created: at, Counted: true},
 		},
 		Open: []chain.OpenStatus{{File: "disk.raw", PID: 4242, Command: "qemu-system-x86", Write: true}, {File: "layers/base.raw", Command: "\x1b[2J"}},
 		Job:  &chain.JobStatus{ID: "3", Kind: "flatten", Layer: "000002", State: "running", DoneBytes: 1 << 30, TotalBytes: 4 << 30},

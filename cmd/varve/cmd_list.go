@@ -143,6 +143,10 @@ func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, cha
 		return err
 	}
 	defer d.Close() // read only: there is nothing to lose
+	// Nobody's VM waits for this one, and what is asked once should be right.
+	if err := d.CountAll(cmd.Context()); err != nil {
+		return err
+	}
 	st, err := d.Status()
 	if err != nil {
 		return err

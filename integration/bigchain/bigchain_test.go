@@ -69,7 +69,7 @@ func TestBigChain(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, err := d.AllocatedBytes(); err != nil || got != int64(len(mapped))*full.Run {
+			if got, _, err := d.AllocatedBytes(); err != nil || got != int64(len(mapped))*full.Run {
 				t.Errorf("%d bytes of the leaf's view are data, %v; %d runs of %d are mapped", got, err, len(mapped), full.Run)
 			}
 		})

@@ -1,0 +1,421 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"math/bits"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"varve/overlay"
+)
+
+// counter runs passes over the tables, one at a time, when a look needs one. It
+// has no goroutine while nobody looks.
+type counter struct {
+	disk *Disk
+	done sync.WaitGroup
+	// waiting is how many looks wait for the pass, which then does not pause.
+	waiting atomic.Int64
+	stop    context.CancelFunc
+	ctx     context.Context
+
+	mu     sync.Mutex
+	pass   *pass // under way; nil when there is none
+	closed bool
+}
+
+// pass is one run. err is set when ended is closed.
+type pass struct {
+	started time.Time
+	ended   chan struct{}
+	err     error
+}
+
+func (c *counter) init(d *Disk) {
+	c.disk = d
+	c.ctx, c.stop = context.WithCancel(context.Background())
+}
+
+// start begins a pass unless one runs; nil when the disk is being closed.
+func (c *counter) start() *pass {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	if c.pass == nil {
+		p := &pass{started: time.Now(), ended: make(chan struct{})}
+		c.pass = p
+		c.done.Go(func() { c.run(p) })
+	}
+	return c.pass
+}
+
+func (c *counter) run(p *pass) {
+	p.err = c.disk.countAllViews(c.ctx)
+	if p.err == nil {
+		c.disk.storeCounts()
+	}
+	c.mu.Lock()
+	c.pass = nil
+	c.mu.Unlock()
+	close(p.ended)
+}
+
+// await waits for a pass, for a while at most.
+func (c *counter) await(p *pass, most time.Duration) bool {
+	c.waiting.Add(1)
+	defer c.waiting.Add(-1)
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-p.ended:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// close ends the pass under way and lets none begin any more.
+func (c *counter) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.stop()
+	c.done.Wait()
+}
+
+// rest keeps a pass for which nobody waits to a third of a processor.
+func (c *counter) rest(worked time.Duration) {
+	if c.waiting.Load() > 0 {
+		return
+	}
+	select {
+	case <-c.ctx.Done():
+	case <-time.After(2 * worked):
+	}
+}
+
+// countAllViews counts what is not counted yet, the leaf's chain first and then
+// what stands beside it.
+func (d *Disk) countAllViews(ctx context.Context) error {
+	for {
+		before, nodes := d.tree()
+		tips := []*node{d.leaf.Load()}
+		for _, l := range before.Layers {
+			if n := nodes[l.ID]; n != nil && len(before.children(l.ID)) == 0 && n != tips[0] {
+				tips = append(tips, n)
+			}
+		}
+		var err error
+		for _, tip := range tips {
+			if err = d.countPath(ctx, tip); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			err = d.recountLeaf(ctx)
+		}
+		if now, _ := d.tree(); err == nil || now == before || !errors.Is(err, os.ErrClosed) && !errors.Is(err, errTreeChanged) {
+			if errors.Is(err, errTreeChanged) {
+				err = nil // by a job that has not ended: the next look tries again
+			}
+			return err
+		}
+	}
+}
+
+// recountLeaf counts what changed in the leaf, in pieces: a look that comes meanwhile
+// waits for one of them.
+func (d *Disk) recountLeaf(ctx context.Context) error {
+	for ctx.Err() == nil {
+		n := d.leaf.Load()
+		l := n.layer()
+		if l == nil {
+			return nil
+		}
+		n.live.mu.Lock()
+		started := time.Now()
+		known := l.over() != nil && n.live.of(l, n.parent())
+		done, err := d.recountLive(n, l, n.parent(), started.Add(recountBudget/4))
+		n.live.mu.Unlock()
+		if done || err != nil || !known {
+			return err
+		}
+		if p := n.parent(); p != nil && p.absorbing.Load() {
+			return nil
+		}
+		d.counter.rest(time.Since(started))
+	}
+	return ctx.Err()
+}
+
+var errTreeChanged = errors.New("the tree changed")
+
+// passLayer is a layer of the path that a pass goes through.
+type passLayer struct {
+	node    *node
+	link    *link
+	layer   *layer
+	over    *overlay.Overlay // nil for a frozen layer
+	unknown bool             // to be counted
+	live    bool             // the leaf, and not frozen
+	view    uint64           // node.view.forgotten before the pass
+	ownOf   uint64           // node.own.forgotten before the pass
+
+	touched uint64
+	extents []overlay.Extent
+	more    int64 // than the view below, so far
+	own     int64
+	// Of the leaf, for each region.
+	mores, owns []int32
+}
+
+// countPath counts the views of a node and all below it that are not known, in one
+// pass over guest space: the layers are asked from the top down, since a merge
+// moves things down, and a set of sectors that are data is built from the bottom up.
+func (d *Disk) countPath(ctx context.Context, tip *node) error {
+	path, need := d.passPath(tip)
+	if !need {
+		return nil
+	}
+	size := int64(0)
+	for i := range path {
+		if path[i].unknown {
+			size = max(size, path[i].node.size())
+		}
+	}
+	for off := int64(0); off < size; off += overlay.TouchedSpans * regionSize {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		started := time.Now()
+		if err := d.countSpans(path, off, size); err != nil {
+			return err
+		}
+		tellSoFar(path)
+		if worked := time.Since(started); worked > time.Millisecond {
+			d.counter.rest(worked)
+		}
+	}
+	d.keepCounts(path)
+	return nil
+}
+
+// passPath is the path from a node to the bottom, bottom first, and whether there
+// is something to count.
+func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
+	for n := tip; n != nil; n = n.parent() {
+		if n.absorbing.Load() {
+			return nil, false // until the merge ends
+		}
+		link := n.link.Load()
+		if link.layer == nil {
+			continue
+		}
+		p := passLayer{node: n, link: link, layer: link.layer, over: link.layer.over(),
+			view: n.view.forgotten.Load(), ownOf: n.own.forgotten.Load()}
+		p.live = p.over != nil && n == d.leaf.Load()
+		if p.live {
+			n.live.mu.Lock()
+			p.unknown = !n.live.of(link.layer, link.parent)
+			n.live.mu.Unlock()
+			regions := (n.size() + regionSize - 1) >> regionBits
+			p.mores, p.owns = make([]int32, regions), make([]int32, regions)
+		} else {
+			_, view := n.view.get(link.layer)
+			_, own := n.own.get(link.layer)
+			p.unknown = !view || !own && p.over == nil
+		}
+		need = need || p.unknown
+		path = append(path, p)
+	}
+	slices.Reverse(path)
+	return path, need
+}
+
+// countSpans counts the regions of 1 GiB in which a layer that is to be counted
+// maps something.
+func (d *Disk) countSpans(path []passLayer, off, size int64) error {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	wanted := uint64(0)
+	for i := range path {
+		if p := &path[i]; p.node.link.Load() != p.link || p.node.absorbing.Load() {
+			return errTreeChanged
+		}
+		if path[i].unknown {
+			if err := touched(path, i, off); err != nil {
+				return err
+			}
+			wanted |= path[i].touched
+		}
+	}
+	for i := range path {
+		if wanted != 0 && !path[i].unknown {
+			if err := touched(path, i, off); err != nil {
+				return err
+			}
+		}
+	}
+	for w := wanted; w != 0; w &= w - 1 {
+		r := bits.TrailingZeros64(w)
+		if at := off + int64(r)<<regionBits; at < size {
+			if err := countPassRegion(path, at, r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// touched asks a layer of the path in which regions it maps something.
+func touched(path []passLayer, i int, off int64) (err error) {
+	p := &path[i]
+	p.touched = ^uint64(0)
+	if t, ok := p.layer.state.Load().Layer.(interface{ Touched(int64) (uint64, error) }); ok {
+		if p.touched, err = t.Touched(off); err != nil {
+			return err
+		}
+	}
+	if i > 0 && path[i-1].node.size() > p.node.size() {
+		// What is below shows no further than this layer goes (M2).
+		if from := p.node.size() - off; from < overlay.TouchedSpans*regionSize {
+			p.touched |= ^uint64(0) << (max(0, from) >> regionBits)
+		}
+	}
+	return nil
+}
+
+func countPassRegion(path []passLayer, at int64, r int) error {
+	for i := range slices.Backward(path) {
+		p := &path[i]
+		p.extents = p.extents[:0]
+		if p.live && p.unknown {
+			p.over.TakeChanged(at) // before it is read; see recountLive
+		}
+		if p.touched>>r&1 == 0 {
+			continue
+		}
+		var err error
+		if p.extents, err = p.layer.state.Load().Map(p.extents, at, regionSize); err != nil {
+			return err
+		}
+	}
+	var data sectorSet
+	below := int64(0)
+	for i := range path {
+		p := &path[i]
+		own := int64(0)
+		for _, e := range p.extents {
+			if e.Kind == overlay.Unallocated {
+				continue
+			}
+			data.put(e.Start-at, e.End()-at, e.Kind != overlay.Zero)
+			own += max(0, min(e.End(), p.node.size())-e.Start)
+		}
+		here := data.bytes(p.node.size() - at)
+		if p.unknown && p.touched>>r&1 != 0 {
+			p.more += here - below
+			p.own += own
+			if index := int(at >> regionBits); p.live && index < len(p.mores) {
+				p.mores[index], p.owns[index] = int32(here-below), int32(own)
+			}
+		}
+		below = here
+	}
+	return nil
+}
+
+// tellSoFar lets looks see how far the pass is.
+func tellSoFar(path []passLayer) {
+	below := int64(0)
+	for i := range path {
+		p := &path[i]
+		view, ok := p.node.view.get(p.layer)
+		if !ok {
+			view = below + p.more
+			p.node.view.last.Store(view)
+		}
+		if _, ok := p.node.own.get(p.layer); !ok && p.unknown {
+			p.node.own.last.Store(p.own)
+		}
+		below = view
+	}
+}
+
+// keepCounts keeps what a pass has counted, of layers that nobody wrote meanwhile.
+func (d *Disk) keepCounts(path []passLayer) {
+	below := int64(0)
+	for i := range path {
+		p := &path[i]
+		view, known := p.node.view.get(p.layer)
+		switch {
+		case p.node.link.Load() != p.link || p.node.absorbing.Load():
+			return
+		case p.live:
+			if c := &p.node.live; p.unknown {
+				c.mu.Lock()
+				c.layer, c.parent, c.more, c.own = p.layer, p.link.parent, p.mores, p.owns
+				c.view, c.mapped = p.more, p.own
+				c.mu.Unlock()
+			}
+			return // it is the last one
+		case p.unknown:
+			if !known {
+				view = below + p.more
+				p.node.view.set(p.layer, p.view, view)
+			}
+			if p.over == nil {
+				p.node.own.set(p.layer, p.ownOf, p.own)
+			}
+		}
+		below = view
+	}
+}
+
+const sectorBits = 9
+
+// sectorSet says which sectors of a region are data, in whole or in part.
+type sectorSet struct {
+	words [regionSize >> sectorBits / 64]uint64
+	count int64
+}
+
+// put makes [from, to), in bytes within the region, data or not.
+func (s *sectorSet) put(from, to int64, data bool) {
+	const round = 1<<sectorBits - 1
+	if data {
+		from, to = from>>sectorBits, (to+round)>>sectorBits
+	} else {
+		from, to = (from+round)>>sectorBits, to>>sectorBits
+	}
+	for from < to {
+		word := &s.words[from>>6]
+		n := min(64-from&63, to-from)
+		mask := ^uint64(0) >> (64 - n) << (from & 63)
+		before := bits.OnesCount64(*word)
+		if data {
+			*word |= mask
+		} else {
+			*word &^= mask
+		}
+		s.count += int64(bits.OnesCount64(*word) - before)
+		from += n
+	}
+}
+
+// bytes is how many bytes before limit are data.
+func (s *sectorSet) bytes(limit int64) int64 {
+	total := s.count << sectorBits
+	if limit > 0 && limit < regionSize && limit&(1<<sectorBits-1) != 0 {
+		if last := limit >> sectorBits; s.words[last>>6]>>(last&63)&1 != 0 {
+			total -= 1<<sectorBits - limit&(1<<sectorBits-1)
+		}
+	}
+	return total
+}

@@ -1,0 +1,158 @@
+package chain
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// slowCounts counts layer by layer and region by region, through what reads see.
+func slowCounts(t *testing.T, d *Disk) (own, view map[string]int64) {
+	t.Helper()
+	own, view = map[string]int64{}, map[string]int64{}
+	m, nodes := d.tree()
+	for _, l := range m.Layers {
+		n := nodes[l.ID]
+		var err error
+		own[l.ID], err = n.layer().ownBytes()
+		must(t, err)
+		for at := int64(0); at < n.size(); at += regionSize {
+			bytes, err := d.regionBytes(n, at>>regionBits, n.size())
+			must(t, err)
+			view[l.ID] += bytes
+		}
+	}
+	return own, view
+}
+
+func checkCounts(t *testing.T, d *Disk, when string) {
+	t.Helper()
+	must(t, d.CountAll(t.Context()))
+	own, view := slowCounts(t, d)
+	st, err := d.Status()
+	must(t, err)
+	for _, l := range st.Layers {
+		if l.OwnBytes != own[l.ID] || !l.Counted {
+			t.Errorf("%s: layer %s maps %d bytes, counted %v; status says %d", when, l.ID, own[l.ID], l.Counted, l.OwnBytes)
+		}
+		if got, counted, err := d.LayerAllocatedBytes(l.ID); err != nil || got != view[l.ID] || !counted {
+			t.Errorf("%s: of the view of %s %d bytes are data, not %d (counted %v, %v)", when, l.ID, view[l.ID], got, counted, err)
+		}
+	}
+}
+
+// storedIn says how many layers of a chain.json have counts that are believed.
+func storedIn(t *testing.T, dir string) (stored, frozen int) {
+	t.Helper()
+	m := readManifest(t, dir)
+	in := m.countedIn()
+	for _, l := range m.Layers {
+		if l.ID != m.Leaf {
+			frozen++
+			if l.Counts != nil && l.Counts.Of == in[l.ID] {
+				stored++
+			}
+		}
+	}
+	return stored, frozen
+}
+
+func readManifest(t *testing.T, dir string) *manifest {
+	t.Helper()
+	m, err := loadManifest(OpenOptions{}.withDefaults().FS, dir)
+	must(t, err)
+	return m
+}
+
+// What is told of bytes is what a slow count gives, after every kind of operation,
+// and of a disk that is opened again, from chain.json.
+func TestCounts(t *testing.T) {
+	d, _ := testDisk(t, 100<<20+4096)
+	dir := d.Dir()
+	random := rand.New(rand.NewPCG(1, 2))
+	step := func(when string) {
+		t.Helper()
+		for i := range 20 {
+			off := random.Int64N(100<<20/512) * 512
+			if i%3 == 0 {
+				must(t, d.Discard(off, min(random.Int64N(1<<20), d.Size()-off)))
+			} else {
+				put(t, d, byte(i+1), off, 512+random.Int64N(20<<10)%(d.Size()-off))
+			}
+			if i == 10 {
+				checkCounts(t, d, when+", half way")
+			}
+		}
+		checkCounts(t, d, when)
+	}
+	step("writes")
+	for i := range 4 {
+		must(t, d.Snapshot(fmt.Sprint("s", i)))
+		step(fmt.Sprint("snapshot ", i))
+	}
+	if stored, frozen := storedIn(t, dir); stored < frozen {
+		t.Errorf("%d of %d frozen layers have their counts in chain.json", stored, frozen)
+	}
+	id, err := d.Delete("s1")
+	finish(t, d, id, err)
+	step("delete")
+	id, err = d.Flatten("s2")
+	finish(t, d, id, err)
+	step("flatten")
+	must(t, d.Revert("s0"))
+	step("revert")
+	id, err = d.Delete("s0")
+	finish(t, d, id, err)
+	step("delete below the leaf")
+	must(t, d.Resize(200<<20))
+	step("growth")
+	must(t, d.Close())
+
+	if stored, frozen := storedIn(t, dir); stored < frozen {
+		t.Errorf("closed: %d of %d frozen layers have their counts in chain.json", stored, frozen)
+	}
+	d = openDisk(t, dir)
+	m, nodes := d.tree()
+	for _, l := range m.Layers {
+		if _, ok := nodes[l.ID].view.get(nodes[l.ID].layer()); l.ID != m.Leaf && !ok {
+			t.Errorf("the stored count of %s is not used", l.ID)
+		}
+	}
+	checkCounts(t, d, "opened again")
+	must(t, d.Close())
+}
+
+// Counts that were made of other files than those that are there are not believed,
+// neither of the file's layer nor of those on it.
+func TestCountsOfAChangedLayer(t *testing.T) {
+	d, _ := testDisk(t, 40<<20)
+	dir := d.Dir()
+	put(t, d, 1, 0, 8192)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 20<<20, 8192)
+	must(t, d.Snapshot("two"))
+	must(t, d.CountAll(t.Context()))
+	must(t, d.Close())
+	m := readManifest(t, dir)
+	for _, l := range m.Layers {
+		if l.Name == "one" || l.Name == "two" {
+			l.Counts.Own, l.Counts.View = 1, 1 // would be seen
+		}
+	}
+	one := m.byName("one")
+	must(t, m.commit(OpenOptions{}.withDefaults().FS, dir))
+	now := readManifest(t, dir).layer(one.ID)
+	if now.Counts == nil || now.Counts.View != 1 {
+		t.Fatalf("stored: %+v", now.Counts)
+	}
+	path := filepath.Join(dir, one.File)
+	info, err := os.Stat(path)
+	must(t, err)
+	must(t, os.Chtimes(path, info.ModTime(), info.ModTime().Add(1e9)))
+	must(t, Accept(dir, "one", OpenOptions{}))
+	d = openDisk(t, dir)
+	checkCounts(t, d, "accepted")
+	must(t, d.Close())
+}
