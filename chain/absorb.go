@@ -138,8 +138,8 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 	source := liveSource{ownSource{c}}
 	copyRegion := func(off int64) (int64, error) {
 		section := d.readers.enter()
-		defer d.readers.exit(section)
 		held, _, err := heldBytes(source.ownSource, nil, off)
+		d.readers.exit(section)
 		if err != nil {
 			return 0, err
 		}
@@ -149,15 +149,22 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		}
 		var copied int64
 		for at := off; at < off+regionSize; at += step {
+			moved := int64(0)
+			section := d.readers.enter()
 			err := d.moveStep(at+step, func() error {
-				n, err := into.Overwrite(source, at, step, below)
-				if err != nil {
+				var err error
+				if moved, err = into.Overwrite(source, at, step, below); err != nil {
 					return err
 				}
-				copied += n
 				return from.Unmap(at, step)
 			})
+			d.readers.exit(section)
+			copied += moved
 			if err != nil {
+				return copied, err
+			}
+			into.StartWriteBack()
+			if err := j.pace(moved); err != nil {
 				return copied, err
 			}
 		}
@@ -173,6 +180,7 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		}
 		d.dropRegions(c, start, end-start)
 		d.readers.synchronize()
+		into.ForgetCopied()
 		if err := from.Punch(); err != nil {
 			return err
 		}

@@ -40,6 +40,7 @@ type OpenOptions struct {
 	Log        *slog.Logger  // nil: discard
 	LockWait   time.Duration // how long to wait for another varve to let go
 	HoldJob    bool          // leave a recorded job for the next Open without this
+	JobRate    int64         // limit of jobs in bytes per second, see SetJobRate; 0: none
 }
 
 func (o OpenOptions) withDefaults() OpenOptions {
@@ -67,6 +68,7 @@ type Disk struct {
 	log      *slog.Logger
 	lock     *dirLock
 	holdJob  bool // jobs are recorded, not run
+	pacer    *pacer
 	// maxSlices bounds the table slices that the leaf keeps in memory.
 	maxSlices int
 

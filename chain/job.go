@@ -31,6 +31,7 @@ type job struct {
 	ctx   context.Context
 	stop  context.CancelCauseFunc
 	done  chan struct{} // closed when it no longer runs
+	speed *jobPace
 
 	// covered is the size up to which a merge upwards surely looked; its own.
 	covered int64
@@ -46,6 +47,8 @@ type jobOutcome struct{ state, err string }
 func (j *job) status() JobStatus {
 	s := JobStatus{ID: j.id, Kind: j.kind, Layer: j.layer, State: jobRunning, TotalBytes: j.totalBytes.Load()}
 	s.DoneBytes = min(j.doneBytes.Load(), s.TotalBytes)
+	s.Rate = j.speed.rate()
+	s.RateLimit, _ = j.speed.pacer.get()
 	if o := j.outcome.Load(); o != nil {
 		s.State, s.Error = o.state, o.err
 	}
@@ -99,7 +102,7 @@ func recordJob(m *manifest, kind, layer string) string {
 // startJob begins a job whose record is committed, or only remembers it when
 // the disk was opened with HoldJob or is being closed. Called with opMu held.
 func (d *Disk) startJob(rec *jobRecord) {
-	j := &job{id: rec.ID, kind: rec.Kind, layer: rec.Layer, done: make(chan struct{})}
+	j := &job{id: rec.ID, kind: rec.Kind, layer: rec.Layer, done: make(chan struct{}), speed: newJobPace(d.pacer)}
 	j.ctx, j.stop = context.WithCancelCause(context.Background())
 	d.jobMu.Lock()
 	d.job = j
@@ -139,6 +142,7 @@ func (d *Disk) stopJob() {
 func (d *Disk) runJob(j *job) {
 	defer close(j.done)
 	err := d.workOn(j)
+	j.speed.end()
 	switch {
 	case err == nil:
 		d.log.Info("job done", "job", j.id)

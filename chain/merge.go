@@ -174,6 +174,29 @@ func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64)
 	}
 }
 
+// jobPiece is how much a job copies, in guest bytes, before it looks at its rate
+// and whether it is to go on.
+const jobPiece = 1 << 20
+
+// fillRegion copies one region up, in pieces.
+func (d *Disk) fillRegion(j *job, over *overlay.Overlay, source overlay.Source, off int64, below overlay.Backing) (int64, error) {
+	var copied int64
+	for at := off; at < min(off+regionSize, over.Size()); at += jobPiece {
+		section := d.readers.enter()
+		n, err := over.Fill(source, at, jobPiece, below)
+		d.readers.exit(section)
+		copied += n
+		if err != nil {
+			return copied, err
+		}
+		over.StartWriteBack()
+		if err := j.pace(n); err != nil {
+			return copied, err
+		}
+	}
+	return copied, nil
+}
+
 func (d *Disk) copyUp(j *job, x, c *node) error {
 	over := c.layer().over()
 	source := ownSource{x}
@@ -181,12 +204,12 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 	j.covered = over.Size()
 	copyRegion := func(off int64) (int64, error) {
 		section := d.readers.enter()
-		defer d.readers.exit(section)
 		held, idle, err := heldBytes(source, below, off)
+		d.readers.exit(section)
 		if err != nil || idle {
 			return 0, err
 		}
-		n, err := over.Fill(source, off, regionSize, below)
+		n, err := d.fillRegion(j, over, source, off, below)
 		j.progress(held)
 		return n, err
 	}
@@ -198,6 +221,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		}
 		d.dropRegions(c, from, to-from)
 		d.readers.synchronize()
+		over.ForgetCopied()
 		return d.punchSource(x, from, to)
 	}
 	return d.copyRegions(j, over.Size, copyRegion, settleWindow)
@@ -398,13 +422,17 @@ func (d *Disk) flattenLayer(j *job) error {
 		if err != nil || held == 0 {
 			return 0, err
 		}
-		section := d.readers.enter()
-		defer d.readers.exit(section)
-		copied, err := over.Fill(source, off, regionSize, nil)
+		copied, err := d.fillRegion(j, over, source, off, nil)
 		j.progress(held)
 		return copied, err
 	}
-	settleWindow := func(from, to int64) error { return over.Flush() }
+	settleWindow := func(_, _ int64) error {
+		if err := over.Flush(); err != nil {
+			return err
+		}
+		over.ForgetCopied()
+		return nil
+	}
 	if err := d.copyRegions(j, over.Size, copyRegion, settleWindow); err != nil {
 		return err
 	}

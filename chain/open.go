@@ -98,7 +98,7 @@ func newDisk(dir string, o OpenOptions) *Disk {
 	d.flushes.disk = d
 	d.handles.init()
 	d.counter.init(d)
-	d.holdJob = o.HoldJob
+	d.holdJob, d.pacer = o.HoldJob, newPacer(o.JobRate)
 	d.maxSlices = int(o.CacheBytes / 4 / 4096)
 	return d
 }

@@ -50,4 +50,9 @@ type JobStatus struct {
 	DoneBytes  int64  `json:"done_bytes"`
 	TotalBytes int64  `json:"total_bytes"`
 	Error      string `json:"error"`
+	// Rate is bytes copied per second: in the last seconds while it runs, over all
+	// of it when it has ended, 0 when nothing was copied.
+	Rate int64 `json:"rate"`
+	// RateLimit is how many it may copy, 0 for as many as it can (SetJobRate).
+	RateLimit int64 `json:"rate_limit"`
 }

@@ -17,11 +17,70 @@ type Source interface {
 // not; unallocated ones are left to the layer below. What the guest wrote
 // wins: each cluster is filled by the owner of its stripe (M8). It returns the
 // bytes that were copied. A subcluster that source has only in part is copied
-// whole, as seen through source.
+// whole, as seen through source. What source says must not change meanwhile.
 func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, error) {
+	length = min(length, o.Size()-off)
+	all, err := source.Map(nil, off, length)
+	if err != nil {
+		return 0, err
+	}
+	// The runs of whole clusters first, by themselves; then what is between.
+	return o.inRuns(source, all, off, length, func(off, length int64) (int64, error) {
+		return o.fillClusters(source, off, length, below)
+	})
+}
+
+// inRuns cuts a range into runs of whole clusters that source has as data and
+// this layer has nothing of, which it copies, and what is between them, which it
+// leaves to rest. It returns the bytes copied. A run of one cluster is no better
+// than a cluster alone.
+func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, rest func(off, length int64) (int64, error)) (int64, error) {
+	cs := o.clusterSize()
+	var copied int64
+	done := off // what is before is dealt with
+	upTo := func(end int64) error {
+		if end <= done {
+			return nil
+		}
+		n, err := rest(done, end-done)
+		copied += n
+		done = end
+		return err
+	}
+	for _, e := range extents {
+		if e.Kind != Data {
+			continue
+		}
+		at, end := (e.Start+cs-1)&^(cs-1), min(e.End(), o.Size())&^(cs-1)
+		for at < end {
+			n, err := o.emptyRun(at>>o.clusterBits, min(end-at, max(copyPiece, 2*cs))>>o.clusterBits)
+			if err != nil {
+				return copied, err
+			}
+			if n < 2 {
+				at += cs
+				continue
+			}
+			if err := upTo(at); err != nil {
+				return copied, err
+			}
+			c, err := o.copyAhead(source, at>>o.clusterBits, n)
+			copied += c
+			if err != nil {
+				return copied, err
+			}
+			at += n * cs
+			done = at
+		}
+	}
+	return copied, upTo(off + length)
+}
+
+// fillClusters is Fill cluster by cluster.
+func (o *Overlay) fillClusters(source Source, off, length int64, below Backing) (int64, error) {
 	var copied int64
 	var extents []Extent
-	err := o.byCluster(off, min(length, o.Size()-off), func(cluster, in, n int64) error {
+	err := o.byCluster(off, length, func(cluster, in, n int64) error {
 		if err := o.Failed(); err != nil {
 			return err
 		}
@@ -108,20 +167,6 @@ func (o *Overlay) fillCluster(source Source, cluster int64, data, zero uint32) (
 	return copied, o.clearSubclusters(s, i, cluster, zero, true)
 }
 
-func (o *Overlay) copyRun(source Source, cluster, base, in, n int64) error {
-	buf := getBuffer(n)
-	defer putBuffer(buf)
-	read := *buf
-	if left := o.Size() - (base + in); left < n {
-		clear(read[max(0, left):])
-		read = read[:max(0, left)]
-	}
-	if err := source.ReadAt(read, base+in); err != nil {
-		return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, base+in, o.file.Name(), err)
-	}
-	return o.writeOwned(*buf, cluster, in, o.subMask(in, n), nil)
-}
-
 // Overwrite merges down: what source has in the range replaces what this layer
 // has. Data is written, zeros are discarded, unallocated ranges are left. below
 // completes subclusters that source has in part. It returns the bytes copied.
@@ -139,20 +184,37 @@ func (o *Overlay) Overwrite(source Source, off, length int64, below Backing) (in
 				return copied, err
 			}
 		case Data, Compressed:
-			err := o.byCluster(e.Start, e.Length, func(cluster, in, n int64) error {
-				buf := getBuffer(n)
-				defer putBuffer(buf)
-				at := cluster<<o.clusterBits + in
-				if err := source.ReadAt(*buf, at); err != nil {
-					return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, at, o.file.Name(), err)
-				}
-				copied += n
-				return o.WriteAt(*buf, at, below)
+			n, err := o.inRuns(source, []Extent{e}, e.Start, e.Length, func(off, length int64) (int64, error) {
+				return length, o.byCluster(off, length, func(cluster, in, n int64) error {
+					return o.overwriteCluster(source, cluster, in, n, below)
+				})
 			})
+			copied += n
 			if err != nil {
 				return copied, err
 			}
 		}
 	}
 	return copied, nil
+}
+
+// overwriteCluster replaces a part of one cluster by what source has there.
+func (o *Overlay) overwriteCluster(source Source, cluster, in, n int64, below Backing) error {
+	base := cluster << o.clusterBits
+	if (in|n)&(o.subSize()-1) == 0 {
+		if err := o.Failed(); err != nil {
+			return err
+		}
+		m := o.stripe(cluster)
+		m.Lock()
+		defer m.Unlock()
+		return o.copyRun(source, cluster, base, in, n)
+	}
+	// below completes what source has in part.
+	buf := getBuffer(n)
+	defer putBuffer(buf)
+	if err := source.ReadAt(*buf, base+in); err != nil {
+		return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, base+in, o.file.Name(), err)
+	}
+	return o.WriteAt(*buf, base+in, below)
 }

@@ -72,6 +72,11 @@ func (f *memoryFile) PunchHole(off, length int64) error {
 	return nil
 }
 
+func (f *memoryFile) CloneRange(File, int64, int64, int64) error { return errors.ErrUnsupported }
+func (f *memoryFile) WriteBack(int64, int64) error               { return nil }
+func (f *memoryFile) Cached(int64, int64) (int64, error)         { return 0, errors.ErrUnsupported }
+func (f *memoryFile) DropRange(int64, int64) error               { return nil }
+
 func (f *memoryFile) Datasync() error     { return nil }
 func (f *memoryFile) Sync() error         { return nil }
 func (f *memoryFile) DropCache() error    { return nil }

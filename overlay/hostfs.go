@@ -39,6 +39,20 @@ type File interface {
 	// PunchHole gives the range's blocks back; it reads as zeros; the size
 	// stays. errors.ErrUnsupported where the host cannot.
 	PunchHole(off, length int64) error
+	// CloneRange makes a range of this file share the blocks of a range of src:
+	// as a write of what src has there, durable after a sync, but without copying.
+	// errors.ErrUnsupported where the host cannot, which may be so for this range
+	// only: read and write it. Any other error leaves parts of it written.
+	CloneRange(src File, srcOff, off, length int64) error
+	// WriteBack asks the host to begin writing the range to the disk. It makes
+	// nothing durable and may do nothing.
+	WriteBack(off, length int64) error
+	// Cached is how many bytes of the range the host holds in its page cache.
+	// errors.ErrUnsupported where it cannot tell.
+	Cached(off, length int64) (int64, error)
+	// DropRange asks the kernel to forget clean cached pages that lie within the
+	// range.
+	DropRange(off, length int64) error
 	// Datasync is fdatasync(2).
 	Datasync() error
 	// Sync is fsync(2): also the times are durable then, which fdatasync leaves

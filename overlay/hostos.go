@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -88,6 +89,9 @@ type hostFile struct {
 
 	lockMu sync.Mutex // guards locked, and orders the calls that change locks
 	locked LockMode
+
+	noClone    atomic.Bool              // the file system shares no blocks
+	cloneApart atomic.Pointer[hostFile] // a source on another file system
 }
 
 var _ File = (*hostFile)(nil)

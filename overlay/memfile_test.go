@@ -26,6 +26,8 @@ type memFile struct {
 	durable memContent
 	pending []memChange
 
+	clones bool // CloneRange works, from other such files
+
 	// fail gives a call's error; nil for none. A failed fdatasync leaves what
 	// it was to write in the cache, clean, and off the disk, as Linux does.
 	fail func(c interleave.Call) error
@@ -167,6 +169,27 @@ func (f *memFile) PunchHole(off, length int64) error {
 		return f.change(memChange{off: off, length: length, size: -1, what: fmt.Sprintf("punch 0x%x+%d", off, length)})
 	})
 }
+
+// CloneRange is a write that reads its source while it is made.
+func (f *memFile) CloneRange(src File, srcOff, off, length int64) error {
+	s, ok := src.(*memFile)
+	if !ok || (srcOff|off|length)%memPage != 0 || !f.clones {
+		return errors.ErrUnsupported
+	}
+	p := make([]byte, length)
+	if _, err := s.now.read(p, srcOff); err != nil {
+		return errors.ErrUnsupported
+	}
+	ch := memChange{data: p, off: off, size: -1, what: fmt.Sprintf("clone 0x%x+%d", off, length)}
+	return f.do("clone", off, length, func() error { return f.change(ch) })
+}
+func (f *memFile) WriteBack(int64, int64) error { return nil }
+func (f *memFile) DropRange(off, length int64) error {
+	return f.do("drop range", off, length, func() error { return nil })
+}
+
+// Cached says that nothing is, so that jobs drop what they can.
+func (f *memFile) Cached(int64, int64) (int64, error) { return 0, nil }
 func (f *memFile) Datasync() error {
 	return f.do("sync", 0, 0, func() error {
 		for _, ch := range f.pending {

@@ -95,8 +95,9 @@ type Overlay struct {
 	failed   atomic.Pointer[error]
 	before   atomic.Pointer[Overlay] // see FlushAfter
 
-	punch punchQueue
-	cache sliceCache
+	punch  punchQueue
+	cache  sliceCache
+	copied copiedRanges
 }
 
 // table is an L2 table. host never changes once it is set.

@@ -2,6 +2,7 @@ package powercut
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 
@@ -68,9 +69,41 @@ func (f *file) Allocate(off, n int64) error {
 }
 
 func (f *file) PunchHole(off, n int64) error { return f.change(Op{Kind: Punch, Off: off, N: n}) }
-func (f *file) Datasync() error              { return f.change(Op{Kind: Datasync}) }
-func (f *file) Sync() error                  { return f.change(Op{Kind: Sync}) }
-func (f *file) DropCache() error             { return f.change(Op{Kind: DropCache}) }
+
+// CloneRange is a write of what the source holds at this moment: a power cut
+// takes it, or parts of it, as it takes a write. So do hosts that share blocks:
+// the new mapping is theirs to lose until a sync. Ranges must be whole pages
+// within the source.
+func (f *file) CloneRange(src overlay.File, srcOff, off, n int64) error {
+	s, ok := src.(*file)
+	if !ok || s.host != f.host || (srcOff|off|n)%pageSize != 0 {
+		return fmt.Errorf("clone into %s: %w", f.path, errors.ErrUnsupported)
+	}
+	p := make([]byte, n)
+	f.host.mu.Lock()
+	closed := s.closed
+	got, _ := s.node.now.read(p, srcOff)
+	f.host.mu.Unlock()
+	switch {
+	case closed:
+		return os.ErrClosed
+	case int64(got) < n:
+		return fmt.Errorf("clone into %s: %w", f.path, errors.ErrUnsupported)
+	}
+	return f.change(Op{Kind: Write, Off: off, N: n, Data: p})
+}
+
+// WriteBack and DropRange are hints; this host does nothing of itself before a
+// sync, and what it has in its cache after one is what it has on the disk.
+func (f *file) WriteBack(int64, int64) error { return nil }
+func (f *file) DropRange(int64, int64) error { return nil }
+
+// Cached says that nothing is, so that jobs drop what they can.
+func (f *file) Cached(int64, int64) (int64, error) { return 0, nil }
+
+func (f *file) Datasync() error  { return f.change(Op{Kind: Datasync}) }
+func (f *file) Sync() error      { return f.change(Op{Kind: Sync}) }
+func (f *file) DropCache() error { return f.change(Op{Kind: DropCache}) }
 
 func (f *file) Stat() (overlay.Info, error) {
 	f.host.mu.Lock()

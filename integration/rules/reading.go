@@ -63,7 +63,7 @@ var readingMutants = []mutant{
 	one("M2", "a part at the end is completed from past the end", "overlay/write.go",
 		"	if n := max(0, o.Size()-off); n < int64(len(p)) {\n		clear(p[n:])\n		p = p[:n]\n	}\n", "",
 		"overlay.TestEndOfALayerWithoutBacking"),
-	one("M2", "a copy at the end takes what is past the end", "overlay/fill.go",
+	one("M2", "a copy at the end takes what is past the end", "overlay/copy.go",
 		"	if left := o.Size() - (base + in); left < n {", "	if left := o.Size() - (base + in); left < 0*n {",
 		"overlay.TestEndOfALayerWithoutBacking"),
 	one("M2", "the tail of a layer of no whole sectors is left below", "overlay/rewrite.go",

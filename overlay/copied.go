@@ -1,0 +1,144 @@
+package overlay
+
+import (
+	"slices"
+	"sync"
+)
+
+// copiedRanges is what a job has copied since the last flush, as far as the page
+// cache is concerned: what nobody used before the job came is to be forgotten
+// again, source and target, so that a copy of a whole disk does not drive out
+// what guests read. What was in the cache before stays there.
+//
+// The kernel tells how much of a range is cached, not who reads it. A block of
+// coldBlock bytes is asked about once, before its first byte is read; what the
+// kernel read ahead behind the block before is not taken for somebody's use.
+type copiedRanges struct {
+	mu     sync.Mutex
+	blocks map[fileBlock]bool // whether a block was cold
+	ranges []fileRange
+
+	low, high int64 // of the target: written, and not told to the host yet
+}
+
+const (
+	coldBlock = 1 << 20
+	// readAhead is what a host reads ahead without being asked, twice the default
+	// of 128 KiB.
+	readAhead = 256 << 10
+	// pushAt is how much is written before the host is told to begin with it, so
+	// that the flush of a window does not find all of it still to be done.
+	pushAt = 8 << 20
+)
+
+type fileBlock struct {
+	file  File
+	block int64
+}
+
+type fileRange struct {
+	file        File
+	off, length int64
+}
+
+// isCold says whether a range of a source is to be forgotten after the copy.
+func (c *copiedRanges) isCold(f File, off, n int64) bool {
+	if f == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for b := off / coldBlock; b <= (off+n-1)/coldBlock; b++ {
+		if !c.blockCold(fileBlock{f, b}) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *copiedRanges) blockCold(b fileBlock) bool {
+	if cold, known := c.blocks[b]; known {
+		return cold
+	}
+	cached, err := b.file.Cached(b.block*coldBlock, coldBlock)
+	allowed := int64(0)
+	if c.blocks[fileBlock{b.file, b.block - 1}] {
+		allowed = readAhead
+	}
+	cold := err == nil && cached <= allowed
+	if c.blocks == nil {
+		c.blocks = make(map[fileBlock]bool)
+	}
+	c.blocks[b] = cold
+	return cold
+}
+
+// note remembers a copy.
+func (c *copiedRanges) note(from File, at int64, to File, host, n int64, cold bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.high == 0 {
+		c.low = host
+	}
+	c.low, c.high = min(c.low, host), max(c.high, host+n)
+	if cold {
+		c.add(fileRange{from, at, n})
+		c.add(fileRange{to, host, n})
+	}
+}
+
+// add appends a range, joined with one of the last two that ends where it starts.
+func (c *copiedRanges) add(r fileRange) {
+	for i := max(0, len(c.ranges)-2); i < len(c.ranges); i++ {
+		if last := &c.ranges[i]; last.file == r.file && last.off+last.length == r.off {
+			last.length += r.length
+			return
+		}
+	}
+	c.ranges = append(c.ranges, r)
+}
+
+// take gives what is to be forgotten and begins anew. The last blocks stay known,
+// for the read-ahead behind them.
+func (c *copiedRanges) take() []fileRange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ranges := c.ranges
+	c.ranges, c.low, c.high = nil, 0, 0
+	ends := make(map[fileBlock]bool)
+	for _, r := range ranges {
+		b := fileBlock{r.file, (r.off + r.length - 1) / coldBlock}
+		if cold, known := c.blocks[b]; known {
+			ends[b] = cold
+		}
+	}
+	c.blocks = ends
+	return slices.Clip(ranges)
+}
+
+// StartWriteBack has the host begin to write what was copied, once that is
+// enough. It may wait for the disk's queue: call it without locks.
+func (o *Overlay) StartWriteBack() {
+	c := &o.copied
+	c.mu.Lock()
+	low, high := c.low, c.high
+	if high-low < pushAt {
+		c.mu.Unlock()
+		return
+	}
+	c.low, c.high = 0, 0
+	c.mu.Unlock()
+	// Nothing hangs on it: a write that fails is the next flush's error.
+	_ = o.file.WriteBack(low, high-low)
+}
+
+// ForgetCopied drops from the host's page cache what Fill and Overwrite have
+// copied, from where nobody had it in the cache before. After a Flush: what is
+// not on the disk yet is not dropped.
+func (o *Overlay) ForgetCopied() {
+	for _, r := range o.copied.take() {
+		if err := r.file.DropRange(r.off, r.length); err != nil {
+			o.log.Debug("cannot drop from the page cache", "file", r.file.Name(), "error", err)
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Placed is a Source that knows where content stands in files of the host, so
+// that blocks can be shared instead of copied.
+type Placed interface {
+	Source
+	// Place says where the content at off stands: n bytes, at most length, in a
+	// file from a host offset on. A nil file: it stands nowhere as it is (zeros,
+	// compressed data), n bytes of it are to be read. The file stays open, and
+	// what it holds there the same, as long as the source may be read.
+	Place(off, length int64) (f File, host, n int64, err error)
+}
+
+const (
+	// copyPiece is how much is read and written at a time. A larger one was no
+	// faster on ext4, and a call of this size takes half a millisecond.
+	copyPiece = 1 << 20
+	// minClone: below it, reading and writing costs less than sharing blocks does,
+	// and a file in small pieces costs all later readers.
+	minClone = 16 << 10
+)
+
+// copyRange copies what source has at off into this file at a host offset of
+// which nobody else knows yet, or whose stripe is the caller's. Only after it
+// may an entry name the bytes.
+func (o *Overlay) copyRange(source Source, off, host, n int64) error {
+	placed, _ := source.(Placed)
+	for n > 0 {
+		piece := min(n, copyPiece)
+		var from File
+		var at int64
+		if placed != nil {
+			f, h, length, err := placed.Place(off, n)
+			if err != nil {
+				return err
+			}
+			if f != nil {
+				cloned, err := o.clone(f, h, host, length)
+				if err != nil {
+					return fmt.Errorf("share %d bytes at guest offset %d with %s: %w", length, off, o.file.Name(), err)
+				}
+				if cloned > 0 {
+					o.wrote()
+					off, host, n = off+cloned, host+cloned, n-cloned
+					continue
+				}
+			}
+			from, at, piece = f, h, min(piece, length)
+			if head := -h & (cloneUnit - 1); f != nil && head > 0 && head < piece && length >= minClone {
+				piece = head // what follows may be shared
+			}
+		}
+		if err := o.copyPiece(source, from, at, off, host, piece); err != nil {
+			return err
+		}
+		off, host, n = off+piece, host+piece, n-piece
+	}
+	return nil
+}
+
+// clone shares as much of the range as is worth it, and says how many bytes from
+// its start on that is: 0 where it has to be copied.
+func (o *Overlay) clone(f File, at, host, n int64) (int64, error) {
+	n &^= cloneUnit - 1
+	if n < minClone || (at|host)&(cloneUnit-1) != 0 {
+		return 0, nil
+	}
+	err := o.file.CloneRange(f, at, host, n)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return 0, nil
+	}
+	return n, err
+}
+
+func (o *Overlay) copyPiece(source Source, from File, at, off, host, n int64) error {
+	buf := getBuffer(n)
+	defer putBuffer(buf)
+	cold := o.copied.isCold(from, at, n)
+	if err := source.ReadAt(*buf, off); err != nil {
+		return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, off, o.file.Name(), err)
+	}
+	if err := writeFull(o.file, *buf, host); err != nil {
+		return err
+	}
+	o.wrote()
+	o.copied.note(from, at, o.file, host, n, cold)
+	return nil
+}
+
+// copyRun copies n bytes of source into whole subclusters of one cluster that
+// are not allocated, or all of whose content is to be replaced; the stripe is the
+// caller's.
+func (o *Overlay) copyRun(source Source, cluster, base, in, n int64) error {
+	if left := o.Size() - (base + in); left < n {
+		// What is past the end must be zeros when the disk grows (M2).
+		buf := getBuffer(n)
+		defer putBuffer(buf)
+		clear((*buf)[max(0, left):])
+		if err := source.ReadAt((*buf)[:max(0, left)], base+in); err != nil {
+			return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, base+in, o.file.Name(), err)
+		}
+		return o.writeOwned(*buf, cluster, in, o.subMask(in, n), nil)
+	}
+	s, i, err := o.ensureSlice(cluster)
+	if err != nil {
+		return err
+	}
+	host, bitmap := s.offset[i].Load(), s.bitmap[i].Load()
+	if host == 0 {
+		h, err := o.alloc.take(o.file, 1)
+		if err != nil {
+			return err
+		}
+		host = uint64(h)
+		// Noted at once: a copy that fails must not take a second cluster.
+		if err := o.setEntry(cluster, host, bitmap); err != nil {
+			return err
+		}
+	}
+	mask := o.subMask(in, n)
+	o.punch.cancel(cluster, mask)
+	if err := o.copyRange(source, base+in, int64(host)+in, n); err != nil {
+		return err
+	}
+	old := bitmap
+	if bitmap = (bitmap | uint64(mask)) &^ (uint64(mask) << 32); bitmap == old {
+		return nil // in place
+	}
+	return o.setEntry(cluster, host, bitmap)
+}
+
+// copyAhead copies whole clusters of which this layer has nothing, so that they
+// stand in one piece in the file. No stripe is held while it copies: nobody knows
+// these host clusters yet, and a writer waits for no more than an entry. What
+// came to a cluster meanwhile wins (M8): its copy, or the part that is not wanted
+// any more, is given up. It returns the bytes that were copied.
+func (o *Overlay) copyAhead(source Source, cluster, n int64) (int64, error) {
+	if err := o.Failed(); err != nil {
+		return 0, err
+	}
+	host, err := o.alloc.take(o.file, n)
+	if err != nil {
+		return 0, err
+	}
+	cs := o.clusterSize()
+	if err := o.copyRange(source, cluster<<o.clusterBits, host, n*cs); err != nil {
+		o.giveUp(host, n)
+		return 0, err
+	}
+	var copied int64
+	for k := range n {
+		c, err := o.publishCopy(source, cluster+k, host+k*cs)
+		copied += c
+		if err != nil {
+			o.giveUp(host+(k+1)*cs, n-k-1)
+			return copied, err
+		}
+	}
+	return copied, nil
+}
+
+// publishCopy names a cluster that copyAhead has filled, as far as nothing came
+// first. M8, M4: its data is in the file.
+func (o *Overlay) publishCopy(source Source, cluster, host int64) (int64, error) {
+	m := o.stripe(cluster)
+	m.Lock()
+	defer m.Unlock()
+	s, i, err := o.ensureSlice(cluster)
+	if err != nil {
+		o.giveUp(host, 1)
+		return 0, err
+	}
+	bitmap := s.bitmap[i].Load()
+	free := allSub &^ (uint32(bitmap) | uint32(bitmap>>32))
+	if s.offset[i].Load() != 0 || free == 0 {
+		o.giveUp(host, 1)
+		return o.fillCluster(source, cluster, free, 0)
+	}
+	return o.clusterSize(), o.setEntry(cluster, uint64(host), bitmap|uint64(free))
+}
+
+// giveUp gives the blocks back of clusters that no entry has ever named.
+func (o *Overlay) giveUp(host, n int64) {
+	if n == 0 {
+		return
+	}
+	o.alloc.free(host>>o.clusterBits, n)
+	if err := o.file.PunchHole(host, n<<o.clusterBits); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		o.log.Warn("cannot give back a cluster", "file", o.file.Name(), "host_offset", host, "error", err)
+	}
+}
+
+// emptyRun is how many clusters from one on, at most limit, this layer has
+// nothing of, not even a place.
+func (o *Overlay) emptyRun(cluster, limit int64) (int64, error) {
+	for n := int64(0); n < limit; n++ {
+		s, i, err := o.findSlice(cluster + n)
+		if err != nil {
+			return 0, err
+		}
+		if s != nil && (s.offset[i].Load() != 0 || s.bitmap[i].Load() != 0) {
+			return n, nil
+		}
+	}
+	return limit, nil
+}
