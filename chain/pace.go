@@ -56,6 +56,19 @@ func (d *Disk) SetJobRate(bytes int64) error {
 	return nil
 }
 
+// ParseRate reads a limit of jobs, bytes per second: a size as ParseSize takes it,
+// or "0" or "max" for none. ErrInvalid.
+func ParseRate(s string) (int64, error) {
+	if s == "0" || s == "max" {
+		return 0, nil
+	}
+	rate, err := ParseSize(s)
+	if err != nil {
+		return 0, fmt.Errorf("a rate is bytes per second, or 0 or max for no limit: %w", err)
+	}
+	return rate, nil
+}
+
 // jobPace is what one job has copied, and when.
 type jobPace struct {
 	pacer *pacer
@@ -65,8 +78,8 @@ type jobPace struct {
 	bytes    int64
 	recent   []paceMark // of the last rateSpan, oldest first
 	finished time.Time  // zero while it runs
-	due      float64    // seconds for which the job has still to wait; the job's own
-	last     time.Time  // when due was right
+	due      float64    // seconds that the job had to wait, still, at last; the job's own
+	last     time.Time
 }
 
 type paceMark struct {
@@ -100,9 +113,10 @@ func (s *jobPace) wait(ctx context.Context, copied int64) error {
 			s.due, s.last = 0, now
 			return nil
 		}
-		// Time that the copying itself took counts; time that was not used, by
-		// a job that is slower than it might be, does not.
-		s.due = max(0, s.due-now.Sub(s.last).Seconds()) + owed/float64(limit)
+		// Time that the copying itself took counts, for this piece; what a job did
+		// not use because it is slower than it might be is not saved up.
+		price := owed / float64(limit)
+		s.due = max(-price, s.due-now.Sub(s.last).Seconds()) + price
 		s.last, owed = now, 0
 		if s.due <= 0 {
 			return nil

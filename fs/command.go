@@ -19,6 +19,8 @@ type command struct {
 	// run carries a line out. job is the id of a job that goes on in the
 	// background, or "".
 	run func(d disk, line string) (job string, err error)
+	// now says in a few words what is in force; nil where there is no such thing.
+	now func(d disk) string
 }
 
 // unnamedLayers is what delete takes instead of a name; a name cannot begin
@@ -31,10 +33,10 @@ func commands() []command {
 	return []command{
 		{
 			"snapshot", "NAME to freeze the leaf under that name and go on in a new leaf", "before-upgrade",
-			func(d disk, line string) (string, error) { return "", d.Snapshot(line) },
+			func(d disk, line string) (string, error) { return "", d.Snapshot(line) }, nil,
 		}, {
 			"revert", "NAME to set the leaf aside and start a new one on that snapshot, or on base", "before-upgrade",
-			func(d disk, line string) (string, error) { return "", d.Revert(line) },
+			func(d disk, line string) (string, error) { return "", d.Revert(line) }, nil,
 		}, {
 			"delete", "NAME to remove a snapshot; what newer layers need of it is merged into them", "before-upgrade",
 			func(d disk, line string) (string, error) {
@@ -42,10 +44,10 @@ func commands() []command {
 					return d.DeleteUnnamed()
 				}
 				return d.Delete(line)
-			},
+			}, nil,
 		}, {
 			"flatten", "NAME of a snapshot, or leaf, to copy into it all that it needs of the layers below", "leaf",
-			func(d disk, line string) (string, error) { return d.Flatten(line) },
+			func(d disk, line string) (string, error) { return d.Flatten(line) }, nil,
 		}, {
 			"rename", "OLD NEW to rename a snapshot", "before-upgrade upgrade-1",
 			func(d disk, line string) (string, error) {
@@ -54,7 +56,7 @@ func commands() []command {
 					return "", refuse(unix.EINVAL, "rename takes two names with one space between them")
 				}
 				return "", d.Rename(words[0], words[1])
-			},
+			}, nil,
 		}, {
 			"resize", "a size in bytes, or with K, M, G or T, to grow the disk", "40G",
 			func(d disk, line string) (string, error) {
@@ -63,10 +65,20 @@ func commands() []command {
 					return "", err
 				}
 				return "", d.Resize(size)
-			},
+			}, nil,
 		}, {
 			"cancel", "the number of a job to stop it", "3",
-			func(d disk, line string) (string, error) { return "", d.Cancel(line) },
+			func(d disk, line string) (string, error) { return "", d.Cancel(line) }, nil,
+		}, {
+			"rate", "a size to let jobs copy no more than that in a second, or 0 or max for no limit", "100M",
+			func(d disk, line string) (string, error) {
+				rate, err := chain.ParseRate(line)
+				if err != nil {
+					return "", err
+				}
+				return "", d.SetJobRate(rate)
+			},
+			func(d disk) string { return rateWords(d.JobRate()) },
 		},
 	}
 }
@@ -97,6 +109,18 @@ func parseCommand(data []byte) (line string, err error) {
 }
 
 // usageText is the head of what a control file reads.
-func (c command) usageText() string {
-	return fmt.Sprintf("# %s: write %s.\n# example: echo %s > control/%s\n", c.name, c.usage, c.example, c.name)
+func (c command) usageText(d disk) string {
+	text := fmt.Sprintf("# %s: write %s.\n# example: echo %s > control/%s\n", c.name, c.usage, c.example, c.name)
+	if c.now != nil {
+		text += "# now: " + c.now(d) + "\n"
+	}
+	return text
+}
+
+// rateWords is a limit for people and programs.
+func rateWords(bytes int64) string {
+	if bytes == 0 {
+		return "max"
+	}
+	return fmt.Sprintf("%d (%s/s)", bytes, HumanSize(bytes))
 }

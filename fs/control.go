@@ -38,11 +38,11 @@ func (o *controlFile) text() []byte {
 
 func (f *fileSystem) openControl(node uint64, c command) openFile {
 	last := f.last[node-nodeCommand].Load()
-	return &controlFile{node: node, command: c, content: controlText(c, last)}
+	return &controlFile{node: node, command: c, content: controlText(f.disk, c, last)}
 }
 
-func controlText(c command, last *Outcome) []byte {
-	text := c.usageText()
+func controlText(d disk, c command, last *Outcome) []byte {
+	text := c.usageText(d)
 	if last == nil {
 		return []byte(text + "# nothing was written here since the disk was mounted\n")
 	}
@@ -68,7 +68,7 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 		outcome.Reason = err.Error()
 	}
 	f.last[o.node-nodeCommand].Store(outcome)
-	o.show(outcome)
+	o.show(f.disk, outcome)
 
 	attrs := []any{"command", o.name, "line", line, "pid", outcome.PID}
 	switch {
@@ -99,8 +99,9 @@ func (o *controlFile) accepted(whole bool) {
 	o.whole = whole
 }
 
-func (o *controlFile) show(last *Outcome) {
+func (o *controlFile) show(d disk, last *Outcome) {
+	text := controlText(d, o.command, last)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.content = controlText(o.command, last)
+	o.content = text
 }

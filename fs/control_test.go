@@ -52,6 +52,9 @@ func TestControlWrites(t *testing.T) {
 		{"resize", "2M\n", nil, "Resize"},
 		{"resize", "1M", unix.EINVAL, "Resize"},
 		{"cancel", "7", nil, "Cancel 7"},
+		{"rate", "2M", nil, "SetJobRate 2097152"},
+		{"rate", "max", nil, "SetJobRate 0"},
+		{"rate", "0", nil, "SetJobRate 0"},
 	} {
 		d.history()
 		err := write(t, filepath.Join(dir, "control", c.file), c.text)

@@ -41,6 +41,8 @@ type disk interface {
 	Flatten(name string) (job string, err error)
 	Rename(oldName, newName string) error
 	Cancel(job string) error
+	JobRate() int64
+	SetJobRate(bytes int64) error
 
 	OnChange(f func(chain.Change))
 }

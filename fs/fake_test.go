@@ -383,6 +383,8 @@ func (d *fakeDisk) Delete(name string) (string, error)  { return "3", d.enter("D
 func (d *fakeDisk) DeleteUnnamed() (string, error)      { return "4", d.enter("DeleteUnnamed") }
 func (d *fakeDisk) Flatten(name string) (string, error) { return "", d.enter("Flatten " + name) }
 func (d *fakeDisk) Cancel(job string) error             { return d.enter("Cancel " + job) }
+func (d *fakeDisk) JobRate() int64                      { return 5 << 20 }
+func (d *fakeDisk) SetJobRate(bytes int64) error        { return d.enter(fmt.Sprintf("SetJobRate %d", bytes)) }
 
 func (d *fakeDisk) Rename(oldName, newName string) error {
 	if err := d.enter("Rename"); err != nil {

@@ -129,6 +129,12 @@ func JobLine(st chain.Status, j chain.JobStatus) string {
 		percent := int(float64(done) / float64(j.TotalBytes) * 100)
 		line += fmt.Sprintf(", %d %% (%s of %s)", percent, HumanSize(done), HumanSize(j.TotalBytes))
 	}
+	if j.Rate > 0 {
+		line += ", " + HumanSize(j.Rate) + "/s"
+	}
+	if j.RateLimit > 0 && j.State == "running" {
+		line += " (limit " + HumanSize(j.RateLimit) + "/s)"
+	}
 	if j.Error != "" {
 		line += ": " + printable(oneLine(j.Error))
 	}

@@ -8,6 +8,7 @@ import (
 
 func newDeleteCommand() *cobra.Command {
 	var unnamed, background bool
+	var rate rateFlag
 	c := &cobra.Command{
 		Use:   "delete DISK (NAME | --unnamed)",
 		Short: "Remove a snapshot",
@@ -30,15 +31,16 @@ delete that was cancelled.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if unnamed {
-				return runJob(cmd, args[0], job{"delete", "--unnamed", (*chain.Disk).DeleteUnnamed}, background)
+				return runJob(cmd, args[0], job{"delete", "--unnamed", (*chain.Disk).DeleteUnnamed}, background, rate)
 			}
 			name := args[1]
 			return runJob(cmd, args[0], job{"delete", name, func(d *chain.Disk) (string, error) {
 				return d.Delete(name)
-			}}, background)
+			}}, background, rate)
 		},
 	}
 	c.Flags().BoolVar(&unnamed, "unnamed", false, "merge the layers that have no name any more")
 	c.Flags().BoolVar(&background, "background", false, "return when the delete is recorded")
+	rate.register(c.Flags())
 	return c
 }

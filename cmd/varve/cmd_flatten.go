@@ -8,6 +8,7 @@ import (
 
 func newFlattenCommand() *cobra.Command {
 	var background bool
+	var rate rateFlag
 	c := &cobra.Command{
 		Use:   "flatten DISK (NAME | leaf)",
 		Short: "Make a layer independent of those below it",
@@ -24,9 +25,10 @@ survives an unmount or a crash and goes on at the next mount.`,
 			name := args[1]
 			return runJob(cmd, args[0], job{"flatten", name, func(d *chain.Disk) (string, error) {
 				return d.Flatten(name)
-			}}, background)
+			}}, background, rate)
 		},
 	}
 	c.Flags().BoolVar(&background, "background", false, "return when the job is recorded")
+	rate.register(c.Flags())
 	return c
 }

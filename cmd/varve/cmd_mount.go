@@ -26,8 +26,8 @@ MOUNTPOINT is an empty directory. Point the VM at MOUNTPOINT/disk.raw. An image
 is raw unless its name ends in .qcow2 or --format says so; the format is decided
 once and never guessed from what a guest may have written.
 
--o takes allow_other, ro, uid=, gid=, umask=, cache=, disk= and format= as the
-flags do, and the usual ones of mount(8) such as noatime.`,
+-o takes allow_other, ro, uid=, gid=, umask=, cache=, job_rate=, disk= and
+format= as the flags do, and the usual ones of mount(8) such as noatime.`,
 		Example: `  varve mount ubuntu.raw /mnt/vm1          # first time: makes ubuntu.raw.varve
   varve mount vm1.varve /mnt/vm1
   varve mount snap2.qcow2 /mnt/vm1         # a chain as virsh leaves it

@@ -7,10 +7,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
@@ -26,6 +28,21 @@ type job struct {
 	direct  func(*chain.Disk) (id string, err error)
 }
 
+// rateFlag is --rate of a command that starts a job. On a mounted disk it is
+// what control/rate is, for the jobs after it too.
+type rateFlag struct {
+	value rateValue
+	flags *pflag.FlagSet
+}
+
+func (r *rateFlag) register(f *pflag.FlagSet) {
+	r.flags = f
+	f.Var(&r.value, "rate", "copy `RATE` bytes per second at most, with K, M, G; 0 for no limit; of a mounted disk until it is set anew")
+}
+
+func (r rateFlag) given() bool  { return r.flags != nil && r.flags.Changed("rate") }
+func (r rateFlag) line() string { return strconv.FormatInt(int64(r.value), 10) }
+
 // interruptible is the command's context, which ends at the first Ctrl-C or
 // SIGTERM; a second one ends the process.
 func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
@@ -40,12 +57,12 @@ func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 
 // runJob starts a job on the disk that arg names and waits for it, or with
 // background leaves it to run.
-func runJob(cmd *cobra.Command, arg string, j job, background bool) error {
+func runJob(cmd *cobra.Command, arg string, j job, background bool, rate rateFlag) error {
 	ctx, stop := interruptible(cmd)
 	defer stop()
 	t, err := findTarget(arg)
 	if err == nil {
-		w := waiter{target: t, title: cmd.Name() + " " + t.name(), out: cmd.ErrOrStderr()}
+		w := waiter{target: t, title: cmd.Name() + " " + t.name(), out: cmd.ErrOrStderr(), rate: rate}
 		if t.mountpoint != "" {
 			err = w.mounted(ctx, j, background)
 		} else {
@@ -60,9 +77,15 @@ type waiter struct {
 	target target
 	title  string
 	out    io.Writer
+	rate   rateFlag
 }
 
 func (w waiter) mounted(ctx context.Context, j job, background bool) error {
+	if w.rate.given() {
+		if _, err := w.target.control("rate", w.rate.line()); err != nil {
+			return err
+		}
+	}
 	id, err := w.target.control(j.command, j.line)
 	if err != nil {
 		return err
@@ -103,7 +126,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 }
 
 func (w waiter) direct(ctx context.Context, j job, background bool) error {
-	d, err := w.target.open(chain.OpenOptions{Log: warnings(w.out), HoldJob: background})
+	d, err := w.target.open(chain.OpenOptions{Log: warnings(w.out), HoldJob: background, JobRate: int64(w.rate.value)})
 	if err != nil {
 		return err
 	}

@@ -191,3 +191,49 @@ func TestDeleteUnnamed(t *testing.T) {
 		})
 	}
 }
+
+// A rate holds from the mount's flag on, is changed by control/rate and by --rate,
+// and a job under way follows it.
+func TestJobRate(t *testing.T) {
+	dir := hostDir(t)
+	image(t, dir+"/vm.raw", 24<<20, 24<<20)
+	must(t, dir, "create", "vm.varve", "--base", "vm.raw")
+	if err := os.Mkdir(dir+"/mnt", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, dir, exitUsage, []string{"a rate is bytes per second"}, "mount", "vm.varve", "mnt", "--job-rate", "fast")
+	must(t, dir, "mount", "vm.varve", "mnt", "-o", "job_rate=64K")
+	rate := func() string {
+		b, err := os.ReadFile(dir + "/mnt/control/rate")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if s := rate(); !strings.Contains(s, "\n# now: 65536 (64 KiB/s)\n") {
+		t.Errorf("control/rate reads\n%s", s)
+	}
+	must(t, dir, "snapshot", "mnt", "one")
+	must(t, dir, "flatten", "mnt", "one", "--background") // six minutes
+	eventually(t, "it copies", func() bool {
+		st := document(t, dir, "mnt")
+		return st.Job != nil && st.Job.Rate > 0 && st.Job.RateLimit == 65536
+	})
+	if r := must(t, dir, "status", "mnt"); !strings.Contains(r.stdout, "/s (limit 64 KiB/s)") {
+		t.Errorf("status says\n%s", r.stdout)
+	}
+	if st := document(t, dir, "mnt"); st.Job.State != jobRunning {
+		t.Errorf("the job is %s", st.Job.State)
+	}
+	if err := os.WriteFile(dir+"/mnt/control/rate", []byte("max\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it goes on without a limit", func() bool { return document(t, dir, "mnt").Job.State == jobDone })
+	if s := rate(); !strings.Contains(s, "\n# now: max\n") {
+		t.Errorf("control/rate reads\n%s", s)
+	}
+	must(t, dir, "flatten", "mnt", "leaf", "--rate", "1G")
+	if st := document(t, dir, "mnt"); st.Job.State != jobDone || st.Job.RateLimit != 1<<30 {
+		t.Errorf("the job: %+v", st.Job)
+	}
+}

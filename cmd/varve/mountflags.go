@@ -23,6 +23,7 @@ type mountFlags struct {
 	uid, gid   uint32
 	umask      umaskValue
 	cache      sizeValue
+	jobRate    rateValue
 	options    optionsValue
 }
 
@@ -45,6 +46,7 @@ func (m *mountFlags) register(f *pflag.FlagSet) {
 	f.Uint32Var(&m.gid, "gid", m.gid, "group `GID` of the files")
 	f.Var(&m.umask, "umask", "bits taken from the files' modes, octal")
 	f.Var(&m.cache, "cache", "`SIZE` of the memory for looked-up places, with K, M, G")
+	f.Var(&m.jobRate, "job-rate", "let deletes and flattens copy `RATE` bytes per second at most, with K, M, G")
 	f.VarP(&m.options, "option", "o", "mount `OPTIONS` as of mount(8), separated by commas")
 }
 
@@ -91,6 +93,26 @@ func (v *sizeValue) String() string {
 }
 func (*sizeValue) Type() string { return "SIZE" }
 
+// rateValue is bytes per second, 0 for no limit.
+type rateValue int64
+
+func (v *rateValue) Set(s string) error {
+	n, err := chain.ParseRate(s)
+	if err != nil {
+		return err
+	}
+	*v = rateValue(n)
+	return nil
+}
+
+func (v *rateValue) String() string {
+	if *v == 0 {
+		return ""
+	}
+	return strconv.FormatInt(int64(*v), 10)
+}
+func (*rateValue) Type() string { return "RATE" }
+
 // optionsValue is -o. It may be given several times. What it does not know
 // itself it passes on.
 type optionsValue struct {
@@ -119,7 +141,7 @@ func (o *optionsValue) set(option string) error {
 			return fmt.Errorf("%q has no name", option)
 		}
 		return nil // "-o a,,b", as mount(8) allows it
-	case "uid", "gid", "umask", "cache", "disk", "format":
+	case "uid", "gid", "umask", "cache", "disk", "format", "job_rate":
 		if !valued || value == "" {
 			return fmt.Errorf("%s needs a value: %s=…", key, key)
 		}
@@ -145,6 +167,8 @@ func (o *optionsValue) set(option string) error {
 		return m.umask.Set(value)
 	case "cache":
 		return m.cache.Set(value)
+	case "job_rate":
+		return m.jobRate.Set(value)
 	case "disk":
 		m.disk = value
 	case "format":

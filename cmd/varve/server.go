@@ -126,6 +126,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 		CacheBytes: int64(m.flags.cache),
 		Log:        m.log,
 		LockWait:   settleTime,
+		JobRate:    int64(m.flags.jobRate),
 	}
 	if m.plan.dir == "" {
 		d, err := chain.OpenForeign(m.plan.image, m.flags.format, o)
