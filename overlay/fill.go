@@ -53,7 +53,7 @@ func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, res
 		}
 		at, end := (e.Start+cs-1)&^(cs-1), min(e.End(), o.Size())&^(cs-1)
 		for at < end {
-			n, err := o.emptyRun(at>>o.clusterBits, min(end-at, max(copyPiece, 2*cs))>>o.clusterBits)
+			n, err := o.emptyRun(at>>o.clusterBits, min(end-at, max(aheadBytes, 2*cs))>>o.clusterBits)
 			if err != nil {
 				return copied, err
 			}
