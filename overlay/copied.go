@@ -118,27 +118,40 @@ func (c *copiedRanges) take() []fileRange {
 
 // StartWriteBack has the host begin to write what was copied, once that is
 // enough. It may wait for the disk's queue: call it without locks.
-func (o *Overlay) StartWriteBack() {
-	c := &o.copied
-	c.mu.Lock()
-	low, high := c.low, c.high
+func (c *Copier) StartWriteBack() {
+	r := &c.copied
+	r.mu.Lock()
+	low, high := r.low, r.high
 	if high-low < pushAt {
-		c.mu.Unlock()
+		r.mu.Unlock()
 		return
 	}
-	c.low, c.high = 0, 0
-	c.mu.Unlock()
+	r.low, r.high = 0, 0
+	r.mu.Unlock()
 	// Nothing hangs on it: a write that fails is the next flush's error.
-	_ = o.file.WriteBack(low, high-low)
+	_ = c.to.WriteBack(low, high-low)
 }
 
-// ForgetCopied drops from the host's page cache what Fill and Overwrite have
-// copied, from where nobody had it in the cache before. After a Flush: what is
-// not on the disk yet is not dropped.
-func (o *Overlay) ForgetCopied() {
-	for _, r := range o.copied.take() {
-		if err := r.file.DropRange(r.off, r.length); err != nil {
-			o.log.Debug("cannot drop from the page cache", "file", r.file.Name(), "error", err)
+// Forget drops from the host's page cache what Copy has copied, from where nobody
+// had it in the cache before. After a sync: what is not on the disk yet is not
+// dropped. Its error is a host's that cannot; nothing is lost by it.
+func (c *Copier) Forget() error {
+	var first error
+	for _, r := range c.copied.take() {
+		if err := r.file.DropRange(r.off, r.length); err != nil && first == nil {
+			first = err
 		}
+	}
+	return first
+}
+
+// StartWriteBack is that of Copier for what Fill and Overwrite have copied.
+func (o *Overlay) StartWriteBack() { o.copier.StartWriteBack() }
+
+// ForgetCopied is Copier.Forget for what Fill and Overwrite have copied. After a
+// Flush.
+func (o *Overlay) ForgetCopied() {
+	if err := o.copier.Forget(); err != nil {
+		o.log.Debug("cannot drop from the page cache", "file", o.file.Name(), "error", err)
 	}
 }

@@ -29,10 +29,20 @@ const (
 	minClone = 16 << 10
 )
 
-// copyRange copies what source has at off into this file at a host offset of
-// which nobody else knows yet, or whose stripe is the caller's. Only after it
-// may an entry name the bytes.
-func (o *Overlay) copyRange(source Source, off, host, n int64) error {
+// Copier copies content into a file of the host: it shares blocks where that can
+// be done and reads and writes the rest. Not safe for concurrent use, except for
+// Copy by several at a time to different places.
+type Copier struct {
+	to     File
+	copied copiedRanges
+}
+
+// NewCopier copies into a file, which stays the caller's.
+func NewCopier(to File) *Copier { return &Copier{to: to} }
+
+// Copy copies n bytes that source has at off to a host offset of the file. Errors
+// are those of source and of the host; the range may be written in part then.
+func (c *Copier) Copy(source Source, off, host, n int64) error {
 	placed, _ := source.(Placed)
 	for n > 0 {
 		piece := min(n, copyPiece)
@@ -44,12 +54,11 @@ func (o *Overlay) copyRange(source Source, off, host, n int64) error {
 				return err
 			}
 			if f != nil {
-				cloned, err := o.clone(f, h, host, length)
+				cloned, err := c.clone(f, h, host, length)
 				if err != nil {
-					return fmt.Errorf("share %d bytes at guest offset %d with %s: %w", length, off, o.file.Name(), err)
+					return fmt.Errorf("share %d bytes at guest offset %d with %s: %w", length, off, c.to.Name(), err)
 				}
 				if cloned > 0 {
-					o.wrote()
 					off, host, n = off+cloned, host+cloned, n-cloned
 					continue
 				}
@@ -59,7 +68,7 @@ func (o *Overlay) copyRange(source Source, off, host, n int64) error {
 				piece = head // what follows may be shared
 			}
 		}
-		if err := o.copyPiece(source, from, at, off, host, piece); err != nil {
+		if err := c.copyPiece(source, from, at, off, host, piece); err != nil {
 			return err
 		}
 		off, host, n = off+piece, host+piece, n-piece
@@ -69,31 +78,38 @@ func (o *Overlay) copyRange(source Source, off, host, n int64) error {
 
 // clone shares as much of the range as is worth it, and says how many bytes from
 // its start on that is: 0 where it has to be copied.
-func (o *Overlay) clone(f File, at, host, n int64) (int64, error) {
+func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
 	n &^= cloneUnit - 1
 	if n < minClone || (at|host)&(cloneUnit-1) != 0 {
 		return 0, nil
 	}
-	err := o.file.CloneRange(f, at, host, n)
+	err := c.to.CloneRange(f, at, host, n)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return 0, nil
 	}
 	return n, err
 }
 
-func (o *Overlay) copyPiece(source Source, from File, at, off, host, n int64) error {
+func (c *Copier) copyPiece(source Source, from File, at, off, host, n int64) error {
 	buf := getBuffer(n)
 	defer putBuffer(buf)
-	cold := o.copied.isCold(from, at, n)
+	cold := c.copied.isCold(from, at, n)
 	if err := source.ReadAt(*buf, off); err != nil {
-		return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, off, o.file.Name(), err)
+		return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, off, c.to.Name(), err)
 	}
-	if err := writeFull(o.file, *buf, host); err != nil {
+	if err := writeFull(c.to, *buf, host); err != nil {
 		return err
 	}
-	o.wrote()
-	o.copied.note(from, at, o.file, host, n, cold)
+	c.copied.note(from, at, c.to, host, n, cold)
 	return nil
+}
+
+// copyRange copies what source has at off into this file at a host offset of
+// which nobody else knows yet, or whose stripe is the caller's. Only after it
+// may an entry name the bytes.
+func (o *Overlay) copyRange(source Source, off, host, n int64) error {
+	defer o.wrote() // in place a part of it counts too
+	return o.copier.Copy(source, off, host, n)
 }
 
 // copyRun copies n bytes of source into whole subclusters of one cluster that

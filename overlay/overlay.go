@@ -97,7 +97,7 @@ type Overlay struct {
 
 	punch  punchQueue
 	cache  sliceCache
-	copied copiedRanges
+	copier Copier
 }
 
 // table is an L2 table. host never changes once it is set.
@@ -164,6 +164,7 @@ func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 		subBits:     h.ClusterBits - 5,
 		tableBits:   h.ClusterBits - 4,
 		header:      h,
+		copier:      Copier{to: f},
 	}
 	ov.cache.limit = o.MaxSlices
 	if ov.cache.limit <= 0 {

@@ -54,7 +54,7 @@ the disk directory was made for.`,
 	for group, commands := range map[string][]*cobra.Command{
 		"disk": {newCreateCommand(), newMountCommand(), newUmountCommand(), newResizeCommand(), newAcceptCommand()},
 		"layer": {newSnapshotCommand(), newRevertCommand(), newDeleteCommand(), newFlattenCommand(),
-			newRenameCommand(), newCancelCommand()},
+			newRenameCommand(), newExportCommand(), newCancelCommand()},
 		"see": {newListCommand(), newStatusCommand(), newCheckCommand()},
 	} {
 		for _, c := range commands {

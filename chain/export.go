@@ -1,0 +1,28 @@
+package chain
+
+import (
+	"fmt"
+
+	"varve/overlay"
+)
+
+// ExportSource is the view of a snapshot, of "base" or of "leaf" for an export,
+// with its size in bytes. Only of a disk that is open read-only: nothing in it
+// changes then, so the view needs no grace section and is of one moment, and
+// where its content stands holds until the disk is closed. ErrNotExist,
+// ErrInvalid.
+func (d *Disk) ExportSource(name string) (overlay.Source, int64, error) {
+	if !d.readOnly {
+		return nil, 0, fmt.Errorf("%w: an export of a disk that may be written", ErrInvalid)
+	}
+	m, nodes := d.tree()
+	n := d.leaf.Load()
+	if name != leafName {
+		rec, err := findSnapshot(m, name)
+		if err != nil {
+			return nil, 0, err
+		}
+		n = nodes[rec.ID]
+	}
+	return n, n.size(), nil
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/mounts"
+	"varve/cmd/varve/internal/progress"
+	"varve/overlay"
+)
+
+// toStdout is OUT for a pipe.
+const toStdout = "-"
+
+type exportFlags struct {
+	format   string
+	compress bool
+	force    bool
+}
+
+func newExportCommand() *cobra.Command {
+	var flags exportFlags
+	c := &cobra.Command{
+		Use:   "export DISK (NAME | base | leaf) OUT",
+		Short: "Copy a layer's view into an image of its own",
+		Long: `Writes the disk as it was at a snapshot, at the base, or as it is now (leaf), into
+OUT: one image that needs no other file and no varve. What is zeros takes no
+space. OUT appears under its name when it is complete and on the disk.
+
+A qcow2 is of the plain kind that every program reads. With "-" for OUT a raw
+image goes to standard output, zeros included.
+
+Snapshots can be exported while the disk is mounted. The leaf of a mounted disk
+changes while it is read: take a snapshot and export that.`,
+		Example: `  varve export vm1.varve before-upgrade old.raw
+  varve export /mnt/vm1 golden golden.qcow2 --format qcow2 --compress
+  varve export vm1.varve leaf - | zstd > vm1.raw.zst`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := takes("DISK", "NAME", "OUT")(cmd, args); err != nil {
+				return err
+			}
+			if err := checkFormat(flags.format); err != nil {
+				return wrongUse(cmd, "%w", err)
+			}
+			switch {
+			case flags.compress && flags.format != "qcow2":
+				return wrongUse(cmd, "--compress needs --format qcow2")
+			case args[2] == toStdout && flags.format == "qcow2":
+				return wrongUse(cmd, "a qcow2 cannot go into a pipe: its tables are written last and stand in front")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return wrapped(cmd, args[0], export(cmd, args[0], args[1], args[2], flags))
+		},
+	}
+	c.Flags().StringVar(&flags.format, "format", "raw", "`FORMAT` of OUT: raw or qcow2")
+	c.Flags().BoolVar(&flags.compress, "compress", false, "compress the clusters of a qcow2 (zlib)")
+	c.Flags().BoolVar(&flags.force, "force", false, "replace a file OUT that is there")
+	return c
+}
+
+func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err error) {
+	t, err := findTarget(arg)
+	if err != nil {
+		return err
+	}
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	if out != toStdout {
+		if err := t.checkOut(out, flags.force); err != nil {
+			return err
+		}
+	}
+	e, closeSource, err := t.exportSource(name, warnings(cmd.ErrOrStderr()))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeSource()) }()
+	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
+	e.Progress = bar.Update
+	if out == toStdout {
+		err = e.Stream(ctx, cmd.OutOrStdout())
+	} else {
+		err = exportFile(ctx, e, out, flags)
+	}
+	bar.Clear()
+	switch {
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("interrupted; %s was not made", out)
+	case err != nil:
+		return err
+	}
+	bar.Finish(e.Size)
+	return nil
+}
+
+// checkOut refuses an OUT that is there, or where it would be in the way.
+func (t target) checkOut(out string, force bool) error {
+	dir, err := mounts.Resolve(filepath.Dir(out))
+	if err != nil {
+		return err
+	}
+	for _, own := range []string{t.dir, t.mountpoint} {
+		if own != "" && mounts.Within(dir, own) {
+			return fmt.Errorf("%s lies in %s, where only the disk's own files are", out, own)
+		}
+	}
+	info, err := os.Stat(out)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is no regular file; name a new one, or write to \"-\"", out)
+	case !force:
+		return alreadyThere(out)
+	}
+	return nil
+}
+
+func alreadyThere(out string) error {
+	return fmt.Errorf("%s exists already; name another file, or replace it with --force", out)
+}
+
+// exportSource opens the view of a layer. Of a mounted disk it is read through
+// the mount: the daemon alone knows where content stands while its jobs move it,
+// and an open layer is not deleted.
+func (t target) exportSource(name string, log *slog.Logger) (e overlay.Export, closeSource func() error, err error) {
+	if t.mountpoint == "" {
+		d, err := t.open(chain.OpenOptions{Log: log, ReadOnly: true})
+		if err != nil {
+			return e, nil, err
+		}
+		source, size, err := d.ExportSource(name)
+		if err != nil {
+			return e, nil, errors.Join(err, d.Close())
+		}
+		return overlay.Export{Source: source, Size: size}, d.Close, nil
+	}
+	file := filepath.Join(t.mountpoint, "layers", name+".raw")
+	if name == "leaf" {
+		if !t.readOnly {
+			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", t.arg)
+		}
+		file = filepath.Join(t.mountpoint, "disk.raw")
+	} else if err := chain.CheckName(name); err != nil && name != "base" {
+		return e, nil, err
+	}
+	image, err := overlay.OpenImage(overlay.HostFS(), file, "raw", overlay.LockNone)
+	if errors.Is(err, os.ErrNotExist) {
+		return e, nil, fmt.Errorf("snapshot %s: %w", name, chain.ErrNotExist)
+	}
+	if err != nil {
+		return e, nil, t.explain(err)
+	}
+	return overlay.Export{Source: rawView{image}, Size: image.Size()}, image.Close, nil
+}
+
+// rawView is a raw image as what an export copies from.
+type rawView struct{ *overlay.Image }
+
+// ReadAt gives zeros past the end.
+func (s rawView) ReadAt(p []byte, off int64) error {
+	n := max(0, min(int64(len(p)), s.Size()-off))
+	clear(p[n:])
+	if n == 0 {
+		return nil
+	}
+	return s.ReadExtent(p[:n], overlay.Extent{Start: off, Length: n, Host: off, Kind: overlay.Data}, off)
+}
+
+// exportFile writes OUT under another name beside it, which it gets at the end.
+func exportFile(ctx context.Context, e overlay.Export, out string, flags exportFlags) (err error) {
+	host := overlay.HostFS()
+	partial := filepath.Join(filepath.Dir(out), fmt.Sprintf(".%s.%d.partial", filepath.Base(out), os.Getpid()))
+	f, err := host.Open(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return fmt.Errorf("make %s: %w", out, underlying(err))
+	}
+	done := false
+	defer func() {
+		if !done {
+			err = errors.Join(err, host.Remove(partial))
+		}
+	}()
+	if flags.format == "qcow2" {
+		err = e.Qcow2(ctx, f, flags.compress)
+	} else {
+		err = e.Raw(ctx, f)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", out, err)
+	}
+	if err := publish(partial, out, flags.force); err != nil {
+		return err
+	}
+	done = true
+	return host.SyncDir(filepath.Dir(out))
+}
+
+// publish gives a complete file its name, over another one only by force.
+func publish(partial, out string, force bool) error {
+	flag := uint(unix.RENAME_NOREPLACE)
+	if force {
+		flag = 0
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, partial, unix.AT_FDCWD, out, flag)
+	if errors.Is(err, unix.EINVAL) && !force { // NFS cannot do that at once
+		if _, err := os.Lstat(out); err == nil {
+			return alreadyThere(out)
+		}
+		err = unix.Rename(partial, out)
+	}
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return alreadyThere(out)
+	case err != nil:
+		return fmt.Errorf("make %s: %w", out, err)
+	}
+	return nil
+}
+
+// underlying leaves out the name of a file that the user has not named.
+func underlying(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}

@@ -1,0 +1,110 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"io"
+)
+
+// Export is a copy of a view into a file of its own, which needs nothing below.
+type Export struct {
+	Source Source // Map gives Data and Zero; may be Placed
+	Size   int64  // guest bytes
+	// Progress is told the guest bytes that are dealt with, of Size; nil for nobody.
+	Progress func(done, total int64)
+}
+
+// exportStep is how much an export maps and copies before it looks whether it is
+// to go on, in guest bytes.
+const exportStep = 1 << 20
+
+// each calls f for every extent with data, in pieces that end at multiples of
+// exportStep, and zero, where it is not nil, for what is between.
+func (e Export) each(ctx context.Context, f, zero func(off, n int64) error) error {
+	var extents []Extent
+	for off := int64(0); off < e.Size; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		end := min(e.Size, off+exportStep)
+		var err error
+		if extents, err = e.Source.Map(extents[:0], off, end-off); err != nil {
+			return err
+		}
+		for _, x := range extents {
+			do := f
+			if x.Kind == Zero || x.Kind == Unallocated {
+				do = zero
+			}
+			if do == nil {
+				continue
+			}
+			if err := do(x.Start, x.Length); err != nil {
+				return err
+			}
+		}
+		off = end
+		if e.Progress != nil {
+			e.Progress(off, e.Size)
+		}
+	}
+	return nil
+}
+
+// Raw writes a raw image into an empty file, with holes where the view is zeros,
+// and makes it durable. Errors are those of the source and of the host, or the
+// context's cause; the file is then not complete.
+func (e Export) Raw(ctx context.Context, f File) error {
+	if err := f.Truncate(e.Size); err != nil {
+		return err
+	}
+	c := NewCopier(f)
+	err := e.each(ctx, func(off, n int64) error {
+		if err := c.Copy(e.Source, off, off, n); err != nil {
+			return err
+		}
+		c.StartWriteBack()
+		return nil
+	}, nil)
+	if err != nil {
+		return err
+	}
+	return finish(f, c)
+}
+
+// finish makes an export durable, and leaves the page cache as it was.
+func finish(f File, c *Copier) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	_ = c.Forget() // the export is there either way
+	return nil
+}
+
+// Stream writes the view as a raw image into a pipe, zeros included.
+func (e Export) Stream(ctx context.Context, w io.Writer) error {
+	var zeros [64 << 10]byte
+	buf := make([]byte, copyPiece)
+	return e.each(ctx, func(off, n int64) error {
+		for n > 0 {
+			part := buf[:min(n, copyPiece)]
+			if err := e.Source.ReadAt(part, off); err != nil {
+				return fmt.Errorf("read %d bytes at guest offset %d: %w", len(part), off, err)
+			}
+			if _, err := w.Write(part); err != nil {
+				return err
+			}
+			off, n = off+int64(len(part)), n-int64(len(part))
+		}
+		return nil
+	}, func(_, n int64) error {
+		for n > 0 {
+			k, err := w.Write(zeros[:min(n, int64(len(zeros)))])
+			if err != nil {
+				return err
+			}
+			n -= int64(k)
+		}
+		return nil
+	})
+}
