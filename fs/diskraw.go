@@ -7,11 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskOpenFlags: the page cache is left out, so that a completed write is in
-// the chain, where a snapshot finds it, and so that writers do not wait for
-// each other.
-const diskOpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
-
 // diskFile is an open of disk.raw.
 type diskFile struct{ handle }
 

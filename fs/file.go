@@ -27,7 +27,7 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	var err error
 	switch node := in.NodeId; {
 	case node == nodeDisk:
-		out.OpenFlags = diskOpenFlags
+		out.OpenFlags = DiskOpenFlags
 		o, err = f.openDisk(cancel, in, write)
 	case isLayer(node) && !write:
 		o, err = f.openLayer(cancel, in, out)

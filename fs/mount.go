@@ -43,14 +43,6 @@ type Server struct {
 // typeName makes the mount's type fuse.varve.
 const typeName = "varve"
 
-// Limits of the connection: the largest request that the kernel sends unless
-// told otherwise by its administrator, and room for more than a guest's usual
-// queue of 32.
-const (
-	maxRequest    = 1 << 20 // bytes of one read or write
-	maxBackground = 64      // asynchronous requests in flight
-)
-
 // Mount shows a disk at a directory and returns when it can be used. The disk
 // stays the caller's: it is closed after Wait.
 func Mount(d *chain.Disk, mountpoint string, o Options) (*Server, error) {
@@ -173,25 +165,13 @@ func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
 	if o.FsName == "" {
 		o.FsName = d.Dir()
 	}
-	m := &fuse.MountOptions{
-		AllowOther:           o.AllowOther || given.allowOther,
-		FsName:               o.FsName,
-		Name:                 "varve",
-		Options:              append([]string{"default_permissions"}, given.kernel...), // M19, D24
-		DirectMountFlags:     given.flags,
-		MaxWrite:             maxRequest,
-		MaxBackground:        maxBackground,
-		MaxStackDepth:        1,
-		DisableReadDirPlus:   true,
-		EnableLocks:          false, // M19
-		DisabledCapabilities: fuse.CAP_NO_OPEN_SUPPORT,
-		// Without ASYNC_DIO direct reads and writes of a file come one at a
-		// time; without KILLPRIV_V2 a question for security.capability comes
-		// before each write.
-		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HANDLE_KILLPRIV_V2,
-		PanicHandler:      s.fs.panicked,
-		Debug:             o.Debug,
-	}
+	m := KernelOptions()
+	m.AllowOther = o.AllowOther || given.allowOther
+	m.FsName, m.Name = o.FsName, "varve"
+	m.Options = append([]string{"default_permissions"}, given.kernel...) // M19, D24
+	m.EnableLocks = false                                                // M19
+	m.DirectMountFlags = given.flags
+	m.PanicHandler, m.Debug = s.fs.panicked, o.Debug
 	if !s.direct {
 		m.Options = append(m.Options, given.words...)
 	}
@@ -200,7 +180,7 @@ func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
 		level = slog.LevelDebug
 	}
 	m.Logger = slog.NewLogLogger(s.fs.log.Handler(), level)
-	return m, nil
+	return &m, nil
 }
 
 // refusePolls has the kernel ask once whether files can be polled, by opening a

@@ -66,10 +66,10 @@ var outsideMutants = []mutant{
 		"chain.TestLockOfAWrittenLayer"),
 
 	one("M19", "no default_permissions", "fs/mount.go",
-		"append([]string{\"default_permissions\"}, given.kernel...),", "given.kernel,",
+		"append([]string{\"default_permissions\"}, given.kernel...)", "given.kernel",
 		"fs.TestMountTable", "fs.TestOtherUsers"),
 	one("M19", "locks are asked of us", "fs/mount.go",
-		"EnableLocks:          false, // M19", "EnableLocks:          true,",
+		"m.EnableLocks = false", "m.EnableLocks = true",
 		"fs.TestLocks"),
 	one("M19", "what is not known is ENOSYS", "fs/errno.go",
 		"	return unix.EIO, false\n}\n\n// status answers", "	return unix.ENOSYS, false\n}\n\n// status answers",
