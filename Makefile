@@ -79,6 +79,20 @@ SOAK ?= 30m
 soak: deps build ## everything at once on one disk, and the daemon must not grow (SOAK=30m SEED=1)
 	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -v -timeout 0 $(AS_ROOT) ./integration -run '^TestSoak$$' -soak.time $(SOAK) -soak.seed $(SEED)
 
+# Scratch files, some eight times the disk's size, go below BENCHDIR.
+BENCHDIR   ?= $(CURDIR)
+BENCHFLAGS ?=
+BENCH = @packaging/install-deps.sh --bench && $(GO) build -o bin/bench ./integration/bench && \
+	$(if $(filter 0,$(shell id -u)),,sudo) bin/bench -varve bin/varve -dir $(BENCHDIR) $(BENCHFLAGS)
+
+.PHONY: bench bench-quick bench-full
+bench: build ## varve beside its peers, against the targets, in under 30 minutes (BENCHDIR= BENCHFLAGS="-only REGEX -json FILE ...")
+	$(BENCH) -suite targets
+bench-quick: build ## a part of that in under 5 minutes
+	$(BENCH) -suite quick
+bench-full: build ## every row, contestant and depth
+	$(BENCH) -suite full
+
 # What a target finds goes into testdata/fuzz/ of its package, and from then on
 # every `go test` tries it.
 FUZZTIME  ?= 1m

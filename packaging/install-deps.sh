@@ -4,6 +4,7 @@
 #
 #   install-deps.sh            everything that `make test` needs
 #   install-deps.sh --mount    only what mounting and `make quickstart` need
+#   install-deps.sh --bench    only what `make bench` needs
 #   install-deps.sh --check    install nothing; name what is missing, exit 1
 #
 # A kernel and a static busybox for the test guest are unpacked into
@@ -22,6 +23,9 @@ mount_tools='fusermount3:fuse3 losetup:mount fdisk:fdisk sfdisk:fdisk mke2fs:e2f
 test_tools='qemu-io:qemu-utils qemu-system-x86_64:qemu-system-x86 fio:fio mkfs.xfs:xfsprogs
 	mkfs.btrfs:btrfs-progs cpio:cpio depmod:kmod jq:jq setfattr:attr setpriv:util-linux
 	fstrim:util-linux strace:strace xz:xz-utils gzip:gzip tar:tar cmp:diffutils file:file'
+# varve's peers, and what measures them
+bench_tools='fio:fio qemu-io:qemu-utils qemu-nbd:qemu-utils qemu-storage-daemon:qemu-system-common
+	nbdfuse:libnbd-bin mkfs.xfs:xfsprogs'
 
 mode=install
 tools="$mount_tools $test_tools"
@@ -29,9 +33,10 @@ guest_wanted=yes
 case "${1-}" in
 '') ;;
 --mount) tools=$mount_tools guest_wanted=no ;;
+--bench) tools="$mount_tools $bench_tools" guest_wanted=no ;;
 --check) mode=check ;;
 *)
-	echo "usage: $0 [--mount|--check]" >&2
+	echo "usage: $0 [--mount|--bench|--check]" >&2
 	exit 2
 	;;
 esac

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// bench is one run: its scratch directory, its images and what is mounted.
+type bench struct {
+	options
+	ctx     context.Context
+	images  map[string]string // finished images by name
+	running map[contestant]*server
+	started []*server // in order
+	numbers int       // of scratch names
+}
+
+func newBench(ctx context.Context, o options) (*bench, error) {
+	dir, err := filepath.Abs(o.dir)
+	if err != nil {
+		return nil, err
+	}
+	if o.dir, err = os.MkdirTemp(dir, "varve-bench-"); err != nil {
+		return nil, err
+	}
+	return &bench{options: o, ctx: ctx, images: map[string]string{}, running: map[contestant]*server{}}, nil
+}
+
+// close ends every contestant, last first, and removes the scratch files.
+func (b *bench) close() error {
+	var errs []error
+	for i := len(b.started) - 1; i >= 0; i-- {
+		errs = append(errs, b.started[i].stop())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w (the scratch files stay in %s)", err, b.dir)
+	}
+	if b.keep {
+		fmt.Println("The scratch files are in", b.dir)
+		return nil
+	}
+	return os.RemoveAll(b.dir)
+}
+
+// scratch is a new path in the scratch directory.
+func (b *bench) scratch(name string) string {
+	b.numbers++
+	return filepath.Join(b.dir, fmt.Sprintf("%s-%d", name, b.numbers))
+}
+
+func (b *bench) size() int64 { return b.sizeMiB << 20 }
+
+// row is one job that several contestants do in turn.
+type row struct {
+	name        string
+	unit        string // of the values
+	lowerBetter bool
+	contestants []contestant
+	before      func(b *bench, s *server) error // each turn, not measured
+	do          func(b *bench, s *server) (sample, error)
+}
+
+// sample is one turn of one contestant.
+type sample struct {
+	Value float64            `json:"value"`
+	More  map[string]float64 `json:"more,omitempty"` // by name with unit
+}
+
+// measure gives each contestant its turns. What fails is a failure of the row,
+// and the others go on.
+func (b *bench) measure(r row) *rowResult {
+	result := &rowResult{Name: r.name, Unit: r.unit, LowerBetter: r.lowerBetter, Samples: map[string][]sample{}}
+	broken := map[contestant]bool{}
+	for round := range b.rounds {
+		for i := range r.contestants {
+			// Nobody always comes first.
+			c := r.contestants[(i+round)%len(r.contestants)]
+			if b.ctx.Err() != nil {
+				return result
+			}
+			if broken[c] {
+				continue
+			}
+			s, err := b.turn(r, c)
+			if err != nil {
+				broken[c] = true
+				result.Errors = append(result.Errors, fmt.Sprintf("%s: %v", c, err))
+				continue
+			}
+			result.Samples[c.String()] = append(result.Samples[c.String()], s)
+		}
+	}
+	for _, c := range r.contestants {
+		result.Order = append(result.Order, c.String())
+	}
+	return result
+}
+
+func (b *bench) turn(r row, c contestant) (_ sample, err error) {
+	s, err := b.server(c)
+	if err != nil {
+		return sample{}, fmt.Errorf("start: %w", err)
+	}
+	if c.fresh {
+		defer func() { err = errors.Join(err, b.end(c)) }()
+	}
+	if r.before != nil {
+		if err := r.before(b, s); err != nil {
+			return sample{}, fmt.Errorf("prepare: %w", err)
+		}
+	}
+	cpu, err := s.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	got, err := r.do(b, s)
+	if err != nil {
+		return sample{}, err
+	}
+	if len(s.pids) > 0 {
+		after, err := s.cpu()
+		if err != nil {
+			return sample{}, err
+		}
+		peak, err := s.memory("VmHWM")
+		if err != nil {
+			return sample{}, err
+		}
+		if got.More == nil {
+			got.More = map[string]float64{}
+		}
+		if ops := got.More["operations"]; ops > 0 {
+			got.More["daemon us/operation"] = float64((after-cpu)/time.Nanosecond) / 1000 / ops
+		}
+		got.More["daemon peak MiB"] = peak
+	}
+	return got, nil
+}
+
+// server is the running contestant, started when it is first wanted.
+func (b *bench) server(c contestant) (*server, error) {
+	if s := b.running[c]; s != nil {
+		return s, nil
+	}
+	s, err := b.start(c)
+	if err != nil {
+		return nil, err
+	}
+	b.running[c] = s
+	if c.written {
+		err = b.fill(s.file)
+	} else if !c.fresh {
+		err = b.readThrough(s.file)
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.end(c))
+	}
+	return s, nil
+}
+
+// end stops a contestant and removes what it wrote.
+func (b *bench) end(c contestant) error {
+	s := b.running[c]
+	if s == nil {
+		return nil
+	}
+	delete(b.running, c)
+	if err := s.stop(); err != nil {
+		return err
+	}
+	for i := range b.started {
+		if b.started[i] == s {
+			b.started = append(b.started[:i], b.started[i+1:]...)
+			break
+		}
+	}
+	if s.dir == "" || !strings.HasPrefix(s.dir, b.dir+"/") {
+		return nil
+	}
+	return os.RemoveAll(s.dir)
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+)
+
+// target is a ratio of two contestants' medians in one row.
+type target struct {
+	What   string  `json:"what"`
+	row    string  // name of the row
+	of, to string  // contestants, as the tables name them
+	Least  float64 `json:"least"`
+	// judge is for targets that are no ratio of two medians.
+	judge func(*rowResult) (value float64, ok bool)
+	most  bool // Least is the most that is allowed
+	unit  string
+}
+
+// verdict is a target with what was measured.
+type verdict struct {
+	target
+	Row     string  `json:"row"`
+	Value   float64 `json:"value"`
+	Reached bool    `json:"reached"`
+	Missing bool    `json:"missing,omitempty"` // a contestant failed
+}
+
+const (
+	varve1, varve128 = "varve, depth 1", "varve, depth 128"
+	qsd1, qsd128     = "qemu-storage-daemon, depth 1", "qemu-storage-daemon, depth 128"
+	qsdExt1          = "qemu-storage-daemon, extended L2, depth 1"
+)
+
+func targets() []target {
+	list := []target{
+		{What: "4 KiB random read, queue 32: against the loopback ceiling", row: "read-4k-q32", of: varve1, to: string(loopback), Least: 0.9},
+		{What: "4 KiB random read, queue 32: depth 1 against qemu-storage-daemon", row: "read-4k-q32", of: varve1, to: qsd1, Least: 2.5},
+		{What: "4 KiB random read, queue 32: depth 128 against qemu-storage-daemon", row: "read-4k-q32", of: varve128, to: qsd128, Least: 15},
+		{What: "4 KiB random read, queue 1: depth 1 against qemu-storage-daemon", row: "read-4k-q1", of: varve1, to: qsd1, Least: 1.4},
+		{What: "4 KiB random read, queue 1: depth 128 against qemu-storage-daemon", row: "read-4k-q1", of: varve128, to: qsd128, Least: 4},
+		{What: "4 KiB random write in place, queue 32: against qemu-storage-daemon", row: "write-4k-q32", of: varve1, to: qsd1, Least: 3},
+	}
+	for _, q := range []string{"q1", "q32"} {
+		list = append(list,
+			target{What: "4 KiB first-touch write, " + q + ": against QEMU's defaults", row: "touch-4k-" + q, of: varve1, to: qsd1, Least: 4},
+			target{What: "4 KiB first-touch write, " + q + ": against extended L2", row: "touch-4k-" + q, of: varve1, to: qsdExt1, Least: 2})
+	}
+	list = append(list,
+		target{What: "4 KiB write and fsync, first touch: against QEMU's defaults", row: "touch-4k-fsync", of: varve1, to: qsd1, Least: 1.3},
+		target{What: "4 KiB write and fsync, first touch: against extended L2", row: "touch-4k-fsync", of: varve1, to: qsdExt1, Least: 1.3},
+		target{What: "4 KiB write and fsync, in place: against qemu-storage-daemon", row: "write-4k-fsync", of: varve1, to: qsd1, Least: 1.3},
+		target{What: "1 MiB sequential read: against the loopback ceiling", row: "read-1m", of: varve1, to: string(loopback), Least: 0.9},
+		target{What: "1 MiB sequential write: against the loopback ceiling", row: "write-1m", of: varve1, to: string(loopback), Least: 0.9},
+		target{What: "a raw layer, 4 KiB random read, queue 32: against the raw file", row: "base-read-4k-q32", of: "varve, depth 1, layers/base.raw", to: string(rawFile), Least: 0.9},
+		target{What: "a raw layer, buffered in order: against the raw file", row: "base-read-buffered", of: "varve, depth 1, layers/base.raw", to: string(rawFile), Least: 0.9},
+	)
+	for _, row := range []string{"read-4k-q1", "read-4k-q32", "read-1m", "write-4k-q1", "write-4k-q32", "write-1m", "write-4k-fsync"} {
+		list = append(list, target{What: row + ": depth 128 against depth 1", row: row, of: varve128, to: varve1, Least: 0.95})
+	}
+	return list
+}
+
+// judge compares the rows that were measured with their targets, and gives the
+// number of those not reached.
+func (r *results) judge() (missed int) {
+	for _, t := range targets() {
+		i := slices.IndexFunc(r.Rows, func(row *rowResult) bool { return row.Name == t.row })
+		if i < 0 {
+			continue
+		}
+		v := verdict{target: t, Row: t.row}
+		ok := false
+		if t.judge != nil {
+			v.Value, ok = t.judge(r.Rows[i])
+		} else {
+			v.Value, ok = r.Rows[i].ratio(t.of, t.to)
+		}
+		v.Missing = !ok
+		v.Reached = ok && (v.Value >= t.Least) != t.most
+		if !v.Reached {
+			missed++
+		}
+		r.Targets = append(r.Targets, v)
+	}
+	return missed
+}
+
+// words are the columns of a verdict: target, measured, outcome.
+func (v verdict) words() (want, got, outcome string) {
+	want, got, outcome = "at least ", fmt.Sprintf("%.2f", v.Value), "reached"
+	if v.most {
+		want = "at most "
+	}
+	want += fmt.Sprint(v.Least)
+	if v.unit != "" {
+		want, got = want+" "+v.unit, got+" "+v.unit
+	}
+	if v.Missing {
+		return want, "none", "NOT MEASURED"
+	}
+	if !v.Reached {
+		outcome = "NOT reached"
+	}
+	return want, got, outcome
+}
