@@ -218,12 +218,30 @@ func (o *Overlay) writeOwned(p []byte, cluster, in int64, mask uint32, below Bac
 		}
 	}
 	o.punch.cancel(cluster, mask)
-	if err := writeFull(o.file, data, int64(host)+start); err != nil {
+	if err := o.writeNew(data, int64(host)+start); err != nil {
 		return err
 	}
 	o.wrote()
 	bitmap = (bitmap | uint64(mask)) &^ (uint64(mask) << 32)
 	return o.setEntry(cluster, host, bitmap)
+}
+
+// newAtOnce is how much one call writes to a new place. The host's page cache
+// keeps in one folio what came in one call, and ext4 goes through all blocks of a
+// folio for each later write into it: with 128 KiB at once rewriting 4 KiB pieces is
+// a quarter slower, with 32 KiB writing in order is (docs/performance.md).
+const newAtOnce = 64 << 10
+
+// writeNew writes to a place that no entry shows yet.
+func (o *Overlay) writeNew(p []byte, host int64) error {
+	for len(p) > 0 {
+		n := min(len(p), newAtOnce)
+		if err := writeFull(o.file, p[:n], host); err != nil {
+			return err
+		}
+		p, host = p[n:], host+int64(n)
+	}
+	return nil
 }
 
 // readThrough reads what the guest sees within a single subcluster that is not
