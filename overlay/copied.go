@@ -1,21 +1,20 @@
 package overlay
 
-import (
-	"slices"
-	"sync"
-)
+import "sync"
 
 // copiedRanges is what a job has copied since the last flush, as far as the page
 // cache is concerned: what nobody used before the job came is to be forgotten
 // again, source and target, so that a copy of a whole disk does not drive out
 // what guests read. What was in the cache before stays there.
 //
-// The kernel tells how much of a range is cached, not who reads it. A block of
-// coldBlock bytes is asked about once, before its first byte is read; what the
-// kernel read ahead behind the block before is not taken for somebody's use.
+// The kernel tells how much of a range is cached, not who reads it. So each block
+// of coldBlock bytes is asked about long before the job reads it: when it enters
+// the stretch before. What the kernel reads ahead behind a read would be taken for
+// somebody's use otherwise.
 type copiedRanges struct {
 	mu     sync.Mutex
 	blocks map[fileBlock]bool // whether a block was cold
+	at     map[File]int64     // the stretch that is being read
 	ranges []fileRange
 
 	low, high int64 // of the target: written, and not told to the host yet
@@ -23,9 +22,9 @@ type copiedRanges struct {
 
 const (
 	coldBlock = 1 << 20
-	// readAhead is what a host reads ahead without being asked, twice the default
-	// of 128 KiB.
-	readAhead = 256 << 10
+	// coldStretch is how many blocks are asked about at once. Hosts read ahead by
+	// 128 KiB to some MiB.
+	coldStretch = 16
 	// pushAt is how much is written before the host is told to begin with it, so
 	// that the flush of a window does not find all of it still to be done.
 	pushAt = 8 << 20
@@ -57,20 +56,31 @@ func (c *copiedRanges) isCold(f File, off, n int64) bool {
 }
 
 func (c *copiedRanges) blockCold(b fileBlock) bool {
-	if cold, known := c.blocks[b]; known {
-		return cold
+	stretch := b.block / coldStretch
+	if at, known := c.at[b.file]; !known || at != stretch {
+		c.look(b.file, stretch)
+		c.look(b.file, stretch+1)
+		if c.at == nil {
+			c.at = make(map[File]int64)
+		}
+		c.at[b.file] = stretch
 	}
-	cached, err := b.file.Cached(b.block*coldBlock, coldBlock)
-	allowed := int64(0)
-	if c.blocks[fileBlock{b.file, b.block - 1}] {
-		allowed = readAhead
-	}
-	cold := err == nil && cached <= allowed
+	return c.blocks[b]
+}
+
+// look asks about the blocks of a stretch, unless that was done.
+func (c *copiedRanges) look(f File, stretch int64) {
 	if c.blocks == nil {
 		c.blocks = make(map[fileBlock]bool)
 	}
-	c.blocks[b] = cold
-	return cold
+	for i := range int64(coldStretch) {
+		b := fileBlock{f, stretch*coldStretch + i}
+		if _, known := c.blocks[b]; known {
+			continue
+		}
+		cached, err := f.Cached(b.block*coldBlock, coldBlock)
+		c.blocks[b] = err == nil && cached == 0
+	}
 }
 
 // note remembers a copy.
@@ -98,22 +108,19 @@ func (c *copiedRanges) add(r fileRange) {
 	c.ranges = append(c.ranges, r)
 }
 
-// take gives what is to be forgotten and begins anew. The last blocks stay known,
-// for the read-ahead behind them.
+// take gives what is to be forgotten and begins anew. What is known of the
+// stretches that are being read, and of those behind them, stays.
 func (c *copiedRanges) take() []fileRange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ranges := c.ranges
 	c.ranges, c.low, c.high = nil, 0, 0
-	ends := make(map[fileBlock]bool)
-	for _, r := range ranges {
-		b := fileBlock{r.file, (r.off + r.length - 1) / coldBlock}
-		if cold, known := c.blocks[b]; known {
-			ends[b] = cold
+	for b := range c.blocks {
+		if at := c.at[b.file]; b.block/coldStretch < at || b.block/coldStretch > at+1 {
+			delete(c.blocks, b)
 		}
 	}
-	c.blocks = ends
-	return slices.Clip(ranges)
+	return ranges
 }
 
 // StartWriteBack has the host begin to write what was copied, once that is

@@ -178,3 +178,73 @@ func TestCloneRange(t *testing.T) {
 		t.Errorf("%d bytes are cached of a file that was just written", cached)
 	}
 }
+
+// fileSource is a raw image on the host as what a copy comes from.
+type fileSource struct{ *Image }
+
+func (s fileSource) ReadAt(p []byte, off int64) error {
+	return s.ReadExtent(p, Extent{Start: off, Length: int64(len(p)), Host: off, Kind: Data}, off)
+}
+
+func (s fileSource) Place(off, length int64) (File, int64, int64, error) {
+	return s.file, off, length, nil
+}
+
+// A copy leaves the page cache as it found it: of a source that nobody had in it
+// neither the source nor the target stay, of one that was in it both do.
+func TestCopyLeavesThePageCache(t *testing.T) {
+	dir, err := os.MkdirTemp("/var/tmp", "varve-overlay-") // a tmpfs is all cache
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	const size = 48 << 20
+	path := filepath.Join(dir, "base.raw")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("varve"), size/5+1)[:size], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, warm := range []bool{false, true} {
+		image, err := OpenImage(HostFS(), path, "raw", LockFrozen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := fileSource{image}
+		f := source.file
+		if err := errors.Join(f.Sync(), f.DropRange(0, size)); err != nil {
+			t.Fatal(err)
+		}
+		if cached, err := f.Cached(0, size); err != nil || cached != 0 {
+			t.Skipf("this host does not tell what is cached, or drops nothing: %d bytes, %v", cached, err)
+		}
+		if warm {
+			if err := source.ReadAt(make([]byte, size), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		target := filepath.Join(dir, "layer.qcow2")
+		if err := Create(HostFS(), target, CreateOptions{Size: size}); err != nil {
+			t.Fatal(err)
+		}
+		o, err := OpenOverlay(HostFS(), target, OverlayOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := o.Fill(source, 0, size, nil); err != nil || n != size {
+			t.Fatal(n, err)
+		}
+		if err := o.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		o.ForgetCopied()
+		from, _ := f.Cached(0, size)
+		to, _ := o.file.Cached(0, 2*size)
+		if shared := o.file.(*hostFile); !shared.noClone.Load() {
+			t.Logf("the host shares blocks: %d and %d bytes are cached", from, to)
+		} else if warm && (from < size || to < size) || !warm && (from > size/8 || to > size/8) {
+			t.Errorf("warm %v: %d and %d bytes are cached of %d", warm, from, to, size)
+		}
+		if err := errors.Join(o.Close(), os.Remove(target), source.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -156,7 +156,7 @@ func (t target) exportSource(name string, log *slog.Logger) (e overlay.Export, c
 	} else if err := chain.CheckName(name); err != nil && name != "base" {
 		return e, nil, err
 	}
-	image, err := overlay.OpenImage(overlay.HostFS(), file, "raw", overlay.LockNone)
+	image, err := openView(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return e, nil, fmt.Errorf("snapshot %s: %w", name, chain.ErrNotExist)
 	}
@@ -164,6 +164,20 @@ func (t target) exportSource(name string, log *slog.Logger) (e overlay.Export, c
 		return e, nil, t.explain(err)
 	}
 	return overlay.Export{Source: rawView{image}, Size: image.Size()}, image.Close, nil
+}
+
+// openView opens a file of the mount. With O_DIRECT it does not go into the page
+// cache a second time, and is read in larger pieces.
+func openView(file string) (*overlay.Image, error) {
+	f, err := overlay.HostFS().Open(file, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, err
+	}
+	image, err := overlay.NewImage(f, "raw")
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return image, nil
 }
 
 // rawView is a raw image as what an export copies from.
