@@ -18,6 +18,8 @@ type bench struct {
 	running map[contestant]*server
 	started []*server // in order
 	numbers int       // of scratch names
+	xfs     *bench    // see onXFS
+	within  bool      // is another's xfs
 }
 
 func newBench(ctx context.Context, o options) (*bench, error) {
@@ -34,11 +36,17 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 // close ends every contestant, last first, and removes the scratch files.
 func (b *bench) close() error {
 	var errs []error
+	if b.xfs != nil {
+		errs = append(errs, b.xfs.close())
+	}
 	for i := len(b.started) - 1; i >= 0; i-- {
 		errs = append(errs, b.started[i].stop())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w (the scratch files stay in %s)", err, b.dir)
+	}
+	if b.within {
+		return nil // goes with the file system
 	}
 	if b.keep {
 		fmt.Println("The scratch files are in", b.dir)
@@ -60,6 +68,7 @@ type row struct {
 	name        string
 	unit        string // of the values
 	lowerBetter bool
+	xfs         bool // on a host file system that shares extents
 	contestants []contestant
 	before      func(b *bench, s *server) error // each turn, not measured
 	do          func(b *bench, s *server) (sample, error)
@@ -75,6 +84,15 @@ type sample struct {
 // and the others go on.
 func (b *bench) measure(r row) *rowResult {
 	result := &rowResult{Name: r.name, Unit: r.unit, LowerBetter: r.lowerBetter, Samples: map[string][]sample{}}
+	if r.xfs {
+		x, err := b.onXFS()
+		if err != nil {
+			result.Errors = append(result.Errors, fmt.Sprintf("xfs: %v", err))
+			return result
+		}
+		r.xfs = false
+		return x.measure(r)
+	}
 	broken := map[contestant]bool{}
 	for round := range b.rounds {
 		for i := range r.contestants {

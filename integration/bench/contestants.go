@@ -56,6 +56,7 @@ type server struct {
 	dir        string // its own files, removed at the end; "" for none
 	disk       string // the disk directory (varve)
 	mountpoint string // a directory (varve, loopback)
+	tool       kind   // what works on the file, where nothing serves it
 	monitor    string // QMP socket (qemu-storage-daemon)
 	stop       func() error
 }
@@ -63,7 +64,8 @@ type server struct {
 func (b *bench) start(c contestant) (*server, error) {
 	start := map[kind]func(contestant, *server) error{
 		varveMount: b.startVarve, qsd: b.startQSD, qsdExtL2: b.startQSD, nbdfuse: b.startNBD,
-		loopback: b.startLoopback, rawFile: b.startRaw, loopDevice: b.startLoop,
+		copyPlain: b.startTool, copySynced: b.startTool, imgConvert: b.startTool, imgRebase: b.startTool, imgCommit: b.startTool,
+		opening: b.startOpening, loopback: b.startLoopback, rawFile: b.startRaw, loopDevice: b.startLoop,
 	}[c.kind]
 	s := &server{dir: b.scratch("run"), stop: func() error { return nil }}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {

@@ -57,7 +57,7 @@ func (b *bench) fio(file string, j fioJob) (fioResult, error) {
 		args = append(args, "--rate_iops="+strconv.Itoa(j.rate))
 	}
 	if j.latency != "" {
-		args = append(args, "--write_lat_log="+j.latency, "--log_unix_epoch=1")
+		args = append(args, "--write_lat_log="+j.latency, "--log_unix_epoch=1", "--per_job_logs=0")
 	}
 	out, err := b.command("", "fio", args...)
 	if err != nil {

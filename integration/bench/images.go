@@ -84,7 +84,7 @@ func (b *bench) image(name string, create func(path string) error) (string, erro
 		return path, nil
 	}
 	path := filepath.Join(b.dir, name)
-	if name == "base" || name == "flat" {
+	if !strings.HasPrefix(name, "depth") {
 		path += ".raw"
 	} else {
 		path += ".qcow2"

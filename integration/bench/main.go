@@ -31,6 +31,8 @@ type options struct {
 	dir      string // scratch
 	json     string
 	markdown string
+	plot     string
+	disk     string // a disk directory to open
 	varve    string // the binary
 	keep     bool
 }
@@ -69,6 +71,8 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.dir, "dir", ".", "directory for scratch files, some six times the disk's size")
 	flags.StringVar(&o.json, "json", "", "write all figures to a file")
 	flags.StringVar(&o.markdown, "markdown", "", "write the tables as markdown to a file")
+	flags.StringVar(&o.plot, "plot", "", "write read speed against depth to an SVG file")
+	flags.StringVar(&o.disk, "disk", "", "also time the opening of this disk directory, such as one of 128 layers and 1 TiB")
 	flags.StringVar(&o.varve, "varve", "bin/varve", "the varve binary")
 	flags.BoolVar(&o.keep, "keep", false, "keep the scratch files")
 	if err := flags.Parse(args); err != nil {
@@ -89,6 +93,11 @@ func parse(args []string) (options, error) {
 	}
 	if o.varve, err = filepath.Abs(o.varve); err != nil {
 		return o, err
+	}
+	if o.disk != "" {
+		if o.disk, err = filepath.Abs(o.disk); err != nil {
+			return o, err
+		}
 	}
 	return o, nil
 }

@@ -182,6 +182,11 @@ func (r *results) write() error {
 			return err
 		}
 	}
+	if r.o.plot != "" {
+		if err := r.plot(r.o.plot); err != nil {
+			return err
+		}
+	}
 	if r.o.markdown != "" {
 		if err := os.WriteFile(r.o.markdown, r.asMarkdown(), 0o644); err != nil {
 			return err

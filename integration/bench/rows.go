@@ -15,7 +15,7 @@ func (b *bench) rows() []row {
 	if b.suite == "full" {
 		depths = []int{1, 8, 32, 128}
 	}
-	return slices.Concat(b.readRows(depths), b.writeRows(depths), b.touchRows())
+	return slices.Concat(b.readRows(depths), b.writeRows(depths), b.touchRows(), b.snapshotRows(), b.copyRows(), b.openRows())
 }
 
 func chains(k kind, depths []int) []contestant {

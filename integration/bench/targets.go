@@ -55,6 +55,34 @@ func targets() []target {
 		target{What: "a raw layer, 4 KiB random read, queue 32: against the raw file", row: "base-read-4k-q32", of: "varve, depth 1, layers/base.raw", to: string(rawFile), Least: 0.9},
 		target{What: "a raw layer, buffered in order: against the raw file", row: "base-read-buffered", of: "varve, depth 1, layers/base.raw", to: string(rawFile), Least: 0.9},
 	)
+	for _, row := range []string{"flatten", "delete", "export"} {
+		list = append(list,
+			target{What: row + ": against cp", row: row, of: varve1, to: string(copyPlain), Least: 0.8},
+			target{What: row + ": against cp and sync", row: row, of: varve1, to: string(copySynced), Least: 0.8},
+			target{What: row + " on xfs: against cp and sync", row: "xfs-" + row, of: varve1, to: string(copySynced), Least: 0.8})
+	}
+	for _, row := range []string{"snapshot-rewrite-q32", "snapshot-rewrite-8000", "snapshot-touch-8000"} {
+		for _, c := range []string{varve1, varve128} {
+			list = append(list,
+				target{What: row + ", " + c + ": p99.9 above that without", row: row, Least: 1, most: true, unit: "ms",
+					judge: func(r *rowResult) (float64, bool) { return r.median(c) }},
+				target{What: row + ", " + c + ": longest write against the longest without", row: row, Least: 1, most: true,
+					judge: func(r *rowResult) (float64, bool) {
+						with, ok := r.medianOf(c, "longest ms with")
+						without, ok2 := r.medianOf(c, "longest ms without")
+						return with / without, ok && ok2 && without > 0
+					}})
+		}
+	}
+	list = append(list,
+		target{What: "ready after mount, 128 layers", row: "open", Least: 100, most: true, unit: "ms",
+			judge: func(r *rowResult) (float64, bool) { return r.median("varve mount, depth 128") }},
+		target{What: "ready after mount, 128 layers, memory", row: "open", Least: 64, most: true, unit: "MiB",
+			judge: func(r *rowResult) (float64, bool) { return r.medianOf("varve mount, depth 128", "resident MiB") }},
+		target{What: "ready after mount, the disk given", row: "open-disk", Least: 100, most: true, unit: "ms",
+			judge: func(r *rowResult) (float64, bool) { return r.median(string(opening)) }},
+		target{What: "ready after mount, the disk given, memory", row: "open-disk", Least: 64, most: true, unit: "MiB",
+			judge: func(r *rowResult) (float64, bool) { return r.medianOf(string(opening), "resident MiB") }})
 	for _, row := range []string{"read-4k-q1", "read-4k-q32", "read-1m", "write-4k-q1", "write-4k-q32", "write-1m", "write-4k-fsync"} {
 		list = append(list, target{What: row + ": depth 128 against depth 1", row: row, of: varve128, to: varve1, Least: 0.95})
 	}
