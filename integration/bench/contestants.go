@@ -65,7 +65,7 @@ func (b *bench) start(c contestant) (*server, error) {
 	start := map[kind]func(contestant, *server) error{
 		varveMount: b.startVarve, qsd: b.startQSD, qsdExtL2: b.startQSD, nbdfuse: b.startNBD,
 		copyPlain: b.startTool, copySynced: b.startTool, imgConvert: b.startTool, imgRebase: b.startTool, imgCommit: b.startTool,
-		opening: b.startOpening, loopback: b.startLoopback, rawFile: b.startRaw, loopDevice: b.startLoop,
+		opening: b.startOpening, openingBig: b.startOpening, loopback: b.startLoopback, rawFile: b.startRaw, loopDevice: b.startLoop,
 	}[c.kind]
 	s := &server{dir: b.scratch("run"), stop: func() error { return nil }}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {

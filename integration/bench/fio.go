@@ -39,6 +39,8 @@ func (b *bench) fio(file string, j fioJob) (fioResult, error) {
 		"--name=bench", "--filename=" + file, "--ioengine=libaio", "--direct=" + direct,
 		"--iodepth=" + strconv.Itoa(j.depth), "--output-format=json", "--norandommap", "--randrepeat=0",
 		"--fallocate=none", "--allow_file_create=0", "--thread",
+		// Otherwise fio empties the page cache of the raw file, and of nobody else's.
+		"--invalidate=0",
 	}
 	if j.log != "" {
 		args = append(args, "--read_iolog="+j.log, "--replay_no_stall=1")
