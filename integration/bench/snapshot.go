@@ -16,7 +16,7 @@ import (
 const (
 	loadSeconds  = 7
 	snapshots    = 3
-	firstSeconds = 1500 * time.Millisecond // until the first snapshot, from fio's start
+	untilFirst = 1500 * time.Millisecond // until the first snapshot, from fio's start
 	between      = 2 * time.Second
 )
 
@@ -101,7 +101,7 @@ func (b *bench) latencies(s *server, j fioJob, do func(n int) (time.Duration, er
 	var starts []time.Time
 	var took []time.Duration
 	var failed error
-	wait := firstSeconds
+	wait := untilFirst
 	for n := range snapshots {
 		select {
 		case <-time.After(wait):
