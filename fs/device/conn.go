@@ -212,6 +212,7 @@ type crew struct {
 	base    int32         // how many there are when nothing blocks
 	active  atomic.Int32  // how many there are
 	waiting atomic.Int32  // how many wait for a request
+	held    atomic.Int32  // how many are with a request of which that is to be expected
 	watched atomic.Bool   // the watch is awake
 	alarm   chan struct{} // wakes the watch
 	gone    chan struct{} // closed when the mount is gone

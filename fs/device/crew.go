@@ -120,18 +120,22 @@ func (w *crew) wake() {
 	}
 }
 
-// relieve is called before a request that may be held up.
-func (w *crew) relieve(c *Conn) {
-	if w.waiting.Load() == 0 {
+// hold is called before a request that may be held up for long: others are
+// answered at once and not after the watch's next look. release ends it.
+func (w *crew) hold(c *Conn) {
+	if w.active.Load()-w.held.Add(1) < w.base {
 		w.add(c)
 	}
 }
 
-// leave says that a worker which has answered its request is one too many.
+func (w *crew) release() { w.held.Add(-1) }
+
+// leave says that a worker which has answered its request is one too many. One
+// more than needed stays: flushes and questions come again and again.
 func (w *crew) leave() bool {
 	for {
 		n := w.active.Load()
-		if n <= w.base || w.waiting.Load() < w.base {
+		if n <= w.base || w.waiting.Load() <= w.base {
 			return false
 		}
 		if w.active.CompareAndSwap(n, n-1) {

@@ -91,12 +91,14 @@ func (w *worker) answer(n int) {
 			w.write((*fuse.WriteIn)(unsafe.Pointer(h)), request[writeBytes:])
 			return
 		case h.Opcode == opFsync && n >= int(unsafe.Sizeof(fuse.FsyncIn{})):
-			c.crew.relieve(c)
+			c.crew.hold(c)
+			defer c.crew.release()
 			w.fsync((*fuse.FsyncIn)(unsafe.Pointer(h)))
 			return
 		}
 	}
-	c.crew.relieve(c)
+	c.crew.hold(c)
+	defer c.crew.release()
 	w.other(request)
 }
 
