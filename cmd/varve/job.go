@@ -18,8 +18,12 @@ import (
 	"varve/cmd/varve/internal/progress"
 )
 
-// jobPoll is how often a waiting command looks how far its job is.
-const jobPoll = 200 * time.Millisecond
+// A waiting command looks how far its job is after firstPoll, then after twice as
+// long each time, up to jobPoll: where blocks are shared, a job is over at once.
+const (
+	firstPoll = 5 * time.Millisecond
+	jobPoll   = 200 * time.Millisecond
+)
 
 // job is a command whose work goes on in the background.
 type job struct {
@@ -99,9 +103,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		return nil
 	}
 	bar := progress.New(w.out, w.title)
-	tick := time.NewTicker(jobPoll)
-	defer tick.Stop()
-	for {
+	for pause := firstPoll; ; pause = min(2*pause, jobPoll) {
 		_, st, err := w.target.document()
 		if err != nil {
 			bar.Clear()
@@ -117,7 +119,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		}
 		bar.Update(st.Job.DoneBytes, st.Job.TotalBytes)
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-ctx.Done():
 			bar.Clear()
 			return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, w.target.arg, id)
