@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,6 +21,18 @@ func stopped(t *testing.T, pid int) (goOn func()) {
 	}
 	goOn = func() { syscall.Kill(pid, syscall.SIGCONT) }
 	t.Cleanup(goOn)
+	// A thread that has not stopped yet may still take a request, and who asked is
+	// then not even to be killed.
+	eventually(t, "every thread has stopped", func() bool {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, task := range tasks {
+			stat, err := os.ReadFile(task)
+			if err != nil || !strings.Contains(string(stat), ") T ") {
+				return false
+			}
+		}
+		return err == nil && len(tasks) > 0
+	})
 	return goOn
 }
 
