@@ -1,9 +1,9 @@
 package chain
 
 import (
+	"cmp"
 	"math"
 	"slices"
-	"sort"
 	"sync"
 	"sync/atomic"
 
@@ -255,40 +255,62 @@ type regionBuilder struct {
 	region  *region
 	pieces  []span
 	extents []overlay.Extent
+	spare   []overlay.Extent // room for the next list of holes
 	last    *layer
 	lastAt  uint16
 }
 
-// ask maps the holes by one layer; what it leaves unallocated stays a hole.
+// ask maps the holes by one layer; what it leaves unallocated stays a hole. It
+// asks once for the stretch from the first hole to the last: with every upper
+// layer there are more of them, and each question is a read of the file.
 func (b *regionBuilder) ask(l *layer, holes []overlay.Extent) ([]overlay.Extent, error) {
 	state := l.state.Load()
+	start, end := holes[0].Start, holes[len(holes)-1].End()
+	var err error
+	if b.extents, err = state.Map(b.extents[:0], start, end-start); err == nil {
+		return b.fill(l, holes), nil
+	} else if len(holes) == 1 {
+		return nil, err
+	}
+	// An entry that breaks a rule is nobody's concern where the layers above
+	// hide it.
 	var left []overlay.Extent
-	for i, h := range holes {
-		var err error
+	for _, h := range holes {
 		if b.extents, err = state.Map(b.extents[:0], h.Start, h.Length); err != nil {
 			return nil, err
 		}
-		if len(b.extents) == 1 && b.extents[0].Kind == overlay.Unallocated {
-			if left != nil {
-				left = append(left, h)
-			}
-			continue
-		}
-		if left == nil {
-			left = append(make([]overlay.Extent, 0, len(holes)+len(b.extents)), holes[:i]...)
-		}
-		for _, e := range b.extents {
-			if e.Kind == overlay.Unallocated {
-				left = append(left, e)
-				continue
-			}
-			b.add(e.Start, l, e.Kind, e.Host)
-		}
-	}
-	if left == nil {
-		return holes, nil
+		left = append(left, b.fill(l, []overlay.Extent{h})...)
 	}
 	return left, nil
+}
+
+// fill adds what of b.extents lies in the holes, both being in order and the
+// holes within the extents, and gives what is left of the holes.
+func (b *regionBuilder) fill(l *layer, holes []overlay.Extent) []overlay.Extent {
+	if len(b.extents) == 1 && b.extents[0].Kind == overlay.Unallocated {
+		return holes
+	}
+	left := b.spare[:0]
+	i := 0
+	for _, h := range holes {
+		for b.extents[i].End() <= h.Start {
+			i++
+		}
+		for k := i; k < len(b.extents) && b.extents[k].Start < h.End(); k++ {
+			e := b.extents[k]
+			start, end := max(e.Start, h.Start), min(e.End(), h.End())
+			if e.Kind == overlay.Unallocated {
+				left = append(left, overlay.Extent{Start: start, Length: end - start})
+				continue
+			}
+			if e.Kind == overlay.Data {
+				e.Host += start - e.Start
+			}
+			b.add(start, l, e.Kind, e.Host)
+		}
+	}
+	b.spare = holes // nobody needs the old list any more
+	return left
 }
 
 // take fills holes from the resolved region of a view below.
@@ -336,7 +358,7 @@ func (b *regionBuilder) index(l *layer) uint16 {
 // finish sorts the pieces and joins those that continue each other.
 func (b *regionBuilder) finish() {
 	p := b.pieces
-	sort.Slice(p, func(i, j int) bool { return p[i].start < p[j].start })
+	slices.SortFunc(p, func(a, b span) int { return cmp.Compare(a.start, b.start) })
 	out := p[:0]
 	for _, s := range p {
 		if n := len(out); n > 0 {
