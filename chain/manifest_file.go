@@ -67,6 +67,35 @@ func (m *manifest) encode() ([]byte, error) {
 // loadManifest reads dir's chain.json. The error is os.ErrNotExist when there
 // is none, ErrNewer, ErrCorrupt or that of reading.
 func loadManifest(fs overlay.FS, dir string) (*manifest, error) {
+	return new(manifestReader).load(fs, dir)
+}
+
+// manifestReader reads a chain.json that is read twice, before and under the
+// lock, and parses it again only where it has changed meanwhile: parsing is the
+// dear part. Of one goroutine.
+type manifestReader struct {
+	data   []byte // nil: nothing was parsed yet
+	parsed *manifest
+}
+
+// load is loadManifest. What it gave before must not have been changed.
+func (r *manifestReader) load(fs overlay.FS, dir string) (*manifest, error) {
+	data, err := readManifestData(fs, dir)
+	if err != nil {
+		return nil, err
+	}
+	if r.data != nil && bytes.Equal(data, r.data) {
+		return r.parsed, nil
+	}
+	m, err := parseManifest(data)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, manifestName), err)
+	}
+	r.data, r.parsed = data, m
+	return m, nil
+}
+
+func readManifestData(fs overlay.FS, dir string) ([]byte, error) {
 	path := filepath.Join(dir, manifestName)
 	// Looked at before it is opened: the directory may be any that an image's
 	// header leads to, and opening a FIFO would wait for a writer for ever.
@@ -96,11 +125,7 @@ func loadManifest(fs overlay.FS, dir string) (*manifest, error) {
 	if n, err := f.ReadAt(data, 0); err != nil && !(errors.Is(err, io.EOF) && n == len(data)) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	m, err := parseManifest(data)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	return m, nil
+	return data, nil
 }
 
 // commit replaces dir's chain.json: temp file, fsync, rename, fsync of the

@@ -24,19 +24,20 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	}
 	// Looked at before it is locked: a directory that is none of ours gets no
 	// lock file.
-	if _, err := loadManifest(o.FS, dir); err != nil {
+	var chainFile manifestReader
+	if _, err := chainFile.load(o.FS, dir); err != nil {
 		return nil, err
 	}
 	lock, err := lockDir(o.FS, dir, !o.ReadOnly, o.Mountpoint, o.LockWait)
 	if err != nil {
 		return nil, err
 	}
-	return openUnderLock(dir, o, lock)
+	return openUnderLock(dir, o, lock, &chainFile)
 }
 
 // openUnderLock is Open for a directory whose lock is held: by lock, which the disk
 // takes over, or with a nil one by the caller, who keeps it.
-func openUnderLock(dir string, o OpenOptions, lock *dirLock) (d *Disk, err error) {
+func openUnderLock(dir string, o OpenOptions, lock *dirLock, chainFile *manifestReader) (d *Disk, err error) {
 	d = newDisk(dir, o)
 	d.lock = lock
 	opened := d // "return nil, err" takes d away
@@ -45,7 +46,7 @@ func openUnderLock(dir string, o OpenOptions, lock *dirLock) (d *Disk, err error
 			opened.abandon()
 		}
 	}()
-	m, err := loadManifest(o.FS, dir)
+	m, err := chainFile.load(o.FS, dir)
 	if err != nil {
 		return nil, err
 	}

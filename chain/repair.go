@@ -33,7 +33,7 @@ func (c *checker) repair(found CheckReport, log *slog.Logger) error {
 	}
 	// A recorded job is not what a repair is for.
 	o := OpenOptions{FS: c.fs, Log: log, HoldJob: true}.withDefaults()
-	d, err := openUnderLock(c.dir, o, nil)
+	d, err := openUnderLock(c.dir, o, nil, new(manifestReader))
 	if err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
