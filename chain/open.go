@@ -158,7 +158,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		}
 	}
 	if err != nil {
-		return err
+		return explainLimit(err, len(records))
 	}
 	type identity struct{ device, inode uint64 }
 	seen := make(map[identity]*layerRecord)
