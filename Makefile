@@ -108,6 +108,10 @@ fuzz: deps ## all fuzz targets in turn, FUZZTIME=1m for each (also FUZZFLAGS=-pa
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
+.PHONY: bench-go
+bench-go: ## Go's own benchmarks of opening a disk and of first touches
+	$(GO) test -run '^$$' -bench 'Open|Resolve' -benchmem -benchtime 40x ./integration/bigchain
+
 .PHONY: test-rules
 test-rules: deps ## break each rule of docs/inside.md on purpose; a test must fail each time
 	$(GO) run ./integration/rules $(AS_ROOT) $(RULES)

@@ -225,7 +225,9 @@ func (n *node) region(i int64) (*region, error) {
 // those above left open, and stops at a view whose region is resolved.
 func (n *node) resolve(i int64) (*region, error) {
 	r := &region{base: i << regionBits, node: n, at: i}
-	b := regionBuilder{region: r}
+	b := builders.Get().(*regionBuilder)
+	defer b.putBack()
+	b.region = r
 	holes := []overlay.Extent{{Start: r.base, Length: regionSize}}
 	for at := n; at != nil && len(holes) > 0; {
 		if at != n && !at.absorbing.Load() {
@@ -249,6 +251,16 @@ func (n *node) resolve(i int64) (*region, error) {
 	}
 	b.finish()
 	return r, nil
+}
+
+// builders keep the room that a resolution needs besides its result: of a region
+// in small pieces that is ten times as much.
+var builders = sync.Pool{New: func() any { return new(regionBuilder) }}
+
+func (b *regionBuilder) putBack() {
+	b.pieces, b.extents = b.pieces[:0], b.extents[:0]
+	b.region, b.last = nil, nil // they hold layers, and these their files
+	builders.Put(b)
 }
 
 type regionBuilder struct {
@@ -370,5 +382,6 @@ func (b *regionBuilder) finish() {
 		}
 		out = append(out, s)
 	}
-	b.region.spans = slices.Clip(append([]span(nil), out...))
+	b.region.spans = append(make([]span, 0, len(out)), out...)
+	b.region.layers = slices.Clip(b.region.layers)
 }
