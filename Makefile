@@ -109,7 +109,8 @@ fuzz: deps ## all fuzz targets in turn, FUZZTIME=1m for each (also FUZZFLAGS=-pa
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 .PHONY: bench-go
-bench-go: ## Go's own benchmarks of opening a disk and of first touches
+bench-go: ## Go's own benchmarks: requests inside varve, opening a disk, first touches
+	$(GO) test -run '^$$' -bench HotPath -benchmem ./chain
 	$(GO) test -run '^$$' -bench 'Open|Resolve' -benchmem -benchtime 40x ./integration/bigchain
 
 .PHONY: test-rules

@@ -23,3 +23,18 @@ func TestWarmReadsAllocateNothing(t *testing.T) {
 		}
 	}
 }
+
+// Nor does a write in place.
+func TestWritesInPlaceAllocateNothing(t *testing.T) {
+	d, _ := testDisk(t, 64<<20)
+	put(t, d, 1, 0, 64<<10)
+	p := make([]byte, 4<<10)
+	must(t, d.WriteAt(p, 8<<10))
+	if n := testing.AllocsPerRun(200, func() {
+		if err := d.WriteAt(p, 8<<10); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("a write in place allocates %v times", n)
+	}
+}

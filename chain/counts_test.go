@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // slowCounts counts layer by layer and region by region, through what reads see.
@@ -155,4 +157,73 @@ func TestCountsOfAChangedLayer(t *testing.T) {
 	d = openDisk(t, dir)
 	checkCounts(t, d, "accepted")
 	must(t, d.Close())
+}
+
+// A daemon that is killed leaves counts in chain.json that are right or are not
+// believed: the directory as it stands between two operations is opened anew. And
+// while a job runs, what is told as counted of a view is what it was before: no
+// view changes.
+func TestCountsAfterAKillAndBesideAJob(t *testing.T) {
+	d, _ := testDisk(t, 64<<20)
+	random := rand.New(rand.NewPCG(5, 6))
+	writes := func() {
+		for i := range 30 {
+			off := random.Int64N(60<<20/4096) * 4096
+			if i%4 == 0 {
+				must(t, d.Discard(off, 256<<10))
+			} else {
+				put(t, d, byte(i+1), off, 4096+random.Int64N(64<<10))
+			}
+		}
+	}
+	killed := func(when string) {
+		t.Helper()
+		dir := filepath.Join(t.TempDir(), "killed.varve")
+		must(t, exec.Command("cp", "-a", d.Dir(), dir).Run()) // with times: fingerprints have them
+		again := openDisk(t, dir)
+		checkCounts(t, again, when)
+		must(t, again.Close())
+	}
+	for i := range 3 {
+		writes()
+		must(t, d.CountAll(t.Context()))
+		must(t, d.Snapshot(fmt.Sprint("s", i)))
+		writes()
+		must(t, d.Flush())
+		killed(fmt.Sprint("written after snapshot ", i))
+	}
+	must(t, d.CountAll(t.Context()))
+	for _, begin := range []func() (string, error){
+		func() (string, error) { return d.Delete("s1") },
+		func() (string, error) { return d.Flatten("s2") },
+	} {
+		_, before := slowCounts(t, d)
+		must(t, d.SetJobRate(16<<20)) // some looks beside it
+		id, err := begin()
+		must(t, err)
+		looks := 0
+		for running := true; running; looks++ {
+			select {
+			case <-d.job.done:
+				running = false
+			case <-time.After(time.Millisecond):
+			}
+			m, _ := d.tree()
+			for _, l := range m.Layers {
+				if l.Name == "" && l.ID != m.Leaf {
+					continue // a layer that is being merged away
+				}
+				bytes, counted, err := d.LayerAllocatedBytes(l.ID)
+				must(t, err)
+				if counted && bytes != before[l.ID] {
+					t.Fatalf("beside job %s: the view of %s is told to have %d bytes of data, and has %d", id, l.ID, bytes, before[l.ID])
+				}
+			}
+		}
+		if looks < 2 {
+			t.Error("the job was over before anybody looked")
+		}
+		finish(t, d, id, nil)
+		killed("after a job")
+	}
 }
