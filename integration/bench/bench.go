@@ -19,7 +19,8 @@ type bench struct {
 	started []*server // in order
 	numbers int       // of scratch names
 	xfs     *bench    // see onXFS
-	within  bool      // is another's xfs
+	small   *bench    // see quarter
+	within  bool      // is another's xfs or quarter
 }
 
 func newBench(ctx context.Context, o options) (*bench, error) {
@@ -36,8 +37,10 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 // close ends every contestant, last first, and removes the scratch files.
 func (b *bench) close() error {
 	var errs []error
-	if b.xfs != nil {
-		errs = append(errs, b.xfs.close())
+	for _, other := range []*bench{b.small, b.xfs} {
+		if other != nil {
+			errs = append(errs, other.close())
+		}
 	}
 	for i := len(b.started) - 1; i >= 0; i-- {
 		errs = append(errs, b.started[i].stop())
@@ -46,7 +49,7 @@ func (b *bench) close() error {
 		return fmt.Errorf("%w (the scratch files stay in %s)", err, b.dir)
 	}
 	if b.within {
-		return nil // goes with the file system
+		return nil // goes with the other's directory
 	}
 	if b.keep {
 		fmt.Println("The scratch files are in", b.dir)
@@ -119,7 +122,31 @@ func (b *bench) measure(r row) *rowResult {
 	return result
 }
 
+// quarter is a bench of its own whose disk has a quarter of the size. It ends with
+// this one.
+func (b *bench) quarter() (_ *bench, err error) {
+	if b.small != nil {
+		return b.small, nil
+	}
+	o := b.options
+	o.sizeMiB /= 4
+	o.dir = b.dir
+	if b.small, err = newBench(b.ctx, o); err != nil {
+		return nil, err
+	}
+	b.small.within = true
+	return b.small, nil
+}
+
 func (b *bench) turn(r row, c contestant) (_ sample, err error) {
+	if c.quarter {
+		q, err := b.quarter()
+		if err != nil {
+			return sample{}, err
+		}
+		c.quarter = false
+		return q.turn(r, c)
+	}
 	s, err := b.server(c)
 	if err != nil {
 		return sample{}, fmt.Errorf("start: %w", err)

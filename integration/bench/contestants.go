@@ -21,6 +21,7 @@ type contestant struct {
 	fresh   bool   // started anew for each turn, with nothing written
 	file    string // in the mount, "" for disk.raw (varve)
 	flags   string // of varve mount, one
+	quarter bool   // works on a disk of a quarter of the size
 }
 
 type kind string
@@ -35,6 +36,8 @@ const (
 	loopDevice kind = "loop device"
 )
 
+const quarterWords = ", a quarter of the bytes"
+
 func (c contestant) String() string {
 	words := []string{string(c.kind)}
 	if c.depth > 0 {
@@ -45,6 +48,9 @@ func (c contestant) String() string {
 	}
 	if c.flags != "" {
 		words = append(words, c.flags)
+	}
+	if c.quarter {
+		return strings.Join(words, ", ") + quarterWords
 	}
 	return strings.Join(words, ", ")
 }
@@ -58,12 +64,13 @@ type server struct {
 	mountpoint string // a directory (varve, loopback)
 	tool       kind   // what works on the file, where nothing serves it
 	monitor    string // QMP socket (qemu-storage-daemon)
+	hot        int64  // where the hot range begins, see snapshotBigRow
 	stop       func() error
 }
 
 func (b *bench) start(c contestant) (*server, error) {
 	start := map[kind]func(contestant, *server) error{
-		varveMount: b.startVarve, qsd: b.startQSD, qsdExtL2: b.startQSD, nbdfuse: b.startNBD,
+		varveMount: b.startVarve, varveBig: b.startBig, qsd: b.startQSD, qsdExtL2: b.startQSD, nbdfuse: b.startNBD,
 		copyPlain: b.startTool, copySynced: b.startTool, imgConvert: b.startTool, imgRebase: b.startTool, imgCommit: b.startTool,
 		opening: b.startOpening, openingBig: b.startOpening, loopback: b.startLoopback, rawFile: b.startRaw, loopDevice: b.startLoop,
 	}[c.kind]
@@ -83,15 +90,21 @@ func (b *bench) startVarve(c contestant, s *server) error {
 	if err != nil {
 		return err
 	}
-	s.mountpoint, s.disk = filepath.Join(s.dir, "mnt"), filepath.Join(s.dir, "disk.varve")
+	s.disk = filepath.Join(s.dir, "disk.varve")
+	return b.mountVarve(c, s, "--disk", s.disk, top)
+}
+
+// mountVarve mounts a source that is the last of args.
+func (b *bench) mountVarve(c contestant, s *server, args ...string) error {
+	s.mountpoint = filepath.Join(s.dir, "mnt")
 	if err := os.Mkdir(s.mountpoint, 0o700); err != nil {
 		return err
 	}
-	args := []string{"mount", "--foreground", "--disk", s.disk}
+	args = append([]string{"mount", "--foreground"}, args...)
 	if c.flags != "" {
 		args = append(args, c.flags)
 	}
-	d, err := launch(filepath.Join(s.dir, "log"), b.varve, append(args, top, s.mountpoint)...)
+	d, err := launch(filepath.Join(s.dir, "log"), b.varve, append(args, s.mountpoint)...)
 	if err != nil {
 		return err
 	}

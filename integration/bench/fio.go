@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -21,6 +22,8 @@ type fioJob struct {
 	latency  string // prefix of a log with each request's latency
 	seconds  int    // 0 for -seconds
 	rate     int    // requests a second; 0 for as many as go
+	offset   int64  // where the range begins in which it works
+	span     int64  // its length; 0 for the disk's
 }
 
 // fioResult is what one run did.
@@ -45,7 +48,8 @@ func (b *bench) fio(file string, j fioJob) (fioResult, error) {
 	if j.log != "" {
 		args = append(args, "--read_iolog="+j.log, "--replay_no_stall=1")
 	} else {
-		args = append(args, "--rw="+j.rw, "--bs="+strconv.FormatInt(j.block, 10), "--size="+strconv.FormatInt(b.size(), 10))
+		args = append(args, "--rw="+j.rw, "--bs="+strconv.FormatInt(j.block, 10), "--offset="+strconv.FormatInt(j.offset, 10),
+			"--size="+strconv.FormatInt(cmp.Or(j.span, b.size()), 10))
 		if j.bytes > 0 {
 			args = append(args, "--io_size="+strconv.FormatInt(j.bytes, 10))
 		} else {

@@ -64,6 +64,18 @@ func (r *rowResult) medianOf(contestant, more string) (value float64, ok bool) {
 	return median(r.Samples[contestant], func(s sample) (float64, bool) { v, ok := s.More[more]; return v, ok })
 }
 
+// largestOf is the largest of some figures in all of a contestant's samples.
+func (r *rowResult) largestOf(contestant string, more ...string) (value float64, ok bool) {
+	for _, s := range r.Samples[contestant] {
+		for _, name := range more {
+			if v, found := s.More[name]; found {
+				value, ok = max(value, v), true
+			}
+		}
+	}
+	return value, ok
+}
+
 func median(samples []sample, of func(sample) (float64, bool)) (float64, bool) {
 	var values []float64
 	for _, s := range samples {
@@ -80,6 +92,13 @@ func median(samples []sample, of func(sample) (float64, bool)) (float64, bool) {
 		return (values[middle-1] + values[middle]) / 2, true
 	}
 	return values[middle], true
+}
+
+// quotient of two medians, whichever is better.
+func (r *rowResult) quotient(a, b string) (float64, bool) {
+	x, ok := r.median(a)
+	y, ok2 := r.median(b)
+	return x / y, ok && ok2 && y > 0
 }
 
 // ratio says how many times as good a is as b.
