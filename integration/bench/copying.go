@@ -18,9 +18,10 @@ const (
 	imgCommit  kind = "qemu-img commit"
 )
 
-// copyRows move the bytes of a whole disk, or of half of it (delete). The unit
-// is MB/s of guest bytes until all is done; of varve's jobs that is until they
-// are durable.
+// copyRows move the bytes of a whole disk, or of three eighths of it (delete). The
+// unit is MB/s of guest bytes until all is done; of varve's jobs that is until they
+// are durable. The rows in seconds do the same job on two sizes, where the host
+// file system can clone.
 func (b *bench) copyRows() []row {
 	if b.suite == "quick" {
 		return nil
@@ -37,10 +38,27 @@ func (b *bench) copyRows() []row {
 	for _, host := range []string{"", "xfs-"} {
 		rows = append(rows,
 			row{name: host + "flatten", unit: "MB/s", xfs: host != "", contestants: with(imgRebase), before: beforeFlatten, do: doFlatten},
-			row{name: host + "delete", unit: "MB/s", xfs: host != "", contestants: with(imgCommit), before: beforeDelete, do: doDelete},
+			row{name: host + "delete-up", unit: "MB/s", xfs: host != "", contestants: with(imgCommit), before: beforeDelete(true), do: doDelete},
+			row{name: host + "delete-down", unit: "MB/s", xfs: host != "", contestants: with(imgCommit), before: beforeDelete(false), do: doDelete},
 			row{name: host + "export", unit: "MB/s", xfs: host != "", contestants: with(imgConvert), before: settle, do: doExport})
 	}
-	return rows
+	sizes := []contestant{{kind: varveMount, depth: 1, fresh: true}, {kind: varveMount, depth: 1, fresh: true, quarter: true}}
+	return append(rows,
+		row{name: "xfs-flatten-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeFlatten, do: inSeconds(doFlatten)},
+		row{name: "xfs-delete-up-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeDelete(true), do: inSeconds(doDelete)},
+		row{name: "xfs-delete-down-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeDelete(false), do: inSeconds(doDelete)},
+		b.loadRow())
+}
+
+// inSeconds is a measurement in MB/s as one of its time.
+func inSeconds(do func(*bench, *server) (sample, error)) func(*bench, *server) (sample, error) {
+	return func(b *bench, s *server) (sample, error) {
+		got, err := do(b, s)
+		if err != nil {
+			return sample{}, err
+		}
+		return sample{got.More["seconds"], map[string]float64{"MB/s": got.Value}}, nil
+	}
 }
 
 // startTool makes what a tool works on: an empty overlay on the base.
@@ -74,51 +92,63 @@ func doFlatten(b *bench, s *server) (sample, error) {
 	return b.cp(s, b.size())
 }
 
-// beforeDelete writes one half of the disk below a snapshot and the other above:
-// in either direction a delete moves half of the disk.
-func beforeDelete(b *bench, s *server) error {
-	half := b.size() / 2
-	switch s.tool {
-	case "":
-		for i, name := range []string{"keep", "low"} {
-			if err := b.writeHalf(s.file, int64(i)*half); err != nil {
+// moved is what a delete copies: the smaller one of two layers that together are
+// as large as the disk.
+func (b *bench) moved() int64 { return b.size() / 8 * 3 }
+
+// beforeDelete writes one part of the disk below a snapshot and the other above.
+// Up: the layer that is to be deleted is the smaller one; otherwise that above it
+// is. qemu-img commit always copies the upper one, which is the smaller.
+func beforeDelete(up bool) func(*bench, *server) error {
+	return func(b *bench, s *server) error {
+		lower := b.moved()
+		if !up || s.tool != "" {
+			lower = b.size() - lower
+		}
+		switch s.tool {
+		case "":
+			for i, name := range []string{"keep", "low"} {
+				from, to := int64(i)*lower, lower+int64(i)*(b.size()-lower)
+				if err := b.writePart(s.file, from, to); err != nil {
+					return err
+				}
+				if _, err := b.command("", b.varve, "snapshot", s.mountpoint, name); err != nil {
+					return err
+				}
+			}
+		case imgCommit:
+			upper := filepath.Join(s.dir, "upper.qcow2")
+			if _, err := b.command(fmt.Sprintf("write -q 0 %d\n", lower), "qemu-io", "-f", "qcow2", s.file); err != nil {
 				return err
 			}
-			if _, err := b.command("", b.varve, "snapshot", s.mountpoint, name); err != nil {
+			if _, err := b.command("", "qemu-img", "create", "-q", "-f", "qcow2", "-b", s.file, "-F", "qcow2", upper); err != nil {
 				return err
 			}
+			if _, err := b.command(fmt.Sprintf("write -q %d %d\n", lower, b.size()-lower), "qemu-io", "-f", "qcow2", upper); err != nil {
+				return err
+			}
+			s.file = upper
 		}
-	case imgCommit:
-		upper := filepath.Join(s.dir, "upper.qcow2")
-		if _, err := b.command(fmt.Sprintf("write -q 0 %d\n", half), "qemu-io", "-f", "qcow2", s.file); err != nil {
-			return err
-		}
-		if _, err := b.command("", "qemu-img", "create", "-q", "-f", "qcow2", "-b", s.file, "-F", "qcow2", upper); err != nil {
-			return err
-		}
-		if _, err := b.command(fmt.Sprintf("write -q %d %d\n", half, half), "qemu-io", "-f", "qcow2", upper); err != nil {
-			return err
-		}
-		s.file = upper
+		return settle(b, s)
 	}
-	return settle(b, s)
 }
 
-func (b *bench) writeHalf(file string, off int64) error {
+// writePart writes the base's bytes of a part of the disk to the same place.
+func (b *bench) writePart(file string, from, to int64) error {
 	_, err := b.command("", "dd", "if="+b.images["base"], "of="+file, "bs=1M", "conv=notrunc", "status=none",
-		fmt.Sprintf("skip=%d", off/mib), fmt.Sprintf("seek=%d", off/mib), fmt.Sprintf("count=%d", b.size()/2/mib))
+		fmt.Sprintf("skip=%d", from/mib), fmt.Sprintf("seek=%d", from/mib), fmt.Sprintf("count=%d", (to-from)/mib))
 	return err
 }
 
 func doDelete(b *bench, s *server) (sample, error) {
-	half := b.size() / 2
+	moved := b.moved()
 	switch s.tool {
 	case "":
-		return b.timed(half, b.varve, "delete", s.mountpoint, "keep")
+		return b.timed(moved, b.varve, "delete", s.mountpoint, "keep")
 	case imgCommit:
-		return b.timed(half, "qemu-img", "commit", "-q", s.file)
+		return b.timed(moved, "qemu-img", "commit", "-q", s.file)
 	}
-	return b.cp(s, half)
+	return b.cp(s, moved)
 }
 
 func doExport(b *bench, s *server) (sample, error) {
@@ -148,14 +178,14 @@ func (b *bench) canExport() bool {
 func (b *bench) cp(s *server, bytes int64) (sample, error) {
 	from := b.images["base"]
 	if bytes < b.size() {
-		half, err := b.image("half", func(path string) error {
+		part, err := b.image("part", func(path string) error {
 			_, err := b.command("", "dd", "if="+from, "of="+path, "bs=1M", fmt.Sprintf("count=%d", bytes/mib), "status=none", "conv=fsync")
 			return err
 		})
 		if err != nil {
 			return sample{}, err
 		}
-		from = half
+		from = part
 	}
 	start := time.Now()
 	out := filepath.Join(s.dir, "copy")

@@ -58,11 +58,22 @@ func targets() []target {
 		target{What: "a raw layer, 4 KiB random read, queue 32: against the raw file", row: "base-read-4k-q32", of: "varve, depth 1, layers/base.raw", to: string(rawFile), Least: 0.9},
 		target{What: "a raw layer, buffered in order: against the raw file", row: "base-read-buffered", of: "varve, depth 1, layers/base.raw", to: string(rawFile), Least: 0.9},
 	)
-	for _, row := range []string{"flatten", "delete", "export"} {
+	for _, row := range []string{"flatten", "delete-up", "delete-down", "export"} {
 		list = append(list,
 			target{What: row + ": against cp", row: row, of: varve1, to: string(copyPlain), Least: 0.8},
 			target{What: row + ": against cp and sync", row: row, of: varve1, to: string(copySynced), Least: 0.8},
 			target{What: row + " on xfs: against cp and sync", row: "xfs-" + row, of: varve1, to: string(copySynced), Least: 0.8})
+	}
+	for _, row := range []string{"flatten", "delete-up", "delete-down"} {
+		// A clone costs the same for any number of bytes; a copy takes four times as long.
+		list = append(list, target{What: row + " on xfs: time against that for a quarter of the bytes (or 0.3 s more)", row: "xfs-" + row + "-4x",
+			Least: 1.5, most: true,
+			judge: func(r *rowResult) (float64, bool) { return r.quotient(varve1, varve1+quarterWords) },
+			unless: func(r *rowResult) bool {
+				all, ok := r.median(varve1)
+				quarter, ok2 := r.median(varve1 + quarterWords)
+				return ok && ok2 && all-quarter < 0.3
+			}})
 	}
 	for _, row := range []string{"snapshot-rewrite-q32", "snapshot-rewrite-8000", "snapshot-touch-8000"} {
 		for _, c := range []string{varve1, varve128} {
