@@ -31,9 +31,9 @@ func newExportCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export DISK (NAME | base | leaf) OUT",
 		Short: "Copy a layer's view into an image of its own",
-		Long: `Writes the disk as it was at a snapshot, at the base, or as it is now (leaf), into
-OUT: one image that needs no other file and no varve. What is zeros takes no
-space. OUT appears under its name when it is complete and on the disk.
+		Long: `Writes the disk as it was at a snapshot, at the base, or as it is now (leaf),
+into OUT: one image that needs no other file and no varve. What is zeros takes
+no space. OUT appears under its name when it is complete and durable.
 
 A qcow2 is of the plain kind that every program reads. With "-" for OUT a raw
 image goes to standard output, zeros included.
