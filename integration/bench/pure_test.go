@@ -151,9 +151,9 @@ func TestVerdictsOnSnapshots(t *testing.T) {
 		string(rawFile): stalled(0, 10, 30),
 	}})
 	for what, reached := range map[string]bool{
-		"snapshot-1t-8000, depth 1: p99.9 above that without":              true,
+		"snapshot-1t-8000, depth 1: p99.9 above that without":               true,
 		"snapshot-1t-8000, depth 1: longest write against the raw file's":   true,
-		"snapshot-1t-8000, depth 128: p99.9 above that without":            false,
+		"snapshot-1t-8000, depth 128: p99.9 above that without":             false,
 		"snapshot-1t-8000, depth 128: longest write against the raw file's": false,
 	} {
 		if v, ok := byWhat[what]; !ok || v.Missing || v.Reached != reached {
