@@ -38,8 +38,12 @@ func (b *bench) fio(file string, j fioJob) (fioResult, error) {
 	if j.buffered {
 		direct = "0"
 	}
+	engine := "libaio"
+	if info, err := os.Stat(file); err == nil && j.rw == "randtrim" && info.Mode().IsRegular() {
+		engine = "falloc" // the others trim devices only
+	}
 	args := []string{
-		"--name=bench", "--filename=" + file, "--ioengine=libaio", "--direct=" + direct,
+		"--name=bench", "--filename=" + file, "--ioengine=" + engine, "--direct=" + direct,
 		"--iodepth=" + strconv.Itoa(j.depth), "--output-format=json", "--norandommap", "--randrepeat=0",
 		"--fallocate=none", "--allow_file_create=0", "--thread",
 		// Otherwise fio empties the page cache of the raw file, and of nobody else's.
@@ -95,6 +99,7 @@ func parseFio(out string) (fioResult, error) {
 			Error int  `json:"error"`
 			Read  side `json:"read"`
 			Write side `json:"write"`
+			Trim  side `json:"trim"`
 		} `json:"jobs"`
 	}
 	if start := strings.IndexByte(out, '{'); start >= 0 {
@@ -107,8 +112,10 @@ func parseFio(out string) (fioResult, error) {
 		return fioResult{}, fmt.Errorf("fio: %d jobs, want 1 without an error", len(parsed.Jobs))
 	}
 	s := parsed.Jobs[0].Read
-	if s.Total == 0 {
-		s = parsed.Jobs[0].Write
+	for _, other := range []side{parsed.Jobs[0].Write, parsed.Jobs[0].Trim} {
+		if s.Total == 0 {
+			s = other
+		}
 	}
 	if s.Total == 0 {
 		return fioResult{}, fmt.Errorf("fio did nothing")

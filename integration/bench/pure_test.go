@@ -350,6 +350,7 @@ func TestParseFio(t *testing.T) {
 	}{
 		"reads":  {`fio: a note` + "\n" + `{"jobs":[{"error":0,"read":` + side + `,"write":` + none + `}]}`, true},
 		"writes": {`{"jobs":[{"error":0,"read":` + none + `,"write":` + side + `}]}`, true},
+		"trims":  {`{"jobs":[{"error":0,"read":` + none + `,"write":` + none + `,"trim":` + side + `}]}`, true},
 		"error":  {`{"jobs":[{"error":5,"read":` + side + `,"write":` + none + `}]}`, false},
 		"idle":   {`{"jobs":[{"error":0,"read":` + none + `,"write":` + none + `}]}`, false},
 		"words":  {`fio: no such engine`, false},
