@@ -47,6 +47,9 @@ func stall(j fioJob) func(*bench, *server) (sample, error) {
 		if err != nil {
 			return sample{}, err
 		}
+		if err := settle(b, s); err != nil { // both begin with nothing dirty
+			return sample{}, err
+		}
 		with, took, err := b.latencies(s, j, b.snapshotter(s))
 		if err != nil {
 			return sample{}, err
