@@ -192,7 +192,10 @@ func TestControlOutcomeOfOnesOwn(t *testing.T) {
 
 func TestCommandOutlivesItsWriter(t *testing.T) {
 	dir, d, _ := mounted(t, mib, Options{})
-	d.hold = make(chan struct{})
+	hold := make(chan struct{})
+	d.mu.Lock() // requests of the mount itself were answered already
+	d.hold = hold
+	d.mu.Unlock()
 	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "exec echo slow > " + filepath.Join(dir, "control/snapshot")},
 		&syscall.ProcAttr{Env: os.Environ()})
 	if err != nil {
@@ -203,7 +206,7 @@ func TestCommandOutlivesItsWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(50 * time.Millisecond) // let the interrupt arrive
-	close(d.hold)
+	close(hold)
 	if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -330,8 +330,11 @@ func (d *fakeDisk) Snapshot(name string) error {
 	if err := d.enter("Snapshot"); err != nil {
 		return err
 	}
-	if d.hold != nil {
-		<-d.hold
+	d.mu.Lock()
+	hold := d.hold
+	d.mu.Unlock()
+	if hold != nil {
+		<-hold
 	}
 	if err := chain.CheckName(name); err != nil {
 		return err
