@@ -28,28 +28,53 @@ type worker struct {
 	conn *Conn
 	buf  []byte
 	out  []byte // for replies of go-fuse's; nil until the first
+	huge bool   // buf was asked to be one page
 	turn turns
+
+	mapped [][]byte // what buf and out lie in
 }
 
 func (c *Conn) newWorker() (*worker, error) {
-	buf, err := newBuffer(dataAt + c.maxWrite + slack)
-	return &worker{conn: c, buf: buf}, err
+	w := &worker{conn: c}
+	var err error
+	w.buf, err = w.newBuffer(dataAt + c.maxWrite + slack)
+	return w, err
 }
 
-func newBuffer(n int) ([]byte, error) {
-	p, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+// newBuffer gives a buffer that begins at a multiple of hugePage and has no other
+// in its last one.
+func (w *worker) newBuffer(n int) ([]byte, error) {
+	n = (n + hugePage - 1) &^ (hugePage - 1)
+	p, err := unix.Mmap(-1, 0, n+hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("a buffer of %d bytes: %w", n, err)
 	}
-	return p, nil
+	w.mapped = append(w.mapped, p)
+	skip := -int(uintptr(unsafe.Pointer(&p[0]))) & (hugePage - 1)
+	return p[skip : skip+n : skip+n], nil
+}
+
+const (
+	hugePage = 2 << 20
+	// largeData is from where on a request is worth a huge page: the kernel takes
+	// hold of each page of a buffer that it copies.
+	largeData = 128 << 10
+)
+
+// expect makes the buffer one huge page before the first request with much data,
+// where the host has them. Most guests ask for little at a time, and then a worker
+// takes a few small pages.
+func (w *worker) expect(n int) {
+	if n >= largeData && !w.huge {
+		w.huge = true
+		_ = unix.Madvise(w.buf, unix.MADV_COLLAPSE) // Linux 6.1
+	}
 }
 
 // free gives the buffers back. Their unmapping cannot fail.
 func (w *worker) free() {
-	for _, p := range [][]byte{w.buf, w.out} {
-		if p != nil {
-			_ = unix.Munmap(p)
-		}
+	for _, p := range w.mapped {
+		_ = unix.Munmap(p)
 	}
 }
 
@@ -105,6 +130,7 @@ func (w *worker) answer(n int) {
 func (w *worker) read(in *fuse.ReadIn) {
 	unique := in.Unique // the reply overwrites the request
 	size := min(int(in.Size), w.conn.maxWrite)
+	w.expect(size)
 	data, status := w.readInto(*in, w.buf[dataAt:dataAt+size])
 	if status != fuse.OK {
 		w.reply(replyHeader{unique: unique, status: -int32(status)}, nil)
@@ -123,6 +149,7 @@ func (w *worker) readInto(in fuse.ReadIn, p []byte) (data []byte, status fuse.St
 
 func (w *worker) write(in *fuse.WriteIn, data []byte) {
 	unique := in.Unique
+	w.expect(len(data))
 	if int(in.Size) > len(data) {
 		w.reply(replyHeader{unique: unique, status: -int32(fuse.EIO)}, nil)
 		return
@@ -200,7 +227,7 @@ const interruptPause = 10 * time.Millisecond
 func (c *Conn) protocolReply(w *worker, request []byte) ([]byte, error) {
 	if w.out == nil {
 		var err error
-		if w.out, err = newBuffer(c.maxWrite + slack); err != nil {
+		if w.out, err = w.newBuffer(c.maxWrite + slack); err != nil {
 			return nil, err
 		}
 	}
