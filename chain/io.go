@@ -208,7 +208,11 @@ func (g *flushGroup) writeBack() error {
 	g.mu.Lock()
 	g.frozen = g.frozen[len(frozen):]
 	g.mu.Unlock()
-	g.disk.background.kickPunch()
+	// Woken for nothing, its thread would take the processor from whoever waits for
+	// this flush.
+	if o := leaf.layer().over(); o != nil && o.PunchesWait() {
+		g.disk.background.kickPunch()
+	}
 	return nil
 }
 

@@ -7,6 +7,13 @@ import (
 	"slices"
 )
 
+// PunchesWait says whether there is anything for Punch, now or after a flush.
+func (o *Overlay) PunchesWait() bool {
+	o.punch.mu.Lock()
+	defer o.punch.mu.Unlock()
+	return len(o.punch.pending) > 0
+}
+
 // Punch gives back the blocks of discarded and unmapped subclusters whose
 // entries a completed Flush made durable. Nothing is lost when it fails: the
 // blocks stay in use.
