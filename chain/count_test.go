@@ -108,3 +108,25 @@ func TestCountWhileLayersGo(t *testing.T) {
 		})
 	}
 }
+
+// A bug that shows while tables are counted in the background costs a figure: the
+// disk goes on, and the figure is there when it can be counted.
+func TestCountingPanics(t *testing.T) {
+	host := &lookedFS{Host: hostileDisks(t)[0]}
+	d, err := Open(hostileDir, OpenOptions{FS: host})
+	must(t, err)
+	defer func() { must(t, d.Close()) }()
+	look := func(string) { panic("a bug") }
+	host.look.Store(&look)
+	p := d.counter.start()
+	<-p.ended
+	host.look.Store(nil)
+	if p.err == nil {
+		t.Error("the pass that panicked is taken for a good one")
+	}
+	if err := d.ReadAt(make([]byte, 512), 0); err != nil {
+		t.Error(err)
+	}
+	must(t, d.Snapshot("later"))
+	checkCounts(t, d, "after a panic")
+}

@@ -3,8 +3,10 @@ package chain
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/bits"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -56,14 +58,23 @@ func (c *counter) start() *pass {
 }
 
 func (c *counter) run(p *pass) {
+	defer close(p.ended)
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.pass = nil
+	}()
+	defer func() {
+		// A bug, or a table that shows one, costs a figure and not the mount.
+		if bug := recover(); bug != nil {
+			c.disk.log.Error("counting failed by a bug in varve; please report it", "panic", bug, "stack", string(debug.Stack()))
+			p.err = fmt.Errorf("counting failed: %v", bug)
+		}
+	}()
 	p.err = c.disk.countAllViews(c.ctx)
 	if p.err == nil {
 		c.disk.storeCounts()
 	}
-	c.mu.Lock()
-	c.pass = nil
-	c.mu.Unlock()
-	close(p.ended)
 }
 
 // await waits for a pass, for a while at most.
@@ -138,11 +149,8 @@ func (d *Disk) recountLeaf(ctx context.Context) error {
 		if l == nil {
 			return nil
 		}
-		n.live.mu.Lock()
 		started := time.Now()
-		known := l.over() != nil && n.live.of(l, n.parent())
-		done, err := d.recountLive(n, l, n.parent(), started.Add(recountBudget/4))
-		n.live.mu.Unlock()
+		known, done, err := d.recountPiece(n, l)
 		if done || err != nil || !known {
 			return err
 		}
@@ -152,6 +160,16 @@ func (d *Disk) recountLeaf(ctx context.Context) error {
 		d.counter.rest(time.Since(started))
 	}
 	return ctx.Err()
+}
+
+// recountPiece counts for a moment; known is false where all of the leaf is yet to
+// be counted.
+func (d *Disk) recountPiece(n *node, l *layer) (known, done bool, err error) {
+	n.live.mu.Lock()
+	defer n.live.mu.Unlock()
+	known = l.over() != nil && n.live.of(l, n.parent())
+	done, err = d.recountLive(n, l, n.parent(), time.Now().Add(recountBudget/4))
+	return known, done, err
 }
 
 var errTreeChanged = errors.New("the tree changed")
@@ -164,6 +182,7 @@ type passLayer struct {
 	over    *overlay.Overlay // nil for a frozen layer
 	unknown bool             // to be counted
 	live    bool             // the leaf, and not frozen
+	raw     bool             // a raw image
 	view    uint64           // node.view.forgotten before the pass
 	ownOf   uint64           // node.own.forgotten before the pass
 
@@ -220,6 +239,7 @@ func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
 		p := passLayer{node: n, link: link, layer: link.layer, over: link.layer.over(),
 			view: n.view.forgotten.Load(), ownOf: n.own.forgotten.Load()}
 		p.live = p.over != nil && n == d.leaf.Load()
+		p.raw = p.over == nil && link.layer.header() == nil
 		if p.live {
 			n.live.mu.Lock()
 			p.unknown = !n.live.of(link.layer, link.parent)
@@ -316,6 +336,9 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 				continue
 			}
 			data.put(e.Start-at, e.End()-at, e.Kind != overlay.Zero)
+			if p.raw && e.Kind == overlay.Zero {
+				continue // a hole: a raw image has only what the host holds
+			}
 			own += max(0, min(e.End(), p.node.size())-e.Start)
 		}
 		here := data.bytes(p.node.size() - at)

@@ -227,3 +227,23 @@ func TestCountsAfterAKillAndBesideAJob(t *testing.T) {
 		killed("after a job")
 	}
 }
+
+// Of a raw base its holes are no bytes of its own, as host_bytes would have it.
+func TestCountsOfASparseBase(t *testing.T) {
+	dir := t.TempDir()
+	base := filepath.Join(dir, "base.raw")
+	must(t, os.WriteFile(base, make([]byte, 1<<20), 0o600)) // zeros that are data
+	must(t, os.Truncate(base, 100<<20))
+	disk := filepath.Join(dir, "vm.varve")
+	_, err := Create(disk, CreateOptions{Base: base})
+	must(t, err)
+	d := openDisk(t, disk)
+	put(t, d, 1, 50<<20, 8192)
+	must(t, d.Snapshot("one"))
+	checkCounts(t, d, "a sparse base")
+	st, err := d.Status()
+	must(t, err)
+	if own := st.Layers[0].OwnBytes; own != 1<<20 {
+		t.Errorf("the base is told to map %d bytes, not 1 MiB", own)
+	}
+}
