@@ -130,17 +130,10 @@ func (o *Overlay) copyRun(source Source, cluster, base, in, n int64) error {
 	if err != nil {
 		return err
 	}
-	host, bitmap := s.offset[i].Load(), s.bitmap[i].Load()
-	if host == 0 {
-		h, err := o.alloc.take(o.file, 1)
-		if err != nil {
-			return err
-		}
-		host = uint64(h)
-		// Noted at once: a copy that fails must not take a second cluster.
-		if err := o.setEntry(cluster, host, bitmap); err != nil {
-			return err
-		}
+	bitmap := s.bitmap[i].Load()
+	host, err := o.takeHost(cluster, s.offset[i].Load(), bitmap)
+	if err != nil {
+		return err
 	}
 	mask := o.subMask(in, n)
 	o.punch.cancel(cluster, mask)

@@ -175,16 +175,9 @@ func (o *Overlay) Reserve(off, length int64) error {
 		if err != nil {
 			return err
 		}
-		host, bitmap := s.offset[i].Load(), s.bitmap[i].Load()
-		if host == 0 {
-			h, err := o.alloc.take(o.file, 1)
-			if err != nil {
-				return err
-			}
-			host = uint64(h)
-			if err := o.setEntry(cluster, host, bitmap); err != nil {
-				return err
-			}
+		host, err := o.takeHost(cluster, s.offset[i].Load(), s.bitmap[i].Load())
+		if err != nil {
+			return err
 		}
 		o.punch.cancel(cluster, o.subMask(in, n))
 		o.wrote()

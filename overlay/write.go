@@ -206,16 +206,8 @@ func (o *Overlay) writeOwned(p []byte, cluster, in int64, mask uint32, below Bac
 			return err
 		}
 	}
-	if host == 0 {
-		h, err := o.alloc.take(o.file, 1)
-		if err != nil {
-			return err
-		}
-		host = uint64(h)
-		// Noted at once: a write that fails must not take a second cluster.
-		if err := o.setEntry(cluster, host, bitmap); err != nil {
-			return err
-		}
+	if host, err = o.takeHost(cluster, host, bitmap); err != nil {
+		return err
 	}
 	o.punch.cancel(cluster, mask)
 	if err := o.writeNew(data, int64(host)+start); err != nil {
@@ -224,6 +216,19 @@ func (o *Overlay) writeOwned(p []byte, cluster, in int64, mask uint32, below Bac
 	o.wrote()
 	bitmap = (bitmap | uint64(mask)) &^ (uint64(mask) << 32)
 	return o.setEntry(cluster, host, bitmap)
+}
+
+// takeHost gives a cluster, whose stripe is the caller's, a host cluster unless it
+// has one. Its entry says so at once: what fails after it must not take a second.
+func (o *Overlay) takeHost(cluster int64, host, bitmap uint64) (uint64, error) {
+	if host != 0 {
+		return host, nil
+	}
+	h, err := o.alloc.take(o.file, 1)
+	if err != nil {
+		return 0, err
+	}
+	return uint64(h), o.setEntry(cluster, uint64(h), bitmap)
 }
 
 // newAtOnce is how much one call writes to a new place. The host's page cache

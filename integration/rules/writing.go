@@ -7,7 +7,7 @@ var writingMutants = []mutant{
 		"	if uint32(bitmap) == 0 {\n		host = 0\n	}\n	if err := o.setEntry(cluster, host, bitmap); err != nil {\n		return err\n	}\n	o.wrote()\n	if held",
 		"overlay.TestRewritesStayInPlace"),
 	one("M3", "a rewrite after a discard takes another cluster", "overlay/write.go",
-		"	if host == 0 {\n		h, err", "	if uint32(bitmap) == 0 {\n		h, err",
+		"	if host != 0 {\n		return host, nil\n	}\n", "	if host != 0 && uint32(bitmap) != 0 {\n		return host, nil\n	}\n",
 		"overlay.TestRewritesStayInPlace"),
 	one("M3", "a discard over a backing file sets no zero bits", "overlay/discard.go",
 		"return o.clearSubclusters(s, i, cluster, mask, true)", "return o.clearSubclusters(s, i, cluster, mask, below == nil)",
