@@ -139,8 +139,8 @@ func (s *Server) Unmount() error {
 		default:
 		}
 		err = ErrNotMounted
-		if device, tableErr := deviceAt(s.mountpoint); tableErr != nil || s.device == "" || device == s.device {
-			err = unmount(s.mountpoint, s.direct)
+		if now, tableErr := deviceAt(s.mountpoint); tableErr != nil || s.device == "" || now == s.device {
+			err = device.Unmount(s.mountpoint, s.direct)
 		}
 		if err == nil {
 			return nil

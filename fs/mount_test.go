@@ -212,7 +212,7 @@ func TestMountOverAMountThroughALink(t *testing.T) {
 }
 
 func TestMountOptions(t *testing.T) {
-	const usual = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_MGC_VAL
+	const usual = unix.MS_NOSUID | unix.MS_NODEV
 	for _, c := range []struct {
 		in    []string
 		flags uintptr
@@ -221,7 +221,7 @@ func TestMountOptions(t *testing.T) {
 		{nil, usual, givenOptions{}},
 		{[]string{"defaults", "nofail", "_netdev", "x-systemd.automount", "user", "default_permissions"}, usual, givenOptions{}},
 		{[]string{"ro", "noexec"}, usual | unix.MS_RDONLY | unix.MS_NOEXEC, givenOptions{words: []string{"ro", "noexec"}}},
-		{[]string{"ro", "rw", "dev", "suid"}, unix.MS_MGC_VAL, givenOptions{words: []string{"ro", "rw", "dev", "suid"}}},
+		{[]string{"ro", "rw", "dev", "suid"}, 0, givenOptions{words: []string{"ro", "rw", "dev", "suid"}}},
 		{[]string{"allow_other", "context=system_u:object_r:virt_image_t:s0"}, usual,
 			givenOptions{allowOther: true, kernel: []string{"context=system_u:object_r:virt_image_t:s0"}}},
 	} {

@@ -1,10 +1,7 @@
 package fs
 
 import (
-	"bytes"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +9,7 @@ import (
 
 // givenOptions are options of "mount -o", sorted by who wants them.
 type givenOptions struct {
-	flags      uintptr  // of mount(2); never 0
+	flags      uintptr  // of mount(2)
 	words      []string // the same flags as fusermount3 takes them
 	kernel     []string // of the fuse file system itself
 	allowOther bool
@@ -67,30 +64,5 @@ func mountOptions(options []string) (givenOptions, error) {
 			return givenOptions{}, fmt.Errorf("unknown mount option %q", option)
 		}
 	}
-	// With no bit set go-fuse would take its own defaults; this one is
-	// ignored by the kernel.
-	g.flags |= unix.MS_MGC_VAL
 	return g, nil
-}
-
-// unmount takes a mount away, but not while it is in use: then the error is
-// unix.EBUSY.
-func unmount(mountpoint string, direct bool) error {
-	if direct {
-		return ignoringEINTR(func() error { return unix.Unmount(mountpoint, unix.UMOUNT_NOFOLLOW) })
-	}
-	var stderr bytes.Buffer
-	cmd := exec.Command("fusermount3", "-u", mountpoint)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	cmd.Stderr = &stderr
-	err := cmd.Run()
-	switch words := strings.TrimSpace(stderr.String()); {
-	case err == nil:
-		return nil
-	case strings.Contains(words, unix.EBUSY.Error()) || strings.Contains(strings.ToLower(words), "busy"):
-		return unix.EBUSY
-	case words != "":
-		return fmt.Errorf("%s", words)
-	}
-	return fmt.Errorf("fusermount3: %w", err)
 }

@@ -44,10 +44,14 @@ func (w *crew) init() {
 	w.workers = make(map[*worker]struct{})
 }
 
-// run returns when the mount is gone and the last worker has ended.
+// run returns when the mount is gone and the last worker has ended, or when none
+// could be started.
 func (w *crew) run(c *Conn) {
 	for range w.base {
 		w.add(c)
+	}
+	if w.active.Load() == 0 {
+		return
 	}
 	w.watch(c)
 	w.done.Wait()

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -296,4 +297,45 @@ func TestCutWhileHeldUp(t *testing.T) {
 	}
 	close(f.hold)
 	wait(t, "Serve to end", func() bool { return closed(ended) })
+}
+
+// What stands in an option for fusermount3 does not end it.
+func TestEscaped(t *testing.T) {
+	if got, want := escaped(`context=s0:c1,c2\x`), `context=s0:c1\,c2\\x`; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// A descriptor that never comes is an error, and nobody waits for it.
+func TestNoDescriptor(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	if err := unix.Close(pair[1]); err != nil {
+		t.Fatal(err)
+	}
+	if fd, err := receiveDescriptor(pair[0]); err == nil {
+		t.Errorf("descriptor %d", fd)
+	}
+}
+
+// A read takes no memory from the heap on its way.
+func TestReadsAllocateNothing(t *testing.T) {
+	f := &oneFile{data: make([]byte, 1<<20)}
+	w, err := (&Conn{fs: f, maxWrite: 1 << 20, o: Options{Fuse: &fuse.MountOptions{}}}).newWorker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.free()
+	in := (*fuse.ReadIn)(unsafe.Pointer(&w.buf[requestAt]))
+	in.Size = 4096
+	if n := testing.AllocsPerRun(100, func() {
+		if data, status := w.readInto(in, w.buf[dataAt:dataAt+4096]); len(data) != 4096 || status != fuse.OK {
+			t.Errorf("%d bytes, %v", len(data), status)
+		}
+	}); n != 0 {
+		t.Errorf("a read allocates %v times", n)
+	}
 }

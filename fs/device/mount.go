@@ -70,28 +70,69 @@ func mountByHelper(mountpoint string, o Options) (int, error) {
 	if m.AllowOther {
 		words = append(words, "allow_other")
 	}
-	words = append(words, "fsname="+escaped(m.FsName), "subtype="+escaped(m.Name), fmt.Sprintf("max_read=%d", m.MaxWrite))
+	words = append(words, "fsname="+m.FsName, "subtype="+m.Name, fmt.Sprintf("max_read=%d", m.MaxWrite))
+	for i := range words {
+		words[i] = escaped(words[i])
+	}
 	helper, err := fusermount()
 	if err != nil {
 		return 0, err
 	}
-	var said bytes.Buffer
 	cmd := exec.Command(helper, "-o", strings.Join(words, ","), "--", mountpoint)
 	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
 	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.Stderr = &said
-	if err := cmd.Run(); err != nil {
-		if words := strings.TrimSpace(said.String()); words != "" {
+	if words, err := run(cmd); err != nil {
+		if words != "" {
 			return 0, errors.New(words)
 		}
 		return 0, fmt.Errorf("%s: %w", helper, err)
 	}
+	// Or nobody would tell us that there is no message.
+	if err := theirs.Close(); err != nil {
+		return 0, err
+	}
 	return receiveDescriptor(int(ours.Fd()))
 }
 
-// escaped keeps a comma in a value from ending it.
-func escaped(value string) string {
-	return strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(value)
+// run runs a command and gives what it says on stderr.
+func run(cmd *exec.Cmd) (words string, err error) {
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	err = cmd.Run()
+	return strings.TrimSpace(said.String()), err
+}
+
+// escaped keeps a comma in an option from ending it.
+func escaped(option string) string {
+	return strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(option)
+}
+
+// Unmount takes a mount away, but not while it is in use: then the error is
+// unix.EBUSY.
+func Unmount(mountpoint string, direct bool) error {
+	if direct {
+		for {
+			if err := unix.Unmount(mountpoint, unix.UMOUNT_NOFOLLOW); err != unix.EINTR {
+				return err
+			}
+		}
+	}
+	helper, err := fusermount()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(helper, "-u", "--", mountpoint)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	switch words, err := run(cmd); {
+	case err == nil:
+		return nil
+	case strings.Contains(words, unix.EBUSY.Error()) || strings.Contains(strings.ToLower(words), "busy"):
+		return unix.EBUSY
+	case words != "":
+		return errors.New(words)
+	default:
+		return fmt.Errorf("%s: %w", helper, err)
+	}
 }
 
 // fusermount finds the helper, also with a PATH that lacks it.
@@ -115,12 +156,15 @@ func receiveDescriptor(socket int) (int, error) {
 		return 0, fmt.Errorf("receive the descriptor from fusermount3: %w", err)
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:n])
-	if err != nil || len(messages) != 1 {
-		return 0, fmt.Errorf("fusermount3 sent %d descriptors: %w", len(messages), err)
+	if err != nil {
+		return 0, fmt.Errorf("what fusermount3 sent: %w", err)
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return 0, fmt.Errorf("fusermount3 sent %d descriptors: %w", len(fds), err)
+	if len(messages) != 1 {
+		return 0, errors.New("fusermount3 sent no descriptor")
+	}
+	fds, err := unix.ParseUnixRights(&messages[0]) // there is room for one
+	if err != nil {
+		return 0, fmt.Errorf("what fusermount3 sent: %w", err)
 	}
 	return fds[0], nil
 }

@@ -113,7 +113,12 @@ func (w *worker) answer(n int) {
 			w.read((*fuse.ReadIn)(unsafe.Pointer(h)))
 			return
 		case h.Opcode == opWrite && n >= writeBytes:
-			w.write((*fuse.WriteIn)(unsafe.Pointer(h)), request[writeBytes:])
+			in := (*fuse.WriteIn)(unsafe.Pointer(h))
+			if in.Flags&unix.O_DSYNC != 0 { // a flush goes with it
+				c.crew.hold(c)
+				defer c.crew.release()
+			}
+			w.write(in, request[writeBytes:])
 			return
 		case h.Opcode == opFsync && n >= int(unsafe.Sizeof(fuse.FsyncIn{})):
 			c.crew.hold(c)
@@ -128,10 +133,10 @@ func (w *worker) answer(n int) {
 }
 
 func (w *worker) read(in *fuse.ReadIn) {
-	unique := in.Unique // the reply overwrites the request
+	unique := in.Unique // the reply's header overwrites the request
 	size := min(int(in.Size), w.conn.maxWrite)
 	w.expect(size)
-	data, status := w.readInto(*in, w.buf[dataAt:dataAt+size])
+	data, status := w.readInto(in, w.buf[dataAt:dataAt+size])
 	if status != fuse.OK {
 		w.reply(replyHeader{unique: unique, status: -int32(status)}, nil)
 		return
@@ -142,9 +147,9 @@ func (w *worker) read(in *fuse.ReadIn) {
 	w.reply(replyHeader{unique: unique}, w.buf[dataAt:dataAt+len(data)])
 }
 
-func (w *worker) readInto(in fuse.ReadIn, p []byte) (data []byte, status fuse.Status) {
+func (w *worker) readInto(in *fuse.ReadIn, p []byte) (data []byte, status fuse.Status) {
 	defer w.conn.recovered(&status)
-	return w.conn.fs.ReadInto(&in, p)
+	return w.conn.fs.ReadInto(in, p)
 }
 
 func (w *worker) write(in *fuse.WriteIn, data []byte) {
