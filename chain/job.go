@@ -67,6 +67,15 @@ func (d *Disk) lastJob() *job {
 	return d.job
 }
 
+// Job is the state of the job under way or the last one; ok is false for none.
+func (d *Disk) Job() (s JobStatus, ok bool) {
+	j := d.lastJob()
+	if j == nil {
+		return JobStatus{}, false
+	}
+	return j.status(), true
+}
+
 // jobBusy refuses what cannot go on beside a job.
 func (d *Disk) jobBusy() error {
 	if j := d.lastJob(); j.running() {
@@ -228,10 +237,12 @@ func (d *Disk) restore(m *manifest, rec *layerRecord) error {
 // that this commit queued. Called with opMu held.
 func (d *Disk) finished(j *job, m *manifest) {
 	j.doneBytes.Store(j.totalBytes.Load())
-	j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobDone})
+	// In this order nobody who waits for all of a delete sees none under way between
+	// two merges.
 	if m.Job != nil {
 		d.startJob(m.Job)
 	}
+	j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobDone})
 }
 
 // Cancel stops the job with that id and returns when it has stopped;

@@ -25,12 +25,15 @@ type LayerStatus struct {
 	Format    string    `json:"format"` // raw or qcow2
 	File      string    `json:"file"`   // absolute path
 	Created   time.Time `json:"created"`
-	Frozen    time.Time `json:"-"`          // when the view became what it is; zero for the leaf
-	Size      int64     `json:"size"`       // guest bytes
-	OwnBytes  int64     `json:"own_bytes"`  // guest bytes that the layer itself maps
-	Counted   bool      `json:"counted"`    // false: own_bytes is the figure so far; counting goes on
-	HostBytes int64     `json:"host_bytes"` // its file's blocks on the host, in bytes
-	Depth     int       `json:"depth"`      // 1 for the bottom
+	Frozen    time.Time `json:"frozen,omitzero"` // when the view became what it is; zero for the leaf
+	Size      int64     `json:"size"`            // guest bytes
+	OwnBytes  int64     `json:"own_bytes"`       // guest bytes that the layer itself maps
+	Counted   bool      `json:"counted"`         // false: own_bytes is the figure so far; counting goes on
+	HostBytes int64     `json:"host_bytes"`      // its file's blocks on the host, in bytes
+	Depth     int       `json:"depth"`           // 1 for the bottom
+	Held      bool      `json:"held"`            // cannot be deleted until it is released
+	Clones    []string  `json:"clones"`          // disk directories that were made on it
+	SetAside  bool      `json:"set_aside"`       // the leaf that the last revert set aside
 }
 
 // OpenStatus describes one open file of the mount.

@@ -50,6 +50,7 @@ func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
 			Children: append([]string{}, children[l.ID]...),
 			Format:   l.Format, File: d.path(l), Created: l.Created, Frozen: l.Frozen,
 			Depth: depthOf(byID, l, depth),
+			Held:  l.Held, Clones: m.clonesOf(l.ID), SetAside: l.ID == m.SetAside,
 		}
 		if l.Parent != "" {
 			parent := l.Parent

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +37,20 @@ func (o *controlFile) text() []byte {
 	return o.content
 }
 
+// answerMark begins the line with the answer to the last write to an open file.
+const answerMark = "# answer: "
+
+// ParseAnswer is the answer in what a control file reads; ok is false where there is
+// none.
+func ParseAnswer(text string) (answer string, ok bool) {
+	for line := range strings.Lines(text) {
+		if answer, ok = strings.CutPrefix(line, answerMark); ok {
+			return strings.TrimSuffix(answer, "\n"), true
+		}
+	}
+	return "", false
+}
+
 func (f *fileSystem) openControl(node uint64, c command) openFile {
 	last := f.last[node-nodeCommand].Load()
 	return &controlFile{node: node, command: c, content: controlText(f.disk, c, last)}
@@ -56,8 +71,12 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 	if err == nil && !o.accepts(in) {
 		err = refuse(unix.EINVAL, "the write goes on where another one stopped; write a command at once")
 	}
-	var job string
-	if err == nil {
+	var job, answer string
+	switch {
+	case err != nil:
+	case o.command.answer != nil:
+		answer, err = o.command.answer(f.disk, line)
+	default:
 		job, err = o.run(f.disk, line)
 	}
 	o.accepted(err == nil && data[len(data)-1] == '\n')
@@ -68,7 +87,7 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 		outcome.Reason = err.Error()
 	}
 	f.last[o.node-nodeCommand].Store(outcome)
-	o.show(f.disk, outcome)
+	o.show(f.disk, outcome, answer)
 
 	attrs := []any{"command", o.name, "line", line, "pid", outcome.PID}
 	switch {
@@ -99,8 +118,11 @@ func (o *controlFile) accepted(whole bool) {
 	o.whole = whole
 }
 
-func (o *controlFile) show(d disk, last *Outcome) {
+func (o *controlFile) show(d disk, last *Outcome, answer string) {
 	text := controlText(d, o.command, last)
+	if answer != "" {
+		text = append(text, (answerMark + answer + "\n")...)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.content = text

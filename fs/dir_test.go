@@ -31,7 +31,7 @@ func TestTree(t *testing.T) {
 	dir, _, s := mounted(t, mib, Options{UID: 5, GID: 6, Umask: 0o022})
 	for sub, want := range map[string][]string{
 		".":       {"control", "disk.raw", "layers", "status", "status.json"},
-		"control": {"cancel", "delete", "flatten", "rate", "rename", "resize", "revert", "snapshot"},
+		"control": {"cancel", "clone", "delete", "flatten", "hold", "plan", "rate", "release", "rename", "resize", "revert", "snapshot", "undo"},
 		"layers":  {"base.raw"},
 	} {
 		if got := names(t, filepath.Join(dir, sub)); !slices.Equal(got, want) {

@@ -36,11 +36,17 @@ type disk interface {
 
 	Snapshot(name string) error
 	Revert(name string) error
-	Delete(name string) (job string, err error)
+	Delete(names ...string) (job string, err error)
 	DeleteUnnamed() (job string, err error)
 	Flatten(name string) (job string, err error)
 	Rename(oldName, newName string) error
 	Cancel(job string) error
+	Undo() error
+	Forget() (job string, err error)
+	Hold(name string) error
+	Release(name string) error
+	Clone(name, dir string) (chain.Created, error)
+	Plan(operation string, names []string) (chain.Plan, error)
 	JobRate() int64
 	SetJobRate(bytes int64) error
 

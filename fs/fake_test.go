@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -382,7 +383,19 @@ func (d *fakeDisk) Revert(name string) error {
 	return nil
 }
 
-func (d *fakeDisk) Delete(name string) (string, error)  { return "3", d.enter("Delete " + name) }
+func (d *fakeDisk) Delete(names ...string) (string, error) {
+	return "3", d.enter("Delete " + strings.Join(names, "+"))
+}
+func (d *fakeDisk) Undo() error               { return d.enter("Undo") }
+func (d *fakeDisk) Forget() (string, error)   { return "5", d.enter("Forget") }
+func (d *fakeDisk) Hold(name string) error    { return d.enter("Hold " + name) }
+func (d *fakeDisk) Release(name string) error { return d.enter("Release " + name) }
+func (d *fakeDisk) Clone(name, dir string) (chain.Created, error) {
+	return chain.Created{}, d.enter("Clone " + name + " " + dir)
+}
+func (d *fakeDisk) Plan(operation string, names []string) (chain.Plan, error) {
+	return chain.Plan{Version: 1, Operation: operation}, d.enter("Plan " + operation + " " + strings.Join(names, "+"))
+}
 func (d *fakeDisk) DeleteUnnamed() (string, error)      { return "4", d.enter("DeleteUnnamed") }
 func (d *fakeDisk) Flatten(name string) (string, error) { return "", d.enter("Flatten " + name) }
 func (d *fakeDisk) Cancel(job string) error             { return d.enter("Cancel " + job) }

@@ -32,6 +32,9 @@ func JSON(w io.Writer, st chain.Status) error {
 		if st.Layers[i].Children == nil {
 			st.Layers[i].Children = []string{}
 		}
+		if st.Layers[i].Clones == nil {
+			st.Layers[i].Clones = []string{}
+		}
 	}
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)

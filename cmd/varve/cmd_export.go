@@ -109,10 +109,8 @@ func (t target) checkOut(out string, force bool) error {
 	if err != nil {
 		return err
 	}
-	for _, own := range []string{t.dir, t.mountpoint} {
-		if own != "" && mounts.Within(dir, own) {
-			return fmt.Errorf("%s lies in %s, where only the disk's own files are", out, own)
-		}
+	if err := t.refuseInside(dir, out); err != nil {
+		return err
 	}
 	info, err := os.Stat(out)
 	switch {

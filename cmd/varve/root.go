@@ -52,9 +52,11 @@ the disk directory was made for.`,
 		&cobra.Group{ID: "see", Title: "Looking:"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"disk": {newCreateCommand(), newMountCommand(), newUmountCommand(), newResizeCommand(), newAcceptCommand()},
+		"disk": {newCreateCommand(), newMountCommand(), newUmountCommand(), newResizeCommand(), newAcceptCommand(),
+			newCloneCommand(), newRebaseCommand()},
 		"layer": {newSnapshotCommand(), newRevertCommand(), newDeleteCommand(), newFlattenCommand(),
-			newRenameCommand(), newExportCommand(), newCancelCommand()},
+			newRenameCommand(), newExportCommand(), newCancelCommand(),
+			newUndoCommand(), newHoldCommand(), newReleaseCommand(), newPruneCommand()},
 		"see": {newListCommand(), newStatusCommand(), newCheckCommand()},
 	} {
 		for _, c := range commands {
