@@ -79,6 +79,9 @@ func commands() []command {
 				return "", d.SetJobRate(rate)
 			},
 			func(d disk) string { return rateWords(d.JobRate()) },
+		}, {
+			diffCommand, "A B, two of base, leaf and the snapshots, and read on for where they differ", "before-upgrade leaf",
+			func(d disk, line string) (string, error) { return "", nil }, nil, // see beginDiff
 		},
 	}
 }
