@@ -53,6 +53,8 @@ changes while it is read: take a snapshot and export that.`,
 			switch {
 			case flags.compress && flags.format != "qcow2":
 				return wrongUse(cmd, "--compress needs --format qcow2")
+			case args[2] == toStdout && progress.IsTerminal(cmd.OutOrStdout()):
+				return wrongUse(cmd, "standard output is a terminal; send the image into a pipe or a file")
 			case args[2] == toStdout && flags.format == "qcow2":
 				return wrongUse(cmd, "a qcow2 cannot go into a pipe: its tables are written last and stand in front")
 			}
@@ -114,6 +116,11 @@ func (t target) checkOut(out string, force bool) error {
 			return fmt.Errorf("%s lies in %s, where only the disk's own files are", out, own)
 		}
 	}
+	for _, above := range []string{dir, filepath.Dir(dir)} {
+		if isDiskDirectory(above) {
+			return fmt.Errorf("%s lies in %s, where only that disk's own files are", out, above)
+		}
+	}
 	info, err := os.Stat(out)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -125,7 +132,7 @@ func (t target) checkOut(out string, force bool) error {
 	case !force:
 		return alreadyThere(out)
 	}
-	return nil
+	return t.checkReplaced(out, info)
 }
 
 func alreadyThere(out string) error {
