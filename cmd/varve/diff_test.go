@@ -117,7 +117,7 @@ func TestDiffRefused(t *testing.T) {
 	if x := doc.Extents[len(doc.Extents)-1]; x.Start != 21<<20+512 || x.Length != 1<<20-512 {
 		t.Errorf("grown: %+v", doc)
 	}
-	if r := must(t, dir, "diff", "mnt", "one", "leaf"); !strings.Contains(r.stdout, "leaf is 1048064 bytes (1023 KiB) longer than one; all of that counts as differing\n") {
+	if r := must(t, dir, "diff", "mnt", "one", "leaf"); !strings.Contains(r.stdout, "leaf is 1048064 bytes (1024 KiB) longer than one; all of that counts as differing\n") {
 		t.Errorf("grown:\n%s", r.stdout)
 	}
 	must(t, dir, "umount", "mnt")
