@@ -219,7 +219,11 @@ func exportFile(ctx context.Context, e overlay.Export, out string, flags exportF
 	} else {
 		err = e.Raw(ctx, f)
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	err = errors.Join(err, f.Close())
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("write %s: %w; what was written is removed again, name a place with more room", out, unix.ENOSPC)
+	case err != nil:
 		return fmt.Errorf("write %s: %w", out, err)
 	}
 	if err := publish(partial, out, flags.force); err != nil {
