@@ -38,7 +38,7 @@ type LayerStatus struct {
 
 // OpenStatus describes one open file of the mount.
 type OpenStatus struct {
-	File    string `json:"file"` // disk.raw or layers/NAME.raw
+	File    string `json:"file"` // disk.raw, layers/NAME.raw, or a partition of these: layers/NAME.d/p1.raw
 	PID     int    `json:"pid"`
 	Command string `json:"command"`
 	Write   bool   `json:"write"`

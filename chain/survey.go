@@ -156,11 +156,7 @@ func (d *Disk) countAll(until time.Time) (Status, error) {
 		}
 	}
 	for _, h := range d.handles.list() {
-		file := "disk.raw"
-		if h.id != "" {
-			file = "layers/" + names[h.id] + ".raw"
-		}
-		s.Open = append(s.Open, OpenStatus{File: file, PID: h.who.PID, Command: h.who.Command, Write: h.write})
+		s.Open = append(s.Open, OpenStatus{File: h.file(names[h.id]), PID: h.who.PID, Command: h.who.Command, Write: h.write})
 	}
 	slices.SortFunc(s.Open, func(a, b OpenStatus) int {
 		if c := strings.Compare(a.File, b.File); c != 0 {

@@ -127,6 +127,9 @@ func commands() []command {
 				text, err := json.Marshal(p)
 				return string(text), err
 			},
+		}, {
+			diffCommand, "A B, two of base, leaf and the snapshots, and read on for where they differ", "before-upgrade leaf",
+			func(d disk, line string) (string, error) { return "", nil }, nil, nil, // see beginDiff
 		},
 	}
 }

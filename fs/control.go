@@ -19,7 +19,7 @@ import (
 //
 // What it reads is made when it is opened, and anew by each write to it, so a
 // program that writes and then reads the same open file gets the outcome of
-// its own command and of no other's.
+// its own command and of no other's. What diff gives follows that; see diffstream.go.
 type controlFile struct {
 	node uint64
 	command
@@ -27,9 +27,10 @@ type controlFile struct {
 	mu      sync.Mutex // guards all below; held for no call into the chain
 	content []byte
 	whole   bool // the last accepted write ended with a newline
+	stream  *diffStream
 }
 
-func (o *controlFile) close() {}
+func (o *controlFile) close() { o.setStream(nil) }
 
 func (o *controlFile) text() []byte {
 	o.mu.Lock()
@@ -67,6 +68,7 @@ func controlText(d disk, c command, last *Outcome) []byte {
 // writeControl runs a command. The caller's being interrupted does not stop
 // it: it ends as a whole, and its outcome can be read.
 func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	o.setStream(nil) // what an earlier one gives ends with the next
 	line, err := parseCommand(data)
 	if err == nil && !o.accepts(in) {
 		err = refuse(unix.EINVAL, "the write goes on where another one stopped; write a command at once")
@@ -78,6 +80,9 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 		answer, err = o.command.answer(f.disk, line)
 	default:
 		job, err = o.run(f.disk, line)
+	}
+	if err == nil && o.name == diffCommand {
+		err = f.beginDiff(o, line, in.Pid)
 	}
 	o.accepted(err == nil && data[len(data)-1] == '\n')
 

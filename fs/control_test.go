@@ -62,6 +62,10 @@ func TestControlWrites(t *testing.T) {
 		{"rate", "2M", nil, "SetJobRate 2097152"},
 		{"rate", "max", nil, "SetJobRate 0"},
 		{"rate", "0", nil, "SetJobRate 0"},
+		{"diff", "one leaf\n", nil, "Diff one leaf"},
+		{"diff", "one", unix.EINVAL, ""},
+		{"diff", "one  leaf", unix.EINVAL, ""},
+		{"diff", "one two leaf", unix.EINVAL, ""},
 	} {
 		d.history()
 		err := write(t, filepath.Join(dir, "control", c.file), c.text)

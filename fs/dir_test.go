@@ -31,7 +31,7 @@ func TestTree(t *testing.T) {
 	dir, _, s := mounted(t, mib, Options{UID: 5, GID: 6, Umask: 0o022})
 	for sub, want := range map[string][]string{
 		".":       {"control", "disk.raw", "layers", "status", "status.json"},
-		"control": {"cancel", "clone", "delete", "flatten", "hold", "plan", "rate", "release", "rename", "resize", "revert", "snapshot", "undo"},
+		"control": {"cancel", "clone", "delete", "diff", "flatten", "hold", "plan", "rate", "release", "rename", "resize", "revert", "snapshot", "undo"},
 		"layers":  {"base.raw"},
 	} {
 		if got := names(t, filepath.Join(dir, sub)); !slices.Equal(got, want) {
@@ -53,7 +53,7 @@ func TestTree(t *testing.T) {
 		"status":          {unix.S_IFREG | 0o444, 5, 6, 5},
 		"status.json":     {unix.S_IFREG | 0o444, 5, 6, 6},
 	}
-	for i, name := range []string{"snapshot", "revert", "delete", "flatten", "rename", "resize", "cancel", "rate"} {
+	for i, name := range []string{"snapshot", "revert", "delete", "flatten", "rename", "resize", "cancel", "rate", "diff"} {
 		want["control/"+name] = node{unix.S_IFREG | 0o600, me, group, uint64(16 + i)}
 	}
 	for name, n := range want {

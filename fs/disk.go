@@ -51,6 +51,8 @@ type disk interface {
 	SetJobRate(bytes int64) error
 
 	OnChange(f func(chain.Change))
+
+	insideDisk
 }
 
 // handle is an open of disk.raw.

@@ -33,6 +33,11 @@ type fakeDisk struct {
 	open     []chain.OpenStatus
 	onChange func(chain.Change)
 	hold     chan struct{} // where set, Snapshot waits for it
+
+	// See fake_inside_test.go.
+	slowCount bool
+	pieces    [][]chain.Difference
+	diffs     int // open ones
 }
 
 type fakeLayer struct {

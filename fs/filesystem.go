@@ -25,6 +25,7 @@ type fileSystem struct {
 
 	open       openFiles
 	through    passthrough
+	parts      partTables
 	owner      diskOwner
 	notify     notifier
 	unexpected repeatFilter

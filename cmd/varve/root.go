@@ -57,7 +57,7 @@ the disk directory was made for.`,
 		"layer": {newSnapshotCommand(), newRevertCommand(), newDeleteCommand(), newFlattenCommand(),
 			newRenameCommand(), newExportCommand(), newCancelCommand(),
 			newUndoCommand(), newHoldCommand(), newReleaseCommand(), newPruneCommand()},
-		"see": {newListCommand(), newStatusCommand(), newCheckCommand()},
+		"see": {newListCommand(), newStatusCommand(), newCheckCommand(), newDiffCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
