@@ -70,7 +70,7 @@ type mapper struct {
 
 // unit is how much of the disk is looked at together: a bin, or a region where that
 // is more.
-func (c *mapper) unit() int64 { return max(1<<c.binBits, regionSize) }
+func (c *mapper) unit() int64 { return max(int64(1)<<c.binBits, regionSize) }
 
 // step is a unit, or what Touched tells of at a time where that is more.
 func (c *mapper) step() int64 { return max(c.unit(), mapChunk) }
@@ -102,11 +102,12 @@ func (c *mapper) draw(ctx context.Context, d *Disk, deadline time.Time) (*Extent
 	size := d.Size()
 	c.follow(path, size)
 	steps := int((size + c.step() - 1) / c.step())
-	for range steps {
+	for looked := range steps {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !deadline.IsZero() && time.Now().After(deadline) {
+		// One step at least: who asks again and again comes to the end.
+		if looked > 0 && !deadline.IsZero() && time.Now().After(deadline) {
 			break
 		}
 		i := c.next % steps

@@ -20,6 +20,7 @@ const (
 	nodeControl    = 4
 	nodeStatus     = 5
 	nodeStatusJSON = 6
+	nodeMapSVG     = 7
 	nodeCommand    = 16      // the first control file, then as in commands
 	nodeLayer      = 1 << 20 // plus the layer's number
 
@@ -33,6 +34,7 @@ const (
 	nameControl    = "control"
 	nameStatus     = "status"
 	nameStatusJSON = "status.json"
+	nameMapSVG     = "map.svg"
 
 	layerSuffix = ".raw"
 )
@@ -51,6 +53,7 @@ func rootEntries() []entry {
 		{nameControl, nodeControl},
 		{nameStatus, nodeStatus},
 		{nameStatusJSON, nodeStatusJSON},
+		{nameMapSVG, nodeMapSVG},
 	}
 }
 

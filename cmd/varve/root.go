@@ -55,7 +55,8 @@ the disk directory was made for.`,
 		"disk": {newCreateCommand(), newMountCommand(), newUmountCommand(), newResizeCommand(), newAcceptCommand()},
 		"layer": {newSnapshotCommand(), newRevertCommand(), newDeleteCommand(), newFlattenCommand(),
 			newRenameCommand(), newExportCommand(), newCancelCommand()},
-		"see": {newListCommand(), newStatusCommand(), newCheckCommand()},
+		"see": {newListCommand(), newStatusCommand(), newCheckCommand(),
+			newTreeCommand(), newMapCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
