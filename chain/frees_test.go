@@ -78,7 +78,7 @@ func freesOf(t *testing.T, d *Disk, name string) int64 {
 }
 
 // metadataSlack is what tables of the files that come and go may add to either side.
-const metadataSlack = 768 << 10
+const metadataSlack = 320 << 10
 
 func deleteAndMeasure(t *testing.T, d *Disk, name string) {
 	t.Helper()

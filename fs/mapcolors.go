@@ -20,7 +20,7 @@ const (
 
 // mapTints are how far a colour goes towards white, in percent, and below zero towards
 // black, each time that all hues were used.
-var mapTints = [...]int{0, 32, -28}
+var mapTints = [...]int{0, -30, 25}
 
 // mapColor is the colour of the layer in the middle of a chain with that number,
 // counted from 0 at the bottom.

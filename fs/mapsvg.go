@@ -20,6 +20,7 @@ const mapBytes = 290 << 10
 // the leaf's view in the colours of the layers that it comes from. It is 1,000 pixels
 // wide and less than 300 KB long.
 func MapSVG(w io.Writer, m *chain.ExtentMap) error {
+	m = joinLayers(m, mapRows)
 	var picture []byte
 	for columns := mapColumns; ; columns /= 2 {
 		picture = newMapDrawing(m, columns).draw()
@@ -36,13 +37,14 @@ const (
 	mapWidth   = 1000
 	mapPad     = 20
 	mapLeft    = 196 // where the address space begins
-	mapSpan    = 650 // how wide it is
-	mapHolds   = 912 // right ends of the columns of figures
+	mapSpan    = 636 // how wide it is
+	mapHolds   = 908 // right ends of the columns of figures
 	mapSeen    = mapWidth - mapPad
 	mapTop     = 92
 	mapLanes   = 11 // of the view's row: how finely it shows shares
 	mapLane    = 4
 	mapColumns = 700 // at most: a column that is narrower than a pixel would not show
+	mapRows    = 256 // at most
 	// leastMapColumns is where getting coarser ends.
 	leastMapColumns = 40
 )
@@ -120,7 +122,7 @@ func (d *mapDrawing) draw() []byte {
 	rows := float64(len(d.m.Layers)) * d.pitch
 	view := mapTop + rows + 14
 	axis := view + mapLanes*mapLane
-	height := axis + 84
+	height := axis + 72
 	d.head(height)
 	d.grid(mapTop, axis)
 	for i := range d.m.Layers {
@@ -128,7 +130,7 @@ func (d *mapDrawing) draw() []byte {
 	}
 	d.view(view)
 	d.unknown(mapTop, axis)
-	d.legend(axis + 56)
+	d.legend(axis + 40)
 	d.out.WriteString("</svg>\n")
 	return d.out.Bytes()
 }
@@ -168,7 +170,7 @@ func (d *mapDrawing) head(height float64) {
 		words += fmt.Sprintf("; %s beside this chain not shown", plural(m.Beside, "layer"))
 	}
 	d.printf(`<text class="m" x="%d" y="55">%s</text>`+"\n", mapPad, d.text(words))
-	d.printf(`<text class="m s" x="%d" y="%d">layer</text><text class="m s e" x="%d" y="%d">holds</text><text class="m s e" x="%d" y="%d">in use</text>`+"\n",
+	d.printf(`<text class="m s" x="%d" y="%d">layer</text><text class="m s e" x="%d" y="%d">holds</text><text class="m s e" x="%d" y="%d">in disk.raw</text>`+"\n",
 		mapPad, mapTop-8, mapHolds, mapTop-8, mapSeen, mapTop-8)
 }
 
@@ -194,7 +196,7 @@ func (d *mapDrawing) color(i int) string {
 	return mapColor(bottom - i)
 }
 
-// title is what people call a layer.
+// mapTitle is what people call a layer.
 func mapTitle(l chain.LayerStatus) string {
 	switch {
 	case l.State == "leaf":
@@ -224,7 +226,7 @@ func (d *mapDrawing) layer(i int, top float64) {
 		mapLeft, number(middle), number6(d.scale()), color)
 	for k, level := range mapLevels {
 		path := d.runs(func(column int) bool {
-			share := d.sum(l.Data, column) / d.capacity(column)
+			share := min(1, d.sum(l.Data, column)/d.capacity(column))
 			return share > level.over && (k+1 == len(mapLevels) || share <= mapLevels[k+1].over)
 		}, 0)
 		if path != "" {

@@ -238,7 +238,7 @@ func (t *treeDrawing) text() string {
 	for _, n := range widths[1:] {
 		rest += gap + n
 	}
-	widths[0] = max(least, min(widths[0], t.o.Width-rest))
+	widths[0] = min(widths[0], max(least, t.o.Width-rest))
 
 	var out strings.Builder
 	title := t.cut(printable(t.st.Disk), t.o.Width-len(HumanSize(t.st.Size))-2)

@@ -51,24 +51,24 @@ func branchedStatus() chain.Status {
 
 const branchedTree = `/srv/vm1.varve, 20 GiB
 
-LAYER                    OWN   ON HOST   FREES  SINCE
-■ base                 4 GiB  4.25 GiB       -  2026-11-22 19:30
-● before-upgrade     300 MiB   301 MiB     0 B  2026-11-22 20:30
+LAYER                 OWN   ON HOST   FREES  SINCE
+■ base              4 GiB  4.25 GiB       -  2026-11-22 19:30
+● before-upgrade  300 MiB   301 MiB     0 B  2026-11-22 20:30
 │   held for its clone /srv/clones/ci-1.varve
 │   held for its clone /srv/clones/ci-2.varve
-├─● try-1             12 MiB    13 MiB   4 MiB  2026-11-22 21:30
+├─● try-1          12 MiB    13 MiB   4 MiB  2026-11-22 21:30
 │ │   held
-│ ● try-1-again        1 MiB     2 MiB     0 B  2026-11-22 22:30
-│ ├─○ (000005)         1 MiB     2 MiB   2 MiB  2026-11-22 23:30
+│ ● try-1-again     1 MiB     2 MiB     0 B  2026-11-22 22:30
+│ ├─○ (000005)      1 MiB     2 MiB   2 MiB  2026-11-22 23:30
 │ │     the leaf that the last revert set aside
-│ ● try-1-other        2 MiB     3 MiB   3 MiB  2026-11-23 00:30
-├─○ (000007)          64 MiB    65 MiB     0 B  2026-11-23 01:30
+│ ● try-1-other     2 MiB     3 MiB   3 MiB  2026-11-23 00:30
+├─○ (000007)       64 MiB    65 MiB     0 B  2026-11-23 01:30
 │ │   deleted, but needed by what stands on it
-│ ├─● try-2           ~1 MiB     2 MiB       ?  2026-11-23 02:30
-│ ● try-3              1 MiB     2 MiB   2 MiB  2026-11-23 03:30
-● after-upgrade      700 MiB   701 MiB  12 MiB  2026-11-23 04:30
+│ ├─● try-2        ~1 MiB     2 MiB       ?  2026-11-23 02:30
+│ ● try-3           1 MiB     2 MiB   2 MiB  2026-11-23 03:30
+● after-upgrade   700 MiB   701 MiB  12 MiB  2026-11-23 04:30
 │   being flattened, 25 %, 2 min 10 s left
-◆ leaf                 5 MiB     6 MiB       -  2026-11-23 05:30
+◆ leaf              5 MiB     6 MiB       -  2026-11-23 05:30
 `
 
 func drawTree(t *testing.T, st chain.Status, o TreeOptions) string {
