@@ -258,7 +258,7 @@ func (t *treeDrawing) text() string {
 			note := t.cut(line.note, t.o.Width-utf8.RuneCountInString(graph)-2)
 			out.WriteString(t.paint(treeDim, graph) + "  " + t.paint(code, note) + "\n")
 		default:
-			graph = t.cutGraph(graph, widths[0]-8)
+			graph = t.cutGraph(graph, widths[0]-1-min(7, utf8.RuneCountInString(cells[i][0])))
 			room := widths[0] - utf8.RuneCountInString(graph) - 1
 			name := t.cut(cells[i][0], room)
 			padding := strings.Repeat(" ", max(0, room-utf8.RuneCountInString(name)))
