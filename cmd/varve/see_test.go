@@ -205,7 +205,7 @@ func TestWatchOnATerminal(t *testing.T) {
 	r := begin(t, dir, master, slave, "status", "mnt", "--watch=0.1")
 	first := r.until("a page", has(enterScreen, toHome, "varve status mnt", "Ctrl-C", "LAYER", restOfPage))
 	for _, line := range strings.Split(strings.ReplaceAll(first, restOfLine, ""), "\r\n") {
-		if n := utf8.RuneCountInString(line); n > 80+len(enterScreen+toHome) {
+		if n := utf8.RuneCountInString(strings.TrimRight(line, "\r")); n > 80+len(enterScreen+toHome) {
 			t.Errorf("%d columns: %q", n, line)
 		}
 	}
