@@ -52,6 +52,9 @@ func (j *job) status() JobStatus {
 	if o := j.outcome.Load(); o != nil {
 		s.State, s.Error = o.state, o.err
 	}
+	if s.State == jobRunning {
+		s.SecondsLeft = j.speed.left(s.DoneBytes, s.TotalBytes)
+	}
 	return s
 }
 

@@ -44,6 +44,7 @@ type layerFields struct {
 	Fingerprint *fingerprint `json:"fingerprint"`
 	OwnBytes    *int64       `json:"own_bytes"`
 	ViewBytes   *int64       `json:"view_bytes"`
+	HiddenBytes *int64       `json:"hidden_bytes"`
 	CountedOf   *string      `json:"counted_of"`
 }
 
@@ -110,7 +111,7 @@ func (l *layerRecord) MarshalJSON() ([]byte, error) {
 		ID: l.ID, Name: l.Name, Parent: orNull(l.Parent), Format: l.Format, File: l.File,
 		Foreign: l.Foreign, Created: timeOrNull(l.Created), Frozen: timeOrNull(l.Frozen),
 		Size: l.Size, Held: l.Held, Writing: l.Writing, Fingerprint: l.Fingerprint,
-		OwnBytes: l.Counts.own(), ViewBytes: l.Counts.view(), CountedOf: l.Counts.of(),
+		OwnBytes: l.Counts.own(), ViewBytes: l.Counts.view(), HiddenBytes: l.Counts.hides(), CountedOf: l.Counts.of(),
 	}, l.extra)
 }
 
@@ -132,7 +133,7 @@ func (l *layerRecord) UnmarshalJSON(data []byte) error {
 		ID: f.ID, Name: f.Name, Parent: orEmpty(f.Parent), Format: f.Format, File: f.File,
 		Foreign: f.Foreign, Created: created, Frozen: frozen,
 		Size: f.Size, Held: f.Held, Writing: f.Writing, Fingerprint: f.Fingerprint,
-		Counts: countsFrom(f.OwnBytes, f.ViewBytes, f.CountedOf), extra: extra,
+		Counts: countsFrom(f.OwnBytes, f.ViewBytes, f.HiddenBytes, f.CountedOf), extra: extra,
 	}
 	return nil
 }

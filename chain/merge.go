@@ -392,6 +392,7 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	d.gate.Unlock()
 	n.live.forget() // it knows the parent that was
 	n.own.forget()
+	d.forgetHidden(n)
 	d.dropRegions(n, 0, n.size())
 	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
 	d.keepBlocks(nil)
@@ -472,6 +473,7 @@ func (d *Disk) flattenLayer(j *job) error {
 	}
 	n.link.Store(&link{layer: n.layer()})
 	n.live.forget() // it knows the parent that was
+	d.forgetHidden(n)
 	d.dropRegions(n, 0, n.size())
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)

@@ -31,9 +31,14 @@ type LayerStatus struct {
 	Counted   bool      `json:"counted"`         // false: own_bytes is the figure so far; counting goes on
 	HostBytes int64     `json:"host_bytes"`      // its file's blocks on the host, in bytes
 	Depth     int       `json:"depth"`           // 1 for the bottom
-	Held      bool      `json:"held"`            // cannot be deleted until it is released
-	Clones    []string  `json:"clones"`          // disk directories that were made on it
-	SetAside  bool      `json:"set_aside"`       // the leaf that the last revert set aside
+	// Held: it cannot be deleted. Clones are the disks that were made on it, by path.
+	// SetAside: it is the leaf that the last revert set aside.
+	Held     bool     `json:"held"`
+	Clones   []string `json:"clones"`
+	SetAside bool     `json:"set_aside"`
+	// Frees is how many bytes of the host a delete would give back, 0 where nothing can
+	// be deleted; nil while it is not known.
+	Frees *int64 `json:"frees_bytes"`
 }
 
 // OpenStatus describes one open file of the mount.
@@ -58,4 +63,6 @@ type JobStatus struct {
 	Rate int64 `json:"rate"`
 	// RateLimit is how many it may copy, 0 for as many as it can (SetJobRate).
 	RateLimit int64 `json:"rate_limit"`
+	// SecondsLeft is how long it will take from now on; nil when that is not known.
+	SecondsLeft *int64 `json:"seconds_left"`
 }

@@ -62,6 +62,7 @@ func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
 				s.File = "" // the leaf that an image shown read-only has not
 			}
 		}
+		s.SetAside = l.ID == m.SetAside
 		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b LayerStatus) int { return strings.Compare(a.ID, b.ID) })
@@ -105,16 +106,9 @@ func depthOf(byID map[string]*layerRecord, l *layerRecord, known map[string]int)
 func (d *Disk) Status() (s Status, err error) {
 	err = d.recount(func() error {
 		_, err := d.waiting(func(until time.Time) (bool, error) {
-			s, err = d.countAll(until)
-			if err != nil {
-				return false, err
-			}
-			for _, l := range s.Layers {
-				if !l.Counted {
-					return false, nil
-				}
-			}
-			return true, nil
+			var counted bool
+			s, counted, err = d.countAll(until)
+			return counted, err
 		})
 		return err
 	})
@@ -134,10 +128,12 @@ func (d *Disk) recount(count func() error) error {
 	}
 }
 
-func (d *Disk) countAll(until time.Time) (Status, error) {
-	s := Status{Version: 1, Disk: d.dir, Size: d.Size(), Layers: d.Layers(), Open: []OpenStatus{}}
+// countAll is one look. counted is false where going on counting would tell more.
+func (d *Disk) countAll(until time.Time) (s Status, counted bool, err error) {
+	s = Status{Version: 1, Disk: d.dir, Size: d.Size(), Layers: d.Layers(), Open: []OpenStatus{}}
 	m, nodes := d.tree()
 	s.Leaf = m.Leaf
+	counted = true
 	names := make(map[string]string, len(s.Layers))
 	for i := range s.Layers {
 		l := &s.Layers[i]
@@ -147,14 +143,15 @@ func (d *Disk) countAll(until time.Time) (Status, error) {
 			l.Counted = true // there is no file to count
 			continue
 		}
-		var err error
 		if l.HostBytes, err = d.hostBytes(n); err == nil {
 			l.OwnBytes, l.Counted, err = d.ownCount(n, until)
 		}
 		if err != nil {
-			return Status{}, fmt.Errorf("count layer %s: %w", l.ID, err)
+			return Status{}, false, fmt.Errorf("count layer %s: %w", l.ID, err)
 		}
+		counted = counted && l.Counted
 	}
+	counted = d.countFrees(m, nodes, s.Layers) && counted
 	for _, h := range d.handles.list() {
 		s.Open = append(s.Open, OpenStatus{File: h.file(names[h.id]), PID: h.who.PID, Command: h.who.Command, Write: h.write})
 	}
@@ -168,7 +165,7 @@ func (d *Disk) countAll(until time.Time) (Status, error) {
 		status := j.status()
 		s.Job = &status
 	}
-	return s, nil
+	return s, counted, nil
 }
 
 // hostBytes is what a layer's file takes on the host.

@@ -47,7 +47,7 @@ func (f *fileSystem) attr(node uint64, a *fuse.Attr) (valid time.Duration, err e
 		// its attributes were asked for every time too, so they would be
 		// before each read from the page cache.
 		return f.layerAttr(l, a)
-	case node == nodeStatus, node == nodeStatusJSON:
+	case isText(node):
 		a.Mode = unix.S_IFREG | 0o444&^f.umask
 		a.Size = uint64(f.textSize[node-nodeStatus].Load())
 		setBlocks(a, int64(a.Size))

@@ -323,6 +323,17 @@ func (d *fakeDisk) Status() (chain.Status, error) {
 	return st, nil
 }
 
+func (d *fakeDisk) ExtentMap(ctx context.Context, most time.Duration) (*chain.ExtentMap, error) {
+	if err := d.enter("ExtentMap"); err != nil {
+		return nil, err
+	}
+	m := &chain.ExtentMap{Disk: d.dir, Size: d.Size(), BinBytes: d.Size(), Known: []bool{true}}
+	for _, l := range d.Layers() {
+		m.Layers = append(m.Layers, chain.MapLayer{LayerStatus: l, Data: []float32{4096}, Zero: []float32{0}, Seen: []float32{4096}})
+	}
+	return m, nil
+}
+
 func (d *fakeDisk) named(name string) *fakeLayer {
 	for _, l := range d.layers() {
 		if l.status.Name == name {

@@ -33,11 +33,11 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		o, err = f.openLayer(cancel, in, out)
 	case isPart(node) && !write:
 		o, err = f.openPart(cancel, in, out)
-	case isLayer(node), isPart(node), write && (node == nodeStatus || node == nodeStatusJSON):
+	case isLayer(node), isPart(node), write && isText(node):
 		return fuse.EACCES
-	case node == nodeStatus, node == nodeStatusJSON:
+	case isText(node):
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO
-		o, err = f.openStatus(node)
+		o, err = f.openText(&fuse.Context{Caller: in.Caller, Cancel: cancel}, node)
 	default:
 		c, ok := commandOf(node)
 		if !ok {

@@ -20,6 +20,7 @@ const (
 	nodeControl    = 4
 	nodeStatus     = 5
 	nodeStatusJSON = 6
+	nodeMapSVG     = 7
 	nodeDiskParts  = 9       // disk.d; what it holds: nodePart
 	nodeCommand    = 16      // the first control file, then as in commands
 	nodeLayer      = 1 << 20 // plus the layer's number
@@ -34,6 +35,7 @@ const (
 	nameControl    = "control"
 	nameStatus     = "status"
 	nameStatusJSON = "status.json"
+	nameMapSVG     = "map.svg"
 
 	layerSuffix = ".raw"
 )
@@ -52,6 +54,7 @@ func rootEntries() []entry {
 		{nameControl, nodeControl},
 		{nameStatus, nodeStatus},
 		{nameStatusJSON, nodeStatusJSON},
+		{nameMapSVG, nodeMapSVG},
 	}
 }
 

@@ -23,7 +23,7 @@ mount_tools='fusermount3:fuse3 losetup:mount fdisk:fdisk sfdisk:fdisk mke2fs:e2f
 test_tools='qemu-io:qemu-utils qemu-system-x86_64:qemu-system-x86 fio:fio mkfs.xfs:xfsprogs
 	mkfs.btrfs:btrfs-progs cpio:cpio depmod:kmod jq:jq setfattr:attr setpriv:util-linux
 	fstrim:util-linux strace:strace xz:xz-utils gzip:gzip tar:tar cmp:diffutils file:file
-	blkid:util-linux'
+	xmllint:libxml2-utils blkid:util-linux'
 # varve's peers, and what measures them
 bench_tools='fio:fio qemu-io:qemu-utils qemu-nbd:qemu-utils qemu-storage-daemon:qemu-system-common
 	nbdfuse:libnbd-bin mkfs.xfs:xfsprogs'

@@ -57,7 +57,8 @@ the disk directory was made for.`,
 		"layer": {newSnapshotCommand(), newRevertCommand(), newDeleteCommand(), newFlattenCommand(),
 			newRenameCommand(), newExportCommand(), newCancelCommand(),
 			newUndoCommand(), newHoldCommand(), newReleaseCommand(), newPruneCommand()},
-		"see": {newListCommand(), newStatusCommand(), newCheckCommand(), newDiffCommand()},
+		"see": {newListCommand(), newStatusCommand(), newCheckCommand(), newDiffCommand(),
+			newTreeCommand(), newMapCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
