@@ -41,9 +41,7 @@ func TestLibvirt(t *testing.T) {
 			m := harness.MountDisk(t, raw, way.flags...)
 			l := &libvirtScenario{T: t, d: d, p: p, m: m, name: fmt.Sprintf("vm%d", i)}
 			l.ownedBy(way.owner)
-			l.Logf("%s mounted", time.Now())
 			d.Define(l.name, p, libvirt.Disk(m.Raw(), way.driver))
-			l.Logf("%s defined", time.Now())
 			defined := d.Run("dumpxml", "--inactive", l.name)
 
 			l.snapshotAndRevert()
@@ -80,9 +78,7 @@ func (l *libvirtScenario) start() *guest.Guest {
 	if r := l.d.Try("start", l.name); r.Code != 0 {
 		l.Fatalf("virsh start: %s\n%s", r.Stderr, l.d.Log(l.name))
 	}
-	l.Logf("%s started", time.Now())
 	g := l.p.Wait()
-	l.Logf("%s ready", time.Now())
 	l.ownedBy(libvirt.User)
 	return g
 }

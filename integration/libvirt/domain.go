@@ -44,7 +44,7 @@ func (d *Daemon) Define(name string, p *guest.Prepared, disks string) {
 	d.t.Helper()
 	file := filepath.Join(d.dir, name+".xml")
 	d.WriteDomain(file, name, p, disks)
-	d.Run("define", "--validate", file)
+	d.Run("define", file)
 }
 
 // WriteDomain writes what Define defines to a file.
