@@ -9,9 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -42,14 +40,16 @@ cgroup_controllers = [ ]
 `
 )
 
-// start makes the scratch directories the daemon's own and starts it. Slave: what
+// start is the first process of a PID namespace, which takes in the ends of what
+// libvirtd daemonizes: where init is slow in that, as in some containers, libvirtd
+// waits ten seconds for each QEMU that it asked for what it can do. It makes the scratch directories the daemon's own and starts it. Slave: what
 // is unmounted outside must not stay mounted inside.
 const start = `
 for d in etc lib cache log run; do
 	case $d in
 	etc) at=/etc/libvirt ;;
-	run) at=/run/libvirt ;;
-	*) at=/var/$d/libvirt ;;
+	run) at=/run ;;
+	*) at=/var/$d ;;
 	esac
 	mount --bind "$1/$d" "$at"
 done
@@ -57,7 +57,8 @@ done
 for f in passwd group; do
 	grep -q ^libvirt-qemu: /etc/$f || mount --bind "$1/$f" /etc/$f
 done
-exec libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+exit $?
 `
 
 // Daemon is a libvirtd that runs.
@@ -85,7 +86,7 @@ func Start(t testing.TB) *Daemon {
 		t.Fatal(err)
 	}
 	for _, d := range []string{"etc", "lib", "cache", "log", "run"} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(dir, d, "libvirt"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -100,15 +101,13 @@ func Start(t testing.TB) *Daemon {
 		}
 	}
 	shareMounts(t)
-	for _, d := range []string{"/etc/libvirt", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt"} {
-		makePlace(t, d)
-	}
 
 	d := &Daemon{
-		URI: "qemu:///system?socket=" + filepath.Join(dir, "run/libvirt-sock"),
+		URI: "qemu:///system?socket=" + filepath.Join(dir, "run/libvirt/libvirt-sock"),
 		t:   t, dir: dir, out: new(bytes.Buffer), done: make(chan struct{}),
 	}
-	d.cmd = exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-euc", start, "libvirtd", dir)
+	d.cmd = exec.Command("unshare", "--mount", "--propagation", "slave",
+		"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc", start, "libvirtd", dir)
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
 	d.cmd.WaitDelay = 5 * time.Second // a child of it may hold the pipe
 	if err := d.cmd.Start(); err != nil {
@@ -131,18 +130,6 @@ func Start(t testing.TB) *Daemon {
 		return nil
 	})
 	return d
-}
-
-// makePlace makes an empty directory to mount a scratch one over, where the
-// machine has none, for the time of the test.
-func makePlace(t testing.TB, dir string) {
-	t.Helper()
-	switch err := os.Mkdir(dir, 0o755); {
-	case err == nil:
-		t.Cleanup(func() { _ = os.Remove(dir) })
-	case !os.IsExist(err):
-		t.Fatal(err)
-	}
 }
 
 // shareMounts makes what is mounted below the tests' directory from now on appear in
@@ -173,22 +160,18 @@ func withLine(t testing.TB, file, line string) string {
 	return strings.TrimRight(string(text), "\n") + "\n" + line + "\n"
 }
 
-// stop ends the virtual machines and then the daemon, all by their pid.
+// stop ends the virtual machines and then the daemon: with its first process the
+// whole PID namespace goes.
 func (d *Daemon) stop() {
-	files, _ := filepath.Glob(filepath.Join(d.dir, "run/qemu/*.pid"))
-	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
+	for _, name := range strings.Fields(d.Try("list", "--name").Stdout) {
+		_ = d.Try("destroy", name)
 	}
-	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	_ = d.cmd.Process.Kill()
 	select {
 	case <-d.done:
 	case <-time.After(20 * time.Second):
-		d.t.Errorf("libvirtd (pid %d) did not end on SIGTERM", d.cmd.Process.Pid)
-		_ = d.cmd.Process.Kill()
-		<-d.done
+		d.t.Errorf("libvirtd (pid %d) did not end", d.cmd.Process.Pid)
+		return
 	}
 	if d.t.Failed() {
 		d.t.Logf("libvirtd said:\n%s", d.out)
@@ -209,6 +192,6 @@ func (d *Daemon) Run(args ...string) string {
 
 // Log is what QEMU said of a domain.
 func (d *Daemon) Log(domain string) string {
-	text, _ := os.ReadFile(filepath.Join(d.dir, "log/qemu", domain+".log"))
+	text, _ := os.ReadFile(filepath.Join(d.dir, "log/libvirt/qemu", domain+".log"))
 	return string(text)
 }
