@@ -93,6 +93,7 @@ func (d *Disk) reviveLeaf(aside *node) error {
 	}
 	aside.view.forget()
 	aside.own.forget()
+	d.forgetHidden(aside)
 	m = d.edit()
 	m.SetAside = ""
 	old, err := d.setAside(m)

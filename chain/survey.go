@@ -62,7 +62,6 @@ func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
 				s.File = "" // the leaf that an image shown read-only has not
 			}
 		}
-		s.SetAside = l.ID == m.SetAside
 		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b LayerStatus) int { return strings.Compare(a.ID, b.ID) })

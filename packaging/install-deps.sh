@@ -7,6 +7,9 @@
 #   install-deps.sh --bench    only what `make bench` needs
 #   install-deps.sh --check    install nothing; name what is missing, exit 1
 #
+# libvirt comes without libvirt-daemon-system: nothing is started on this machine, no
+# user and no network is made; the tests start a libvirtd of their own.
+#
 # A kernel and a static busybox for the test guest are unpacked into
 # .cache/guest of the checkout, unless the machine has them: installing them
 # would run initramfs and boot-loader hooks, or replace another busybox.
@@ -23,7 +26,7 @@ mount_tools='fusermount3:fuse3 losetup:mount fdisk:fdisk sfdisk:fdisk mke2fs:e2f
 test_tools='qemu-io:qemu-utils qemu-system-x86_64:qemu-system-x86 fio:fio mkfs.xfs:xfsprogs
 	mkfs.btrfs:btrfs-progs cpio:cpio depmod:kmod jq:jq setfattr:attr setpriv:util-linux
 	fstrim:util-linux strace:strace xz:xz-utils gzip:gzip tar:tar cmp:diffutils file:file
-	xmllint:libxml2-utils blkid:util-linux'
+	xmllint:libxml2-utils blkid:util-linux unshare:util-linux libvirtd:libvirt-daemon virsh:libvirt-clients'
 # varve's peers, and what measures them
 bench_tools='fio:fio qemu-io:qemu-utils qemu-nbd:qemu-utils qemu-storage-daemon:qemu-system-common
 	nbdfuse:libnbd-bin mkfs.xfs:xfsprogs'
