@@ -13,16 +13,16 @@ const (
 	formatQcow2 = "qcow2"
 )
 
-// refusal is an ErrInvalid whose words say all.
-type refusal struct{ reason error }
+// refusal is an error of a kind, ErrInvalid or the like, whose words say all.
+type refusal struct{ kind, reason error }
 
 func (r refusal) Error() string        { return r.reason.Error() }
-func (r refusal) Is(target error) bool { return target == ErrInvalid }
+func (r refusal) Is(target error) bool { return target == r.kind }
 func (r refusal) Unwrap() error        { return r.reason }
 
 // invalidf is fmt.Errorf for an error that is ErrInvalid.
 func invalidf(format string, args ...any) error {
-	return refusal{fmt.Errorf(format, args...)}
+	return refusal{ErrInvalid, fmt.Errorf(format, args...)}
 }
 
 // maxLayerName is the highest length of a snapshot's name in bytes.

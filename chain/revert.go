@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -145,7 +146,7 @@ func (d *Disk) commitFreed(m *manifest) (string, error) {
 
 func (d *Disk) someAside() error {
 	if d.manifest.SetAside == "" {
-		return fmt.Errorf("%w: no leaf is set aside; only a revert does that", ErrNotExist)
+		return refusal{ErrNotExist, errors.New("no leaf is set aside; only a revert does that")}
 	}
 	return nil
 }

@@ -131,7 +131,7 @@ func TestNothingCanBeRemovedOrMade(t *testing.T) {
 	if got := names(t, filepath.Join(dir, "layers")); !slices.Equal(got, []string{"base.raw", "one.raw"}) {
 		t.Errorf("left: %v", got)
 	}
-	if got := names(t, dir); len(got) != 5 {
+	if got := names(t, dir); len(got) != 6 {
 		t.Errorf("left: %v", got)
 	}
 	at := func(name string) string { return filepath.Join(dir, name) }

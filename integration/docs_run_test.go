@@ -17,13 +17,7 @@ import (
 
 // coming are commands, flags and files of the mount that the pages may name before
 // varve has them. A block that needs one is left out until then, and no longer.
-var coming = []string{
-	"varve tree", "varve map", "varve diff", "varve undo", "varve hold", "varve release", "varve clone",
-	"varve rebase", "varve prune", "varve doctor", "varve metrics",
-	"varve status --watch", "varve snapshot --auto",
-	"varve delete --dry-run", "varve flatten --dry-run", "varve revert --dry-run",
-	"layers/NAME.d",
-}
+var coming = []string{"varve doctor", "varve metrics"}
 
 // block is a fenced block of a page.
 type block struct {

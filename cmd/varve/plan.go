@@ -104,7 +104,9 @@ func writePlan(out io.Writer, p chain.Plan) error {
 	var text strings.Builder
 	layer := func(what string, l chain.PlanLayer) {
 		name := l.Name
-		if name == "" {
+		if p.Operation == "revert" && l.Name == "" && l.OwnBytes == 0 {
+			name = "the leaf, to which nothing was written"
+		} else if name == "" {
 			name = "(" + l.ID + ")"
 		}
 		fmt.Fprintf(&text, "  %-10s %s (holds %s itself, %s on the host)\n", what, name, fs.HumanSize(l.OwnBytes), fs.HumanSize(l.HostBytes))
