@@ -16,8 +16,8 @@ func newDeleteCommand() *cobra.Command {
 		Use:   "delete DISK (NAME... | --unnamed)",
 		Short: "Remove snapshots",
 		Long: `Removes snapshots. The names are gone at once; then what newer layers need of
-them is merged into these, while the VM goes on. Every other snapshot stays as it
-is. Of several names all go or none, and each byte is copied once at most.
+them is merged into these, while the VM goes on. Every other snapshot stays as
+it is. Of several names all go or none, and each byte is copied once at most.
 
 The merge waits for a layer with several children until all but one are gone.
 It survives an unmount or a crash and goes on at the next mount. A snapshot that

@@ -40,14 +40,14 @@ func newPruneCommand() *cobra.Command {
 		Use:   "prune DISK --keep-... [--dry-run]",
 		Short: "Delete snapshots by age, all but those to be kept",
 		Long: `Deletes the automatic snapshots (those of "varve snapshot --auto") that no
---keep flag keeps; with --all, also those that have names of their own. The flags
-mean what they mean to "restic forget":
+--keep flag keeps; with --all, also those that have names of their own. The
+flags mean what they mean to "restic forget":
 
-Of each of the last N hours, days, weeks, months or years that have snapshots the
-newest snapshot is kept. Where there are fewer than N, the oldest snapshot is kept
-too. --keep-within keeps what is younger than that, seen from the newest snapshot;
-DURATION is such as 1y5m7d2h. N can be "unlimited". Times are the host's local
-ones.
+Of each of the last N hours, days, weeks, months or years that have snapshots
+the newest snapshot is kept. Where there are fewer than N, the oldest snapshot
+is kept too. --keep-within keeps what is younger than that, seen from the newest
+snapshot; DURATION is such as 1y5m7d2h. N can be "unlimited". Times are the
+host's local ones.
 
 Snapshots that are held, cloned from or open are kept in any case. A prune that
 would delete all others is refused, as is a pattern that no name matches. A leaf

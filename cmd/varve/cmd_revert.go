@@ -16,8 +16,8 @@ anything was written.
 
 The VM must be off: while disk.raw is open a revert is refused. What was written
 since the last snapshot is set aside as a layer without a name, not deleted:
-"varve undo" takes the revert back. Snapshots that are newer than NAME stay, as a
-branch.`,
+"varve undo" takes the revert back. Snapshots that are newer than NAME stay, as
+a branch.`,
 		Example: `  varve revert /mnt/vm1 before-upgrade
   varve revert /mnt/vm1 base               # as the disk was at first`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -11,8 +11,8 @@ func newUndoCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "undo DISK [--forget]",
 		Short: "Take the last revert back",
-		Long: `Makes the leaf that the last revert set aside the leaf again: disk.raw is what it
-was before the revert. What was written since is set aside in turn, so a second
+		Long: `Makes the leaf that the last revert set aside the leaf again: disk.raw is what
+it was before the revert. What was written since is set aside in turn, so a second
 undo takes the first one back.
 
 The VM must be off: while disk.raw is open an undo is refused. One leaf at most

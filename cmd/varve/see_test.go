@@ -317,7 +317,7 @@ func TestMap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fails(t, dir, exitFailed, []string{"map vm.raw: ", "vm.raw exists already and is no SVG picture"}, "map", "vm.raw", "-o", "vm.raw")
+	fails(t, dir, exitFailed, []string{"map vm.raw: ", "vm.raw is a file of this disk (base)"}, "map", "vm.raw", "-o", "vm.raw")
 	fails(t, dir, exitFailed, []string{"only the disk's own files"}, "map", "vm.raw", "-o", "vm.raw.varve/map.svg")
 	fails(t, dir, exitFailed, []string{"is no regular file"}, "map", "vm.raw", "-o", "/dev/null")
 	fails(t, dir, exitFailed, []string{"no such file or directory"}, "map", "vm.raw", "-o", "nowhere/map.svg")
