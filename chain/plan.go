@@ -2,6 +2,7 @@ package chain
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -501,6 +502,9 @@ func (d *Disk) hostFree() (bytes int64, ok bool) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(d.dir, &fs); err != nil {
 		return 0, false
+	}
+	if os.Geteuid() == 0 { // for whom the reserved blocks are
+		return int64(fs.Bfree) * fs.Bsize, true
 	}
 	return int64(fs.Bavail) * fs.Bsize, true
 }

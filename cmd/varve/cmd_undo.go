@@ -12,8 +12,8 @@ func newUndoCommand() *cobra.Command {
 		Use:   "undo DISK [--forget]",
 		Short: "Take the last revert back",
 		Long: `Makes the leaf that the last revert set aside the leaf again: disk.raw is what
-it was before the revert. What was written since is set aside in turn, so a second
-undo takes the first one back.
+it was before the revert. What was written since is set aside in turn, so a
+second undo takes the first one back.
 
 The VM must be off: while disk.raw is open an undo is refused. One leaf at most
 is set aside: a revert in which something had been written removes the one
