@@ -14,6 +14,9 @@ import (
 // clone reads. ErrBusy during a job, while a layer's file is open, and for a held
 // snapshot; ENOSPC where the host has not the room that the merges need.
 func (d *Disk) Delete(names ...string) (string, error) {
+	if err := d.roomFor(d.mergeBound(names), opDelete, names...); err != nil {
+		return "", err
+	}
 	if err := d.begin(); err != nil {
 		return "", err
 	}
@@ -39,9 +42,6 @@ func (d *Disk) Delete(names ...string) (string, error) {
 	gone := removeDead(m)
 	id := ""
 	if d.queueMerge(m, nil, recs...) {
-		if err := d.roomFor(d.mergeBound(m), opDelete, names...); err != nil {
-			return "", err
-		}
 		id = m.Job.ID
 	}
 	if err := d.commit(m); err != nil {
@@ -138,7 +138,7 @@ func queueMerge(m *manifest, known map[string]bool, cost mergeCost, first ...*la
 	if m.Job != nil {
 		return false
 	}
-	for _, l := range append(first, m.Layers...) {
+	for _, l := range slices.Concat(first, m.Layers) {
 		if m.layer(l.ID) == l && canMerge(m, l) && !known[l.ID] {
 			recordJob(m, jobDelete, mergeFirst(m, l, known, cost).ID)
 			return true
@@ -204,6 +204,9 @@ func mergeFirst(m *manifest, l *layerRecord, known map[string]bool, cost mergeCo
 // when it has none already. ErrInvalid for the base, and for an adopted layer,
 // which is never written.
 func (d *Disk) Flatten(name string) (string, error) {
+	if err := d.roomFor(d.flattenBound(name), opFlatten, name); err != nil {
+		return "", err
+	}
 	if err := d.begin(); err != nil {
 		return "", err
 	}
@@ -225,9 +228,6 @@ func (d *Disk) Flatten(name string) (string, error) {
 	if rec.Parent == "" {
 		return "", nil
 	}
-	if err := d.roomFor(d.Size(), opFlatten, name); err != nil {
-		return "", err
-	}
 	id := recordJob(m, jobFlatten, rec.ID)
 	if err := d.commit(m); err != nil {
 		return "", err
@@ -248,16 +248,4 @@ func flattenable(m *manifest, rec *layerRecord, name string) error {
 		return fmt.Errorf("%w: a disk was cloned from %s, or from a snapshot above it, and reads its file as it is", ErrBusy, name)
 	}
 	return nil
-}
-
-// mergeBound is what the merges of a manifest surely do not need more of on the host
-// at once: a window, unless the source is foreign, whose blocks are not given back.
-func (d *Disk) mergeBound(m *manifest) int64 {
-	bound := int64(copyWindow + regionSize)
-	for _, l := range m.Layers {
-		if l.Foreign && canMerge(m, l) {
-			bound += d.Size()
-		}
-	}
-	return bound
 }

@@ -259,6 +259,32 @@ func TestRebase(t *testing.T) {
 	checkDisk(t, d)
 }
 
+// Killed when chain.json names the new place and no header does, a rebase is complete
+// with the next mount.
+func TestRebaseCutShort(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	put(t, d, 1, 1<<20, 10)
+	must(t, d.Snapshot("one"))
+	base := d.manifest.layer(d.manifest.Base).File
+	must(t, d.Close())
+	moved := filepath.Join(t.TempDir(), "moved.raw")
+	must(t, os.Rename(base, moved))
+	m := mustLoad(t, d.Dir())
+	_, err := rebase(d.fs, m, moved, false)
+	must(t, err)
+	must(t, m.commit(d.fs, d.Dir()))
+	d = openDisk(t, d.Dir())
+	if at(t, d, 1<<20) != 1 {
+		t.Error("wrong content")
+	}
+	checkDisk(t, d)
+	one := m.byName("one").path(d.Dir())
+	qemuTool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", m.layer(m.Leaf).path(d.Dir()), one)
+	if out := qemuTool(t, "qemu-img", "info", one); !strings.Contains(out, moved) {
+		t.Errorf("the header names another base:\n%s", out)
+	}
+}
+
 // The files of an adopted chain move together; naming the one at the bottom says which
 // to name.
 func TestRebaseOfAnAdoptedChain(t *testing.T) {

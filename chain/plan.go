@@ -54,7 +54,12 @@ type PlanLayer struct {
 // tablesExtra is what a layer's tables take on the host for data that is copied into
 // it: of each cluster of 64 KiB at least an L2 entry of 16 bytes and a refcount of 2,
 // and some clusters for what is begun (qcow2 specification, "L2 table entries").
-func tablesExtra(bytes int64) int64 { return bytes/2048 + 1<<20 }
+func tablesExtra(bytes int64) int64 {
+	if bytes == 0 {
+		return 0 // what is only given back needs no room
+	}
+	return bytes/2048 + 1<<20
+}
 
 // Plan makes a plan of deleting snapshots, of flattening one (or "leaf"), or of
 // reverting to one. Errors are those of the operation, as far as they can be known
@@ -534,17 +539,50 @@ func (d *Disk) sharesBlocks() bool {
 	return true
 }
 
-// roomFor refuses an operation for which the host has not the room. bound is what it
-// surely does not need more than: with that free no plan is made.
+// roomFor refuses a job for which the host has not the room. bound is what it surely
+// does not need more than: with that free no plan is made. Asked before the operation
+// takes its lock, for a plan of a large disk takes a while; what is wrong with the
+// operation itself it leaves to that.
 func (d *Disk) roomFor(bound int64, operation string, names ...string) error {
 	free, ok := d.hostFree()
-	if !ok || free >= bound+tablesExtra(bound) || d.sharesBlocks() {
+	if !ok || d.readOnly || free >= bound+tablesExtra(bound) || d.lastJob().running() || d.sharesBlocks() {
 		return nil
 	}
-	p, err := d.plan(operation, names)
+	p, err := d.Plan(operation, names)
 	if err != nil || p.ExtraBytes <= free {
-		return err
+		return nil
 	}
 	return fmt.Errorf("the host needs %d more bytes free than it has: %d at the worst moment, and %s has %d: %w",
 		p.ExtraBytes-free, p.ExtraBytes, d.dir, free, unix.ENOSPC)
+}
+
+// mergeBound is what the merges after a delete surely do not need more of at once: a
+// window, and for a foreign layer, whose blocks are not given back, all of it.
+func (d *Disk) mergeBound(names []string) int64 {
+	bound := int64(copyWindow + regionSize)
+	m, _ := d.tree()
+	for _, l := range m.Layers {
+		if l.Foreign && l.ID != m.Base && (l.Name == "" || slices.Contains(names, l.Name)) {
+			bound += l.Size
+		}
+	}
+	return bound
+}
+
+// flattenBound is what a flatten surely does not need more of: what is known of the
+// view below, or else the whole of it.
+func (d *Disk) flattenBound(name string) int64 {
+	m, nodes := d.tree()
+	rec := m.byName(name)
+	if name == leafName {
+		rec = m.layer(m.Leaf)
+	}
+	if rec == nil || nodes[rec.Parent] == nil {
+		return 0
+	}
+	parent := nodes[rec.Parent]
+	if bytes, known, err := d.viewCount(parent, time.Time{}); err == nil && known {
+		return bytes
+	}
+	return parent.size()
 }

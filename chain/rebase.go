@@ -66,10 +66,7 @@ func rebase(fs overlay.FS, m *manifest, path string, acceptTime bool) ([]Foreign
 	if len(m.Clones) > 0 {
 		return nil, fmt.Errorf("%w: the disk %s was cloned from this one and reads the header of a layer that would change; flatten all of that disk, or release the snapshot if that disk is gone", ErrBusy, m.Clones[0].Disk)
 	}
-	var foreign []*layerRecord // top first
-	for _, l := range m.chainOf(topForeign(m)) {
-		foreign = append(foreign, l)
-	}
+	foreign := m.chainOf(topForeign(m)) // top first
 	if len(foreign) == 0 {
 		return nil, invalidf("the disk has no base: nothing of it lies outside of the disk directory")
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -66,10 +65,7 @@ func checkDisk(cmd *cobra.Command, arg string, repair, asJSON bool) error {
 	}
 	out := cmd.OutOrStdout()
 	if asJSON {
-		e := json.NewEncoder(out)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		err = e.Encode(report)
+		err = writeJSON(out, report)
 	} else {
 		err = writeReport(out, report)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -73,9 +72,7 @@ func listMounts(out io.Writer, asJSON bool) error {
 		doc.Mounts = append(doc.Mounts, askMount(m))
 	}
 	if asJSON {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		return e.Encode(doc)
+		return writeJSON(out, doc)
 	}
 	return writeMounts(out, doc.Mounts)
 }
@@ -138,16 +135,7 @@ func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, cha
 		}
 		return write(out, st)
 	}
-	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(cmd.ErrOrStderr())})
-	if err != nil {
-		return err
-	}
-	defer d.Close() // read only: there is nothing to lose
-	// Nobody's VM waits for this one, and what is asked once should be right.
-	if err := d.CountAll(cmd.Context()); err != nil {
-		return err
-	}
-	st, err := d.Status()
+	st, err := t.status(cmd)
 	if err != nil {
 		return err
 	}
