@@ -49,10 +49,10 @@ is kept too. --keep-within keeps what is younger than that, seen from the newest
 snapshot; DURATION is such as 1y5m7d2h. N can be "unlimited". Times are the
 host's local ones.
 
-Snapshots that are held, cloned from or open are kept in any case. A prune that
-would delete all others is refused, as is a pattern that no name matches. A leaf
-that a revert set aside is forgotten when it was set aside longer ago than
---keep-aside says.
+Snapshots that are held, cloned from or open are kept in any case. Each rule
+keeps one snapshot at least; a prune without a rule is refused, as is a pattern
+that no name matches. A leaf that a revert set aside is forgotten when it was
+set aside longer ago than --keep-aside says.
 
 Each byte is copied once at most, however many snapshots go.`,
 		Example: `  varve prune /mnt/vm1 --keep-hourly 24 --keep-daily 7 --keep-weekly 4 --dry-run
@@ -62,7 +62,7 @@ Each byte is copied once at most, however many snapshots go.`,
 				return err
 			}
 			if flags.policy.Empty() {
-				return wrongUse(cmd, "say with --keep-last, --keep-daily or the like what is to be kept")
+				return wrongUse(cmd, "without a rule all would be deleted; say with --keep-last, --keep-daily or the like what is to be kept")
 			}
 			return flags.dry.check(cmd)
 		},
@@ -167,19 +167,9 @@ func (flags *pruneFlags) decide(st chain.Status, now time.Time) ([]pruneDecision
 	}
 	protected := protectedNames(st)
 	list := []pruneDecision{}
-	kept, going := 0, 0
 	for _, d := range decisions {
 		reasons := append(slices.Clone(d.Reasons), protected[d.Name]...)
-		if len(d.Reasons) > 0 {
-			kept++
-		}
-		if len(reasons) == 0 {
-			going++
-		}
 		list = append(list, pruneDecision{Name: d.Name, Time: d.Time, Keep: append([]string{}, reasons...)})
-	}
-	if kept == 0 && going > 0 {
-		return nil, fmt.Errorf("that would delete all %d snapshots; keep one at least, as with --keep-last 1, or name them to \"varve delete\"", going)
 	}
 	return list, nil
 }
