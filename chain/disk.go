@@ -391,3 +391,19 @@ func (d *Disk) WaitJob(ctx context.Context, id string) (JobStatus, error) {
 		return j.status(), ctx.Err()
 	}
 }
+
+// WaitJobs waits until no job runs any more, for the next ones of several merges too,
+// and gives the state of the last one. ErrNotExist when there was none.
+func (d *Disk) WaitJobs(ctx context.Context) (JobStatus, error) {
+	for {
+		j := d.lastJob()
+		if j == nil {
+			return JobStatus{}, fmt.Errorf("a job: %w", ErrNotExist)
+		}
+		s, err := d.WaitJob(ctx, j.id)
+		if errors.Is(err, ErrNotExist) || err == nil && d.lastJob() != j {
+			continue // it has begun another one
+		}
+		return s, err
+	}
+}

@@ -50,7 +50,7 @@ func (d *Disk) Release(name string) error {
 		case held:
 			return nil
 		case standing != "":
-			return fmt.Errorf("%w: the disk %s was cloned from snapshot %s and reads its files; flatten all of that disk or remove it first", ErrBusy, standing, name)
+			return fmt.Errorf("%w: the disk %s was cloned from snapshot %s and reads its files; remove that disk first (\"varve export\" copies out what is needed of it)", ErrBusy, standing, name)
 		}
 		return invalidf("snapshot %s is not held", name)
 	})

@@ -99,7 +99,7 @@ func TestClone(t *testing.T) {
 	}
 	_, err := d.Delete("two")
 	wantError(t, err, ErrBusy, path, "release the snapshot")
-	wantError(t, d.Release("two"), ErrBusy, path, "flatten all of that disk")
+	wantError(t, d.Release("two"), ErrBusy, path, "remove that disk first")
 	for _, name := range []string{"one", "two"} {
 		_, err = d.Flatten(name)
 		wantError(t, err, ErrBusy, "cloned")
@@ -150,6 +150,49 @@ func read(t *testing.T, path string) []byte {
 	p, err := os.ReadFile(path)
 	must(t, err)
 	return p
+}
+
+// Killed between its record and the new disk, a clone is one that is gone: nothing was
+// deleted meanwhile, and release forgets it.
+func TestCloneCutShort(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	put(t, d, 1, 0, 10)
+	must(t, d.Snapshot("one"))
+	must(t, d.Close())
+	m := mustLoad(t, d.Dir())
+	m.Clones = append(m.Clones, &cloneRecord{Layer: m.byName("one").ID, Disk: d.Dir() + "-none"})
+	must(t, m.commit(d.fs, d.Dir()))
+	d = openDisk(t, d.Dir())
+	_, err := d.Delete("one")
+	wantError(t, err, ErrBusy, d.Dir()+"-none", "release the snapshot")
+	must(t, d.Release("one"))
+	id, err := d.Delete("one")
+	finish(t, d, id, err)
+	checkDisk(t, d)
+}
+
+// A repair leaves a layer alone that a clone reads: the clone knows it as it is.
+func TestRepairOfAClonedLayer(t *testing.T) {
+	d, clone := cloned(t)
+	two := d.path(d.manifest.byName("two"))
+	must(t, d.Close())
+	info, err := d.fs.Stat(two)
+	must(t, err)
+	w := openWords(t, d.fs, two)
+	w.leak()
+	w.close()
+	// As if the leak had been there when the clone was made.
+	must(t, os.Chtimes(two, info.ModTime, info.ModTime))
+	for _, dir := range []string{d.Dir(), clone} {
+		must(t, Accept(dir, "two", OpenOptions{}))
+	}
+	before := read(t, two)
+	r, err := Check(t.Context(), d.Dir(), CheckOptions{Repair: true})
+	must(t, err)
+	if r.Leaks != 1 || string(read(t, two)) != string(before) {
+		t.Errorf("the cloned layer was written; %d leaks are left", r.Leaks)
+	}
+	openDisk(t, clone)
 }
 
 // A clone of a base or of an adopted layer pins nothing: nobody writes these.

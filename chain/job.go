@@ -70,15 +70,6 @@ func (d *Disk) lastJob() *job {
 	return d.job
 }
 
-// Job is the state of the job under way or the last one; ok is false for none.
-func (d *Disk) Job() (s JobStatus, ok bool) {
-	j := d.lastJob()
-	if j == nil {
-		return JobStatus{}, false
-	}
-	return j.status(), true
-}
-
 // jobBusy refuses what cannot go on beside a job.
 func (d *Disk) jobBusy() error {
 	if j := d.lastJob(); j.running() {

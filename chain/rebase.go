@@ -64,7 +64,7 @@ func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) 
 // rebase puts the places of the images at path into m.
 func rebase(fs overlay.FS, m *manifest, path string, acceptTime bool) ([]ForeignFile, error) {
 	if len(m.Clones) > 0 {
-		return nil, fmt.Errorf("%w: the disk %s was cloned from this one and reads the header of a layer that would change; flatten all of that disk, or release the snapshot if that disk is gone", ErrBusy, m.Clones[0].Disk)
+		return nil, fmt.Errorf("%w: the disk %s was cloned from this one and reads the header of a layer that would change; remove that disk first, and release the snapshot", ErrBusy, m.Clones[0].Disk)
 	}
 	foreign := m.chainOf(topForeign(m)) // top first
 	if len(foreign) == 0 {

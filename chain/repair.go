@@ -15,8 +15,9 @@ func (c *checker) repair(found CheckReport, log *slog.Logger) error {
 	m := c.manifest.clone()
 	leaf := m.layer(m.Leaf)
 	closed := !leaf.Writing
+	pinned := m.pinned() // clones know their files as they are
 	for _, rec := range m.Layers {
-		if !rec.Foreign && !rec.Writing && slices.ContainsFunc(found.Findings, func(f CheckFinding) bool {
+		if !rec.Foreign && !rec.Writing && !pinned[rec.ID] && slices.ContainsFunc(found.Findings, func(f CheckFinding) bool {
 			return f.mendable && f.Layer == rec.ID && f.Severity != SeverityNote
 		}) {
 			log.Info("marking a layer to be mended", "layer", rec.label())

@@ -19,8 +19,8 @@ leaf, or to run many VMs from one. Nothing is copied, and it takes a moment.
 
 NEWDISK reads the files of DISK where they are. As long as it stands, the
 snapshot cannot be deleted, and the layers below it are not merged or flattened.
-"varve flatten NEWDISK leaf" makes it independent; "varve release" forgets it
-when it was removed.`,
+"varve export NEWDISK leaf IMAGE" makes an image that needs none of them;
+"varve release" forgets NEWDISK when it was removed.`,
 		Example: `  varve clone /mnt/vm1 golden vm2.varve
   varve mount vm2.varve /mnt/vm2`,
 		Args: takes("DISK", "NAME", "NEWDISK"),

@@ -112,8 +112,8 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		switch {
 		case st.Job == nil || st.Job.ID != id:
 			// It has ended and another one took its place: the next merge of several.
-			if st.Job != nil && st.Job.State == jobRunning && st.Job.Kind == jobDelete {
-				id = st.Job.ID
+			if st.Job != nil && st.Job.Kind == jobDelete && j.command != "flatten" {
+				id = st.Job.ID // also when that has ended: it may have failed
 				continue
 			}
 			bar.Finish(0)
@@ -138,7 +138,7 @@ func (w waiter) direct(ctx context.Context, j job, background bool) error {
 	}
 	id, err := j.direct(d)
 	if err == nil && id != "" && !background {
-		err = w.follow(ctx, d, id)
+		err = w.follow(ctx, d)
 	}
 	if err := errors.Join(err, d.Close()); err != nil {
 		return err
@@ -152,23 +152,19 @@ func (w waiter) direct(ctx context.Context, j job, background bool) error {
 	return nil
 }
 
-// follow waits for a job that runs in this process.
-func (w waiter) follow(ctx context.Context, d *chain.Disk, id string) error {
+// follow waits for the jobs that run in this process.
+func (w waiter) follow(ctx context.Context, d *chain.Disk) error {
 	bar := progress.New(w.out, w.title)
 	for {
 		wait, cancel := context.WithTimeout(ctx, jobPoll)
-		st, err := d.WaitJob(wait, id)
+		st, err := d.WaitJobs(wait)
 		cancel()
 		switch {
 		case err == nil:
-			if next, ok := d.Job(); ok && st.State == jobDone && next.ID != id && next.Kind == jobDelete {
-				id = next.ID // of several merges
-				continue
-			}
 			return w.ended(bar, st)
 		case ctx.Err() != nil:
 			bar.Clear()
-			return fmt.Errorf("interrupted; job %s was stopped in good order and goes on when the disk is next mounted or worked on", id)
+			return fmt.Errorf("interrupted; job %s was stopped in good order and goes on when the disk is next mounted or worked on", st.ID)
 		case errors.Is(err, context.DeadlineExceeded):
 			bar.Update(st.DoneBytes, st.TotalBytes)
 		default:

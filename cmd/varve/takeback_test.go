@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -170,5 +171,30 @@ func TestRebaseCommand(t *testing.T) {
 	must(t, dir, "mount", "vm.raw.varve", "mnt")
 	if got := get(t, mnt+"/disk.raw", 100, 4); got != "data" {
 		t.Errorf("reads %q", got)
+	}
+}
+
+// A command waits for all merges of a delete of several, also where they are over in
+// no time, and where the disk is not mounted.
+func TestDeleteOfSeveralIsWaitedFor(t *testing.T) {
+	for name, disk := range map[string]string{"mounted": "mnt", "not mounted": "vm.raw"} {
+		t.Run(name, func(t *testing.T) {
+			dir, mnt := mounted(t, 64<<20, 3<<20)
+			args := []string{"delete", disk}
+			for i := range 12 {
+				put(t, mnt, "data", int64(i)<<20)
+				args = append(args, fmt.Sprint("s", i))
+				must(t, dir, "snapshot", "mnt", args[len(args)-1])
+			}
+			if disk != "mnt" {
+				must(t, dir, "umount", "mnt")
+			}
+			if r := must(t, dir, args...); !strings.HasPrefix(r.stderr, "delete "+disk+": done") {
+				t.Errorf("says %q", r.stderr)
+			}
+			if got := document(t, dir, disk); named(got) != "base" || len(got.Layers) != 2 {
+				t.Errorf("left: %+v", got.Layers)
+			}
+		})
 	}
 }
