@@ -235,7 +235,7 @@ func (m *manifest) clonesFault(byID map[string]*layerRecord) error {
 			return fmt.Errorf("a clone is null")
 		}
 		l := byID[c.Layer]
-		if l == nil || l.Foreign || l.ID == m.Leaf {
+		if l == nil || l.Foreign || l.Name == "" {
 			return fmt.Errorf("the clone %q stands on layer %q, which is no snapshot of this disk", c.Disk, c.Layer)
 		}
 		if !filepath.IsAbs(c.Disk) {

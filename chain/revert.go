@@ -92,9 +92,7 @@ func (d *Disk) reviveLeaf(aside *node) error {
 	if _, err := d.thaw(aside.layer()); err != nil {
 		return err
 	}
-	aside.view.forget()
-	aside.own.forget()
-	d.forgetHidden(aside)
+	aside.view.forget() // the other counts go when it is settled again
 	m = d.edit()
 	m.SetAside = ""
 	old, err := d.setAside(m)
@@ -221,11 +219,10 @@ func revertTarget(m *manifest, name string) (*layerRecord, int64, error) {
 
 // removeDead takes out of m the unnamed layers that nothing stands on any more.
 func removeDead(m *manifest) (gone []*layerRecord) {
-	pinned := m.pinned()
 	for again := true; again; {
 		again = false
 		for _, l := range m.Layers {
-			if l.Name == "" && l.ID != m.Leaf && l.ID != m.SetAside && l.ID != m.Base && len(m.children(l.ID)) == 0 && !pinned[l.ID] {
+			if l.Name == "" && l.ID != m.Leaf && l.ID != m.SetAside && l.ID != m.Base && len(m.children(l.ID)) == 0 {
 				m.removeWithFile(l)
 				gone = append(gone, l)
 				again = true

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -162,5 +163,30 @@ func TestUndoOfALeafChangedByOthers(t *testing.T) {
 	wantError(t, d.Undo(), ErrInvalid, "cannot be written any more", path)
 	if at(t, d, 0) == 1 {
 		t.Error("it was made the leaf")
+	}
+}
+
+// What was counted of a layer before it was made the leaf again is not believed when
+// it is frozen the next time.
+func TestUndoForgetsWhatWasCounted(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "vm.varve")
+	if _, err := Create(dir, CreateOptions{Size: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	d := openDisk(t, dir)
+	put(t, d, 1, 0, 1<<20)
+	must(t, d.Revert(baseName))
+	must(t, d.CountAll(t.Context()))
+	must(t, d.Undo())
+	put(t, d, 2, 32<<20, 3<<20)
+	must(t, d.Snapshot("one"))
+	must(t, d.CountAll(t.Context()))
+	if bytes, counted, err := d.LayerAllocatedBytes(d.manifest.byName("one").ID); bytes != 4<<20 || !counted || err != nil {
+		t.Errorf("%d bytes, %v, %v", bytes, counted, err)
+	}
+	st, err := d.Status()
+	must(t, err)
+	if own := st.Layers[0].OwnBytes; own != 4<<20 {
+		t.Errorf("%d bytes of its own", own)
 	}
 }
