@@ -64,8 +64,8 @@ func TestDiffStream(t *testing.T) {
 		if n, err := f.Read(make([]byte, 10)); n != 0 || err != io.EOF {
 			t.Errorf("behind the end: %d, %v", n, err)
 		}
-		if d.diffs != 0 {
-			t.Errorf("%d views are open after the end", d.diffs)
+		if n := d.openDiffs(); n != 0 {
+			t.Errorf("%d views are open after the end", n)
 		}
 	}
 	// By the shell alone.

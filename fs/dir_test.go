@@ -202,12 +202,17 @@ func TestLayers(t *testing.T) {
 	if got, want := runHelper(t, "mmap", path), fmt.Sprintf("%x\n", sha256.Sum256(want)); got != want {
 		t.Errorf("mapped: %s, want %s", got, want)
 	}
-	reads := d.count("View.ReadAt")
-	if _, err := os.ReadFile(path); err != nil {
-		t.Fatal(err)
+	// The host may take pages back at any time, but not each time.
+	more := 1
+	for try := 0; try < 10 && more > 0; try++ {
+		reads := d.count("View.ReadAt")
+		if _, err := os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+		more = d.count("View.ReadAt") - reads
 	}
-	if n := d.count("View.ReadAt"); n != reads {
-		t.Errorf("another open read %d times more; its pages should have been kept", n-reads)
+	if more > 0 {
+		t.Errorf("another open read %d times more; its pages should have been kept", more)
 	}
 	direct := open(t, path, os.O_RDONLY|unix.O_DIRECT)
 	buf := aligned(make([]byte, 4096))

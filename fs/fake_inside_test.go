@@ -94,3 +94,10 @@ func (x *fakeDiff) Close() {
 	defer x.d.mu.Unlock()
 	x.d.diffs--
 }
+
+// openDiffs is how many comparisons are open.
+func (d *fakeDisk) openDiffs() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.diffs
+}
