@@ -61,11 +61,15 @@ stanza() {
 	copyright=$(grep -ih '^ *copyright .*[0-9][0-9][0-9][0-9]' "$license" | sed 's/^ *//; 2,$s/^/ /')
 	printf '\nFiles: usr/bin/varve\nComment: %s %s, linked into it\n' "$1" "$2"
 	printf 'Copyright: %s\n' "${copyright:-the authors of $1}"
-	if grep -q 'Apache License' "$license"; then
+	if sed '/./q' "$license" | grep -q 'Apache License'; then
 		echo 'License: Apache-2.0'
 	else
 		printf 'License: %s\n' "that of $1"
-		sed 's/\r$//; s/[[:space:]]*$//; s/^$/./; s/^/ /' "$license"
+		# Parts of some modules are under it as well; Debian has its text already.
+		awk '/^ *Apache License *$/ { skip = 1; print "Apache License 2.0, see /usr/share/common-licenses/Apache-2.0" }
+			!skip { print }
+			skip && /limitations under the License/ { skip = 0 }' "$license" |
+			sed 's/\r$//; s/[[:space:]]*$//; s/^$/./; s/^/ /'
 	fi
 	if [ -e "$3/NOTICE" ]; then
 		echo "Comment: its NOTICE file says:"
@@ -87,6 +91,7 @@ stanza() {
 	echo " -- $DEB_MAINTAINER  $(date -R -d "@$SOURCE_DATE_EPOCH")"
 } >"$doc/changelog"
 gzip -9n "$doc/changelog"
+install -D -m 644 packaging/deb/lintian-overrides "$root/usr/share/lintian/overrides/varve"
 find "$root/usr/share/man" -type f -exec gzip -9n {} +
 find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 

@@ -24,6 +24,11 @@ import (
 //go:embed varve.5
 var filesPage string
 
+// helperPage is mount.fuse.varve(8) but for its first line.
+//
+//go:embed mount.fuse.varve.8
+var helperPage string
+
 const controlFilesMark = ".\\\" CONTROL FILES\n"
 
 // newManCommand makes the manual pages. It is hidden: packages are made with it.
@@ -32,7 +37,8 @@ func newManCommand() *cobra.Command {
 		Use:   "man DIR",
 		Short: "Write the manual pages",
 		Long: `Writes the manual pages into DIR: varve(1), one for each command in section 1,
-and varve(5), the files of a mount and of a disk directory.
+varve(5), the files of a mount and of a disk directory, and in section 8 those of
+the helpers for mount(8) and umount(8).
 
 The date of the pages is SOURCE_DATE_EPOCH, or that of the commit.`,
 		Example: `  varve man /usr/local/share/man           # man1/varve-mount.1 and so on`,
@@ -46,7 +52,7 @@ The date of the pages is SOURCE_DATE_EPOCH, or that of the commit.`,
 	}
 }
 
-// writeManual writes all pages below dir, in man1 and man5.
+// writeManual writes all pages below dir, in man1, man5 and man8.
 func writeManual(root *cobra.Command, dir string) error {
 	info, _ := debug.ReadBuildInfo()
 	date, err := buildDate(info)
@@ -55,7 +61,7 @@ func writeManual(root *cobra.Command, dir string) error {
 	}
 	number, _, _ := strings.Cut(strings.TrimPrefix(versionLine(version, info), "varve "), " (commit")
 	page := manpage.Page{Version: "varve " + number, Date: date}
-	for _, section := range []string{"man1", "man5"} {
+	for _, section := range []string{"man1", "man5", "man8"} {
 		if err := os.MkdirAll(filepath.Join(dir, section), 0o755); err != nil {
 			return err
 		}
@@ -73,14 +79,24 @@ func writeManual(root *cobra.Command, dir string) error {
 			return err
 		}
 	}
-	return writePage(filepath.Join(dir, "man5", "varve.5"), func(w io.Writer) error {
-		before, after, found := strings.Cut(filesPage, controlFilesMark)
-		if !found {
-			return errors.New("varve(5) has no place for the control files")
+	before, after, found := strings.Cut(filesPage, controlFilesMark)
+	if !found {
+		return errors.New("varve(5) has no place for the control files")
+	}
+	for path, text := range map[string]string{
+		"man5/varve.5":                page.Title("varve", 5) + before + controlFiles() + after,
+		"man8/" + mountHelper + ".8":  page.Title(mountHelper, 8) + helperPage,
+		"man8/" + umountHelper + ".8": page.Title(umountHelper, 8) + helperPage,
+	} {
+		err := writePage(filepath.Join(dir, path), func(w io.Writer) error {
+			_, err := io.WriteString(w, text)
+			return err
+		})
+		if err != nil {
+			return err
 		}
-		_, err := io.WriteString(w, page.Title("varve", 5)+before+controlFiles()+after)
-		return err
-	})
+	}
+	return nil
 }
 
 // exitStatus are the exit codes that a command can end with.

@@ -47,7 +47,9 @@ func lastLine(text string) string {
 func TestPackageIsInOrder(t *testing.T) {
 	checkout := checkoutCopy(t)
 	deb := makeDeb(t, checkout, "1.0.0")
-	if said := harness.Shell(t, fmt.Sprintf("lintian --allow-root --display-info --pedantic --fail-on none '%s' 2>&1", deb)); said != "" {
+	// Where Go puts its strings one behind the other, words come out that no text has.
+	const lintian = "lintian --allow-root --display-info --pedantic --suppress-tags spelling-error-in-binary --fail-on none"
+	if said := harness.Shell(t, fmt.Sprintf("%s '%s' 2>&1", lintian, deb)); said != "" {
 		t.Errorf("lintian:\n%s", said)
 	}
 	first := harness.Digest(t, deb)

@@ -73,7 +73,7 @@ func (p Page) Title(name string, section int) string {
 	if !p.Date.IsZero() {
 		date = p.Date.UTC().Format("2006-01-02")
 	}
-	manual := map[int]string{1: "User Commands", 5: "File Formats"}[section]
+	manual := map[int]string{1: "User Commands", 5: "File Formats", 8: "System Administration"}[section]
 	return fmt.Sprintf(".TH %s %d %q %q %q\n", Escape(strings.ToUpper(name)), section, date, p.Version, manual)
 }
 
