@@ -37,8 +37,8 @@ func newManCommand() *cobra.Command {
 		Use:   "man DIR",
 		Short: "Write the manual pages",
 		Long: `Writes the manual pages into DIR: varve(1), one for each command in section 1,
-varve(5), the files of a mount and of a disk directory, and in section 8 those of
-the helpers for mount(8) and umount(8).
+varve(5), the files of a mount and of a disk directory, and in section 8 those
+of the helpers for mount(8) and umount(8).
 
 The date of the pages is SOURCE_DATE_EPOCH, or that of the commit.`,
 		Example: `  varve man /usr/local/share/man           # man1/varve-mount.1 and so on`,

@@ -32,7 +32,7 @@ the disk directory: then the files can be copied, or opened by other programs.
 A mount that somebody uses is not unmounted; the error says who has what open.
 With --wait it is unmounted as soon as they are done: a VM is shut down first.
 
-umount(8) does the same where umount.fuse.varve is installed.`,
+umount(8) does the same of a mount with the option uhelper=fuse.varve.`,
 		Example: `  varve umount /mnt/vm1
   varve umount vm1.varve --timeout 30s
   varve umount /mnt/vm1 --wait             # until the VM is off`,
