@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -21,15 +22,17 @@ const maxAdopted = 2000
 // foreignImage is an image of the user's own, open and locked, on its way into
 // a chain.
 type foreignImage struct {
-	path, format string // as they go into chain.json
+	path, format string    // as they go into chain.json
+	name         string    // of the layer; "" for one after its file
+	frozen       time.Time // zero: when the file was last written
 	image        *overlay.Image
 	info         overlay.Info
 }
 
 // adoptImages opens an image and all its backing files, top first. It follows
-// only backing names that a header gives together with a format. Every error
-// names the file. The caller closes what it gets; on an error nothing is open.
-func adoptImages(fs overlay.FS, path, format string) (images []*foreignImage, err error) {
+// only backing names that a header gives together with a format. Layers of a varve
+// disk are refused unless layersToo is set. Every error names the file. The caller closes what it gets; on an error nothing is open.
+func adoptImages(fs overlay.FS, path, format string, layersToo bool) (images []*foreignImage, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, closeImages(images))
@@ -48,7 +51,7 @@ func adoptImages(fs overlay.FS, path, format string) (images []*foreignImage, er
 		if len(images) == maxAdopted {
 			return images, invalidf("%s has more than %d backing files", images[0].path, maxAdopted)
 		}
-		next, err := openForeign(fs, path, format, namedBy)
+		next, err := openForeign(fs, path, format, namedBy, layersToo)
 		if err != nil {
 			return images, err
 		}
@@ -148,14 +151,14 @@ func checkFile(fs overlay.FS, path string) error {
 
 // openForeign opens and locks one image. namedBy is the image whose header
 // names it, "" for the one that the user named.
-func openForeign(fs overlay.FS, path, format, namedBy string) (*foreignImage, error) {
+func openForeign(fs overlay.FS, path, format, namedBy string, layersToo bool) (*foreignImage, error) {
 	if err := checkFile(fs, path); err != nil {
 		if namedBy != "" && errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("the backing file of %s is missing: %w", namedBy, err)
 		}
 		return nil, err
 	}
-	if err := refuseVarve(fs, path); err != nil {
+	if err := refuseVarve(fs, path, layersToo); err != nil {
 		return nil, err
 	}
 	image, err := overlay.OpenImage(fs, path, format, overlay.LockFrozen)
@@ -237,7 +240,7 @@ func isHost(fs overlay.FS) bool { return fs == overlay.HostFS() }
 // refuseVarve refuses a file that varve itself writes or shows: a layer of a
 // disk changes under the new disk, and a file in a mount would make one varve
 // wait for another.
-func refuseVarve(fs overlay.FS, path string) error {
+func refuseVarve(fs overlay.FS, path string, layersToo bool) error {
 	if !isHost(fs) {
 		return nil
 	}
@@ -245,7 +248,7 @@ func refuseVarve(fs overlay.FS, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseMounted(resolved); err != nil {
+	if err := refuseMounted(resolved); err != nil || layersToo {
 		return err
 	}
 	info, err := fs.Stat(resolved)
@@ -268,7 +271,7 @@ func refuseVarve(fs overlay.FS, path string) error {
 			}
 			own, err := fs.Stat(l.path(dir))
 			if err == nil && own.Device == info.Device && own.Inode == info.Inode {
-				return invalidf("%s is %s of the varve disk %s; mount that disk instead", path, l.label(), dir)
+				return invalidf("%s is %s of the varve disk %s; mount that disk instead, or make another one on its snapshots with \"varve clone\"", path, l.label(), dir)
 			}
 		}
 	}

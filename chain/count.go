@@ -60,22 +60,26 @@ func (c *count) forget() {
 }
 
 // liveCount remembers of each region of the leaf's view what the leaf maps there,
-// and how many bytes more of it are data than of the view below, so that a look
-// counts only where something changed since the last one.
+// how many bytes more of it are data than of the view below, and how many bytes of
+// data of the layer below it hides, so that a look counts only where something
+// changed since the last one.
 type liveCount struct {
 	mu     sync.Mutex
 	layer  *layer // nil: not counted yet
 	parent *node
 	more   []int32 // a region has 16 MiB
 	own    []int32
+	hides  []int32
 	view   int64 // sum of more
 	mapped int64 // sum of own
+	hidden int64 // sum of hides
 }
 
-func (c *liveCount) put(i int, more, own int32) {
+func (c *liveCount) put(i int, more, own, hides int32) {
 	c.view += int64(more) - int64(c.more[i])
 	c.mapped += int64(own) - int64(c.own[i])
-	c.more[i], c.own[i] = more, own
+	c.hidden += int64(hides) - int64(c.hides[i])
+	c.more[i], c.own[i], c.hides[i] = more, own, hides
 }
 
 // frozen says that the node's layer is not being written.
@@ -116,24 +120,27 @@ func (d *Disk) viewCount(n *node, until time.Time) (bytes int64, ok bool, err er
 }
 
 // frozenCount is what is known of the leaf, for the moment in which it is frozen.
-func (d *Disk) frozenCount(n *node) (own, view int64, ok bool) {
+func (d *Disk) frozenCount(n *node) (counts storedCounts, ok bool) {
 	l, parent := n.layer(), n.parent()
 	if parent != nil {
-		if view, ok = parent.view.get(parent.layer()); !ok {
-			return 0, 0, false
+		if counts.View, ok = parent.view.get(parent.layer()); !ok {
+			return counts, false
 		}
 	}
 	n.live.mu.Lock()
 	defer n.live.mu.Unlock()
 	done, err := d.recountLive(n, l, parent, time.Now().Add(recountBudget))
-	return n.live.mapped, view + n.live.view, done && err == nil
+	counts.Own, counts.Hides = n.live.mapped, n.live.hidden
+	counts.View += n.live.view
+	return counts, done && err == nil
 }
 
 // forget has everything counted again.
 func (c *liveCount) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.layer, c.parent, c.more, c.own, c.view, c.mapped = nil, nil, nil, nil, 0, 0
+	c.layer, c.parent, c.more, c.own, c.hides = nil, nil, nil, nil, nil
+	c.view, c.mapped, c.hidden = 0, 0, 0
 }
 
 func (c *liveCount) of(l *layer, parent *node) bool { return c.layer == l && c.parent == parent }
@@ -151,6 +158,7 @@ func (d *Disk) recountLive(n *node, l *layer, parent *node, until time.Time) (do
 	if grown := regions - len(c.more); grown > 0 {
 		c.more = append(c.more, make([]int32, grown)...)
 		c.own = append(c.own, make([]int32, grown)...)
+		c.hides = append(c.hides, make([]int32, grown)...)
 	}
 	for i := range c.more {
 		// Asked before it is counted: a change while it is makes the next look
@@ -186,7 +194,11 @@ func (d *Disk) recountRegion(c *liveCount, n *node, l *layer, i int, size int64)
 		}
 		more -= less
 	}
-	c.put(i, int32(more), int32(own))
+	hides, err := d.hiddenIn(n, int64(i)<<regionBits)
+	if err != nil {
+		return err
+	}
+	c.put(i, int32(more), int32(own), int32(hides))
 	return nil
 }
 

@@ -185,13 +185,15 @@ type passLayer struct {
 	raw     bool             // a raw image
 	view    uint64           // node.view.forgotten before the pass
 	ownOf   uint64           // node.own.forgotten before the pass
+	hidesOf uint64           // node.hides.forgotten before the pass
 
 	touched uint64
 	extents []overlay.Extent
 	more    int64 // than the view below, so far
 	own     int64
+	hides   int64 // of the layer below, see node.hides
 	// Of the leaf, for each region.
-	mores, owns []int32
+	mores, owns, hidden []int32
 }
 
 // countPath counts the views of a node and all below it that are not known, in one
@@ -237,7 +239,7 @@ func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
 			continue
 		}
 		p := passLayer{node: n, link: link, layer: link.layer, over: link.layer.over(),
-			view: n.view.forgotten.Load(), ownOf: n.own.forgotten.Load()}
+			view: n.view.forgotten.Load(), ownOf: n.own.forgotten.Load(), hidesOf: n.hides.forgotten.Load()}
 		p.live = p.over != nil && n == d.leaf.Load()
 		p.raw = p.over == nil && link.layer.header() == nil
 		if p.live {
@@ -245,11 +247,13 @@ func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
 			p.unknown = !n.live.of(link.layer, link.parent)
 			n.live.mu.Unlock()
 			regions := (n.size() + regionSize - 1) >> regionBits
-			p.mores, p.owns = make([]int32, regions), make([]int32, regions)
+			p.mores, p.owns, p.hidden = make([]int32, regions), make([]int32, regions), make([]int32, regions)
 		} else {
 			_, view := n.view.get(link.layer)
 			_, own := n.own.get(link.layer)
-			p.unknown = !view || !own && p.over == nil
+			_, hides := n.hides.get(link.layer)
+			hides = hides || link.parent == nil || !link.parent.frozen()
+			p.unknown = !view || (!own || !hides) && p.over == nil
 		}
 		need = need || p.unknown
 		path = append(path, p)
@@ -345,8 +349,13 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 		if p.unknown && p.touched>>r&1 != 0 {
 			p.more += here - below
 			p.own += own
+			hides := int64(0)
+			if i > 0 {
+				hides = hiddenBytes(path[i-1].extents, p.extents)
+			}
+			p.hides += hides
 			if index := int(at >> regionBits); p.live && index < len(p.mores) {
-				p.mores[index], p.owns[index] = int32(here-below), int32(own)
+				p.mores[index], p.owns[index], p.hidden[index] = int32(here-below), int32(own), int32(hides)
 			}
 		}
 		below = here
@@ -383,8 +392,8 @@ func (d *Disk) keepCounts(path []passLayer) {
 		case p.live:
 			if c := &p.node.live; p.unknown {
 				c.mu.Lock()
-				c.layer, c.parent, c.more, c.own = p.layer, p.link.parent, p.mores, p.owns
-				c.view, c.mapped = p.more, p.own
+				c.layer, c.parent, c.more, c.own, c.hides = p.layer, p.link.parent, p.mores, p.owns, p.hidden
+				c.view, c.mapped, c.hidden = p.more, p.own, p.hides
 				c.mu.Unlock()
 			}
 			return // it is the last one
@@ -395,6 +404,9 @@ func (d *Disk) keepCounts(path []passLayer) {
 			}
 			if p.over == nil {
 				p.node.own.set(p.layer, p.ownOf, p.own)
+				if i == 0 || path[i-1].over == nil {
+					p.node.hides.set(p.layer, p.hidesOf, p.hides)
+				}
 			}
 		}
 		below = view

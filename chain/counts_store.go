@@ -14,7 +14,10 @@ import (
 type storedCounts struct {
 	Own  int64 // bytes that the layer maps
 	View int64 // bytes of its view that are data
-	Of   string
+	// Hides is how many bytes of data of the layer directly below it hides; negative
+	// where it was not counted.
+	Hides int64
+	Of    string
 }
 
 func (s *storedCounts) own() *int64 {
@@ -31,6 +34,13 @@ func (s *storedCounts) view() *int64 {
 	return &s.View
 }
 
+func (s *storedCounts) hides() *int64 {
+	if s == nil || s.Hides < 0 {
+		return nil
+	}
+	return &s.Hides
+}
+
 func (s *storedCounts) of() *string {
 	if s == nil {
 		return nil
@@ -38,12 +48,17 @@ func (s *storedCounts) of() *string {
 	return &s.Of
 }
 
-// countsFrom makes them of what chain.json says; nil for less than all.
-func countsFrom(own, view *int64, of *string) *storedCounts {
+// countsFrom makes them of what chain.json says; nil for less than all, but an older
+// varve did not count what a layer hides.
+func countsFrom(own, view, hides *int64, of *string) *storedCounts {
 	if own == nil || view == nil || of == nil || *own < 0 || *view < 0 || *of == "" {
 		return nil
 	}
-	return &storedCounts{*own, *view, *of}
+	s := &storedCounts{Own: *own, View: *view, Hides: -1, Of: *of}
+	if hides != nil && *hides >= 0 {
+		s.Hides = *hides
+	}
+	return s
 }
 
 // countedIn gives the digests of all chains of m, by layer id; none for the leaf and
@@ -92,6 +107,9 @@ func (d *Disk) believeCounts() {
 		if s, n := l.Counts, d.nodes[l.ID]; s != nil && s.Of == in[l.ID] && n.frozen() {
 			n.own.set(n.layer(), n.own.forgotten.Load(), s.Own)
 			n.view.set(n.layer(), n.view.forgotten.Load(), s.View)
+			if s.Hides >= 0 {
+				n.hides.set(n.layer(), n.hides.forgotten.Load(), s.Hides)
+			}
 		}
 	}
 }
@@ -107,14 +125,18 @@ func (d *Disk) noteCounts(m *manifest) {
 		if l.Counts != nil && (of == "" || l.Counts.Of != of) {
 			l.Counts = nil
 		}
-		if of == "" || l.Counts != nil || before[l.ID] != of {
+		if of == "" || l.Counts != nil && l.Counts.Hides >= 0 || before[l.ID] != of {
 			continue
 		}
 		if n := d.nodes[l.ID]; n != nil && n.frozen() {
 			own, ownKnown := n.own.get(n.layer())
 			view, viewKnown := n.view.get(n.layer())
-			if ownKnown && viewKnown {
-				l.Counts = &storedCounts{own, view, of}
+			hides, hidesKnown := n.hides.get(n.layer())
+			if !hidesKnown {
+				hides = -1
+			}
+			if ownKnown && viewKnown && (l.Counts == nil || hidesKnown) {
+				l.Counts = &storedCounts{Own: own, View: view, Hides: hides, Of: of}
 			}
 		}
 	}

@@ -43,6 +43,7 @@ func checkCounts(t *testing.T, d *Disk, when string) {
 			t.Errorf("%s: of the view of %s %d bytes are data, not %d (counted %v, %v)", when, l.ID, view[l.ID], got, counted, err)
 		}
 	}
+	checkFrees(t, d, st, when)
 }
 
 // storedIn says how many layers of a chain.json have counts that are believed.

@@ -159,7 +159,7 @@ func (c *crashJudge) readByHeaders(state *powercut.Host, ws worlds) error {
 	}
 	views := map[string]powercut.Reader{}
 	for _, l := range m.Layers {
-		if l.ID != m.Leaf && (l.Name == "" || l.Name == baseName) {
+		if l.ID != m.Leaf && l.ID != m.SetAside && (l.Name == "" || l.Name == baseName) {
 			continue
 		}
 		chain, err := openHeaderChain(state, l.path(c.dir), l.Format, 0)
@@ -167,7 +167,7 @@ func (c *crashJudge) readByHeaders(state *powercut.Host, ws worlds) error {
 			return fmt.Errorf("by its header, %s: %w", l.label(), err)
 		}
 		defer chain.close()
-		views[l.Name] = chain.ReadAt
+		views[viewName(m, l)] = chain.ReadAt
 	}
 	var last error
 	for _, w := range ws {
@@ -176,6 +176,14 @@ func (c *crashJudge) readByHeaders(state *powercut.Host, ws worlds) error {
 		}
 	}
 	return fmt.Errorf("by the headers alone: %w", last)
+}
+
+// viewName is what a world calls a layer's view.
+func viewName(m *manifest, l *layerRecord) string {
+	if l.ID == m.SetAside {
+		return asideView
+	}
+	return l.Name
 }
 
 // judgeWithQemu has qemu-img check each image and read each view, as a power
@@ -206,8 +214,8 @@ func (c *crashJudge) judgeWithQemu(state *powercut.Host, ws worlds) error {
 		switch {
 		case l.ID == m.Leaf:
 			views[""] = path
-		case l.Name != "":
-			views[l.Name] = path
+		case l.Name != "" || l.ID == m.SetAside:
+			views[viewName(m, l)] = path
 		}
 	}
 	var failed error

@@ -119,23 +119,35 @@ func Create(dir string, o CreateOptions) (Created, error) {
 }
 
 func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
-	if _, err := fs.Stat(dir); err == nil {
-		return Created{}, fmt.Errorf("%s %w", dir, ErrExist)
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return Created{}, err
-	}
-	if _, err := fs.Stat(filepath.Dir(dir)); err != nil {
+	if err := checkFree(fs, dir); err != nil {
 		return Created{}, err
 	}
 	var images []*foreignImage
 	if o.Base != "" {
 		var err error
-		if images, err = adoptImages(fs, o.Base, o.Format); err != nil {
+		if images, err = adoptImages(fs, o.Base, o.Format, false); err != nil {
 			return Created{}, err
 		}
 		// They were only read: a failing close loses nothing.
 		defer func() { _ = closeImages(images) }()
 	}
+	return createOn(fs, dir, images, o)
+}
+
+// checkFree says whether a disk directory can be made at a path.
+func checkFree(fs overlay.FS, dir string) error {
+	if _, err := fs.Stat(dir); err == nil {
+		return fmt.Errorf("%s %w", dir, ErrExist)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	_, err := fs.Stat(filepath.Dir(dir))
+	return err
+}
+
+// createOn makes a disk directory on images that are open and locked, top first; on
+// none a blank disk.
+func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions) (Created, error) {
 	plan, err := planDisk(images, o)
 	if err != nil {
 		return Created{}, err
@@ -192,6 +204,9 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 		if taken.ModTime != 0 {
 			frozen = image.info.ModTime.UTC()
 		}
+		if !image.frozen.IsZero() {
+			frozen = image.frozen
+		}
 		l := &layerRecord{
 			ID: layerID(m.newNumber()), Name: baseName, Parent: top, Format: image.format,
 			File: image.path, Foreign: true, Created: frozen, Frozen: frozen,
@@ -200,7 +215,7 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 		if top == "" {
 			m.Base = l.ID
 		} else {
-			l.Name = layerNameFor(image.path, names)
+			l.Name = image.layerName(names)
 		}
 		names[l.Name] = true
 		m.add(l)
@@ -238,6 +253,15 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 		ID: m.Leaf, Parent: top, Format: formatQcow2, File: layerFile(number), Created: now,
 	})
 	return plan, nil
+}
+
+// layerName is what the layer of an image is called in a disk that has taken some
+// names already.
+func (i *foreignImage) layerName(taken map[string]bool) string {
+	if i.name != "" && !taken[i.name] {
+		return i.name
+	}
+	return layerNameFor(i.path, taken)
 }
 
 // write fills an empty disk directory. chain.json comes last, after all that it

@@ -1,39 +1,47 @@
 package chain
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"time"
+)
 
-// Delete removes a snapshot's name and queues the merge of its layer into what
-// stands on it. It returns the job's id, or "" when nothing was left to do,
-// once that is durable. A layer on which several others stand stays, unnamed,
-// until one is left; so does a foreign one under a foreign one, which is never
-// written. ErrBusy during a job and while the layer's file is open.
-func (d *Disk) Delete(name string) (string, error) {
+// Delete removes the names of snapshots and queues the merges of their layers into
+// what stands on them. It returns the id of the first job, or "" when nothing was
+// left to do, once that is durable; each job begins the next one. All names go or
+// none. A layer on which several others stand stays, unnamed, until one is left; so
+// does a foreign one under a foreign one, which is never written, and one that a
+// clone reads. ErrBusy during a job, while a layer's file is open, and for a held
+// snapshot; ENOSPC where the host has not the room that the merges need.
+func (d *Disk) Delete(names ...string) (string, error) {
 	if err := d.begin(); err != nil {
 		return "", err
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	rec, err := findSnapshot(m, name)
+	recs, err := deletable(m, names)
 	if err != nil {
 		return "", err
-	}
-	if rec.ID == m.Base {
-		return "", fmt.Errorf("%w: the base cannot be deleted", ErrInvalid)
 	}
 	if err := d.jobBusy(); err != nil {
 		return "", err
 	}
-	who := d.handles.block(rec.ID)
-	defer d.handles.unblock(rec.ID)
-	if len(who) > 0 {
-		return "", fmt.Errorf("%w: layers/%s.raw is open (%s)", ErrBusy, name, describe(who))
+	for _, rec := range recs {
+		who := d.handles.block(rec.ID)
+		defer d.handles.unblock(rec.ID)
+		if len(who) > 0 {
+			return "", fmt.Errorf("%w: layers/%s.raw is open (%s)", ErrBusy, rec.Name, describe(who))
+		}
 	}
-	rec.Name = ""
+	for _, rec := range recs {
+		rec.Name = ""
+	}
 	gone := removeDead(m)
 	id := ""
-	if m.layer(rec.ID) != nil && canMerge(m, rec) {
-		id = recordJob(m, jobDelete, rec.ID)
-	} else if queueMerge(m, nil) {
+	if d.queueMerge(m, nil, recs...) {
+		if err := d.roomFor(d.mergeBound(m), opDelete, names...); err != nil {
+			return "", err
+		}
 		id = m.Job.ID
 	}
 	if err := d.commit(m); err != nil {
@@ -45,6 +53,33 @@ func (d *Disk) Delete(name string) (string, error) {
 	}
 	d.changed(Change{Layers: true})
 	return id, nil
+}
+
+// deletable finds the snapshots with some names, and refuses what cannot go.
+func deletable(m *manifest, names []string) ([]*layerRecord, error) {
+	var recs []*layerRecord
+	for _, name := range names {
+		rec, err := findSnapshot(m, name)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case rec.ID == m.Base:
+			return nil, fmt.Errorf("%w: the base cannot be deleted", ErrInvalid)
+		case rec.Held:
+			return nil, fmt.Errorf("%w: snapshot %s is held; release it first", ErrBusy, name)
+		}
+		for _, c := range m.Clones {
+			if c.Layer == rec.ID {
+				return nil, fmt.Errorf("%w: the disk %s was cloned from snapshot %s and reads its files; if that disk is gone, release the snapshot", ErrBusy, c.Disk, name)
+			}
+		}
+		if slices.Contains(recs, rec) {
+			return nil, fmt.Errorf("%w: %s is named twice", ErrInvalid, name)
+		}
+		recs = append(recs, rec)
+	}
+	return recs, nil
 }
 
 // DeleteUnnamed goes on with merging unnamed layers on which one other stands:
@@ -59,7 +94,7 @@ func (d *Disk) DeleteUnnamed() (string, error) {
 		return "", err
 	}
 	m := d.edit()
-	if !queueMerge(m, nil) {
+	if !d.queueMerge(m, nil) {
 		return "", nil
 	}
 	if err := d.commit(m); err != nil {
@@ -77,7 +112,7 @@ func canMerge(m *manifest, l *layerRecord) bool {
 		return false
 	}
 	children := m.children(l.ID)
-	return len(children) == 1 && !children[0].Foreign
+	return len(children) == 1 && !children[0].Foreign && !m.pinned()[l.ID]
 }
 
 // mergeable lists the layers that can be merged.
@@ -92,18 +127,76 @@ func mergeable(m *manifest) map[string]bool {
 }
 
 // queueMerge records a merge in m for a layer that can be merged and is not in
-// known; false when there is none, or a job is recorded already.
-func queueMerge(m *manifest, known map[string]bool) bool {
+// known, those of first before others; false when there is none, or a job is
+// recorded already. Of several that stand on each other it is the one that
+// mergeFirst says.
+func (d *Disk) queueMerge(m *manifest, known map[string]bool, first ...*layerRecord) bool {
+	return queueMerge(m, known, d.mergeCost, first...)
+}
+
+func queueMerge(m *manifest, known map[string]bool, cost mergeCost, first ...*layerRecord) bool {
 	if m.Job != nil {
 		return false
 	}
-	for _, l := range m.Layers {
-		if canMerge(m, l) && !known[l.ID] {
-			recordJob(m, jobDelete, l.ID)
+	for _, l := range append(first, m.Layers...) {
+		if m.layer(l.ID) == l && canMerge(m, l) && !known[l.ID] {
+			recordJob(m, jobDelete, mergeFirst(m, l, known, cost).ID)
 			return true
 		}
 	}
 	return false
+}
+
+// mergeCost says of a layer how many bytes it maps, and whether a merge can write it.
+type mergeCost func(l *layerRecord) (own int64, writable bool)
+
+func (d *Disk) mergeCost(l *layerRecord) (own int64, writable bool) {
+	n := d.nodes[l.ID]
+	if n == nil || n.layer() == nil {
+		return 0, false
+	}
+	if own, known, err := d.ownCount(n, time.Time{}); err == nil && known {
+		return own, !l.Foreign && plain(n.layer()) == nil
+	}
+	return d.fileCost(l, n.layer())
+}
+
+// fileCost is mergeCost for a layer that has, or will have, another file.
+func (d *Disk) fileCost(l *layerRecord, file *layer) (own int64, writable bool) {
+	own, err := file.ownBytes()
+	if err != nil {
+		d.log.Warn("a layer cannot be counted; merges may copy more than they must", "layer", l.label(), "error", err)
+	}
+	return own, !l.Foreign && plain(file) == nil
+}
+
+// mergeFirst is where to begin with a run of layers that can be merged, of which l
+// is one. All of them end in one file: that of the layer which holds the most, into
+// which those above it move down, one after the other, and then those below it up.
+// Each byte is copied once at most. (From the bottom up, layer by layer, those of the
+// lowest would be copied again with each merge.)
+func mergeFirst(m *manifest, l *layerRecord, known map[string]bool, cost mergeCost) *layerRecord {
+	inRun := func(l *layerRecord) bool { return l != nil && canMerge(m, l) && !known[l.ID] }
+	top := l
+	for above := m.children(top.ID)[0]; inRun(above); above = m.children(top.ID)[0] {
+		top = above
+	}
+	if top == l && !inRun(m.layer(l.Parent)) {
+		return l // nothing to choose
+	}
+	most, first := int64(0), top
+	for at := top; inRun(at); at = m.layer(at.Parent) {
+		if own, writable := cost(at); writable && own > most {
+			most, first = own, at
+		}
+	}
+	// What stands on the run takes all of it when it holds more; the leaf also when
+	// moving it would not be worth what that costs its writers (chooseDirection).
+	into := m.children(top.ID)[0]
+	if own, _ := cost(into); own >= most || into.ID == m.Leaf && own >= most/2 {
+		return top
+	}
+	return first
 }
 
 // Flatten copies into a snapshot, or into the leaf (name "leaf"), all that it
@@ -123,17 +216,17 @@ func (d *Disk) Flatten(name string) (string, error) {
 			return "", err
 		}
 	}
-	switch {
-	case rec.ID == m.Base:
-		return "", fmt.Errorf("%w: the base has nothing below it", ErrInvalid)
-	case rec.Foreign:
-		return "", fmt.Errorf("%w: %s is a foreign file (%s), which varve never writes", ErrInvalid, name, rec.File)
+	if err := flattenable(m, rec, name); err != nil {
+		return "", err
 	}
 	if err := d.jobBusy(); err != nil {
 		return "", err
 	}
 	if rec.Parent == "" {
 		return "", nil
+	}
+	if err := d.roomFor(d.Size(), opFlatten, name); err != nil {
+		return "", err
 	}
 	id := recordJob(m, jobFlatten, rec.ID)
 	if err := d.commit(m); err != nil {
@@ -142,4 +235,29 @@ func (d *Disk) Flatten(name string) (string, error) {
 	d.install(m, nil)
 	d.startJob(m.Job)
 	return id, nil
+}
+
+// flattenable says why a layer cannot be flattened, nil when it can.
+func flattenable(m *manifest, rec *layerRecord, name string) error {
+	switch {
+	case rec.ID == m.Base:
+		return fmt.Errorf("%w: the base has nothing below it", ErrInvalid)
+	case rec.Foreign:
+		return fmt.Errorf("%w: %s is a foreign file (%s), which varve never writes", ErrInvalid, name, rec.File)
+	case m.pinned()[rec.ID]:
+		return fmt.Errorf("%w: a disk was cloned from %s, or from a snapshot above it, and reads its file as it is", ErrBusy, name)
+	}
+	return nil
+}
+
+// mergeBound is what the merges of a manifest surely do not need more of on the host
+// at once: a window, unless the source is foreign, whose blocks are not given back.
+func (d *Disk) mergeBound(m *manifest) int64 {
+	bound := int64(copyWindow + regionSize)
+	for _, l := range m.Layers {
+		if l.Foreign && canMerge(m, l) {
+			bound += d.Size()
+		}
+	}
+	return bound
 }

@@ -106,6 +106,7 @@ type Disk struct {
 	closing bool // no job begins any more; guarded by jobMu
 
 	counter    counter
+	mapper     mapper
 	modified   atomic.Int64 // UnixNano of the last write
 	background *background
 
@@ -369,6 +370,7 @@ func (d *Disk) settleFile(file *layer, l *layerRecord) error {
 	l.Fingerprint, l.Writing = print, false
 	if n := d.nodes[l.ID]; n != nil {
 		n.own.forget()
+		d.forgetHidden(n)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ const handleWait = time.Second
 type Opener struct {
 	PID     int
 	Command string
+	Part    string // the file name where it is a partition only, such as p1.raw
 }
 
 // handle is an open of disk.raw (id "") or of a layer's view.
@@ -25,6 +26,18 @@ type handle struct {
 	id    string
 	who   Opener
 	write bool
+}
+
+// file is its path in the mount, with the name that its layer has now.
+func (h *handle) file(layer string) string {
+	path := "disk"
+	if h.id != "" {
+		path = "layers/" + layer
+	}
+	if h.who.Part != "" {
+		return path + ".d/" + h.who.Part
+	}
+	return path + ".raw"
 }
 
 // handleTable knows what is open now.
@@ -125,7 +138,11 @@ func (t *handleTable) unblock(id string) {
 func describe(who []Opener) string {
 	var parts []string
 	for _, w := range who {
-		parts = append(parts, strings.TrimSpace(fmt.Sprintf("pid %d %s", w.PID, w.Command)))
+		words := strings.TrimSpace(fmt.Sprintf("pid %d %s", w.PID, w.Command))
+		if w.Part != "" {
+			words += ": its partition " + w.Part
+		}
+		parts = append(parts, words)
 	}
 	return strings.Join(parts, ", ")
 }

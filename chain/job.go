@@ -52,6 +52,9 @@ func (j *job) status() JobStatus {
 	if o := j.outcome.Load(); o != nil {
 		s.State, s.Error = o.state, o.err
 	}
+	if s.State == jobRunning {
+		s.SecondsLeft = j.speed.left(s.DoneBytes, s.TotalBytes)
+	}
 	return s
 }
 
@@ -65,6 +68,15 @@ func (d *Disk) lastJob() *job {
 	d.jobMu.Lock()
 	defer d.jobMu.Unlock()
 	return d.job
+}
+
+// Job is the state of the job under way or the last one; ok is false for none.
+func (d *Disk) Job() (s JobStatus, ok bool) {
+	j := d.lastJob()
+	if j == nil {
+		return JobStatus{}, false
+	}
+	return j.status(), true
 }
 
 // jobBusy refuses what cannot go on beside a job.
@@ -228,10 +240,12 @@ func (d *Disk) restore(m *manifest, rec *layerRecord) error {
 // that this commit queued. Called with opMu held.
 func (d *Disk) finished(j *job, m *manifest) {
 	j.doneBytes.Store(j.totalBytes.Load())
-	j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobDone})
+	// In this order nobody who waits for all of a delete sees none under way between
+	// two merges.
 	if m.Job != nil {
 		d.startJob(m.Job)
 	}
+	j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobDone})
 }
 
 // Cancel stops the job with that id and returns when it has stopped;

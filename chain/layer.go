@@ -3,7 +3,6 @@ package chain
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"sync/atomic"
 
@@ -98,7 +97,7 @@ func (d *Disk) thaw(l *layer) (*overlay.Overlay, error) {
 	if o := l.over(); o != nil {
 		return o, nil
 	}
-	o, err := l.thaw(false, d.log)
+	o, err := l.thaw(overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log})
 	if err != nil {
 		return nil, err
 	}
@@ -108,14 +107,14 @@ func (d *Disk) thaw(l *layer) (*overlay.Overlay, error) {
 
 // thaw is Disk.thaw without the waiting. The layer's record is marked as being
 // written, durably, before (M16).
-func (l *layer) thaw(unclean bool, log *slog.Logger) (*overlay.Overlay, error) {
+func (l *layer) thaw(options overlay.OverlayOptions) (*overlay.Overlay, error) {
 	if o := l.over(); o != nil {
 		return o, nil
 	}
 	if err := l.file.Lock(overlay.LockWritable); err != nil {
 		return nil, err
 	}
-	o, err := overlay.NewOverlay(l.file, overlay.OverlayOptions{Unclean: unclean, Log: log})
+	o, err := overlay.NewOverlay(l.file, options)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s for writing: %w", l.path, err), l.file.Lock(overlay.LockFrozen))
 	}

@@ -41,8 +41,9 @@ type manifest struct {
 	Base      string    // id of the base; "" on a blank disk
 	Modified  time.Time // last write of disk.raw
 	Layers    []*layerRecord
-	Job       *jobRecord // nil for none
-	NextJob   int        // number of the next job
+	Job       *jobRecord     // nil for none
+	NextJob   int            // number of the next job
+	Clones    []*cloneRecord // never changed in place
 	// Removing are files of layers that are gone, as in layerRecord.File: they
 	// are unlinked after the commit that took the layers out, and by the next
 	// Open when a crash came between.
@@ -62,6 +63,7 @@ type layerRecord struct {
 	Created     time.Time
 	Frozen      time.Time     // zero for the leaf
 	Size        int64         // guest bytes; 0 for the leaf, whose header decides
+	Held        bool          // cannot be deleted until it is released
 	Writing     bool          // being written; not judged (M16)
 	Fingerprint *fingerprint  // of the leaf: as it was when it was last closed
 	Counts      *storedCounts // of a frozen layer; nil when not counted. Never changed in place
@@ -87,6 +89,16 @@ type jobRecord struct {
 	Layer     string // id of the layer that the job is about
 	Into      string // id of the layer that is written; "" where that is not known yet
 	Direction string // directionUp, directionDown or ""
+
+	extra extraFields
+}
+
+// cloneRecord is another disk that was made on a snapshot of this one and reads its
+// files, and those of all layers below it: none of them is written, moved or removed
+// while it stands (pinned).
+type cloneRecord struct {
+	Layer string // id of the snapshot's layer, one of our own
+	Disk  string // absolute path of the other disk directory
 
 	extra extraFields
 }
@@ -157,6 +169,7 @@ func (m *manifest) clone() *manifest {
 		job.extra = m.Job.extra.clone()
 		c.Job = &job
 	}
+	c.Clones = slices.Clone(m.Clones) // never changed in place
 	return &c
 }
 

@@ -26,6 +26,7 @@ type manifestFields struct {
 	Job       *jobRecord     `json:"job"`
 	NextJob   int            `json:"next_job"`
 	Removing  []string       `json:"removing"`
+	Clones    []*cloneRecord `json:"clones"`
 }
 
 type layerFields struct {
@@ -38,10 +39,12 @@ type layerFields struct {
 	Created     *time.Time   `json:"created"`
 	Frozen      *time.Time   `json:"frozen"`
 	Size        int64        `json:"size"`
+	Held        bool         `json:"held"`
 	Writing     bool         `json:"writing"`
 	Fingerprint *fingerprint `json:"fingerprint"`
 	OwnBytes    *int64       `json:"own_bytes"`
 	ViewBytes   *int64       `json:"view_bytes"`
+	HiddenBytes *int64       `json:"hidden_bytes"`
 	CountedOf   *string      `json:"counted_of"`
 }
 
@@ -51,6 +54,11 @@ type jobFields struct {
 	Layer     string `json:"layer"`
 	Into      string `json:"into"`
 	Direction string `json:"direction"`
+}
+
+type cloneFields struct {
+	Layer string `json:"layer"`
+	Disk  string `json:"disk"`
 }
 
 type fingerprintFields struct {
@@ -70,6 +78,7 @@ func (m *manifest) MarshalJSON() ([]byte, error) {
 		Version: m.Version, Next: m.Next, Leaf: m.Leaf, SetAside: orNull(m.SetAside),
 		BlankSize: m.BlankSize, Base: orNull(m.Base), Modified: timeOrNull(m.Modified),
 		Layers: layers, Job: m.Job, NextJob: m.NextJob, Removing: append([]string{}, m.Removing...),
+		Clones: append([]*cloneRecord{}, m.Clones...),
 	}, m.extra)
 }
 
@@ -86,10 +95,13 @@ func (m *manifest) UnmarshalJSON(data []byte) error {
 	if len(f.Removing) == 0 {
 		f.Removing = nil
 	}
+	if len(f.Clones) == 0 {
+		f.Clones = nil
+	}
 	*m = manifest{
 		Version: f.Version, Next: f.Next, Leaf: f.Leaf, SetAside: orEmpty(f.SetAside),
 		BlankSize: f.BlankSize, Base: orEmpty(f.Base), Modified: modified,
-		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, Removing: f.Removing, extra: extra,
+		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, Removing: f.Removing, Clones: f.Clones, extra: extra,
 	}
 	return nil
 }
@@ -98,8 +110,8 @@ func (l *layerRecord) MarshalJSON() ([]byte, error) {
 	return encodeObject(&layerFields{
 		ID: l.ID, Name: l.Name, Parent: orNull(l.Parent), Format: l.Format, File: l.File,
 		Foreign: l.Foreign, Created: timeOrNull(l.Created), Frozen: timeOrNull(l.Frozen),
-		Size: l.Size, Writing: l.Writing, Fingerprint: l.Fingerprint,
-		OwnBytes: l.Counts.own(), ViewBytes: l.Counts.view(), CountedOf: l.Counts.of(),
+		Size: l.Size, Held: l.Held, Writing: l.Writing, Fingerprint: l.Fingerprint,
+		OwnBytes: l.Counts.own(), ViewBytes: l.Counts.view(), HiddenBytes: l.Counts.hides(), CountedOf: l.Counts.of(),
 	}, l.extra)
 }
 
@@ -120,8 +132,8 @@ func (l *layerRecord) UnmarshalJSON(data []byte) error {
 	*l = layerRecord{
 		ID: f.ID, Name: f.Name, Parent: orEmpty(f.Parent), Format: f.Format, File: f.File,
 		Foreign: f.Foreign, Created: created, Frozen: frozen,
-		Size: f.Size, Writing: f.Writing, Fingerprint: f.Fingerprint,
-		Counts: countsFrom(f.OwnBytes, f.ViewBytes, f.CountedOf), extra: extra,
+		Size: f.Size, Held: f.Held, Writing: f.Writing, Fingerprint: f.Fingerprint,
+		Counts: countsFrom(f.OwnBytes, f.ViewBytes, f.HiddenBytes, f.CountedOf), extra: extra,
 	}
 	return nil
 }
@@ -141,6 +153,20 @@ func (j *jobRecord) UnmarshalJSON(data []byte) error {
 	*j = jobRecord{
 		ID: f.ID, Kind: f.Kind, Layer: f.Layer, Into: f.Into, Direction: f.Direction, extra: extra,
 	}
+	return nil
+}
+
+func (c *cloneRecord) MarshalJSON() ([]byte, error) {
+	return encodeObject(&cloneFields{Layer: c.Layer, Disk: c.Disk}, c.extra)
+}
+
+func (c *cloneRecord) UnmarshalJSON(data []byte) error {
+	var f cloneFields
+	extra, err := decodeObject(data, &f)
+	if err != nil {
+		return err
+	}
+	*c = cloneRecord{Layer: f.Layer, Disk: f.Disk, extra: extra}
 	return nil
 }
 

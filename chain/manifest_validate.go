@@ -57,6 +57,9 @@ func (m *manifest) fault() error {
 			return fmt.Errorf("the file %q, which is to be removed, is no layer's", file)
 		}
 	}
+	if err := m.clonesFault(byID); err != nil {
+		return err
+	}
 	return m.jobFault(byID)
 }
 
@@ -186,6 +189,9 @@ func (m *manifest) layerFault(l *layerRecord, byID map[string]*layerRecord) erro
 	if l.Format == formatRaw && l.Parent != "" {
 		return fmt.Errorf("a raw file cannot stand on layer %s", l.Parent)
 	}
+	if l.Held && (l.Name == "" || l.ID == m.Base) {
+		return fmt.Errorf("a layer without a snapshot's name is held")
+	}
 	if l.Foreign {
 		if parent := byID[l.Parent]; parent != nil && !parent.Foreign {
 			return fmt.Errorf("a foreign file stands on the disk's own layer %s", l.Parent)
@@ -219,6 +225,25 @@ func (m *manifest) layerFault(l *layerRecord, byID map[string]*layerRecord) erro
 	}
 	if l.Fingerprint != nil {
 		return l.Fingerprint.fault()
+	}
+	return nil
+}
+
+func (m *manifest) clonesFault(byID map[string]*layerRecord) error {
+	for _, c := range m.Clones {
+		if c == nil {
+			return fmt.Errorf("a clone is null")
+		}
+		l := byID[c.Layer]
+		if l == nil || l.Foreign || l.ID == m.Leaf {
+			return fmt.Errorf("the clone %q stands on layer %q, which is no snapshot of this disk", c.Disk, c.Layer)
+		}
+		if !filepath.IsAbs(c.Disk) {
+			return fmt.Errorf("the clone %q has no absolute path", c.Disk)
+		}
+		if err := checkPath(c.Disk); err != nil {
+			return err
+		}
 	}
 	return nil
 }

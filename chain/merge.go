@@ -139,10 +139,16 @@ func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, e
 	if err != nil {
 		return "", 0, err
 	}
-	if down < up && (c.ID != m.Leaf || down < up/2) {
-		return directionDown, down, nil
+	if mergesUp(up, down, c.ID == m.Leaf, true) {
+		return directionUp, up, nil
 	}
-	return directionUp, up, nil
+	return directionDown, down, nil
+}
+
+// mergesUp says whether a merge copies what the lower layer maps, up bytes, into the
+// upper one, and not the other way round.
+func mergesUp(up, down int64, leaf, lowerWritable bool) bool {
+	return !lowerWritable || down >= up || leaf && down >= up/2
 }
 
 // copyRegions walks the target region by region: copyRegion copies one and
@@ -366,7 +372,12 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	}
 	m.Job = nil
 	dead := removeDead(m)
-	queueMerge(m, nil)
+	queueMerge(m, nil, func(l *layerRecord) (int64, bool) {
+		if l.ID == n.id {
+			return d.fileCost(l, file) // which it gets below
+		}
+		return d.mergeCost(l)
+	})
 	if err := d.commit(m); err != nil {
 		return err
 	}
@@ -381,6 +392,7 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	d.gate.Unlock()
 	n.live.forget() // it knows the parent that was
 	n.own.forget()
+	d.forgetHidden(n)
 	d.dropRegions(n, 0, n.size())
 	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
 	d.keepBlocks(nil)
@@ -455,12 +467,13 @@ func (d *Disk) flattenLayer(j *job) error {
 	m.Job = nil
 	known := mergeable(d.manifest)
 	dead := removeDead(m)
-	queueMerge(m, known)
+	d.queueMerge(m, known)
 	if err := d.commit(m); err != nil {
 		return err
 	}
 	n.link.Store(&link{layer: n.layer()})
 	n.live.forget() // it knows the parent that was
+	d.forgetHidden(n)
 	d.dropRegions(n, 0, n.size())
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)

@@ -21,6 +21,7 @@ type node struct {
 	absorbing atomic.Bool
 	view      count // bytes of the view that are data
 	own       count // bytes that the layer itself maps
+	hides     count // bytes of data of the layer directly below that this one hides
 	live      liveCount
 }
 

@@ -357,7 +357,7 @@ func OpenForeign(image, format string, o OpenOptions) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	images, err := adoptImages(o.FS, path, format)
+	images, err := adoptImages(o.FS, path, format, false)
 	if err != nil {
 		return nil, fmt.Errorf("base %s: %w", image, err)
 	}

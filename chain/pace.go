@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 )
@@ -181,3 +182,39 @@ func (s *jobPace) rate() int64 {
 	}
 	return int64(float64(s.bytes-from.bytes) / took)
 }
+
+// left is how many seconds a running job still needs, of done and total bytes of the
+// source; nil when nothing tells. What it copies may be less than what it deals with.
+func (s *jobPace) left(done, total int64) *int64 {
+	rate, limit := s.rate(), int64(0)
+	if limit, _ = s.pacer.get(); limit > 0 {
+		rate = min(rate, limit)
+	}
+	s.mu.Lock()
+	copied, took := s.bytes, time.Since(s.started).Seconds()
+	s.mu.Unlock()
+	if total <= 0 || done > total {
+		return nil
+	}
+	rest := float64(total - done)
+	var seconds float64
+	switch {
+	case copied > 0 && rate > 0 && done > 0:
+		// A region is done when all of it is copied, so copied runs ahead at first.
+		seconds = rest * min(1, float64(copied)/float64(done)) / float64(rate)
+	case copied > 0 && rate > 0:
+		seconds = rest / float64(rate)
+	case done > 0 && took >= 1:
+		seconds = rest / (float64(done) / took)
+	default:
+		return nil
+	}
+	if seconds >= maxLeft {
+		return nil
+	}
+	whole := int64(math.Ceil(seconds))
+	return &whole
+}
+
+// maxLeft bounds what is told, in seconds: a hundred years are as good as unknown.
+const maxLeft = 100 * 365 * 24 * 3600

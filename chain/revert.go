@@ -3,6 +3,7 @@ package chain
 import (
 	"fmt"
 	"path/filepath"
+	"time"
 )
 
 // Revert sets the leaf aside and starts a new one on the named layer ("base"
@@ -23,45 +24,176 @@ func (d *Disk) Revert(name string) error {
 	if err := d.jobBusy(); err != nil {
 		return err
 	}
-	who := d.handles.block("")
-	defer d.handles.unblock("")
-	if len(who) > 0 {
-		return fmt.Errorf("%w: disk.raw is open (%s); stop the VM first", ErrBusy, describe(who))
-	}
-	if err := d.Flush(); err != nil {
-		return err
-	}
-	old := m.layer(m.Leaf)
-	oldLayer := d.nodes[old.ID].layer()
-	own, err := oldLayer.ownBytes()
+	unblock, err := d.blockDisk()
 	if err != nil {
 		return err
 	}
-	old.Frozen, old.Size = now(), oldLayer.size()
-	old.Writing, old.Fingerprint = true, nil // as after a crash, until it is settled below
+	defer unblock()
+	old, err := d.setAside(m)
+	if err != nil {
+		return err
+	}
 	rec, l, err := d.newLeaf(m, target, size)
 	if err != nil {
 		return fmt.Errorf("make a new leaf: %w", err)
-	}
-	empty := own == 0 && (old.Parent == "" || m.layer(old.Parent).Size == old.Size)
-	if !empty {
-		m.SetAside = old.ID
-	}
-	gone := removeDead(m)
-	queued := queueMerge(m, mergeable(d.manifest))
-	// The guest sees the snapshot from the commit on, should we be killed.
-	modified := d.modified.Load()
-	d.touch()
-	if err := d.commit(m); err != nil {
-		d.modified.Store(modified)
-		d.dropLeaf(l, err)
-		return err
 	}
 	var parent *node
 	if target != nil {
 		parent = d.nodes[target.ID]
 	}
-	leaf := newNode(rec.ID, l, parent, d.cache)
+	if err := d.replaceLeaf(m, old, newNode(rec.ID, l, parent, d.cache)); err != nil {
+		d.dropLeaf(l, err)
+		return err
+	}
+	return nil
+}
+
+// Undo makes the leaf that the last revert set aside the leaf again, and sets the
+// present one aside, so that a second Undo takes the first one back; one in which
+// nothing was written goes instead. ErrNotExist when none is set aside, ErrBusy
+// while disk.raw is open or a job runs.
+func (d *Disk) Undo() error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	if err := d.someAside(); err != nil {
+		return err
+	}
+	if err := d.jobBusy(); err != nil {
+		return err
+	}
+	aside := d.nodes[d.manifest.SetAside]
+	if err := plain(aside.layer()); err != nil {
+		return fmt.Errorf("%w: the leaf that was set aside (%s) cannot be written any more: %w", ErrInvalid, aside.layer().path, err)
+	}
+	unblock, err := d.blockDisk()
+	if err != nil {
+		return err
+	}
+	defer unblock()
+	if err := d.reviveLeaf(aside); err != nil {
+		d.settleFrozen(aside.id)
+		return err
+	}
+	d.cache.forget(map[*node]bool{aside: true}) // what is resolved of a view that changes again
+	return nil
+}
+
+// reviveLeaf makes a layer writable, and the leaf. When it fails, settle the layer.
+func (d *Disk) reviveLeaf(aside *node) error {
+	m := d.edit()
+	markWriting(m, m.layer(aside.id)) // before a byte of it is written (M16)
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	d.install(m, nil)
+	if _, err := d.thaw(aside.layer()); err != nil {
+		return err
+	}
+	aside.view.forget()
+	aside.own.forget()
+	d.forgetHidden(aside)
+	m = d.edit()
+	m.SetAside = ""
+	old, err := d.setAside(m)
+	if err != nil {
+		return err
+	}
+	rec := m.layer(aside.id)
+	rec.Frozen, rec.Size, rec.Fingerprint, rec.Counts = time.Time{}, 0, nil, nil
+	m.Leaf = rec.ID
+	return d.replaceLeaf(m, old, aside)
+}
+
+// Forget removes the leaf that the last revert set aside. It returns the id of the
+// job that merges what became free by that, or "" for none. ErrNotExist when none
+// is set aside, ErrBusy during a job.
+func (d *Disk) Forget() (string, error) {
+	if err := d.begin(); err != nil {
+		return "", err
+	}
+	defer d.opMu.Unlock()
+	if err := d.someAside(); err != nil {
+		return "", err
+	}
+	if err := d.jobBusy(); err != nil {
+		return "", err
+	}
+	m := d.edit()
+	m.SetAside = ""
+	return d.commitFreed(m)
+}
+
+// commitFreed commits a manifest in which layers became free to go or to be merged,
+// and starts the merge. It returns the job's id, or "" for none. Called with opMu
+// held and no job under way.
+func (d *Disk) commitFreed(m *manifest) (string, error) {
+	gone := removeDead(m)
+	queued := d.queueMerge(m, mergeable(d.manifest))
+	if err := d.commit(m); err != nil {
+		return "", err
+	}
+	d.installWithout(m, gone, nil)
+	d.changed(Change{Layers: true})
+	if !queued {
+		return "", nil
+	}
+	d.startJob(m.Job)
+	return m.Job.ID, nil
+}
+
+func (d *Disk) someAside() error {
+	if d.manifest.SetAside == "" {
+		return fmt.Errorf("%w: no leaf is set aside; only a revert does that", ErrNotExist)
+	}
+	return nil
+}
+
+// blockDisk keeps opens of disk.raw waiting until unblock is called; ErrBusy while
+// it is open.
+func (d *Disk) blockDisk() (unblock func(), err error) {
+	who := d.handles.block("")
+	if len(who) > 0 {
+		d.handles.unblock("")
+		return nil, fmt.Errorf("%w: disk.raw is open (%s); stop the VM first", ErrBusy, describe(who))
+	}
+	return func() { d.handles.unblock("") }, nil
+}
+
+// setAside flushes the leaf and makes it a frozen, unnamed layer in m, which is to
+// be committed: the one that is set aside, in place of an earlier one, unless
+// nothing was written to it. Called with opMu held and disk.raw not open.
+func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
+	if err := d.Flush(); err != nil {
+		return nil, err
+	}
+	old = m.layer(m.Leaf)
+	l := d.nodes[old.ID].layer()
+	own, err := l.ownBytes()
+	if err != nil {
+		return nil, err
+	}
+	old.Frozen, old.Size = now(), l.size()
+	old.Writing, old.Fingerprint = true, nil // as after a crash, until it is settled
+	empty := own == 0 && (old.Parent == "" || m.layer(old.Parent).Size == old.Size)
+	if !empty {
+		m.SetAside = old.ID
+	}
+	return old, nil
+}
+
+// replaceLeaf commits m, in which leaf is the leaf and old no more, and puts it in
+// force. The guest sees the new content from the commit on, should we be killed.
+func (d *Disk) replaceLeaf(m *manifest, old *layerRecord, leaf *node) error {
+	gone := removeDead(m)
+	queued := d.queueMerge(m, mergeable(d.manifest))
+	modified := d.modified.Load()
+	d.touch()
+	if err := d.commit(m); err != nil {
+		d.modified.Store(modified)
+		return err
+	}
 	d.swapLeaf(nil, leaf)
 	d.installWithout(m, gone, leaf)
 	if m.layer(old.ID) != nil {
@@ -88,10 +220,11 @@ func revertTarget(m *manifest, name string) (*layerRecord, int64, error) {
 
 // removeDead takes out of m the unnamed layers that nothing stands on any more.
 func removeDead(m *manifest) (gone []*layerRecord) {
+	pinned := m.pinned()
 	for again := true; again; {
 		again = false
 		for _, l := range m.Layers {
-			if l.Name == "" && l.ID != m.Leaf && l.ID != m.SetAside && l.ID != m.Base && len(m.children(l.ID)) == 0 {
+			if l.Name == "" && l.ID != m.Leaf && l.ID != m.SetAside && l.ID != m.Base && len(m.children(l.ID)) == 0 && !pinned[l.ID] {
 				m.removeWithFile(l)
 				gone = append(gone, l)
 				again = true

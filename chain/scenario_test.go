@@ -58,6 +58,14 @@ var scenarios = []scenario{
 			g.revert("two"), g.write(atStart, 4, false), g.revert(baseName), g.compare(),
 		)
 	}},
+	{"revert and undo, writes between them, another mount, forget", onRaw, func(g *simGuest) error {
+		return all(
+			g.write(atStart, 16, false), g.snapshot("one", 0), g.write(atStart+4, 9, false), g.write(atEdge, 16, false),
+			g.revert("one"), g.write(atStart+2, 6, false), g.undo(), g.write(atRegion, 16, false), g.flush(0),
+			g.undo(), g.write(atEdge, 4, true), g.flush(0), g.reopen(), g.undo(), g.write(atStart+30, 3, false),
+			g.snapshot("two", 2), g.delete("one", 0), g.waitJob(), g.forget(), g.waitJob(), g.compare(),
+		)
+	}},
 	{"a delete that merges up, frozen", onRaw, func(g *simGuest) error {
 		return all(
 			g.write(atStart, 16, false), g.write(atEdge, 4, true), g.snapshot("one", 0),
@@ -72,6 +80,14 @@ var scenarios = []scenario{
 			g.write(atStart+2, 4, false), g.snapshot("three", 0),
 			g.revert("two"), g.write(atRegion, 9, false),
 			g.delete("one", 2), g.waitJob(), g.compare(),
+		)
+	}},
+	{"a delete of four layers at once, the third of them the largest", onRaw, func(g *simGuest) error {
+		return all(
+			g.write(atStart, 9, false), g.snapshot("one", 0), g.write(atEdge, 16, false), g.snapshot("two", 0),
+			g.write(atStart+4, 60, false), g.write(atRegion, 16, false), g.snapshot("three", 0),
+			g.write(atStart+20, 8, true), g.snapshot("four", 0), g.write(atStart+2, 4, false), g.snapshot("five", 0),
+			g.deleteAll(2, "one", "two", "three", "four"), g.waitJob(), g.write(atEdge, 3, false), g.flush(0), g.compare(),
 		)
 	}},
 	{"a delete that moves the leaf down under the guest", onRaw, func(g *simGuest) error {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -366,6 +367,14 @@ func (g *simGuest) delete(name string, writes int) error {
 		func(w world) { delete(w, name) }, op)
 }
 
+func (g *simGuest) deleteAll(writes int, names ...string) error {
+	return g.during("delete "+strings.Join(names, " "), writes, func(w world) {
+		for _, name := range names {
+			delete(w, name)
+		}
+	}, func() error { _, err := g.d.Delete(names...); return err })
+}
+
 func (g *simGuest) flatten(name string) error {
 	_, err := g.d.Flatten(name)
 	return err
@@ -376,13 +385,49 @@ func (g *simGuest) revert(name string) error {
 	if name != baseName && g.world()[name] == nil {
 		return g.unknown(name, op)
 	}
+	empty := g.leafIsEmpty()
 	return g.during("revert "+name, 0, func(w world) {
+		if !empty {
+			w[asideView] = w[""].Clone()
+		}
 		if name == baseName {
 			w[""] = g.base.Clone()
 		} else {
 			w[""] = w[name].Clone()
 		}
 	}, op)
+}
+
+// leafIsEmpty says whether a revert drops the leaf instead of setting it aside.
+func (g *simGuest) leafIsEmpty() bool {
+	m, nodes := g.d.tree()
+	leaf := nodes[m.Leaf]
+	own, err := leaf.layer().ownBytes()
+	parent := leaf.parent()
+	return err == nil && own == 0 && (parent == nil || parent.size() == leaf.size())
+}
+
+func (g *simGuest) undo() error {
+	op := func() error { return g.d.Undo() }
+	if g.world()[asideView] == nil {
+		return g.unknown(asideView, op)
+	}
+	empty := g.leafIsEmpty()
+	return g.during("undo", 0, func(w world) {
+		leaf := w[""]
+		w[""] = w[asideView]
+		if w[asideView] = leaf; empty {
+			delete(w, asideView)
+		}
+	}, op)
+}
+
+func (g *simGuest) forget() error {
+	op := func() error { _, err := g.d.Forget(); return err }
+	if g.world()[asideView] == nil {
+		return g.unknown(asideView, op)
+	}
+	return g.during("forget", 0, func(w world) { delete(w, asideView) }, op)
 }
 
 func (g *simGuest) rename(from, to string) error {
@@ -473,7 +518,7 @@ func (g *simGuest) compare() error {
 }
 
 func (g *simGuest) anyName() string {
-	names := g.world().names()[1:]
+	names := slices.DeleteFunc(g.world().names(), func(name string) bool { return name == "" || name == asideView })
 	if len(names) == 0 {
 		return baseName
 	}
@@ -513,9 +558,15 @@ func (g *simGuest) step() error {
 		}
 		g.note("flatten %s", name)
 		return g.flatten(name)
-	case k < 85:
+	case k < 84:
 		g.note("revert %s", name)
 		return g.revert(name)
+	case k < 85 && g.rnd.IntN(3) > 0:
+		g.note("undo")
+		return g.undo()
+	case k < 85:
+		g.note("forget")
+		return g.forget()
 	case k < 87 && name != baseName:
 		to := g.newName("r")
 		g.note("rename %s %s", name, to)

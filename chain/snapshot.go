@@ -137,11 +137,12 @@ func (d *Disk) settleFrozen(id string) {
 	}
 	// What is known of the leaf is known of the frozen layer: it never changes again.
 	n := d.nodes[id]
-	own, view, counted := d.frozenCount(n)
+	counts, counted := d.frozenCount(n)
 	err := d.settle(rec)
 	if err == nil {
 		if counted {
-			rec.Counts = &storedCounts{own, view, m.countedIn()[id]}
+			counts.Of = m.countedIn()[id]
+			rec.Counts = &counts
 		}
 		err = d.commit(m)
 	}
@@ -151,8 +152,9 @@ func (d *Disk) settleFrozen(id string) {
 	}
 	n.live.forget()
 	if counted {
-		n.own.set(n.layer(), n.own.forgotten.Load(), own)
-		n.view.set(n.layer(), n.view.forgotten.Load(), view)
+		n.own.set(n.layer(), n.own.forgotten.Load(), counts.Own)
+		n.view.set(n.layer(), n.view.forgotten.Load(), counts.View)
+		n.hides.set(n.layer(), n.hides.forgotten.Load(), counts.Hides)
 	}
 	d.install(m, nil)
 }

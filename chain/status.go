@@ -25,17 +25,25 @@ type LayerStatus struct {
 	Format    string    `json:"format"` // raw or qcow2
 	File      string    `json:"file"`   // absolute path
 	Created   time.Time `json:"created"`
-	Frozen    time.Time `json:"-"`          // when the view became what it is; zero for the leaf
-	Size      int64     `json:"size"`       // guest bytes
-	OwnBytes  int64     `json:"own_bytes"`  // guest bytes that the layer itself maps
-	Counted   bool      `json:"counted"`    // false: own_bytes is the figure so far; counting goes on
-	HostBytes int64     `json:"host_bytes"` // its file's blocks on the host, in bytes
-	Depth     int       `json:"depth"`      // 1 for the bottom
+	Frozen    time.Time `json:"frozen,omitzero"` // when the view became what it is; zero for the leaf
+	Size      int64     `json:"size"`            // guest bytes
+	OwnBytes  int64     `json:"own_bytes"`       // guest bytes that the layer itself maps
+	Counted   bool      `json:"counted"`         // false: own_bytes is the figure so far; counting goes on
+	HostBytes int64     `json:"host_bytes"`      // its file's blocks on the host, in bytes
+	Depth     int       `json:"depth"`           // 1 for the bottom
+	// Held: it cannot be deleted. Clones are the disks that were made on it, by path.
+	// SetAside: it is the leaf that the last revert set aside.
+	Held     bool     `json:"held"`
+	Clones   []string `json:"clones"`
+	SetAside bool     `json:"set_aside"`
+	// Frees is how many bytes of the host a delete would give back, 0 where nothing can
+	// be deleted; nil while it is not known.
+	Frees *int64 `json:"frees_bytes"`
 }
 
 // OpenStatus describes one open file of the mount.
 type OpenStatus struct {
-	File    string `json:"file"` // disk.raw or layers/NAME.raw
+	File    string `json:"file"` // disk.raw, layers/NAME.raw, or a partition of these: layers/NAME.d/p1.raw
 	PID     int    `json:"pid"`
 	Command string `json:"command"`
 	Write   bool   `json:"write"`
@@ -55,4 +63,6 @@ type JobStatus struct {
 	Rate int64 `json:"rate"`
 	// RateLimit is how many it may copy, 0 for as many as it can (SetJobRate).
 	RateLimit int64 `json:"rate_limit"`
+	// SecondsLeft is how long it will take from now on; nil when that is not known.
+	SecondsLeft *int64 `json:"seconds_left"`
 }

@@ -50,6 +50,7 @@ func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
 			Children: append([]string{}, children[l.ID]...),
 			Format:   l.Format, File: d.path(l), Created: l.Created, Frozen: l.Frozen,
 			Depth: depthOf(byID, l, depth),
+			Held:  l.Held, Clones: m.clonesOf(l.ID), SetAside: l.ID == m.SetAside,
 		}
 		if l.Parent != "" {
 			parent := l.Parent
@@ -104,16 +105,9 @@ func depthOf(byID map[string]*layerRecord, l *layerRecord, known map[string]int)
 func (d *Disk) Status() (s Status, err error) {
 	err = d.recount(func() error {
 		_, err := d.waiting(func(until time.Time) (bool, error) {
-			s, err = d.countAll(until)
-			if err != nil {
-				return false, err
-			}
-			for _, l := range s.Layers {
-				if !l.Counted {
-					return false, nil
-				}
-			}
-			return true, nil
+			var counted bool
+			s, counted, err = d.countAll(until)
+			return counted, err
 		})
 		return err
 	})
@@ -133,10 +127,12 @@ func (d *Disk) recount(count func() error) error {
 	}
 }
 
-func (d *Disk) countAll(until time.Time) (Status, error) {
-	s := Status{Version: 1, Disk: d.dir, Size: d.Size(), Layers: d.Layers(), Open: []OpenStatus{}}
+// countAll is one look. counted is false where going on counting would tell more.
+func (d *Disk) countAll(until time.Time) (s Status, counted bool, err error) {
+	s = Status{Version: 1, Disk: d.dir, Size: d.Size(), Layers: d.Layers(), Open: []OpenStatus{}}
 	m, nodes := d.tree()
 	s.Leaf = m.Leaf
+	counted = true
 	names := make(map[string]string, len(s.Layers))
 	for i := range s.Layers {
 		l := &s.Layers[i]
@@ -146,20 +142,17 @@ func (d *Disk) countAll(until time.Time) (Status, error) {
 			l.Counted = true // there is no file to count
 			continue
 		}
-		var err error
 		if l.HostBytes, err = d.hostBytes(n); err == nil {
 			l.OwnBytes, l.Counted, err = d.ownCount(n, until)
 		}
 		if err != nil {
-			return Status{}, fmt.Errorf("count layer %s: %w", l.ID, err)
+			return Status{}, false, fmt.Errorf("count layer %s: %w", l.ID, err)
 		}
+		counted = counted && l.Counted
 	}
+	counted = d.countFrees(m, nodes, s.Layers) && counted
 	for _, h := range d.handles.list() {
-		file := "disk.raw"
-		if h.id != "" {
-			file = "layers/" + names[h.id] + ".raw"
-		}
-		s.Open = append(s.Open, OpenStatus{File: file, PID: h.who.PID, Command: h.who.Command, Write: h.write})
+		s.Open = append(s.Open, OpenStatus{File: h.file(names[h.id]), PID: h.who.PID, Command: h.who.Command, Write: h.write})
 	}
 	slices.SortFunc(s.Open, func(a, b OpenStatus) int {
 		if c := strings.Compare(a.File, b.File); c != 0 {
@@ -171,7 +164,7 @@ func (d *Disk) countAll(until time.Time) (Status, error) {
 		status := j.status()
 		s.Job = &status
 	}
-	return s, nil
+	return s, counted, nil
 }
 
 // hostBytes is what a layer's file takes on the host.

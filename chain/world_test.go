@@ -8,9 +8,11 @@ import (
 	"varve/integration/powercut"
 )
 
-// world is the state of a disk that a test knows: the leaf ("") and the named
-// views.
+// world is the state of a disk that a test knows: the leaf (""), the named views, and
+// the leaf that was set aside.
 type world map[string]*powercut.View
+
+const asideView = "(set aside)"
 
 func (w world) Clone() world {
 	c := world{}
@@ -80,7 +82,11 @@ func simView(d *Disk, name string) (read powercut.Reader, size int64) {
 		return d.ReadAt, d.Size()
 	}
 	m, nodes := d.tree()
-	n := nodes[m.byName(name).ID]
+	id := m.SetAside
+	if name != asideView {
+		id = m.byName(name).ID
+	}
+	n := nodes[id]
 	return func(p []byte, off int64) error {
 		section := d.readers.enter()
 		defer d.readers.exit(section)
@@ -95,6 +101,9 @@ func (w world) check(d *Disk, exact bool) error {
 		if l.Name != "" && l.Name != baseName {
 			have = append(have, l.Name)
 		}
+	}
+	if m.SetAside != "" {
+		have = append(have, asideView)
 	}
 	slices.Sort(have)
 	if !slices.Equal(have, w.names()) {

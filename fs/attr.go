@@ -47,12 +47,14 @@ func (f *fileSystem) attr(node uint64, a *fuse.Attr) (valid time.Duration, err e
 		// its attributes were asked for every time too, so they would be
 		// before each read from the page cache.
 		return f.layerAttr(l, a)
-	case node == nodeStatus, node == nodeStatusJSON:
+	case isText(node):
 		a.Mode = unix.S_IFREG | 0o444&^f.umask
 		a.Size = uint64(f.textSize[node-nodeStatus].Load())
 		setBlocks(a, int64(a.Size))
 		setTime(a, time.Now())
 		return alwaysAsked, nil
+	case isPart(node), isPartsDir(node):
+		return f.partAttr(node, a)
 	case isDir(node):
 		f.dirAttr(node, a)
 		if node == nodeLayers {
@@ -73,12 +75,11 @@ func (f *fileSystem) attr(node uint64, a *fuse.Attr) (valid time.Duration, err e
 
 func (f *fileSystem) dirAttr(dir uint64, a *fuse.Attr) {
 	a.Mode = unix.S_IFDIR | 0o777&^f.umask
-	a.Nlink = 2
 	setTime(a, f.mounted)
 	switch dir {
-	case nodeRoot:
-		a.Nlink += 2
+	case nodeRoot: // 1 link: the subdirectories are not counted, as they come and go
 	case nodeControl:
+		a.Nlink = 2
 		a.Mode = unix.S_IFDIR | 0o700
 		a.Owner = fuse.Owner{Uid: f.daemon, Gid: f.daemonG}
 	case nodeLayers:
@@ -139,6 +140,9 @@ func setTime(a *fuse.Attr, t time.Time) {
 
 // born is when a node came to be; ok is false where nothing tells.
 func (f *fileSystem) born(node uint64) (t time.Time, ok bool) {
+	if part, _, ok := partOf(node); ok && part != 0 {
+		node = nodeLayer + part
+	}
 	if isLayer(node) {
 		l, found := f.layerByNode(node)
 		return l.Created, found && !l.Created.IsZero()
@@ -220,7 +224,7 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		}
 	case isCommand && in.Valid&ownership == 0 && (!resize || in.Size == 0):
 		// A shell's ">" truncates before it writes, and touch is harmless.
-	case isLayer(in.NodeId) && resize:
+	case (isLayer(in.NodeId) || isPart(in.NodeId)) && resize:
 		return fuse.EACCES
 	default:
 		return fuse.EPERM

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -309,5 +310,80 @@ func TestRealChainOpensAtOnce(t *testing.T) {
 		if err := <-failed; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestRealPartitions: a partition of a snapshot is an open of that snapshot, in
+// words and by what it forbids, and the real list of differences can be read.
+func TestRealPartitions(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "vm.varve")
+	if _, err := chain.Create(disk, chain.CreateOptions{Size: 8 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	dir, _ := realMount(t, disk)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	data := partitioned(t, 8*mib, gptScript)
+	out := open(t, at(nameDisk), os.O_RDWR)
+	if _, err := out.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.WriteAt([]byte("one"), 2*mib+100); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(t, at("control/snapshot"), "one"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.WriteAt([]byte("two"), 2*mib+100); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{"layers/one.d/p3.raw": "one", "disk.d/p3.raw": "two"} {
+		if got := content(t, at(file))[100:103]; string(got) != want {
+			t.Errorf("%s has %q, want %q", file, got, want)
+		}
+	}
+	if err := write(t, at("control/snapshot"), "two"); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	frozen, live := open(t, at("layers/one.d/p3.raw"), os.O_RDONLY), open(t, at("disk.d/p1.raw"), os.O_RDONLY)
+	if err := os.Rename(at("layers/one.raw"), at("layers/uno.raw")); err != nil {
+		t.Fatal(err)
+	}
+	var st chain.Status
+	waitFor(t, "the other closes to be told", func() bool {
+		st = chain.Status{}
+		if err := json.Unmarshal(content(t, at(nameStatusJSON)), &st); err != nil {
+			t.Fatal(err)
+		}
+		return len(st.Open) == 2
+	})
+	if st.Open[0].File != "disk.d/p1.raw" || st.Open[1].File != "layers/uno.d/p3.raw" || st.Open[1].PID != os.Getpid() || st.Open[1].Write {
+		t.Errorf("open: %+v", st.Open)
+	}
+	for command, line := range map[string]string{"delete": "uno", "revert": "two"} {
+		if err := write(t, at("control/"+command), line); !errors.Is(err, unix.EBUSY) {
+			t.Errorf("%s while a partition is open: %v, want EBUSY", command, err)
+		}
+		if o, _ := ParseOutcome(string(content(t, at("control/"+command)))); !strings.Contains(o.Reason, "its partition p") {
+			t.Errorf("%s says %q", command, o.Reason)
+		}
+	}
+	control := open(t, at("control/diff"), os.O_RDWR)
+	if _, err := control.WriteString("uno two\n"); err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(control)
+	if want := "\n2097152 4096 000001 000002\n# end: 1 differences, 4096 bytes\n"; err != nil || !strings.HasSuffix(string(text), want) {
+		t.Errorf("%v\n%s", err, text)
+	}
+	for _, f := range []*os.File{frozen, live} {
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := write(t, at("control/delete"), "uno"); err != nil {
+		t.Errorf("delete when it is closed: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"unicode"
@@ -17,15 +18,21 @@ type command struct {
 	usage   string // completes "write …"
 	example string // a line to write
 	// run carries a line out. job is the id of a job that goes on in the
-	// background, or "".
+	// background, or "". It is nil where answer stands.
 	run func(d disk, line string) (job string, err error)
 	// now says in a few words what is in force; nil where there is no such thing.
 	now func(d disk) string
+	// answer carries out a line that asks for something: what it gives, one line, can
+	// be read from the same open file behind the outcome.
+	answer func(d disk, line string) (text string, err error)
 }
 
 // unnamedLayers is what delete takes instead of a name; a name cannot begin
 // with '-'.
 const unnamedLayers = "--unnamed"
+
+// forgetAside is what undo takes to remove the leaf that was set aside.
+const forgetAside = "--forget"
 
 // commands lists the control files. Their order decides their node ids: new
 // ones go to the end.
@@ -33,21 +40,21 @@ func commands() []command {
 	return []command{
 		{
 			"snapshot", "NAME to freeze the leaf under that name and go on in a new leaf", "before-upgrade",
-			func(d disk, line string) (string, error) { return "", d.Snapshot(line) }, nil,
+			func(d disk, line string) (string, error) { return "", d.Snapshot(line) }, nil, nil,
 		}, {
 			"revert", "NAME to set the leaf aside and start a new one on that snapshot, or on base", "before-upgrade",
-			func(d disk, line string) (string, error) { return "", d.Revert(line) }, nil,
+			func(d disk, line string) (string, error) { return "", d.Revert(line) }, nil, nil,
 		}, {
-			"delete", "NAME to remove a snapshot; what newer layers need of it is merged into them", "before-upgrade",
+			"delete", "NAME, or several, to remove snapshots; what newer layers need of them is merged into them", "before-upgrade",
 			func(d disk, line string) (string, error) {
 				if line == unnamedLayers {
 					return d.DeleteUnnamed()
 				}
-				return d.Delete(line)
-			}, nil,
+				return d.Delete(strings.Split(line, " ")...)
+			}, nil, nil,
 		}, {
 			"flatten", "NAME of a snapshot, or leaf, to copy into it all that it needs of the layers below", "leaf",
-			func(d disk, line string) (string, error) { return d.Flatten(line) }, nil,
+			func(d disk, line string) (string, error) { return d.Flatten(line) }, nil, nil,
 		}, {
 			"rename", "OLD NEW to rename a snapshot", "before-upgrade upgrade-1",
 			func(d disk, line string) (string, error) {
@@ -56,7 +63,7 @@ func commands() []command {
 					return "", refuse(unix.EINVAL, "rename takes two names with one space between them")
 				}
 				return "", d.Rename(words[0], words[1])
-			}, nil,
+			}, nil, nil,
 		}, {
 			"resize", "a size in bytes, or with K, M, G or T, to grow the disk", "40G",
 			func(d disk, line string) (string, error) {
@@ -65,10 +72,10 @@ func commands() []command {
 					return "", err
 				}
 				return "", d.Resize(size)
-			}, nil,
+			}, nil, nil,
 		}, {
 			"cancel", "the number of a job to stop it", "3",
-			func(d disk, line string) (string, error) { return "", d.Cancel(line) }, nil,
+			func(d disk, line string) (string, error) { return "", d.Cancel(line) }, nil, nil,
 		}, {
 			"rate", "a size to let jobs copy no more than that in a second, or 0 or max for no limit", "100M",
 			func(d disk, line string) (string, error) {
@@ -78,14 +85,58 @@ func commands() []command {
 				}
 				return "", d.SetJobRate(rate)
 			},
-			func(d disk) string { return rateWords(d.JobRate()) },
+			func(d disk) string { return rateWords(d.JobRate()) }, nil,
+		}, {
+			"undo", "leaf to make the leaf that the last revert set aside the leaf again, or --forget to remove it", "leaf",
+			func(d disk, line string) (string, error) {
+				switch line {
+				case "leaf":
+					return "", d.Undo()
+				case forgetAside:
+					return d.Forget()
+				}
+				return "", refuse(unix.EINVAL, "write leaf, or "+forgetAside)
+			}, nil, nil,
+		}, {
+			"hold", "NAME to keep a snapshot from being deleted", "before-upgrade",
+			func(d disk, line string) (string, error) { return "", d.Hold(line) }, nil, nil,
+		}, {
+			"release", "NAME to let a snapshot that is held be deleted again", "before-upgrade",
+			func(d disk, line string) (string, error) { return "", d.Release(line) }, nil, nil,
+		}, {
+			"clone", "NAME DIR to make a new disk directory, by its absolute path, on that snapshot", "golden /srv/vm2.varve",
+			func(d disk, line string) (string, error) {
+				name, dir, ok := strings.Cut(line, " ")
+				if !ok {
+					return "", refuse(unix.EINVAL, "clone takes a name and an absolute path with one space between them")
+				}
+				_, err := d.Clone(name, dir)
+				return "", err
+			}, nil, nil,
+		}, {
+			"plan", "delete NAME, flatten NAME or revert NAME and read what that would do; it does nothing", "delete before-upgrade", nil, nil,
+			func(d disk, line string) (string, error) {
+				words := strings.Split(line, " ")
+				if len(words) < 2 || words[0] != "delete" && len(words) > 2 {
+					return "", refuse(unix.EINVAL, "plan takes delete and names, or flatten or revert and one name")
+				}
+				p, err := d.Plan(words[0], words[1:])
+				if err != nil {
+					return "", err
+				}
+				text, err := json.Marshal(p)
+				return string(text), err
+			},
+		}, {
+			diffCommand, "A B, two of base, leaf and the snapshots, and read on for where they differ", "before-upgrade leaf",
+			func(d disk, line string) (string, error) { return "", nil }, nil, nil, // see beginDiff
 		},
 	}
 }
 
-// maxCommand is the longest command in bytes, its newline included. Two names
-// of the longest kind fit many times.
-const maxCommand = 4096
+// maxCommand is the longest command in bytes, its newline included: a delete of some
+// hundred names, in one request of any kernel's.
+const maxCommand = 64 << 10
 
 // parseCommand takes the line out of one write.
 func parseCommand(data []byte) (line string, err error) {

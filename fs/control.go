@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 //
 // What it reads is made when it is opened, and anew by each write to it, so a
 // program that writes and then reads the same open file gets the outcome of
-// its own command and of no other's.
+// its own command and of no other's. What diff gives follows that; see diffstream.go.
 type controlFile struct {
 	node uint64
 	command
@@ -26,14 +27,29 @@ type controlFile struct {
 	mu      sync.Mutex // guards all below; held for no call into the chain
 	content []byte
 	whole   bool // the last accepted write ended with a newline
+	stream  *diffStream
 }
 
-func (o *controlFile) close() {}
+func (o *controlFile) close() { o.setStream(nil) }
 
 func (o *controlFile) text() []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.content
+}
+
+// answerMark begins the line with the answer to the last write to an open file.
+const answerMark = "# answer: "
+
+// ParseAnswer is the answer in what a control file reads; ok is false where there is
+// none.
+func ParseAnswer(text string) (answer string, ok bool) {
+	for line := range strings.Lines(text) {
+		if answer, ok = strings.CutPrefix(line, answerMark); ok {
+			return strings.TrimSuffix(answer, "\n"), true
+		}
+	}
+	return "", false
 }
 
 func (f *fileSystem) openControl(node uint64, c command) openFile {
@@ -52,13 +68,21 @@ func controlText(d disk, c command, last *Outcome) []byte {
 // writeControl runs a command. The caller's being interrupted does not stop
 // it: it ends as a whole, and its outcome can be read.
 func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	o.setStream(nil) // what an earlier one gives ends with the next
 	line, err := parseCommand(data)
 	if err == nil && !o.accepts(in) {
 		err = refuse(unix.EINVAL, "the write goes on where another one stopped; write a command at once")
 	}
-	var job string
-	if err == nil {
+	var job, answer string
+	switch {
+	case err != nil:
+	case o.command.answer != nil:
+		answer, err = o.command.answer(f.disk, line)
+	default:
 		job, err = o.run(f.disk, line)
+	}
+	if err == nil && o.name == diffCommand {
+		err = f.beginDiff(o, line, in.Pid)
 	}
 	o.accepted(err == nil && data[len(data)-1] == '\n')
 
@@ -68,7 +92,7 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 		outcome.Reason = err.Error()
 	}
 	f.last[o.node-nodeCommand].Store(outcome)
-	o.show(f.disk, outcome)
+	o.show(f.disk, outcome, answer)
 
 	attrs := []any{"command", o.name, "line", line, "pid", outcome.PID}
 	switch {
@@ -99,8 +123,11 @@ func (o *controlFile) accepted(whole bool) {
 	o.whole = whole
 }
 
-func (o *controlFile) show(d disk, last *Outcome) {
+func (o *controlFile) show(d disk, last *Outcome, answer string) {
 	text := controlText(d, o.command, last)
+	if answer != "" {
+		text = append(text, (answerMark + answer + "\n")...)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.content = text

@@ -14,7 +14,9 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name stri
 	var node uint64
 	var ok bool
 	keep := fixedNames
-	if in.NodeId == nodeLayers {
+	if part, kept, mine := f.findPart(in.NodeId, name); mine {
+		node, ok, keep = part, part != 0, kept
+	} else if in.NodeId == nodeLayers {
 		keep = alwaysAsked
 		l, found := f.layerByName(name)
 		if found {
@@ -83,7 +85,7 @@ func (f *fileSystem) listing(o *directory, start bool) []fuse.DirEntry {
 	}
 	list := []fuse.DirEntry{
 		{Name: ".", Mode: unix.S_IFDIR, Ino: o.node},
-		{Name: "..", Mode: unix.S_IFDIR, Ino: nodeRoot},
+		{Name: "..", Mode: unix.S_IFDIR, Ino: parentOf(o.node)},
 	}
 	for _, e := range f.entries(o.node) {
 		mode := uint32(unix.S_IFREG)
@@ -129,6 +131,9 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, 
 	}
 	from, isLayer := strings.CutSuffix(oldName, layerSuffix)
 	if !isLayer {
+		if strings.HasSuffix(oldName, partsSuffix) { // its layer is what can be renamed
+			return fuse.EPERM
+		}
 		return fuse.ENOENT
 	}
 	// A name that no snapshot can have is EPERM here: for EINVAL mv(1) says that

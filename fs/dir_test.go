@@ -30,8 +30,8 @@ func names(t *testing.T, dir string) []string {
 func TestTree(t *testing.T) {
 	dir, _, s := mounted(t, mib, Options{UID: 5, GID: 6, Umask: 0o022})
 	for sub, want := range map[string][]string{
-		".":       {"control", "disk.raw", "layers", "status", "status.json"},
-		"control": {"cancel", "delete", "flatten", "rate", "rename", "resize", "revert", "snapshot"},
+		".":       {"control", "disk.raw", "layers", "map.svg", "status", "status.json"},
+		"control": {"cancel", "clone", "delete", "diff", "flatten", "hold", "plan", "rate", "release", "rename", "resize", "revert", "snapshot", "undo"},
 		"layers":  {"base.raw"},
 	} {
 		if got := names(t, filepath.Join(dir, sub)); !slices.Equal(got, want) {
@@ -52,8 +52,9 @@ func TestTree(t *testing.T) {
 		"control":         {unix.S_IFDIR | 0o700, me, group, 4},
 		"status":          {unix.S_IFREG | 0o444, 5, 6, 5},
 		"status.json":     {unix.S_IFREG | 0o444, 5, 6, 6},
+		"map.svg":         {unix.S_IFREG | 0o444, 5, 6, 7},
 	}
-	for i, name := range []string{"snapshot", "revert", "delete", "flatten", "rename", "resize", "cancel", "rate"} {
+	for i, name := range []string{"snapshot", "revert", "delete", "flatten", "rename", "resize", "cancel", "rate", "undo", "hold", "release", "clone", "plan", "diff"} {
 		want["control/"+name] = node{unix.S_IFREG | 0o600, me, group, uint64(16 + i)}
 	}
 	for name, n := range want {
@@ -166,6 +167,10 @@ func TestNothingCanBeRemovedOrMade(t *testing.T) {
 	}
 	if err := unix.Setxattr(at(nameDisk), "trusted.libvirt.security.dac", []byte("+0:+0"), 0); err != unix.EOPNOTSUPP {
 		t.Errorf("a foreign attribute: %v, want EOPNOTSUPP", err)
+	}
+	// libvirt asks first, and with ENODATA would take the refusal for a failure.
+	if _, err := unix.Getxattr(at(nameDisk), "trusted.libvirt.security.dac", make([]byte, 64)); err != unix.EOPNOTSUPP {
+		t.Errorf("asking for a foreign attribute: %v, want EOPNOTSUPP", err)
 	}
 }
 

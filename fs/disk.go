@@ -33,18 +33,27 @@ type disk interface {
 	Layers() []chain.LayerStatus
 	LayerAllocatedBytes(id string) (bytes int64, counted bool, err error)
 	Status() (chain.Status, error)
+	ExtentMap(ctx context.Context, most time.Duration) (*chain.ExtentMap, error)
 
 	Snapshot(name string) error
 	Revert(name string) error
-	Delete(name string) (job string, err error)
+	Delete(names ...string) (job string, err error)
 	DeleteUnnamed() (job string, err error)
 	Flatten(name string) (job string, err error)
 	Rename(oldName, newName string) error
 	Cancel(job string) error
+	Undo() error
+	Forget() (job string, err error)
+	Hold(name string) error
+	Release(name string) error
+	Clone(name, dir string) (chain.Created, error)
+	Plan(operation string, names []string) (chain.Plan, error)
 	JobRate() int64
 	SetJobRate(bytes int64) error
 
 	OnChange(f func(chain.Change))
+
+	insideDisk
 }
 
 // handle is an open of disk.raw.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,11 @@ type fakeDisk struct {
 	open     []chain.OpenStatus
 	onChange func(chain.Change)
 	hold     chan struct{} // where set, Snapshot waits for it
+
+	// See fake_inside_test.go.
+	slowCount bool
+	pieces    [][]chain.Difference
+	diffs     int // open ones
 }
 
 type fakeLayer struct {
@@ -317,6 +323,17 @@ func (d *fakeDisk) Status() (chain.Status, error) {
 	return st, nil
 }
 
+func (d *fakeDisk) ExtentMap(ctx context.Context, most time.Duration) (*chain.ExtentMap, error) {
+	if err := d.enter("ExtentMap"); err != nil {
+		return nil, err
+	}
+	m := &chain.ExtentMap{Disk: d.dir, Size: d.Size(), BinBytes: d.Size(), Known: []bool{true}}
+	for _, l := range d.Layers() {
+		m.Layers = append(m.Layers, chain.MapLayer{LayerStatus: l, Data: []float32{4096}, Zero: []float32{0}, Seen: []float32{4096}})
+	}
+	return m, nil
+}
+
 func (d *fakeDisk) named(name string) *fakeLayer {
 	for _, l := range d.layers() {
 		if l.status.Name == name {
@@ -382,7 +399,19 @@ func (d *fakeDisk) Revert(name string) error {
 	return nil
 }
 
-func (d *fakeDisk) Delete(name string) (string, error)  { return "3", d.enter("Delete " + name) }
+func (d *fakeDisk) Delete(names ...string) (string, error) {
+	return "3", d.enter("Delete " + strings.Join(names, "+"))
+}
+func (d *fakeDisk) Undo() error               { return d.enter("Undo") }
+func (d *fakeDisk) Forget() (string, error)   { return "5", d.enter("Forget") }
+func (d *fakeDisk) Hold(name string) error    { return d.enter("Hold " + name) }
+func (d *fakeDisk) Release(name string) error { return d.enter("Release " + name) }
+func (d *fakeDisk) Clone(name, dir string) (chain.Created, error) {
+	return chain.Created{}, d.enter("Clone " + name + " " + dir)
+}
+func (d *fakeDisk) Plan(operation string, names []string) (chain.Plan, error) {
+	return chain.Plan{Version: 1, Operation: operation}, d.enter("Plan " + operation + " " + strings.Join(names, "+"))
+}
 func (d *fakeDisk) DeleteUnnamed() (string, error)      { return "4", d.enter("DeleteUnnamed") }
 func (d *fakeDisk) Flatten(name string) (string, error) { return "", d.enter("Flatten " + name) }
 func (d *fakeDisk) Cancel(job string) error             { return d.enter("Cancel " + job) }

@@ -31,11 +31,13 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		o, err = f.openDisk(cancel, in, write)
 	case isLayer(node) && !write:
 		o, err = f.openLayer(cancel, in, out)
-	case isLayer(node), write && (node == nodeStatus || node == nodeStatusJSON):
+	case isPart(node) && !write:
+		o, err = f.openPart(cancel, in, out)
+	case isLayer(node), isPart(node), write && isText(node):
 		return fuse.EACCES
-	case node == nodeStatus, node == nodeStatusJSON:
+	case isText(node):
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO
-		o, err = f.openStatus(node)
+		o, err = f.openText(&fuse.Context{Caller: in.Caller, Cancel: cancel}, node)
 	default:
 		c, ok := commandOf(node)
 		if !ok {
@@ -63,10 +65,12 @@ func (f *fileSystem) ReadInto(in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status)
 	switch o := f.open.get(in.Fh).(type) {
 	case *layerFile:
 		return f.readLayer(o, buf, off)
+	case *partFile:
+		return f.readPart(o, buf, off)
 	case *textFile:
 		return readText(o.content, buf, off), fuse.OK
 	case *controlFile:
-		return readText(o.text(), buf, off), fuse.OK
+		return f.readControl(o, buf, off)
 	}
 	return nil, fuse.EBADF
 }
@@ -129,6 +133,8 @@ func (f *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.L
 		s = f.disk
 	case *layerFile:
 		s = o.view
+	case *partFile:
+		s = o
 	case *textFile:
 		s = allData(len(o.content))
 	case *controlFile:

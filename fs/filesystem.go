@@ -25,6 +25,7 @@ type fileSystem struct {
 
 	open       openFiles
 	through    passthrough
+	parts      partTables
 	owner      diskOwner
 	notify     notifier
 	unexpected repeatFilter
@@ -32,9 +33,9 @@ type fileSystem struct {
 	// last holds the outcome of the last write to each control file, in the
 	// order of commands.
 	last []atomic.Pointer[Outcome]
-	// textSize holds how long status and status.json were when they were
-	// last opened, in bytes.
-	textSize [2]atomic.Int64
+	// textSize holds how long status, status.json and map.svg were when they
+	// were last opened, in bytes.
+	textSize [nodeMapSVG - nodeStatus + 1]atomic.Int64
 	// layersChanged is when names in layers/ last changed, in Unix
 	// nanoseconds.
 	layersChanged atomic.Int64

@@ -83,6 +83,7 @@ func FuzzControlWrite(f *testing.F) {
 		i := int(file) % len(commands())
 		node := nodeCommand + uint64(i)
 		o := fs.openControl(node, commands()[i]).(*controlFile)
+		defer o.close()
 		first := data[:min(int(cut), len(data))]
 		for k, part := range [][]byte{first, data[len(first):]} {
 			if k == 1 && len(part) == 0 {

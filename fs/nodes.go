@@ -20,6 +20,8 @@ const (
 	nodeControl    = 4
 	nodeStatus     = 5
 	nodeStatusJSON = 6
+	nodeMapSVG     = 7
+	nodeDiskParts  = 9       // disk.d; what it holds: nodePart
 	nodeCommand    = 16      // the first control file, then as in commands
 	nodeLayer      = 1 << 20 // plus the layer's number
 
@@ -33,6 +35,7 @@ const (
 	nameControl    = "control"
 	nameStatus     = "status"
 	nameStatusJSON = "status.json"
+	nameMapSVG     = "map.svg"
 
 	layerSuffix = ".raw"
 )
@@ -51,6 +54,7 @@ func rootEntries() []entry {
 		{nameControl, nodeControl},
 		{nameStatus, nodeStatus},
 		{nameStatusJSON, nodeStatusJSON},
+		{nameMapSVG, nodeMapSVG},
 	}
 }
 
@@ -81,11 +85,11 @@ func layerNode(id string) (uint64, error) {
 }
 
 // isLayer says whether a node id is a layer's.
-func isLayer(node uint64) bool { return node >= nodeLayer }
+func isLayer(node uint64) bool { return node >= nodeLayer && node < nodePart }
 
 // isDir says whether a node id is a directory's.
 func isDir(node uint64) bool {
-	return node == nodeRoot || node == nodeLayers || node == nodeControl
+	return node == nodeRoot || node == nodeLayers || node == nodeControl || isPartsDir(node)
 }
 
 // shownAs is the name under which layers/ shows a layer; ok is false for the
@@ -137,12 +141,13 @@ func (f *fileSystem) leafStatus() (chain.LayerStatus, bool) {
 func (f *fileSystem) entries(dir uint64) []entry {
 	switch dir {
 	case nodeRoot:
-		return rootEntries()
+		return append(rootEntries(), f.diskPartsDir()...)
 	case nodeControl:
 		return controlEntries()
 	case nodeLayers:
 		var es []entry
-		for _, l := range f.disk.Layers() {
+		layers := f.disk.Layers()
+		for _, l := range layers {
 			name, shown := shownAs(l)
 			if !shown {
 				continue
@@ -151,14 +156,21 @@ func (f *fileSystem) entries(dir uint64) []entry {
 				es = append(es, entry{name, n})
 			}
 		}
-		return es
+		return append(es, f.partsDirs(layers)...)
 	}
-	return nil
+	return f.partEntries(dir)
 }
 
-// find looks a name up in a directory.
+// find looks a name up in a directory that never changes.
 func (f *fileSystem) find(dir uint64, name string) (uint64, bool) {
-	for _, e := range f.entries(dir) {
+	var fixed []entry
+	switch dir {
+	case nodeRoot:
+		fixed = rootEntries()
+	case nodeControl:
+		fixed = controlEntries()
+	}
+	for _, e := range fixed {
 		if e.name == name {
 			return e.node, true
 		}

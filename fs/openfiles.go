@@ -7,7 +7,7 @@ import (
 )
 
 // openFile is what stands behind a file handle: *diskFile, *layerFile,
-// *textFile, *controlFile or *directory.
+// *partFile, *textFile, *controlFile or *directory.
 type openFile interface{ close() }
 
 // openFiles gives numbers to open files. Safe for concurrent use.

@@ -2,31 +2,51 @@ package fs
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"time"
 )
 
-// textFile is an open of status or status.json: its content is what it was
+// textFile is an open of status, status.json or map.svg: its content is what it was
 // when it was opened.
 type textFile struct{ content []byte }
 
 func (o *textFile) close() {}
 
-func (f *fileSystem) openStatus(node uint64) (openFile, error) {
-	st, err := f.disk.Status()
-	if err != nil {
-		return nil, err
-	}
-	write := Table
-	if node == nodeStatusJSON {
-		write = JSON
-	}
+// mapPatience is how long an open of map.svg looks at tables. What it does not come to
+// is said in the picture, and the next open goes on there.
+const mapPatience = 3 * time.Second
+
+// isText says whether a node id is that of a file which is made when it is opened.
+func isText(node uint64) bool { return node >= nodeStatus && node <= nodeMapSVG }
+
+func (f *fileSystem) openText(ctx context.Context, node uint64) (openFile, error) {
 	var text bytes.Buffer
-	if err := write(&text, st); err != nil {
+	if err := f.writeText(ctx, &text, node); err != nil {
 		return nil, err
 	}
 	// Reads are not cut at st_size, but sendfile(2) is, which goes by the
 	// size that a stat after the open gave.
 	f.textSize[node-nodeStatus].Store(int64(text.Len()))
 	return &textFile{text.Bytes()}, nil
+}
+
+func (f *fileSystem) writeText(ctx context.Context, w io.Writer, node uint64) error {
+	if node == nodeMapSVG {
+		m, err := f.disk.ExtentMap(ctx, mapPatience)
+		if err != nil {
+			return err
+		}
+		return MapSVG(w, m)
+	}
+	st, err := f.disk.Status()
+	if err != nil {
+		return err
+	}
+	if node == nodeStatusJSON {
+		return JSON(w, st)
+	}
+	return Table(w, st)
 }
 
 func readText(content, buf []byte, off int64) []byte {

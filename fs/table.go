@@ -32,6 +32,9 @@ func JSON(w io.Writer, st chain.Status) error {
 		if st.Layers[i].Children == nil {
 			st.Layers[i].Children = []string{}
 		}
+		if st.Layers[i].Clones == nil {
+			st.Layers[i].Clones = []string{}
+		}
 	}
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
@@ -125,15 +128,16 @@ func JobLine(st chain.Status, j chain.JobStatus) string {
 	line := fmt.Sprintf("%s: %s of %s, %s", j.ID, j.Kind, layerTitle(st, j.Layer), j.State)
 	if j.TotalBytes > 0 {
 		done := min(j.DoneBytes, j.TotalBytes)
-		// In parts that cannot overflow, for disks of any size.
-		percent := int(float64(done) / float64(j.TotalBytes) * 100)
-		line += fmt.Sprintf(", %d %% (%s of %s)", percent, HumanSize(done), HumanSize(j.TotalBytes))
+		line += fmt.Sprintf(", %d %% (%s of %s)", jobPercent(j), HumanSize(done), HumanSize(j.TotalBytes))
 	}
 	if j.Rate > 0 {
 		line += ", " + HumanSize(j.Rate) + "/s"
 	}
 	if j.RateLimit > 0 && j.State == "running" {
 		line += " (limit " + HumanSize(j.RateLimit) + "/s)"
+	}
+	if left := timeLeft(j); left != "" {
+		line += ", " + left
 	}
 	if j.Error != "" {
 		line += ": " + printable(oneLine(j.Error))

@@ -57,11 +57,19 @@ func (f *fileSystem) attributed(node uint64) (chain.LayerStatus, bool) {
 	return chain.LayerStatus{}, false
 }
 
+// rememberedPrefix begins the names under which libvirt remembers a file's owner.
+const rememberedPrefix = "trusted."
+
 // GetXAttr reads an attribute. The kernel asks for security.* and system.*
-// ones now and then; those are ENODATA without a further look.
+// ones now and then; those are ENODATA without a further look. libvirt asks for
+// a trusted.* one to learn whether it can set it: with ENODATA it would try, and
+// not start the VM because that fails.
 func (f *fileSystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	short, ours := strings.CutPrefix(name, attributePrefix)
-	if !ours {
+	switch {
+	case strings.HasPrefix(name, rememberedPrefix):
+		return 0, refusedXAttr(name)
+	case !ours:
 		return 0, fuse.ENODATA
 	}
 	for _, a := range attributes() {

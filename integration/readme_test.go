@@ -1,9 +1,7 @@
 package integration
 
 import (
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -21,66 +19,6 @@ pid=$(cat vm.pid)
 kill "$pid"
 while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
 `
-
-// TestReadme runs the commands of the README's shell blocks, in their order, as
-// a user does: in one directory with an image in it, and varve on the PATH.
-func TestReadme(t *testing.T) {
-	dir, bin := t.TempDir(), t.TempDir()
-	if err := os.Symlink(harness.Varve(), filepath.Join(bin, "varve")); err != nil {
-		t.Fatal(err)
-	}
-	const vm = "qemu-system-x86_64"
-	qemu, err := exec.LookPath(vm)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(bin, vm), []byte(fmt.Sprintf(vmScript, qemu)), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	tree := t.TempDir()
-	if err := os.WriteFile(filepath.Join(tree, "a-file"), []byte("hello\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	image := filepath.Join(dir, "ubuntu.raw")
-	harness.PartitionedImage(t, image, 32<<20, tree)
-	harness.Guard(t, image)
-
-	var script strings.Builder
-	fmt.Fprintf(&script, "cd '%s'; PATH='%s':$PATH; set -x\n", dir, bin)
-	commands := 0
-	for _, block := range shellBlocks(t, "README.md") {
-		script.WriteString(block)
-		commands += strings.Count(block, "\n")
-	}
-	if commands < 30 {
-		t.Fatalf("only %d lines of commands in the README", commands)
-	}
-	out := harness.Shell(t, script.String())
-	for _, want := range []string{"a-file", "after-upgrade", "before-cleanup", "virtual size: 40 GiB"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("the README's commands do not show %q:\n%s", want, out)
-		}
-	}
-}
-
-// shellBlocks are the blocks of a page in the checkout that are marked sh.
-func shellBlocks(t *testing.T, page string) []string {
-	t.Helper()
-	var blocks []string
-	rest := readPage(t, page)
-	for {
-		_, after, found := strings.Cut(rest, "\n```sh\n")
-		if !found {
-			return blocks
-		}
-		block, after, closed := strings.Cut(after, "\n```\n")
-		if !closed {
-			t.Fatalf("%s: a block is not closed", page)
-		}
-		blocks = append(blocks, block+"\n")
-		rest = "\n" + after
-	}
-}
 
 func readPage(t *testing.T, page string) string {
 	t.Helper()

@@ -136,6 +136,9 @@ func (m *mountTarget) Names() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
+		if e.IsDir() { // of partitions
+			continue
+		}
 		name, ok := strings.CutSuffix(e.Name(), ".raw")
 		if !ok {
 			return nil, fmt.Errorf("layers/ has a file %q", e.Name())

@@ -7,6 +7,9 @@
 #   install-deps.sh --bench    only what `make bench` needs
 #   install-deps.sh --check    install nothing; name what is missing, exit 1
 #
+# libvirt comes without libvirt-daemon-system: nothing is started on this machine, no
+# user and no network is made; the tests start a libvirtd of their own.
+#
 # A kernel and a static busybox for the test guest are unpacked into
 # .cache/guest of the checkout, unless the machine has them: installing them
 # would run initramfs and boot-loader hooks, or replace another busybox.
@@ -22,7 +25,8 @@ mount_tools='fusermount3:fuse3 losetup:mount fdisk:fdisk sfdisk:fdisk mke2fs:e2f
 	e2fsck:e2fsprogs debugfs:e2fsprogs qemu-img:qemu-utils'
 test_tools='qemu-io:qemu-utils qemu-system-x86_64:qemu-system-x86 fio:fio mkfs.xfs:xfsprogs
 	mkfs.btrfs:btrfs-progs cpio:cpio depmod:kmod jq:jq setfattr:attr setpriv:util-linux
-	fstrim:util-linux strace:strace xz:xz-utils gzip:gzip tar:tar cmp:diffutils file:file'
+	fstrim:util-linux strace:strace xz:xz-utils gzip:gzip tar:tar cmp:diffutils file:file
+	xmllint:libxml2-utils blkid:util-linux unshare:util-linux libvirtd:libvirt-daemon virsh:libvirt-clients'
 # manual pages, completion, units and the Debian package; a path is looked for as it is
 test_tools="$test_tools man:man-db lexgrog:man-db mandoc:mandoc col:bsdextrautils fish:fish zsh:zsh
 	/usr/share/bash-completion/bash_completion:bash-completion systemd-analyze:systemd

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
 	"varve/chain"
@@ -31,8 +29,8 @@ func acceptLayer(cmd *cobra.Command, arg, layer string) error {
 	if err != nil {
 		return err
 	}
-	if t.mountpoint != "" {
-		return fmt.Errorf("it is mounted at %s; unmount it first with \"varve umount %s\"", t.mountpoint, t.mountpoint)
+	if err := t.notMounted(); err != nil {
+		return err
 	}
 	return chain.Accept(t.dir, layer, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), LockWait: lockWait})
 }

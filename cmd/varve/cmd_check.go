@@ -48,8 +48,8 @@ func checkDisk(cmd *cobra.Command, arg string, repair, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	if t.mountpoint != "" {
-		return fmt.Errorf("it is mounted at %s; unmount it first with \"varve umount %s\"", t.mountpoint, t.mountpoint)
+	if err := t.notMounted(); err != nil {
+		return err
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"varve/chain"
@@ -9,14 +11,17 @@ import (
 func newDeleteCommand() *cobra.Command {
 	var unnamed, background bool
 	var rate rateFlag
+	var dry dryRun
 	c := &cobra.Command{
-		Use:   "delete DISK (NAME | --unnamed)",
-		Short: "Remove a snapshot",
-		Long: `Removes a snapshot. The name is gone at once; then what newer layers need of it
-is merged into them, while the VM goes on. Every other snapshot stays as it is.
+		Use:   "delete DISK (NAME... | --unnamed)",
+		Short: "Remove snapshots",
+		Long: `Removes snapshots. The names are gone at once; then what newer layers need of
+them is merged into these, while the VM goes on. Every other snapshot stays as it
+is. Of several names all go or none, and each byte is copied once at most.
 
 The merge waits for a layer with several children until all but one are gone.
-It survives an unmount or a crash and goes on at the next mount.
+It survives an unmount or a crash and goes on at the next mount. A snapshot that
+is held, or that another disk was cloned from, cannot be deleted.
 
 With --unnamed it goes on with layers that have no name any more, those of a
 delete that was cancelled.`,
@@ -25,22 +30,32 @@ delete that was cancelled.`,
   varve delete /mnt/vm1 --unnamed`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if unnamed {
+				if dry.on {
+					return wrongUse(cmd, "--dry-run needs a name")
+				}
 				return takes("DISK")(cmd, args)
 			}
-			return takes("DISK", "NAME")(cmd, args)
+			if err := takes("DISK", "NAME")(cmd, args[:min(len(args), 2)]); err != nil {
+				return err
+			}
+			return dry.check(cmd)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if unnamed {
 				return runJob(cmd, args[0], job{"delete", "--unnamed", (*chain.Disk).DeleteUnnamed}, background, rate)
 			}
-			name := args[1]
-			return runJob(cmd, args[0], job{"delete", name, func(d *chain.Disk) (string, error) {
-				return d.Delete(name)
+			names := args[1:]
+			if dry.on {
+				return dry.show(cmd, args[0], "delete", names...)
+			}
+			return runJob(cmd, args[0], job{"delete", strings.Join(names, " "), func(d *chain.Disk) (string, error) {
+				return d.Delete(names...)
 			}}, background, rate)
 		},
 	}
 	c.Flags().BoolVar(&unnamed, "unnamed", false, "merge the layers that have no name any more")
 	c.Flags().BoolVar(&background, "background", false, "return when the delete is recorded")
+	dry.register(c.Flags())
 	rate.register(c.Flags())
 	return c
 }

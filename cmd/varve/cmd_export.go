@@ -53,6 +53,8 @@ changes while it is read: take a snapshot and export that.`,
 			switch {
 			case flags.compress && flags.format != "qcow2":
 				return wrongUse(cmd, "--compress needs --format qcow2")
+			case args[2] == toStdout && progress.IsTerminal(cmd.OutOrStdout()):
+				return wrongUse(cmd, "standard output is a terminal; send the image into a pipe or a file")
 			case args[2] == toStdout && flags.format == "qcow2":
 				return wrongUse(cmd, "a qcow2 cannot go into a pipe: its tables are written last and stand in front")
 			}
@@ -109,9 +111,12 @@ func (t target) checkOut(out string, force bool) error {
 	if err != nil {
 		return err
 	}
-	for _, own := range []string{t.dir, t.mountpoint} {
-		if own != "" && mounts.Within(dir, own) {
-			return fmt.Errorf("%s lies in %s, where only the disk's own files are", out, own)
+	if err := t.refuseInside(dir, out); err != nil {
+		return err
+	}
+	for _, above := range []string{dir, filepath.Dir(dir)} {
+		if isDiskDirectory(above) {
+			return fmt.Errorf("%s lies in %s, where only that disk's own files are", out, above)
 		}
 	}
 	info, err := os.Stat(out)
@@ -125,7 +130,7 @@ func (t target) checkOut(out string, force bool) error {
 	case !force:
 		return alreadyThere(out)
 	}
-	return nil
+	return t.checkReplaced(out, info)
 }
 
 func alreadyThere(out string) error {
@@ -212,7 +217,11 @@ func exportFile(ctx context.Context, e overlay.Export, out string, flags exportF
 	} else {
 		err = e.Raw(ctx, f)
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	err = errors.Join(err, f.Close())
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("write %s: %w; what was written is removed again, name a place with more room", out, unix.ENOSPC)
+	case err != nil:
 		return fmt.Errorf("write %s: %w", out, err)
 	}
 	if err := publish(partial, out, flags.force); err != nil {

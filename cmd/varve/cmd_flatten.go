@@ -9,6 +9,7 @@ import (
 func newFlattenCommand() *cobra.Command {
 	var background bool
 	var rate rateFlag
+	var dry dryRun
 	c := &cobra.Command{
 		Use:   "flatten DISK (NAME | leaf)",
 		Short: "Make a layer independent of those below it",
@@ -20,15 +21,24 @@ The VM goes on meanwhile. Layers below stay, for the other snapshots. The job
 survives an unmount or a crash and goes on at the next mount.`,
 		Example: `  varve flatten /mnt/vm1 leaf              # the running disk, off its base
   varve flatten /mnt/vm1 golden --background`,
-		Args: takes("DISK", "NAME"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := takes("DISK", "NAME")(cmd, args); err != nil {
+				return err
+			}
+			return dry.check(cmd)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[1]
+			if dry.on {
+				return dry.show(cmd, args[0], "flatten", name)
+			}
 			return runJob(cmd, args[0], job{"flatten", name, func(d *chain.Disk) (string, error) {
 				return d.Flatten(name)
 			}}, background, rate)
 		},
 	}
 	c.Flags().BoolVar(&background, "background", false, "return when the job is recorded")
+	dry.register(c.Flags())
 	rate.register(c.Flags())
 	return c
 }

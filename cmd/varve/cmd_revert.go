@@ -7,23 +7,35 @@ import (
 )
 
 func newRevertCommand() *cobra.Command {
-	return &cobra.Command{
+	var dry dryRun
+	c := &cobra.Command{
 		Use:   "revert DISK NAME",
 		Short: "Go back to a snapshot",
 		Long: `Makes disk.raw what it was at a snapshot, or with "base" what it was before
 anything was written.
 
 The VM must be off: while disk.raw is open a revert is refused. What was written
-since the last snapshot is set aside as a layer without a name, not deleted;
-snapshots that are newer than NAME stay, as a branch.`,
+since the last snapshot is set aside as a layer without a name, not deleted:
+"varve undo" takes the revert back. Snapshots that are newer than NAME stay, as a
+branch.`,
 		Example: `  varve revert /mnt/vm1 before-upgrade
   varve revert /mnt/vm1 base               # as the disk was at first`,
-		Args: takes("DISK", "NAME"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := takes("DISK", "NAME")(cmd, args); err != nil {
+				return err
+			}
+			return dry.check(cmd)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[1]
+			if dry.on {
+				return dry.show(cmd, args[0], "revert", name)
+			}
 			return perform(cmd, args[0], operation{"revert", name, func(d *chain.Disk) error {
 				return d.Revert(name)
 			}})
 		},
 	}
+	dry.register(c.Flags())
+	return c
 }

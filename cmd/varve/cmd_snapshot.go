@@ -1,14 +1,20 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"varve/chain"
 )
 
 func newSnapshotCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "snapshot DISK NAME",
+	var auto bool
+	c := &cobra.Command{
+		Use:   "snapshot DISK (NAME | --auto)",
 		Short: "Freeze the disk as it is now under a name",
 		Long: `Freezes the disk's content under a name and goes on in a new, empty layer.
 
@@ -18,15 +24,47 @@ completed before; what the guest still had in its own memory is not in it, as
 after a power cut. For a snapshot that needs no recovery, let the guest sync or
 freeze its file systems first (fsfreeze, or the QEMU guest agent).
 
-A name has 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with . or -.`,
+A name has 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with . or -.
+
+With --auto the name is the time, such as auto-20261122T183000Z, and is printed.
+"varve prune" deletes such snapshots by their age.`,
 		Example: `  varve snapshot /mnt/vm1 before-upgrade
-  varve snapshot vm1.varve monday          # a disk that is not mounted`,
-		Args: takes("DISK", "NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			name := args[1]
-			return perform(cmd, args[0], operation{"snapshot", name, func(d *chain.Disk) error {
-				return d.Snapshot(name)
-			}})
+  varve snapshot vm1.varve monday          # a disk that is not mounted
+  varve snapshot /mnt/vm1 --auto`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if auto {
+				return takes("DISK")(cmd, args)
+			}
+			return takes("DISK", "NAME")(cmd, args)
 		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if auto {
+				return snapshotByTime(cmd, args[0])
+			}
+			return snapshot(cmd, args[0], args[1])
+		},
+	}
+	c.Flags().BoolVar(&auto, "auto", false, "name it by the time")
+	return c
+}
+
+func snapshot(cmd *cobra.Command, arg, name string) error {
+	return perform(cmd, arg, operation{"snapshot", name, func(d *chain.Disk) error { return d.Snapshot(name) }})
+}
+
+// snapshotByTime waits for the next second where this one has a snapshot already.
+func snapshotByTime(cmd *cobra.Command, arg string) error {
+	for attempt := 0; ; attempt++ {
+		now := time.Now().UTC()
+		name := now.Format(autoLayout)
+		err := snapshot(cmd, arg, name)
+		if (errors.Is(err, chain.ErrExist) || errors.Is(err, syscall.EEXIST)) && attempt < 3 {
+			time.Sleep(time.Until(now.Truncate(time.Second).Add(time.Second)))
+			continue
+		}
+		if err == nil {
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), name)
+		}
+		return err
 	}
 }

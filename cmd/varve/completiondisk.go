@@ -146,15 +146,15 @@ func completeJob(args []string, prefix string) ([]cobra.Completion, cobra.ShellC
 	return []cobra.Completion{described(c.Job.ID, fmt.Sprintf("%s of layer %s", c.Job.Kind, c.Job.Layer))}, onlyThese
 }
 
-// snapshot is a name that a command can be given, and when it was frozen.
-type snapshot struct{ name, words string }
+// snapshotName is a name that a command can be given, and when it was frozen.
+type snapshotName struct{ name, words string }
 
 // snapshotsOf lists the snapshots of a disk, newest first. It reads chain.json,
 // as it does not need the daemon of a mount for that; where it may not, the mount
 // of another user, it lists what the mount shows.
-func snapshotsOf(disk string) []snapshot {
+func snapshotsOf(disk string) []snapshotName {
 	dir, mountpoint := whereIs(disk)
-	var list []snapshot
+	var list []snapshotName
 	if c, err := readChainFile(dir); err == nil {
 		for _, l := range c.Layers {
 			if l.Name == "" || c.Base != nil && l.ID == *c.Base || l.ID == c.Leaf {
@@ -164,7 +164,7 @@ func snapshotsOf(disk string) []snapshot {
 			if l.Frozen != nil {
 				words = "frozen " + l.Frozen.Local().Format("2006-01-02 15:04")
 			}
-			list = append(list, snapshot{l.Name, words})
+			list = append(list, snapshotName{l.Name, words})
 		}
 		slices.Reverse(list)
 		return list
@@ -178,7 +178,7 @@ func snapshotsOf(disk string) []snapshot {
 	}
 	for _, e := range entries {
 		if name, ok := strings.CutSuffix(e.Name(), ".raw"); ok && name != "base" {
-			list = append(list, snapshot{name, "snapshot"})
+			list = append(list, snapshotName{name, "snapshot"})
 		}
 	}
 	return list

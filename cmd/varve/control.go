@@ -25,20 +25,26 @@ func (t target) control(command, line string) (job string, err error) {
 		return "", t.explain(err)
 	}
 	defer f.Close() // nothing is held back until then
+	_, job, err = t.exchange(f, line)
+	return job, err
+}
+
+// exchange writes a line to an open control file and reads what it says then.
+func (t target) exchange(f *os.File, line string) (text, job string, err error) {
 	_, writeErr := f.WriteString(line + "\n")
-	text, readErr := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
-	outcome, ok := fs.ParseOutcome(string(text))
+	content, readErr := io.ReadAll(io.NewSectionReader(f, 0, 16<<20))
+	outcome, ok := fs.ParseOutcome(string(content))
 	switch {
 	case writeErr == nil && readErr == nil && ok:
-		return outcome.Job, nil
+		return string(content), outcome.Job, nil
 	case writeErr == nil && readErr != nil:
-		return "", fmt.Errorf("it was done, but how cannot be read: %w", t.explain(readErr))
+		return "", "", fmt.Errorf("it was done, but how cannot be read: %w", t.explain(readErr))
 	case writeErr == nil:
-		return "", fmt.Errorf("it was done, but what %s says is not understood: %.200q", f.Name(), text)
+		return "", "", fmt.Errorf("it was done, but what %s says is not understood: %.200q", f.Name(), content)
 	case readErr == nil && ok && outcome.Errno != 0 && errors.Is(writeErr, outcome.Errno):
-		return "", refusedError{outcome.Reason, outcome.Errno}
+		return "", "", refusedError{outcome.Reason, outcome.Errno}
 	}
-	return "", t.explain(writeErr)
+	return "", "", t.explain(writeErr)
 }
 
 // refusedError is what the daemon said to a control write.

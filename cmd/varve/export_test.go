@@ -151,7 +151,7 @@ func TestExportToAFullFileSystem(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(full, 0) })
 	for _, flags := range [][]string{{}, {"--format", "qcow2"}} {
-		fails(t, dir, exitFailed, []string{"full/out", "no space left on device"}, append([]string{"export", "mnt", "one", "full/out"}, flags...)...)
+		fails(t, dir, exitFailed, []string{"write full/out: no space left on device; what was written is removed again"}, append([]string{"export", "mnt", "one", "full/out"}, flags...)...)
 	}
 	if left, err := os.ReadDir(full); err != nil || len(left) > 0 {
 		t.Errorf("%v is left (%v)", left, err)

@@ -111,7 +111,11 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		}
 		switch {
 		case st.Job == nil || st.Job.ID != id:
-			// It has ended and another one took its place.
+			// It has ended and another one took its place: the next merge of several.
+			if st.Job != nil && st.Job.State == jobRunning && st.Job.Kind == jobDelete {
+				id = st.Job.ID
+				continue
+			}
 			bar.Finish(0)
 			return nil
 		case st.Job.State != jobRunning:
@@ -157,6 +161,10 @@ func (w waiter) follow(ctx context.Context, d *chain.Disk, id string) error {
 		cancel()
 		switch {
 		case err == nil:
+			if next, ok := d.Job(); ok && st.State == jobDone && next.ID != id && next.Kind == jobDelete {
+				id = next.ID // of several merges
+				continue
+			}
 			return w.ended(bar, st)
 		case ctx.Err() != nil:
 			bar.Clear()
@@ -175,6 +183,8 @@ const (
 	jobRunning   = "running"
 	jobDone      = "done"
 	jobCancelled = "cancelled"
+
+	jobDelete = "delete" // a job's kind
 )
 
 func (w waiter) ended(bar *progress.Reporter, st chain.JobStatus) error {
@@ -184,7 +194,7 @@ func (w waiter) ended(bar *progress.Reporter, st chain.JobStatus) error {
 		return nil
 	case jobCancelled:
 		bar.Clear()
-		if st.Kind == "delete" {
+		if st.Kind == jobDelete {
 			return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, w.target.arg)
 		}
 		return fmt.Errorf("job %s was cancelled", st.ID)

@@ -52,10 +52,13 @@ the disk directory was made for.`,
 		&cobra.Group{ID: "see", Title: "Looking:"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"disk": {newCreateCommand(), newMountCommand(), newUmountCommand(), newResizeCommand(), newAcceptCommand()},
+		"disk": {newCreateCommand(), newMountCommand(), newUmountCommand(), newResizeCommand(), newAcceptCommand(),
+			newCloneCommand(), newRebaseCommand()},
 		"layer": {newSnapshotCommand(), newRevertCommand(), newDeleteCommand(), newFlattenCommand(),
-			newRenameCommand(), newExportCommand(), newCancelCommand()},
-		"see": {newListCommand(), newStatusCommand(), newCheckCommand()},
+			newRenameCommand(), newExportCommand(), newCancelCommand(),
+			newUndoCommand(), newHoldCommand(), newReleaseCommand(), newPruneCommand()},
+		"see": {newListCommand(), newStatusCommand(), newCheckCommand(), newDiffCommand(),
+			newTreeCommand(), newMapCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"varve/chain"
 	"varve/cmd/varve/internal/mounts"
 )
@@ -158,6 +160,42 @@ func (t target) explain(err error) error {
 		return fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.owner, t.mountpoint, err)
 	}
 	return err
+}
+
+// notMounted refuses a mounted disk, for what works on a disk directory only.
+func (t target) notMounted() error {
+	if t.mountpoint != "" {
+		return fmt.Errorf("it is mounted at %s; unmount it first with \"varve umount %s\"", t.mountpoint, t.mountpoint)
+	}
+	return nil
+}
+
+// refuseInside refuses a new file in a directory of the disk's own; dir is resolved.
+func (t target) refuseInside(dir, file string) error {
+	for _, own := range []string{t.dir, t.mountpoint} {
+		if own != "" && mounts.Within(dir, own) {
+			return fmt.Errorf("%s lies in %s, where only the disk's own files are", file, own)
+		}
+	}
+	return nil
+}
+
+// status is a disk's status; of a disk that is not mounted all of it is counted.
+func (t target) status(cmd *cobra.Command) (chain.Status, error) {
+	if t.mountpoint != "" {
+		_, st, err := t.document()
+		return st, err
+	}
+	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(cmd.ErrOrStderr())})
+	if err != nil {
+		return chain.Status{}, err
+	}
+	defer d.Close() // read only: there is nothing to lose
+	// Nobody's VM waits for this one, and what is asked once should be right.
+	if err := d.CountAll(cmd.Context()); err != nil {
+		return chain.Status{}, err
+	}
+	return d.Status()
 }
 
 // open opens a disk that is not mounted.

@@ -88,7 +88,11 @@ func writeFlags(out io.Writer, flags *pflag.FlagSet) {
 		}
 		value, usage := pflag.UnquoteUsage(f)
 		if value != "" {
-			name += " " + strings.ToUpper(value)
+			value = strings.ToUpper(value)
+			if f.NoOptDefVal != "" {
+				value = "[" + value + "]"
+			}
+			name += " " + value
 		}
 		if f.Value.Type() != "bool" && f.DefValue != "" && f.DefValue != "0" && f.DefValue != "0s" {
 			usage += " (default " + f.DefValue + ")"

@@ -22,6 +22,9 @@ const (
 	offLimit     = time.Minute
 )
 
+// kernelArguments is the guest kernel's command line.
+const kernelArguments = "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr mitigations=off random.trust_cpu=on"
+
 // Options are the options of Boot.
 type Options struct {
 	// Disk is the image's path, Drive what follows it in QEMU's -drive, such
@@ -37,7 +40,7 @@ type Options struct {
 // Guest is a running guest. Its methods are for one goroutine.
 type Guest struct {
 	t    testing.TB
-	cmd  *exec.Cmd
+	cmd  *exec.Cmd // nil where another program started QEMU
 	conn net.Conn
 	// lines are what the guest sends, without what its writer reports.
 	lines   chan string
@@ -63,6 +66,14 @@ type File struct {
 func Boot(t testing.TB, o Options) *Guest {
 	t.Helper()
 	g := start(t, o)
+	g.waitReady()
+	return g
+}
+
+// waitReady waits until the guest takes commands.
+func (g *Guest) waitReady() {
+	t := g.t
+	t.Helper()
 	select {
 	case line, ok := <-g.lines:
 		if !ok || !strings.HasPrefix(line, "VARVE ready") {
@@ -71,10 +82,11 @@ func Boot(t testing.TB, o Options) *Guest {
 	case <-time.After(bootLimit):
 		t.Fatalf("the guest did not boot within %v\n%s", bootLimit, g.logs())
 	}
-	return g
 }
 
-func start(t testing.TB, o Options) *Guest {
+// listen makes a guest's directory and waits at a socket in it for the guest's
+// serial line.
+func listen(t testing.TB) (dir, socket string, listener net.Listener) {
 	t.Helper()
 	// Not t.TempDir: the path of a socket holds at most 107 bytes.
 	dir, err := os.MkdirTemp("", "guest-")
@@ -82,11 +94,16 @@ func start(t testing.TB, o Options) *Guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "serial")
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
+	socket = filepath.Join(dir, "serial")
+	if listener, err = net.Listen("unix", socket); err != nil {
 		t.Fatal(err)
 	}
+	return dir, socket, listener
+}
+
+func start(t testing.TB, o Options) *Guest {
+	t.Helper()
+	dir, socket, listener := listen(t)
 	defer func() { _ = listener.Close() }()
 
 	drive := "if=none,id=disk,format=raw,discard=unmap,file=" + strings.ReplaceAll(o.Disk, ",", ",,")
@@ -101,7 +118,7 @@ func start(t testing.TB, o Options) *Guest {
 		lookPath(t, "qemu-system-x86_64"),
 		"-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", kernel(t, dir), "-initrd", initramfs(t, dir),
-		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr mitigations=off random.trust_cpu=on",
+		"-append", kernelArguments,
 		"-drive", drive, "-device", device,
 		"-qmp", "unix:" + filepath.Join(dir, qmpSocket) + ",server=on,wait=off",
 		"-serial", "file:" + filepath.Join(dir, "console"),
@@ -269,16 +286,19 @@ func (g *Guest) PowerOff() {
 	}
 }
 
-// Kill is pulling the plug. Calling it again does nothing.
+// Kill is pulling the plug. Calling it again does nothing. Where another program
+// started QEMU it only closes the serial line.
 func (g *Guest) Kill() {
-	_ = g.cmd.Process.Kill()
-	<-g.exited
+	if g.cmd != nil {
+		_ = g.cmd.Process.Kill()
+		<-g.exited
+	}
 	if g.conn != nil {
 		_ = g.conn.Close()
 	}
 }
 
-// PID is QEMU's process.
+// PID is QEMU's process, which Boot started.
 func (g *Guest) PID() int { return g.cmd.Process.Pid }
 
 // logs are the guest's kernel messages and QEMU's own.

@@ -201,3 +201,73 @@ func TestServiceLines(t *testing.T) {
 		t.Errorf("the disk has %.10q (%v)", text, err)
 	}
 }
+
+// TestTimerLines runs the lines of the services that timers start: a snapshot with
+// a name of its time and a prune, where the disk is mounted and not elsewhere; and
+// metrics for node_exporter.
+func TestTimerLines(t *testing.T) {
+	unit := directives(t, "varve-prune@.service")
+	m := harness.MountDisk(t, blank(t))
+	_, keep, _ := strings.Cut(strings.Trim(unit["Environment"][0], `"`), "=")
+	line := func(text, mountpoint string) harness.Result {
+		t.Helper()
+		words := commandLine(text, map[string]string{"MOUNTPOINT": mountpoint, "KEEP": keep})
+		if words[0] == "/usr/bin/varve" {
+			words[0] = harness.Varve()
+		}
+		return harness.Try(t, words[0], words[1:]...)
+	}
+	if r := line(unit["ExecCondition"][0], m.Point); r.Code != 0 {
+		t.Errorf("of a mounted disk the condition gives %d", r.Code)
+	}
+	if r := line(unit["ExecCondition"][0], t.TempDir()); r.Code != 1 {
+		t.Errorf("of a directory that is no mount the condition gives %d", r.Code)
+	}
+	m.Do("snapshot", "mine")
+	if len(unit["ExecStart"]) != 2 {
+		t.Fatalf("%q", unit["ExecStart"])
+	}
+	for range 3 {
+		for _, text := range unit["ExecStart"] {
+			if r := line(text, m.Point); r.Code != 0 {
+				t.Fatalf("%s: exit code %d\n%s%s", text, r.Code, r.Stdout, r.Stderr)
+			}
+		}
+		m.FinishJob(limit)
+		time.Sleep(1100 * time.Millisecond) // the names have seconds
+	}
+	automatic, own := 0, 0
+	for _, l := range m.Status().Layers {
+		switch {
+		case strings.HasPrefix(l.Name, "auto-"):
+			automatic++
+		case l.Name == "mine":
+			own++
+		}
+	}
+	// Of one hour the newest is kept, and the oldest of all for the days and weeks.
+	if automatic < 1 || automatic > 2 || own != 1 {
+		t.Errorf("%d automatic snapshots and %d others are left:\n%s", automatic, own, harness.Run(t, harness.Varve(), "list", m.Point))
+	}
+
+	if !strings.Contains(harness.Run(t, harness.Varve(), "--help"), "\n  metrics ") {
+		t.Skip("this varve has no metrics yet")
+	}
+	folder := t.TempDir()
+	metrics := directives(t, "varve-metrics.service")
+	text := strings.ReplaceAll(metrics["ExecStart"][0], metrics["ConditionPathIsDirectory"][0], folder)
+	if r := line(text, ""); r.Code != 0 {
+		t.Fatalf("%s: exit code %d, %s", text, r.Code, r.Stderr)
+	}
+	if page, err := os.ReadFile(filepath.Join(folder, "varve.prom")); err != nil || !strings.Contains(string(page), m.Point) {
+		t.Errorf("the metrics do not name the mount (%v):\n%.2000s", err, page)
+	}
+}
+
+// blank makes a small blank disk.
+func blank(t *testing.T) string {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "blank.varve")
+	harness.Run(t, harness.Varve(), "create", disk, "--size", "4M")
+	return disk
+}

@@ -30,7 +30,7 @@ var namesMutants = []mutant{
 		"	if err := fs.SyncDir(dir); err != nil {", "	if err := error(nil); err != nil {",
 		"chain.TestOrderOfHostCalls"),
 	one("M15", "a file goes before the commit that gives it up", "chain/merge.go",
-		"	dead := removeDead(m)\n	queueMerge(m, nil)\n	if err := d.commit(m); err != nil {", "	dead := removeDead(m)\n	queueMerge(m, nil)\n	for _, file := range m.Removing {\n		d.unlink(file)\n	}\n	if err := d.commit(m); err != nil {",
+		"	if err := d.commit(m); err != nil {\n		return err\n	}\n	goneNode := d.nodes[gone.ID]", "	for _, file := range m.Removing {\n		d.unlink(file)\n	}\n	if err := d.commit(m); err != nil {\n		return err\n	}\n	goneNode := d.nodes[gone.ID]",
 		"chain.TestOrderOfHostCalls"),
 	one("M15", "up: a header names the merged layer still", "chain/merge.go",
 		"	if err := c.layer().over().SetBacking(d.backingName(m.layer(xr.Parent))); err != nil {\n		return err\n	}\n", "",

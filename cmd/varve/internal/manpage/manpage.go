@@ -60,7 +60,7 @@ func (p Page) Write(w io.Writer, c *cobra.Command) error {
 	}
 	if c.HasExample() {
 		b.WriteString(".SH EXAMPLES\n")
-		b.WriteString(literal(c.Example))
+		b.WriteString(literal(breakCommands(c.Example)))
 	}
 	b.WriteString(seeAlso(c, p.SeeAlso))
 	_, err := io.WriteString(w, b.String())
@@ -223,6 +223,21 @@ func literal(text string) string {
 	}
 	b.WriteString(".fi\n")
 	return b.String()
+}
+
+// breakCommands lets commands that are too wide go on in a line of their own, as
+// the shell takes it. One with a comment stays: its comment is drawn nearer.
+func breakCommands(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if utf8.RuneCountInString(line) <= literalWidth || strings.Contains(line, "# ") {
+			continue
+		}
+		if at := strings.LastIndexByte(line[:literalWidth-1], ' '); at > 0 {
+			lines[i] = line[:at] + " \\\n      " + line[at+1:]
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // seeAlso names the page above, those beside it and others.

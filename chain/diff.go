@@ -1,0 +1,317 @@
+package chain
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"varve/overlay"
+)
+
+// Two views differ where they do not get their bytes from the same place of the
+// same layer. What both get from the layers that they share is the same: so only
+// the layers from each view down to the first shared one are asked what they hold,
+// and the shared ones only where one of the views is zeros. No data is read.
+//
+//	leaf    ......XX......      what differs by the tables:
+//	two     ..YY..........          leaf and one:  ..YY..XX......
+//	one     ZZ............          leaf and two:  ......XX......
+//	base    BBBBBBBBBBBBBB
+//
+// A job moves content between the layers of one side, which changes nothing of what
+// that side holds: it may run meanwhile. Only a flatten makes copies on its side.
+
+// Where the bytes of a Difference may lie besides in a layer.
+const (
+	InZeros = "zeros" // nowhere: they read as zeros
+	InEnd   = "end"   // behind the end of the view
+)
+
+// Difference is a run of guest bytes in which two views may differ.
+type Difference struct {
+	Start  int64
+	Length int64
+	// A and B say where each view has the bytes: the layer's id, InZeros or InEnd.
+	A, B string
+}
+
+// End is the guest offset behind the difference.
+func (d Difference) End() int64 { return d.Start + d.Length }
+
+// DiffView is one of two views that are compared.
+type DiffView struct {
+	Name string // "base" or "leaf" or a snapshot's
+	ID   string // of the layer
+	Size int64  // bytes
+}
+
+// Diff compares two views. It goes from the front to the end; what it has passed it
+// does not look at again. Not safe for concurrent use, but for Close.
+type Diff struct {
+	A, B DiffView
+
+	disk    *Disk
+	at      int64 // what is compared
+	end     int64 // where the shorter view ends
+	pending Difference
+	close   []func()
+}
+
+// Diff opens two views to compare them: each is the name of a snapshot, "base" or
+// "leaf". It counts as an open of both, until it is closed, and waits as OpenView
+// and OpenDisk do. The leaf may be written meanwhile: then each stretch of 16 MiB is
+// of the moment in which it was looked at. ErrNotExist, ErrInvalid.
+func (d *Disk) Diff(ctx context.Context, a, b string, who Opener) (*Diff, error) {
+	x := &Diff{disk: d}
+	for _, side := range []struct {
+		name string
+		view *DiffView
+	}{{a, &x.A}, {b, &x.B}} {
+		var err error
+		if *side.view, err = x.open(ctx, side.name, who); err != nil {
+			x.Close()
+			return nil, err
+		}
+	}
+	x.end = min(x.A.Size, x.B.Size)
+	return x, nil
+}
+
+func (x *Diff) open(ctx context.Context, name string, who Opener) (DiffView, error) {
+	if name == leafName {
+		h, err := x.disk.OpenDisk(ctx, who, false)
+		if err != nil {
+			return DiffView{}, err
+		}
+		x.close = append(x.close, h.Close)
+		n := x.disk.leaf.Load()
+		return DiffView{Name: name, ID: n.id, Size: n.size()}, nil
+	}
+	m, _ := x.disk.tree()
+	rec, err := findSnapshot(m, name)
+	if err != nil {
+		return DiffView{}, err
+	}
+	v, err := x.disk.OpenView(ctx, rec.ID, who)
+	if err != nil {
+		return DiffView{}, fmt.Errorf("snapshot %s: %w", name, err)
+	}
+	x.close = append(x.close, v.Close)
+	return DiffView{Name: name, ID: rec.ID, Size: v.Size()}, nil
+}
+
+// Close ends the opens. A second one does nothing.
+func (x *Diff) Close() {
+	for _, f := range x.close {
+		f()
+	}
+	x.close = nil
+}
+
+// Views are the two that are compared.
+func (x *Diff) Views() (a, b DiffView) { return x.A, x.B }
+
+// Size is how many bytes there are to compare: as many as the longer view has.
+func (x *Diff) Size() int64 { return max(x.A.Size, x.B.Size) }
+
+// Done is how many bytes are compared, from the front on.
+func (x *Diff) Done() int64 { return x.at }
+
+// diffAtOnce is how many differences Next gives at once, about.
+const diffAtOnce = 4096
+
+// Next appends to dst the differences that it finds next, in order: none touches
+// the one before with the same A and B. It returns when there are some thousands,
+// or until has passed; more is false when there are no others. Errors are those of
+// reading the tables.
+func (x *Diff) Next(dst []Difference, until time.Time) (list []Difference, more bool, err error) {
+	first := len(dst)
+	add := func(d Difference) {
+		if p := &x.pending; p.Length > 0 && p.End() == d.Start && p.A == d.A && p.B == d.B {
+			p.Length += d.Length
+			return
+		}
+		if x.pending.Length > 0 {
+			dst = append(dst, x.pending)
+		}
+		x.pending = d
+	}
+	for x.at < x.end && len(dst)-first < diffAtOnce {
+		if err := x.region(add); err != nil {
+			return dst, true, err
+		}
+		if time.Now().After(until) {
+			return dst, true, nil
+		}
+	}
+	if x.at < x.end {
+		return dst, true, nil
+	}
+	if size := x.Size(); x.at < size {
+		tail := Difference{Start: x.at, Length: size - x.at, A: InEnd, B: x.B.ID}
+		if x.A.Size == size {
+			tail.A, tail.B = x.A.ID, InEnd
+		}
+		add(tail)
+		x.at = size
+	}
+	if x.pending.Length > 0 {
+		dst = append(dst, x.pending)
+		x.pending = Difference{}
+	}
+	return dst, false, nil
+}
+
+// region compares one region and tells add of what differs.
+func (x *Diff) region(add func(Difference)) error {
+	section := x.disk.readers.enter()
+	defer x.disk.readers.exit(section)
+	a, err := x.node(x.A)
+	if err != nil {
+		return err
+	}
+	b, err := x.node(x.B)
+	if err != nil {
+		return err
+	}
+	i := x.at >> regionBits
+	stop := min(x.end, (i+1)<<regionBits)
+	shared := sharedNode(a, b)
+	s := diffSides{names: make(map[*layer]string)}
+	if s.a, err = s.resolve(a, shared, i); err != nil {
+		return err
+	}
+	if s.b, err = s.resolve(b, shared, i); err != nil {
+		return err
+	}
+	below := func() (*region, error) { return s.resolve(shared, nil, i) }
+	if err := s.compare(below, stop, add); err != nil {
+		return err
+	}
+	x.at = stop
+	return nil
+}
+
+// node is a view's node now: the leaf's changes with every snapshot.
+func (x *Diff) node(v DiffView) (*node, error) {
+	if v.Name == leafName {
+		return x.disk.leaf.Load(), nil
+	}
+	return x.disk.namedNode(v.ID)
+}
+
+// sharedNode is the topmost node that two views share, nil when they share none.
+func sharedNode(a, b *node) *node {
+	ofA := make(map[*node]bool)
+	for n := a; n != nil; n = n.parent() {
+		ofA[n] = true
+	}
+	for n := b; n != nil; n = n.parent() {
+		if ofA[n] {
+			return n
+		}
+	}
+	return nil
+}
+
+// diffSides are the resolved answers of both sides for one region, as far as the
+// layers above the shared ones have one: elsewhere a span is Unallocated.
+type diffSides struct {
+	a, b, below *region
+	names       map[*layer]string // the ids of all layers that were asked
+}
+
+// resolve asks the layers from a node on downwards, and stops before another. What
+// they leave open is zeros when there is nothing below.
+func (s *diffSides) resolve(from, stop *node, i int64) (*region, error) {
+	r := &region{base: i << regionBits, at: i}
+	b := builders.Get().(*regionBuilder)
+	defer b.putBack()
+	b.region = r
+	holes := []overlay.Extent{{Start: r.base, Length: regionSize}}
+	at := from
+	for at != nil && at != stop && len(holes) > 0 {
+		l := at.link.Load()
+		if l.layer != nil {
+			s.names[l.layer] = at.id
+			var err error
+			if holes, err = b.ask(l.layer, holes); err != nil {
+				return nil, err
+			}
+		}
+		at = l.parent
+	}
+	kind := overlay.Unallocated
+	if at == nil {
+		kind = overlay.Zero
+	}
+	for _, h := range holes {
+		b.add(h.Start, nil, kind, 0)
+	}
+	b.finish()
+	return r, nil
+}
+
+// compare tells add what differs up to a guest offset. below gives the answers of
+// the shared layers; it is asked only where they matter.
+func (s *diffSides) compare(below func() (*region, error), stop int64, add func(Difference)) error {
+	cursorA, cursorB, cursorBelow := diffCursor{r: s.a}, diffCursor{r: s.b}, diffCursor{}
+	for at := s.a.base; at < stop; {
+		spanA, endA := cursorA.at(at)
+		spanB, endB := cursorB.at(at)
+		end := min(stop, endA, endB)
+		if spanA.kind == spanB.kind && (spanA.kind == overlay.Unallocated || spanA.kind == overlay.Zero) {
+			at = end
+			continue
+		}
+		ofA, ofB := s.place(s.a, spanA), s.place(s.b, spanB)
+		if spanA.kind == overlay.Unallocated || spanB.kind == overlay.Unallocated {
+			if s.below == nil {
+				var err error
+				if s.below, err = below(); err != nil {
+					return err
+				}
+				cursorBelow.r = s.below
+			}
+			span, endBelow := cursorBelow.at(at)
+			end = min(end, endBelow)
+			if spanA.kind == overlay.Unallocated {
+				ofA = s.place(s.below, span)
+			} else {
+				ofB = s.place(s.below, span)
+			}
+		}
+		if ofA != InZeros || ofB != InZeros {
+			add(Difference{Start: at, Length: end - at, A: ofA, B: ofB})
+		}
+		at = end
+	}
+	return nil
+}
+
+// place says where the bytes of a span lie.
+func (s *diffSides) place(r *region, at span) string {
+	if at.kind == overlay.Zero || at.kind == overlay.Unallocated {
+		return InZeros
+	}
+	return s.names[r.layers[at.layer]]
+}
+
+// diffCursor goes along a region's spans.
+type diffCursor struct {
+	r *region
+	i int
+}
+
+// at is the span that holds a guest offset, and where it ends. Offsets only grow.
+func (c *diffCursor) at(off int64) (s span, end int64) {
+	in := off - c.r.base
+	for c.i+1 < len(c.r.spans) && int64(c.r.spans[c.i+1].start) <= in {
+		c.i++
+	}
+	end = c.r.base + regionSize
+	if c.i+1 < len(c.r.spans) {
+		end = c.r.base + int64(c.r.spans[c.i+1].start)
+	}
+	return c.r.spans[c.i], end
+}

@@ -1,0 +1,396 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+	"sync"
+	"time"
+
+	"varve/overlay"
+)
+
+// ExtentMap is a picture's worth of where the layers of the leaf's chain hold what:
+// the disk cut into bins of equal size, from the tables alone. It is a value of the
+// moment, which nobody changes.
+type ExtentMap struct {
+	Disk     string // the disk directory's path
+	Size     int64  // guest bytes
+	BinBytes int64  // guest bytes of a bin, a power of two
+	Layers   []MapLayer
+	Beside   int    // how many layers do not belong to the leaf's chain
+	Known    []bool // of each bin: its figures are there
+}
+
+// MapLayer is a layer of an ExtentMap, the leaf being the first one. The slices have
+// one figure for each bin, in guest bytes.
+type MapLayer struct {
+	LayerStatus           // as Layers gives it
+	Data        []float32 // data that the layer itself maps
+	Zero        []float32 // zeros that it maps: discarded or written
+	Seen        []float32 // of the leaf's view: data that comes from this layer
+}
+
+// Complete says whether the figures of all bins are there.
+func (m *ExtentMap) Complete() bool { return !slices.Contains(m.Known, false) }
+
+const (
+	mapBins  = 1024    // at most, in a map
+	mapCells = 1 << 18 // bins of all layers together: 3 MiB
+	leastBin = 4 << 10
+	mapChunk = overlay.TouchedSpans * regionSize // 1 GiB
+)
+
+// mapRow has the figures of a layer, see MapLayer.
+type mapRow struct{ data, zero, seen []float32 }
+
+// mapKey says what of a frozen layer a row was made of.
+type mapKey struct {
+	id        string
+	forgotten uint64 // node.own.forgotten
+}
+
+// mapper keeps what a map was made of. Where only frozen layers hold something it
+// stays right; the rest is looked at anew each time.
+type mapper struct {
+	mu      sync.Mutex
+	size    int64
+	binBits int
+	frozen  []mapKey // bottom first
+	ids     []string // of rows
+	rows    []mapRow // bottom first; above those of frozen are layers that are written
+	known   []bool   // by unit: the rows have it
+	// upTo is, by unit, how many of the frozen layers, from the bottom, the rows were
+	// made of when no other one held something there; 0 where one did.
+	upTo []int
+	next int // the step with which the next look begins
+}
+
+// unit is how much of the disk is looked at together: a bin, or a region where that
+// is more.
+func (c *mapper) unit() int64 { return max(int64(1)<<c.binBits, regionSize) }
+
+// step is a unit, or what Touched tells of at a time where that is more.
+func (c *mapper) step() int64 { return max(c.unit(), mapChunk) }
+
+// ExtentMap makes a map, in about that time at most; 0 is as long as it takes. What it
+// did not come to is not Known; the next call goes on there. Errors: those of reading
+// the tables, and ctx's cause. It opens no file and reads no data.
+func (d *Disk) ExtentMap(ctx context.Context, most time.Duration) (*ExtentMap, error) {
+	var deadline time.Time
+	if most > 0 {
+		deadline = time.Now().Add(most)
+	}
+	d.mapper.mu.Lock()
+	defer d.mapper.mu.Unlock()
+	for {
+		var m *ExtentMap
+		err := d.recount(func() (err error) {
+			m, err = d.mapper.draw(ctx, d, deadline)
+			return err
+		})
+		if !errors.Is(err, errTreeChanged) {
+			return m, err
+		}
+	}
+}
+
+func (c *mapper) draw(ctx context.Context, d *Disk, deadline time.Time) (*ExtentMap, error) {
+	path := mapPath(d.leaf.Load())
+	size := d.Size()
+	c.follow(path, size)
+	steps := int((size + c.step() - 1) / c.step())
+	for looked := range steps {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		// One step at least: who asks again and again comes to the end.
+		if looked > 0 && !deadline.IsZero() && time.Now().After(deadline) {
+			break
+		}
+		i := c.next % steps
+		if err := c.look(d, path, int64(i)*c.step()); err != nil {
+			return nil, fmt.Errorf("map the layers: %w", err)
+		}
+		c.next = (i + 1) % steps
+	}
+	return c.result(d, path), nil
+}
+
+// mapPath is the chain of a node, bottom first.
+func mapPath(tip *node) (path []passLayer) {
+	for n := tip; n != nil; n = n.parent() {
+		l := n.link.Load()
+		if l.layer == nil {
+			continue
+		}
+		p := passLayer{node: n, link: l, layer: l.layer, over: l.layer.over(), ownOf: n.own.forgotten.Load()}
+		p.raw = p.over == nil && l.layer.header() == nil
+		path = append(path, p)
+	}
+	slices.Reverse(path)
+	return path
+}
+
+// frozenPart is how many layers of a path, from the bottom, nobody writes.
+func frozenPart(path []passLayer) (keys []mapKey) {
+	for i := range path {
+		if path[i].over != nil || path[i].node.absorbing.Load() {
+			break
+		}
+		keys = append(keys, mapKey{path[i].node.id, path[i].ownOf})
+	}
+	return keys
+}
+
+// follow takes over what is still right of what was kept.
+func (c *mapper) follow(path []passLayer, size int64) {
+	binBits, frozen := mapBinBits(size, len(path)), frozenPart(path)
+	kept := len(c.frozen) <= len(frozen) && slices.Equal(c.frozen, frozen[:len(c.frozen)])
+	if c.size != size || c.binBits != binBits || !kept {
+		c.size, c.binBits, c.next = size, binBits, 0
+		units := (size + c.unit() - 1) / c.unit()
+		c.frozen, c.ids, c.rows = nil, nil, nil
+		c.known, c.upTo = make([]bool, units), make([]int, units)
+	}
+	same := slices.EqualFunc(c.ids, path, func(id string, p passLayer) bool { return id == p.node.id })
+	if same && len(c.frozen) == len(frozen) {
+		return
+	}
+	// What was written before and is not any more is looked at once again.
+	bins := int((size-1)>>binBits) + 1
+	c.rows, c.ids = c.rows[:len(c.frozen)], nil
+	for i := range path {
+		c.ids = append(c.ids, path[i].node.id)
+		if i >= len(c.rows) {
+			c.rows = append(c.rows, mapRow{make([]float32, bins), make([]float32, bins), make([]float32, bins)})
+		}
+	}
+	c.frozen = frozen
+	for i := range c.known {
+		c.known[i] = c.upTo[i] > 0
+	}
+}
+
+// mapBinBits is how many bits of an offset lie within a bin.
+func mapBinBits(size int64, layers int) int {
+	most := int64(mapBins)
+	for most > 16 && most*int64(layers) > mapCells {
+		most /= 2
+	}
+	binBits := bits.Len(leastBin) - 1
+	for (size-1)>>binBits >= most {
+		binBits++
+	}
+	return binBits
+}
+
+// look brings the rows up to date in the step that begins at off.
+func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
+	end := min(off+c.step(), c.size)
+	units := make([]mapUnit, (end-off+c.unit()-1)/c.unit())
+	lowest := len(path)
+	for i := range units {
+		u := &units[i]
+		u.index = int(off/c.unit()) + i
+		u.upTo = c.upTo[u.index]
+		u.wanted = !c.known[u.index] || u.upTo == 0
+		lowest = min(lowest, u.upTo)
+	}
+	// Layers above those of which a unit is final are asked each time, and those below
+	// only where one of them holds something.
+	touched := make([][]uint64, (end-off+mapChunk-1)/mapChunk)
+	ask := func(from, to int) error {
+		for i := range touched {
+			if touched[i] == nil {
+				touched[i] = make([]uint64, len(path))
+			}
+			if err := d.mapTouched(path, from, to, off+int64(i)*mapChunk, touched[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := ask(lowest, len(path)); err != nil {
+		return err
+	}
+	regions := func(visit func(u *mapUnit, at int64, layer func(i int) bool) error) error {
+		for at := off; at < end; at += regionSize {
+			masks, bit := touched[(at-off)/mapChunk], (at-off)%mapChunk>>regionBits
+			err := visit(&units[(at-off)/c.unit()], at, func(i int) bool { return masks[i]>>bit&1 != 0 })
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	wanted := false
+	regions(func(u *mapUnit, _ int64, layer func(i int) bool) error { // never fails
+		for i := u.upTo; i < len(path); i++ {
+			if layer(i) {
+				u.wanted = true
+				u.live = u.live || i >= len(c.frozen)
+			}
+		}
+		wanted = wanted || u.wanted
+		return nil
+	})
+	if wanted && lowest > 0 {
+		if err := ask(0, lowest); err != nil {
+			return err
+		}
+	}
+	for i := range units {
+		if units[i].wanted {
+			c.clear(units[i].index)
+		}
+	}
+	err := regions(func(u *mapUnit, at int64, layer func(i int) bool) error {
+		if !u.wanted {
+			return nil
+		}
+		return c.mapRegion(d, path, at, layer)
+	})
+	if err != nil {
+		return err
+	}
+	for i := range units {
+		u := &units[i]
+		c.known[u.index], c.upTo[u.index] = true, len(c.frozen)
+		if u.live {
+			c.upTo[u.index] = 0
+		}
+	}
+	return nil
+}
+
+// mapUnit is a unit of the step under way.
+type mapUnit struct {
+	index  int
+	upTo   int  // see mapper.upTo
+	wanted bool // to be looked at
+	live   bool // a layer that is written holds something there
+}
+
+// clear takes a unit out of the rows.
+func (c *mapper) clear(unit int) {
+	c.known[unit], c.upTo[unit] = false, 0
+	perUnit := int(c.unit() >> c.binBits)
+	for i := range c.rows {
+		row := &c.rows[i]
+		from, to := unit*perUnit, min((unit+1)*perUnit, len(row.data))
+		clear(row.data[from:to])
+		clear(row.zero[from:to])
+		clear(row.seen[from:to])
+	}
+}
+
+// mapTouched asks some layers of a path in which regions from off on they hold
+// something, see Touched.
+func (d *Disk) mapTouched(path []passLayer, from, to int, off int64, masks []uint64) error {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	for i := from; i < to; i++ {
+		if path[i].node.link.Load() != path[i].link {
+			return errTreeChanged
+		}
+		if err := touched(path, i, off); err != nil {
+			return err
+		}
+		masks[i] = path[i].touched
+	}
+	return nil
+}
+
+// mapRegion adds what stands in one region, of the layers that hold something there.
+func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int) bool) error {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	b := builders.Get().(*regionBuilder)
+	defer b.putBack()
+	b.region = &region{base: at}
+	holes := []overlay.Extent{{Start: at, Length: regionSize}}
+	for i := range slices.Backward(path) {
+		if !layer(i) {
+			continue
+		}
+		p := &path[i]
+		if p.node.link.Load() != p.link {
+			return errTreeChanged
+		}
+		var err error
+		if b.extents, err = p.layer.state.Load().Map(b.extents[:0], at, regionSize); err != nil {
+			return err
+		}
+		size := min(c.size, p.node.size())
+		for _, e := range b.extents {
+			switch {
+			case e.Kind == overlay.Unallocated, e.Kind == overlay.Zero && p.raw:
+				// Of a raw image only what is no hole counts.
+			case e.Kind == overlay.Zero:
+				c.add(c.rows[i].zero, e.Start, min(e.End(), size))
+			default:
+				c.add(c.rows[i].data, e.Start, min(e.End(), size))
+			}
+		}
+		if len(holes) > 0 {
+			holes = b.fill(p.layer, holes)
+		}
+	}
+	for _, h := range holes {
+		b.add(h.Start, nil, overlay.Zero, 0)
+	}
+	b.finish()
+	for k, s := range b.region.spans {
+		if s.kind == overlay.Zero {
+			continue
+		}
+		stop := at + regionSize
+		if k+1 < len(b.region.spans) {
+			stop = at + int64(b.region.spans[k+1].start)
+		}
+		from := b.region.layers[s.layer]
+		i := slices.IndexFunc(path, func(p passLayer) bool { return p.layer == from })
+		c.add(c.rows[i].seen, at+int64(s.start), min(stop, c.size))
+	}
+	return nil
+}
+
+// add counts guest bytes in the bins that they lie in.
+func (c *mapper) add(bins []float32, from, to int64) {
+	for from < to {
+		i := from >> c.binBits
+		stop := min(to, (i+1)<<c.binBits)
+		bins[i] += float32(stop - from)
+		from = stop
+	}
+}
+
+// result copies what is known.
+func (c *mapper) result(d *Disk, path []passLayer) *ExtentMap {
+	m := &ExtentMap{Disk: d.dir, Size: c.size, BinBytes: 1 << c.binBits}
+	listed := d.Layers()
+	byID := make(map[string]LayerStatus, len(listed))
+	for _, l := range listed {
+		byID[l.ID] = l
+		if l.File != "" { // what is not there is no layer
+			m.Beside++
+		}
+	}
+	for i := range slices.Backward(path) {
+		row := &c.rows[i]
+		m.Layers = append(m.Layers, MapLayer{
+			LayerStatus: byID[path[i].node.id],
+			Data:        slices.Clone(row.data), Zero: slices.Clone(row.zero), Seen: slices.Clone(row.seen),
+		})
+	}
+	m.Beside -= len(m.Layers)
+	bins := int((c.size-1)>>c.binBits) + 1
+	perUnit := int(c.unit() >> c.binBits)
+	for i := range bins {
+		m.Known = append(m.Known, c.known[i/perUnit])
+	}
+	return m
+}

@@ -1,0 +1,160 @@
+package chain
+
+import "varve/overlay"
+
+// What a delete of a layer gives back on the host stands in the tables alone.
+//
+//	nothing stands on it      its file goes, with all that it takes
+//	one layer stands on it    what that layer hides of its data; the rest moves there
+//	several, or a foreign     nothing for now
+//	file would be written
+//
+// How much data of the layer below each layer hides is counted with the other counts
+// (countpass.go), for a frozen layer once, and kept in chain.json.
+
+// deletion is what a delete of a layer takes away.
+type deletion struct {
+	files []string // layers whose files go
+	// merged is a layer that is merged with the one that stands on it, into; "" for
+	// none.
+	merged, into string
+}
+
+// deletionOf says what a delete of a layer would do, or of an unnamed one the
+// command that goes on with it.
+func deletionOf(m *manifest, id string) (del deletion) {
+	rec := m.layer(id)
+	if rec == nil || rec.Foreign || id == m.Leaf || id == m.Base {
+		return del
+	}
+	on := m.children(id)
+	if len(on) == 1 && !on[0].Foreign {
+		del.merged, del.into = id, on[0].ID
+	}
+	if len(on) > 0 {
+		return del
+	}
+	// Unnamed layers that nothing else keeps go with it, as in removeDead and
+	// queueMerge.
+	for {
+		del.files = append(del.files, id)
+		below := m.layer(rec.Parent)
+		if below == nil || below.Foreign || below.Name != "" || below.ID == m.Base || below.ID == m.SetAside {
+			return del
+		}
+		var rest []*layerRecord
+		for _, l := range m.children(below.ID) {
+			if l.ID != id {
+				rest = append(rest, l)
+			}
+		}
+		if len(rest) == 1 && !rest[0].Foreign {
+			del.merged, del.into = below.ID, rest[0].ID
+		}
+		if len(rest) > 0 {
+			return del
+		}
+		rec, id = below, below.ID
+	}
+}
+
+// countFrees fills in what a delete of each layer would give back. counted is false
+// where that is not known and counting would tell.
+func (d *Disk) countFrees(m *manifest, nodes map[string]*node, layers []LayerStatus) (counted bool) {
+	counted = true
+	host := make(map[string]int64, len(layers))
+	for _, l := range layers {
+		host[l.ID] = l.HostBytes
+	}
+	for i := range layers {
+		del := deletionOf(m, layers[i].ID)
+		total := int64(0)
+		for _, id := range del.files {
+			total += host[id]
+		}
+		if del.merged != "" {
+			x, c := nodes[del.merged], nodes[del.into]
+			if x == nil || c == nil {
+				continue
+			}
+			hidden, known, busy := d.hiddenCount(x, c)
+			if !known {
+				counted = counted && busy
+				continue
+			}
+			// Data that is a hole of the file takes no space.
+			total += min(hidden, host[del.merged])
+		}
+		layers[i].Frees = &total
+	}
+	return counted
+}
+
+// hiddenCount is how many bytes of data of x the layer c, which stands on it, hides;
+// of the leaf as it was at the last look. busy: it cannot be known before a job ends.
+func (d *Disk) hiddenCount(x, c *node) (bytes int64, known, busy bool) {
+	l := c.layer()
+	if l == nil || c.parent() != x || !x.frozen() {
+		return 0, false, true
+	}
+	if c != d.leaf.Load() {
+		bytes, known = c.hides.get(l)
+		return bytes, known && c.frozen(), !c.frozen()
+	}
+	c.live.mu.Lock()
+	defer c.live.mu.Unlock()
+	if !c.live.of(l, x) {
+		return 0, false, false
+	}
+	return c.live.hidden, true, false
+}
+
+// hiddenIn is how many bytes of data of the layer below a node's own layer hides, in
+// the region that begins at off.
+func (d *Disk) hiddenIn(n *node, off int64) (int64, error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	link := n.link.Load()
+	if link.layer == nil || link.parent == nil || link.parent.layer() == nil {
+		return 0, nil
+	}
+	below, err := ownSource{link.parent}.Map(nil, off, regionSize)
+	if err != nil {
+		return 0, err
+	}
+	own, err := link.layer.state.Load().Map(nil, off, regionSize)
+	return hiddenBytes(below, own), err
+}
+
+// hiddenBytes is how much data of below lies where above maps something, both being
+// in order and without gaps. Map gives zeros past a layer's size, so what a shorter
+// layer cuts off is hidden too (M2).
+func hiddenBytes(below, above []overlay.Extent) (total int64) {
+	i := 0
+	for _, e := range below {
+		if e.Kind == overlay.Unallocated || e.Kind == overlay.Zero {
+			continue
+		}
+		for i < len(above) && above[i].End() <= e.Start {
+			i++
+		}
+		for k := i; k < len(above) && above[k].Start < e.End(); k++ {
+			if above[k].Kind != overlay.Unallocated {
+				total += min(e.End(), above[k].End()) - max(e.Start, above[k].Start)
+			}
+		}
+	}
+	return total
+}
+
+// forgetHidden has counted anew what a node's layer hides and what is hidden of it:
+// the layer was written, or stands on another one. Called with opMu held.
+func (d *Disk) forgetHidden(n *node) {
+	n.hides.forget()
+	for _, l := range d.manifest.children(n.id) {
+		if c := d.nodes[l.ID]; c != nil {
+			c.hides.forget()
+			c.live.forget()
+		}
+	}
+}

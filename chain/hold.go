@@ -1,0 +1,210 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"varve/overlay"
+)
+
+// Hold keeps a snapshot from being deleted until it is released; of one that is held
+// already it changes nothing. ErrInvalid for the leaf and the base, which cannot be
+// deleted anyway.
+func (d *Disk) Hold(name string) error {
+	if name == leafName {
+		return invalidf("the leaf cannot be held: it goes on changing; take a snapshot and hold that")
+	}
+	return d.changeHold(name, func(_ *manifest, rec *layerRecord) error {
+		if rec.Name == baseName {
+			return invalidf("the base is never deleted; it needs no hold")
+		}
+		rec.Held = true
+		return nil
+	})
+}
+
+// Release takes back a hold, and forgets the clones of a snapshot that are not there
+// any more. ErrInvalid for a snapshot that nothing holds, ErrBusy where clones do that
+// stand on it still.
+func (d *Disk) Release(name string) error {
+	return d.changeHold(name, func(m *manifest, rec *layerRecord) error {
+		held := rec.Held
+		rec.Held = false
+		var left []*cloneRecord
+		standing := ""
+		for _, c := range m.Clones {
+			if c.Layer == rec.ID && !d.cloneStands(m, c) {
+				held = true
+				continue
+			}
+			if c.Layer == rec.ID {
+				standing = c.Disk
+			}
+			left = append(left, c)
+		}
+		m.Clones = left
+		switch {
+		case held:
+			return nil
+		case standing != "":
+			return fmt.Errorf("%w: the disk %s was cloned from snapshot %s and reads its files; flatten all of that disk or remove it first", ErrBusy, standing, name)
+		}
+		return invalidf("snapshot %s is not held", name)
+	})
+}
+
+// changeHold commits a change of who holds a snapshot, and starts the merges that
+// become possible by that.
+func (d *Disk) changeHold(name string, change func(m *manifest, rec *layerRecord) error) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.opMu.Unlock()
+	m := d.edit()
+	rec, err := findSnapshot(m, name)
+	if err != nil {
+		return err
+	}
+	clones := len(m.Clones)
+	if err := change(m, rec); err != nil {
+		return err
+	}
+	if len(m.Clones) != clones && !d.lastJob().running() {
+		_, err := d.commitFreed(m)
+		return err
+	}
+	if err := d.commit(m); err != nil {
+		return err
+	}
+	d.install(m, nil)
+	d.changed(Change{Layers: true})
+	return nil
+}
+
+// pinned are the ids of all layers that clones read: nil where there are none. No
+// merge writes or removes them, and none of them is flattened.
+func (m *manifest) pinned() map[string]bool {
+	if len(m.Clones) == 0 {
+		return nil
+	}
+	ids := make(map[string]bool)
+	for _, c := range m.Clones {
+		for _, l := range m.chainOf(c.Layer) {
+			ids[l.ID] = true
+		}
+	}
+	return ids
+}
+
+// clonesOf are the disks that were cloned from a layer.
+func (m *manifest) clonesOf(id string) []string {
+	disks := []string{}
+	for _, c := range m.Clones {
+		if c.Layer == id {
+			disks = append(disks, c.Disk)
+		}
+	}
+	return disks
+}
+
+// cloneStands says whether a clone is there and reads a file of its snapshot's chain.
+// What cannot be told counts as standing.
+func (d *Disk) cloneStands(m *manifest, c *cloneRecord) bool {
+	other, err := loadManifest(d.fs, c.Disk)
+	if errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	chain := m.chainOf(c.Layer)
+	return slices.ContainsFunc(other.Layers, func(l *layerRecord) bool {
+		return l.Foreign && slices.ContainsFunc(chain, func(own *layerRecord) bool {
+			// By the path, or where one of the two disks was moved, by the content.
+			return !own.Foreign && (l.File == d.path(own) ||
+				own.Fingerprint != nil && l.Fingerprint != nil && own.Fingerprint.Digest == l.Fingerprint.Digest)
+		})
+	})
+}
+
+// Clone makes a new disk directory whose leaf stands on a snapshot of this disk, or on
+// its base: it reads the files of that snapshot's chain where they are. While it
+// stands, the snapshot cannot be deleted and no job writes a file of that chain. dir is
+// an absolute path. ErrExist where it is there, ErrBusy during a job, and what Create
+// gives.
+func (d *Disk) Clone(name, dir string) (Created, error) {
+	if name == leafName {
+		return Created{}, invalidf("the leaf goes on changing; take a snapshot and clone that")
+	}
+	if !filepath.IsAbs(dir) {
+		return Created{}, invalidf("%q is no absolute path", dir)
+	}
+	dir = filepath.Clean(dir)
+	if err := checkPath(dir); err != nil {
+		return Created{}, err
+	}
+	if err := d.begin(); err != nil {
+		return Created{}, err
+	}
+	defer d.opMu.Unlock()
+	if err := d.jobBusy(); err != nil {
+		return Created{}, err
+	}
+	m := d.edit()
+	rec, err := findSnapshot(m, name)
+	if err != nil {
+		return Created{}, err
+	}
+	if err := checkFree(d.fs, dir); err != nil {
+		return Created{}, err
+	}
+	// Recorded first: no crash leaves a clone whose files this disk takes for its own
+	// to change.
+	if !rec.Foreign {
+		m.Clones = append(m.Clones, &cloneRecord{Layer: rec.ID, Disk: dir})
+		if err := d.commit(m); err != nil {
+			return Created{}, err
+		}
+		d.install(m, nil)
+	}
+	created, err := d.makeClone(m, rec, dir)
+	if err != nil && !rec.Foreign {
+		m = d.edit()
+		m.Clones = m.Clones[:len(m.Clones)-1]
+		if failed := d.commit(m); failed != nil {
+			return Created{}, errors.Join(err, fmt.Errorf("snapshot %s counts as cloned still, release it: %w", name, failed))
+		}
+		d.install(m, nil)
+	}
+	return created, err
+}
+
+// makeClone creates a disk on the files of a layer's chain.
+func (d *Disk) makeClone(m *manifest, top *layerRecord, dir string) (c Created, err error) {
+	var images []*foreignImage
+	// They were only read: a failing close loses nothing.
+	defer func() { _ = closeImages(images) }()
+	for _, rec := range m.chainOf(top.ID) {
+		if rec.Writing {
+			return Created{}, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.label())
+		}
+		path := d.path(rec)
+		image, err := overlay.OpenImage(d.fs, path, rec.Format, overlay.LockFrozen)
+		if err != nil {
+			return Created{}, err
+		}
+		info, err := image.File().Stat()
+		if err != nil {
+			return Created{}, errors.Join(err, image.Close())
+		}
+		name := rec.Name
+		if name == "" || name == baseName {
+			name = "layer-" + rec.ID
+		}
+		images = append(images, &foreignImage{path: path, format: rec.Format, name: name, frozen: rec.Frozen, image: image, info: info})
+	}
+	return createOn(d.fs, dir, images, CreateOptions{Base: d.path(top), Format: top.Format})
+}

@@ -1,0 +1,546 @@
+package chain
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/overlay"
+)
+
+// Operations that can be planned.
+const (
+	opDelete  = "delete"
+	opFlatten = "flatten"
+	opRevert  = "revert"
+)
+
+// Plan says what an operation would do, from the tables alone. Nothing is changed by
+// making one. Its figures are those of the moment; a guest that goes on writing
+// changes them.
+type Plan struct {
+	Version   int    `json:"version"` // 1
+	Operation string `json:"operation"`
+	// Gone are the layers that go, SetAside what a revert sets aside.
+	Gone     []PlanLayer `json:"gone"`
+	SetAside *PlanLayer  `json:"set_aside"`
+	// Waiting are layers that lose their name and stay, since several layers stand on
+	// them, or a clone reads them.
+	Waiting []PlanLayer `json:"waiting"`
+	// CopyBytes are the guest's bytes that jobs copy. ExtraBytes is what the host needs
+	// at the worst moment on top of what it holds now, FreedBytes what it has free in
+	// the end that it has not now; below 0 it has less. HostFree is what it has free
+	// now, -1 when that is not known.
+	CopyBytes  int64 `json:"copy_bytes"`
+	ExtraBytes int64 `json:"extra_bytes"`
+	FreedBytes int64 `json:"freed_bytes"`
+	HostFree   int64 `json:"host_free"`
+	// Before and After are the chains that change, each top first, by name.
+	Before [][]string `json:"before"`
+	After  [][]string `json:"after"`
+}
+
+// PlanLayer is one layer of a plan.
+type PlanLayer struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	OwnBytes  int64  `json:"own_bytes"`  // guest bytes that it maps
+	HostBytes int64  `json:"host_bytes"` // its file's blocks on the host, in bytes
+}
+
+// tablesExtra is what a layer's tables take on the host for data that is copied into
+// it: of each cluster of 64 KiB at least an L2 entry of 16 bytes and a refcount of 2,
+// and some clusters for what is begun (qcow2 specification, "L2 table entries").
+func tablesExtra(bytes int64) int64 { return bytes/2048 + 1<<20 }
+
+// Plan makes a plan of deleting snapshots, of flattening one (or "leaf"), or of
+// reverting to one. Errors are those of the operation, as far as they can be known
+// before.
+func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
+	err = d.recount(func() error {
+		p, err = d.plan(operation, names)
+		return err
+	})
+	return p, err
+}
+
+func (d *Disk) plan(operation string, names []string) (Plan, error) {
+	m, nodes := d.tree()
+	s := &planner{
+		d: d, before: m, m: m.clone(), parts: make(map[string][]*node), own: make(map[string]int64), share: d.sharesBlocks(),
+		Plan: Plan{Version: 1, Operation: operation, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: -1},
+	}
+	for id, n := range nodes {
+		s.parts[id] = []*node{n}
+	}
+	if free, ok := d.hostFree(); ok {
+		s.HostFree = free
+	}
+	var err error
+	switch operation {
+	case opDelete:
+		err = s.delete(names)
+	case opFlatten:
+		err = s.flatten(names[0])
+	case opRevert:
+		err = s.revert(names[0])
+	default:
+		err = invalidf("no plan is made for %q; for delete, flatten and revert there is one", operation)
+	}
+	if err != nil {
+		return Plan{}, err
+	}
+	s.Before, s.After = changedChains(m, s.m)
+	return s.Plan, nil
+}
+
+// planner plays an operation on a copy of the manifest.
+type planner struct {
+	Plan
+	d      *Disk
+	before *manifest
+	m      *manifest
+	// parts are the layers, top first, whose content a layer's file has after the
+	// merges so far.
+	parts map[string][]*node
+	own   map[string]int64 // bytes that they map together, where that is known
+	share bool
+}
+
+func (s *planner) delete(names []string) error {
+	recs, err := deletable(s.m, names)
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		rec.Name, rec.Held = "", false
+	}
+	if err := s.merges(nil); err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		if s.m.layer(rec.ID) != nil {
+			l, err := s.layer(rec.ID)
+			if err != nil {
+				return err
+			}
+			s.Waiting = append(s.Waiting, l)
+		}
+	}
+	return nil
+}
+
+func (s *planner) revert(name string) error {
+	target, _, err := revertTarget(s.m, name)
+	if err != nil {
+		return err
+	}
+	old := s.m.layer(s.m.Leaf)
+	l, err := s.layer(old.ID)
+	if err != nil {
+		return err
+	}
+	if l.OwnBytes > 0 {
+		s.SetAside, s.m.SetAside = &l, old.ID
+	}
+	leaf := &layerRecord{ID: layerID(s.m.newNumber()), Format: formatQcow2}
+	if target != nil {
+		leaf.Parent = target.ID
+	}
+	s.m.add(leaf)
+	s.m.Leaf = leaf.ID
+	s.extra(0)
+	return s.merges(mergeable(s.before))
+}
+
+func (s *planner) flatten(name string) error {
+	rec := s.m.layer(s.m.Leaf)
+	if name != leafName {
+		var err error
+		if rec, err = findSnapshot(s.m, name); err != nil {
+			return err
+		}
+	}
+	if err := flattenable(s.m, rec, name); err != nil || rec.Parent == "" {
+		return err
+	}
+	n := s.parts[rec.ID][0]
+	copied, err := s.d.missing(n)
+	if err != nil {
+		return err
+	}
+	s.CopyBytes = copied
+	if !s.share {
+		s.extra(copied)
+		s.FreedBytes -= copied
+	} else {
+		s.extra(0)
+	}
+	rec.Parent = ""
+	return s.merges(mergeable(s.before))
+}
+
+// extra notes that the host must have room for bytes that are copied, and tables.
+func (s *planner) extra(copied int64) {
+	s.ExtraBytes = max(s.ExtraBytes, copied+tablesExtra(s.CopyBytes)-max(0, s.FreedBytes))
+}
+
+// merges plays all merges that are possible, known ones only after another one, as
+// the jobs make them; and takes out what nothing stands on.
+func (s *planner) merges(known map[string]bool) error {
+	for {
+		for _, rec := range removeDead(s.m) {
+			if err := s.gone(rec, 0); err != nil {
+				return err
+			}
+		}
+		i := slices.IndexFunc(s.m.Layers, func(l *layerRecord) bool { return canMerge(s.m, l) && !known[l.ID] })
+		if i < 0 {
+			return nil
+		}
+		x := mergeFirst(s.m, s.m.Layers[i], known, s.cost)
+		if err := s.merge(x, s.m.children(x.ID)[0]); err != nil {
+			return err
+		}
+		known = nil
+	}
+}
+
+// cost is what mergeFirst asks, of the layers as they are after the merges so far.
+func (s *planner) cost(l *layerRecord) (own int64, writable bool) {
+	own, known := s.own[l.ID]
+	if !known {
+		n := s.parts[l.ID][0]
+		bytes, counted, err := s.d.ownCount(n, time.Time{})
+		if err == nil && !counted && n.layer() != nil {
+			bytes, _ = n.layer().ownBytes() // an error comes again where it is looked at
+		}
+		own, s.own[l.ID] = bytes, bytes
+	}
+	return own, s.writable(l)
+}
+
+func (s *planner) writable(l *layerRecord) bool {
+	return !l.Foreign && len(s.parts[l.ID]) > 0 && plain(s.parts[l.ID][0].layer()) == nil
+}
+
+// merge plays the merge of x with what stands on it, c (see mergeLayer).
+func (s *planner) merge(x, c *layerRecord) error {
+	upper, lower := s.parts[c.ID], s.parts[x.ID]
+	both, err := s.d.visible(slices.Concat(upper, lower))
+	if err != nil {
+		return err
+	}
+	alone, err := s.d.visible(lower)
+	if err != nil {
+		return err
+	}
+	held := both[:len(upper)].mapped()
+	up := mergesUp(alone.mapped(), held, c.ID == s.m.Leaf, s.writable(x))
+	copied := both[len(upper):].data()
+	growth := copied
+	if !up {
+		copied = both[:len(upper)].data()
+		under, err := s.d.visible(slices.Concat(lower, upper))
+		if err != nil {
+			return err
+		}
+		growth = under[len(lower):].data()
+	}
+	s.CopyBytes += copied
+	switch {
+	case s.share:
+		growth = 0 // the blocks change hands
+		s.extra(0)
+	case up && x.Foreign:
+		s.extra(copied) // nothing of it is given back
+	default:
+		s.extra(min(copied, copyWindow+regionSize))
+	}
+	merged := slices.Concat(upper, lower)
+	goes, keeps := x, c
+	if !up {
+		// c's file goes; for people x does.
+		goes = c
+	}
+	if err := s.freed(goes, growth); err != nil {
+		return err
+	}
+	l, err := s.layer(x.ID)
+	if err != nil {
+		return err
+	}
+	s.Gone = append(s.Gone, l)
+	keeps.Parent = x.Parent
+	s.parts[keeps.ID], s.own[keeps.ID] = merged, both.mapped()
+	if !up {
+		keeps.File = x.File
+	}
+	s.m.remove(x.ID)
+	return nil
+}
+
+// freed notes that a layer's file goes, while another one grows.
+func (s *planner) freed(l *layerRecord, growth int64) error {
+	if l.Foreign {
+		s.FreedBytes -= growth
+		return nil
+	}
+	// The file that l has now may have been another's, and has grown since: that growth
+	// was counted against what is free already.
+	host, err := s.d.hostBytesOf(s.before, l.File)
+	s.FreedBytes += host - growth
+	return err
+}
+
+func (s *planner) gone(rec *layerRecord, growth int64) error {
+	if err := s.freed(rec, growth); err != nil {
+		return err
+	}
+	l, err := s.layer(rec.ID)
+	s.Gone = append(s.Gone, l)
+	return err
+}
+
+// layer describes one of the layers that there were before.
+func (s *planner) layer(id string) (PlanLayer, error) {
+	rec := s.before.layer(id)
+	l := PlanLayer{ID: id, Name: rec.Name}
+	_, nodes := s.d.tree()
+	n := nodes[id]
+	if n == nil || n.layer() == nil {
+		return l, nil
+	}
+	own, err := s.d.visible([]*node{n})
+	if err != nil {
+		return l, err
+	}
+	l.OwnBytes = own.mapped()
+	l.HostBytes, err = s.d.hostBytes(n)
+	return l, err
+}
+
+// hostBytesOf is what a file of ours takes on the host.
+func (d *Disk) hostBytesOf(m *manifest, file string) (int64, error) {
+	_, nodes := d.tree()
+	for _, l := range m.Layers {
+		if n := nodes[l.ID]; l.File == file && n != nil && n.layer() != nil {
+			return d.hostBytes(n)
+		}
+	}
+	return 0, nil
+}
+
+// changedChains are the chains from each top down that are not the same in both.
+func changedChains(a, b *manifest) (before, after [][]string) {
+	before, after = [][]string{}, [][]string{}
+	in := func(m *manifest, l *layerRecord) []string {
+		var labels []string
+		for _, c := range m.chainOf(l.ID) {
+			label := c.label()
+			switch {
+			case c.ID == m.Leaf:
+				label = leafName
+			case c.ID == m.SetAside:
+				label = "(set aside " + c.ID + ")"
+			case c.Name == "":
+				label = "(" + c.ID + ")"
+			}
+			labels = append(labels, label)
+		}
+		return labels
+	}
+	tops := func(m *manifest) (all [][]string) {
+		for _, l := range slices.Backward(m.Layers) {
+			if len(m.children(l.ID)) == 0 {
+				all = append(all, in(m, l))
+			}
+		}
+		return all
+	}
+	was, is := tops(a), tops(b)
+	for _, c := range was {
+		if !slices.ContainsFunc(is, func(o []string) bool { return slices.Equal(o, c) }) {
+			before = append(before, c)
+		}
+	}
+	for _, c := range is {
+		if !slices.ContainsFunc(was, func(o []string) bool { return slices.Equal(o, c) }) {
+			after = append(after, c)
+		}
+	}
+	return before, after
+}
+
+// layerBytes is how much of a layer no layer above it hides.
+type layerBytes struct{ dataBytes, zeroBytes int64 }
+
+// shares is layerBytes of several layers, top first.
+type shares []layerBytes
+
+func (s shares) data() (total int64) {
+	for _, l := range s {
+		total += l.dataBytes
+	}
+	return total
+}
+
+func (s shares) mapped() (total int64) {
+	for _, l := range s {
+		total += l.dataBytes + l.zeroBytes
+	}
+	return total
+}
+
+// visible counts what layers, top first, map themselves and those above do not hide.
+func (d *Disk) visible(nodes []*node) (shares, error) {
+	total := make(shares, len(nodes))
+	var size int64
+	for _, n := range nodes {
+		size = max(size, n.size())
+	}
+	var extents, open, left []overlay.Extent
+	for off := int64(0); off < size; off += regionSize {
+		open = append(open[:0], overlay.Extent{Start: off, Length: min(regionSize, size-off)})
+		for i, n := range nodes {
+			if len(open) == 0 {
+				break
+			}
+			section := d.readers.enter()
+			l, err := n.layer(), error(nil)
+			if extents = extents[:0]; l != nil && l.size() > off {
+				extents, err = l.state.Load().Map(extents, off, min(regionSize, l.size()-off))
+			}
+			d.readers.exit(section)
+			if err != nil {
+				return nil, fmt.Errorf("count layer %s: %w", n.id, err)
+			}
+			left = left[:0]
+			k := 0
+			for _, h := range open {
+				at := h.Start
+				for ; k < len(extents) && extents[k].Start < h.End(); k++ {
+					start, end := max(extents[k].Start, h.Start), min(extents[k].End(), h.End())
+					if extents[k].Kind == overlay.Unallocated || start >= end {
+						if extents[k].End() > h.End() {
+							break
+						}
+						continue
+					}
+					if start > at {
+						left = append(left, overlay.Extent{Start: at, Length: start - at})
+					}
+					at = end
+					if extents[k].Kind == overlay.Zero {
+						total[i].zeroBytes += end - start
+					} else {
+						total[i].dataBytes += end - start
+					}
+					if extents[k].End() > h.End() {
+						break
+					}
+				}
+				if at < h.End() {
+					left = append(left, overlay.Extent{Start: at, Length: h.End() - at})
+				}
+			}
+			open, left = left, open
+		}
+	}
+	return total, nil
+}
+
+// missing is how many bytes of data of the views below a node its layer does not hide:
+// what a flatten copies.
+func (d *Disk) missing(n *node) (total int64, err error) {
+	parent := n.parent()
+	if parent == nil {
+		return 0, nil
+	}
+	var extents []overlay.Extent
+	count := func(off, size int64) error {
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		r := parent.regions.get(off >> regionBits)
+		if r == nil {
+			if r, err = parent.resolve(off >> regionBits); err != nil {
+				return err
+			}
+		}
+		if r.dataBytes(size) == 0 {
+			return nil
+		}
+		extents, err = n.layer().state.Load().Map(extents[:0], off, min(regionSize, size-off))
+		if err != nil {
+			return err
+		}
+		for _, e := range extents {
+			if e.Kind == overlay.Unallocated {
+				total += r.dataBytes(e.End()) - r.dataBytes(e.Start)
+			}
+		}
+		return nil
+	}
+	size := min(n.size(), parent.size())
+	for off := int64(0); off < size; off += regionSize {
+		if err := count(off, size); err != nil {
+			return 0, fmt.Errorf("count layer %s: %w", n.id, err)
+		}
+	}
+	return total, nil
+}
+
+// hostFree is how many bytes the file system of the disk directory has free for us;
+// ok is false where that is not known.
+func (d *Disk) hostFree() (bytes int64, ok bool) {
+	if !isHost(d.fs) {
+		return 0, false
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(d.dir, &fs); err != nil {
+		return 0, false
+	}
+	return int64(fs.Bavail) * fs.Bsize, true
+}
+
+// sharesBlocks says whether jobs share blocks of files instead of copying them: where
+// the file system can, and for a flatten the base stands on it too.
+func (d *Disk) sharesBlocks() bool {
+	if !isHost(d.fs) {
+		return false
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(d.dir, &fs); err != nil || fs.Type != unix.XFS_SUPER_MAGIC && fs.Type != unix.BTRFS_SUPER_MAGIC {
+		return false
+	}
+	own, err := d.fs.Stat(d.dir)
+	if err != nil {
+		return false
+	}
+	m, nodes := d.tree()
+	for _, l := range m.Layers {
+		if n := nodes[l.ID]; l.Foreign && n != nil && n.layer() != nil {
+			if info, err := n.layer().file.Stat(); err != nil || info.Device != own.Device {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// roomFor refuses an operation for which the host has not the room. bound is what it
+// surely does not need more than: with that free no plan is made.
+func (d *Disk) roomFor(bound int64, operation string, names ...string) error {
+	free, ok := d.hostFree()
+	if !ok || free >= bound+tablesExtra(bound) || d.sharesBlocks() {
+		return nil
+	}
+	p, err := d.plan(operation, names)
+	if err != nil || p.ExtraBytes <= free {
+		return err
+	}
+	return fmt.Errorf("the host needs %d more bytes free than it has: %d at the worst moment, and %s has %d: %w",
+		p.ExtraBytes-free, p.ExtraBytes, d.dir, free, unix.ENOSPC)
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/mounts"
+)
+
+func newCloneCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "clone DISK NAME NEWDISK",
+		Short: "Make a new disk on a snapshot of this one",
+		Long: `Makes the disk directory NEWDISK, whose content is that of a snapshot (or of the
+base) and which takes writes of its own: to boot a snapshot without losing the
+leaf, or to run many VMs from one. Nothing is copied, and it takes a moment.
+
+NEWDISK reads the files of DISK where they are. As long as it stands, the
+snapshot cannot be deleted, and the layers below it are not merged or flattened.
+"varve flatten NEWDISK leaf" makes it independent; "varve release" forgets it
+when it was removed.`,
+		Example: `  varve clone /mnt/vm1 golden vm2.varve
+  varve mount vm2.varve /mnt/vm2`,
+		Args: takes("DISK", "NAME", "NEWDISK"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return wrapped(cmd, args[0], clone(cmd, args[0], args[1], args[2]))
+		},
+	}
+}
+
+func clone(cmd *cobra.Command, arg, name, newDisk string) error {
+	t, err := findTarget(arg)
+	if err != nil {
+		return err
+	}
+	parent, err := mounts.Resolve(filepath.Dir(filepath.Clean(newDisk)))
+	if err != nil {
+		return err
+	}
+	if err := t.refuseInside(parent, newDisk); err != nil {
+		return err
+	}
+	// The daemon has another working directory.
+	dir := filepath.Join(parent, filepath.Base(filepath.Clean(newDisk)))
+	err = t.perform(cmd.ErrOrStderr(), operation{"clone", name + " " + dir, func(d *chain.Disk) error {
+		_, err := d.Clone(name, dir)
+		return err
+	}})
+	if err != nil {
+		return err
+	}
+	say(cmd.ErrOrStderr(), "made %s on %s of %s, whose files it reads: they must stay where they are", newDisk, name, t.arg)
+	return nil
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/progress"
+	"varve/fs"
+)
+
+func newMapCommand() *cobra.Command {
+	var out string
+	c := &cobra.Command{
+		Use:   "map DISK",
+		Short: "Draw where a disk's layers hold what, as an SVG picture",
+		Long: `Draws a disk from left to right, a row for each layer of the leaf's chain, the
+newest on top, and below them disk.raw in the colours of the layers that its
+content comes from. It is what the mount's own file "map.svg" reads: an SVG
+picture for browsers, 1,000 pixels wide and less than 300 KB long.
+
+It looks at tables only and reads no data. Layers beside the leaf's chain are
+counted, not drawn.`,
+		Example: `  varve map vm1.varve > map.svg
+  varve map /mnt/vm1 -o map.svg`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := takes("DISK")(cmd, args); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("output") && out == "" {
+				return wrongUse(cmd, "--output is empty")
+			}
+			if out == "" && progress.IsTerminal(cmd.OutOrStdout()) {
+				return wrongUse(cmd, "a terminal shows no picture; write it to a file, with \"> map.svg\" or \"-o map.svg\"")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return wrapped(cmd, args[0], drawMap(cmd, args[0], out))
+		},
+	}
+	c.Flags().StringVarP(&out, "output", "o", "", "write to `FILE` instead of standard output; an older picture is replaced")
+	return c
+}
+
+func drawMap(cmd *cobra.Command, arg, out string) error {
+	t, err := findTarget(arg)
+	if err != nil {
+		return err
+	}
+	toFile := out != "" && out != toStdout
+	if toFile {
+		// A picture may be replaced, and nothing else.
+		if err := t.checkOut(out, true); err != nil {
+			return err
+		}
+		if err := checkPicture(out); err != nil {
+			return err
+		}
+	}
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	picture, err := t.mapPicture(ctx, cmd.ErrOrStderr())
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("interrupted; nothing was drawn")
+	case err != nil:
+		return err
+	case toFile:
+		return replaceFile(out, picture)
+	}
+	_, err = cmd.OutOrStdout().Write(picture)
+	return err
+}
+
+// mapPicture draws the map, all of it.
+func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error) {
+	if t.mountpoint != "" {
+		for {
+			// An open draws what it comes to in some seconds, and the next one goes on.
+			picture, err := os.ReadFile(filepath.Join(t.mountpoint, "map.svg"))
+			if err != nil {
+				return nil, t.explain(err)
+			}
+			if fs.MapComplete(picture) || ctx.Err() != nil {
+				return picture, nil
+			}
+		}
+	}
+	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(stderr)})
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close() // read only: there is nothing to lose
+	m, err := d.ExtentMap(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	var picture bytes.Buffer
+	err = fs.MapSVG(&picture, m)
+	return picture.Bytes(), err
+}
+
+// checkPicture refuses to replace what is no picture: a disk's image, say.
+func checkPicture(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, 5)
+	n, err := io.ReadFull(f, head)
+	if errors.Is(err, io.EOF) || string(head[:n]) == "<svg " || string(head[:n]) == "<?xml" {
+		return nil
+	}
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	return fmt.Errorf("%s exists already and is no SVG picture; name another file", path)
+}
+
+// replaceFile writes a file whole or not at all.
+func replaceFile(path string, content []byte) (err error) {
+	partial := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d.partial", filepath.Base(path), os.Getpid()))
+	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return fmt.Errorf("make %s: %w", path, underlying(err))
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(partial, path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, errors.Join(underlying(err), os.Remove(partial)))
+	}
+	return nil
+}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"varve/chain"
+	"varve/overlay"
+)
+
+// checkReplaced refuses an OUT that is there and is needed: as a file of this disk,
+// such as its base, as the image of another disk, or by whoever has it open as an
+// image. Its content would be lost with the name.
+func (t target) checkReplaced(out string, info os.FileInfo) error {
+	layers, err := t.layers()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if file, err := os.Stat(l.File); err == nil && os.SameFile(file, info) {
+			return fmt.Errorf("%s is a file of this disk (%s); name another one", out, layerTitles(layers)[l.ID])
+		}
+	}
+	if dir, err := chain.DirFor(out); err == nil && isDiskDirectory(dir) {
+		return fmt.Errorf("%s is the image of the disk %s; name another file", out, dir)
+	}
+	f, err := overlay.HostFS().Open(out, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	err = f.Lock(overlay.LockWritable)
+	if errors.Is(err, overlay.ErrLocked) {
+		err = fmt.Errorf("%w; name another file", err)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// layers lists a disk's layers.
+func (t target) layers() ([]chain.LayerStatus, error) {
+	if t.mountpoint != "" {
+		_, st, err := t.document()
+		return st.Layers, err
+	}
+	d, err := t.open(chain.OpenOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	return d.Layers(), d.Close()
+}

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/progress"
+	"varve/fs"
+)
+
+// Control sequences of a terminal (ECMA-48, and xterm's for the alternate screen).
+const (
+	enterScreen = "\x1b[?1049h\x1b[?25l" // another screen, no cursor
+	leaveScreen = "\x1b[?25h\x1b[?1049l"
+	toHome      = "\x1b[H"
+	restOfLine  = "\x1b[K" // is cleared
+	restOfPage  = "\x1b[J"
+)
+
+// watchStatus shows a disk until it is interrupted.
+func watchStatus(cmd *cobra.Command, arg string, asJSON bool, every time.Duration) error {
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	w := &statusWatch{disk: arg, asJSON: asJSON, out: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
+	if !asJSON && progress.IsTerminal(w.out) && os.Getenv("TERM") != "dumb" {
+		w.screen = w.out.(*os.File)
+	}
+	return w.run(ctx, every)
+}
+
+// statusWatch is one run of status --watch.
+type statusWatch struct {
+	disk   string // as the user wrote it
+	asJSON bool
+	out    io.Writer
+	stderr io.Writer
+	screen *os.File // nil when out is no terminal that can be drawn on
+
+	last   string // what was shown
+	seen   diskMark
+	cached chain.Status
+}
+
+func (w *statusWatch) run(ctx context.Context, every time.Duration) (err error) {
+	text, err := w.look(ctx)
+	if err != nil {
+		return err // nothing was drawn yet
+	}
+	if w.screen != nil {
+		if _, err := io.WriteString(w.screen, enterScreen); err != nil {
+			return err
+		}
+		defer func() {
+			// What was there last stays on the screen that the user comes back to.
+			_, failed := io.WriteString(w.screen, leaveScreen+w.last)
+			err = errors.Join(err, failed)
+		}()
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if err := w.show(text, every); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil // that is how it ends
+		case <-tick.C:
+		}
+		if text, err = w.look(ctx); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// look is what there is to be said of the disk now.
+func (w *statusWatch) look(ctx context.Context) (string, error) {
+	st, err := w.status(ctx)
+	if errors.Is(err, chain.ErrInUse) {
+		// A command works on the directory, and will let it go.
+		return fmt.Sprintf("%s: %v\n", w.disk, err), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var text bytes.Buffer
+	if !w.asJSON {
+		err = fs.Table(&text, st)
+		return text.String(), err
+	}
+	line, err := compactJSON(st)
+	return line, err
+}
+
+func compactJSON(st chain.Status) (string, error) {
+	var long, line bytes.Buffer
+	if err := fs.JSON(&long, st); err != nil {
+		return "", err
+	}
+	err := json.Compact(&line, long.Bytes())
+	return line.String() + "\n", err
+}
+
+// diskMark tells whether a disk that is not mounted has changed: every operation
+// replaces chain.json.
+type diskMark struct {
+	changed time.Time
+	inode   os.FileInfo
+}
+
+func (w *statusWatch) status(ctx context.Context) (chain.Status, error) {
+	t, err := findTarget(w.disk)
+	if err != nil {
+		return chain.Status{}, err
+	}
+	if t.mountpoint != "" {
+		w.seen = diskMark{}
+		_, st, err := t.document()
+		return st, err
+	}
+	info, err := os.Stat(filepath.Join(t.dir, "chain.json"))
+	if err != nil {
+		return chain.Status{}, err
+	}
+	if w.seen.inode != nil && os.SameFile(info, w.seen.inode) && info.ModTime().Equal(w.seen.changed) {
+		return w.cached, nil
+	}
+	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(w.stderr)})
+	if err != nil {
+		return chain.Status{}, err
+	}
+	defer d.Close() // read only: there is nothing to lose
+	if err := d.CountAll(ctx); err != nil {
+		return chain.Status{}, err
+	}
+	st, err := d.Status()
+	if err == nil {
+		w.seen, w.cached = diskMark{info.ModTime(), info}, st
+	}
+	return st, err
+}
+
+// show draws the screen anew, or prints what has changed.
+func (w *statusWatch) show(text string, every time.Duration) error {
+	if w.screen == nil {
+		if text == w.last {
+			return nil
+		}
+		head := ""
+		if !w.asJSON {
+			if w.last != "" {
+				head = "\n"
+			}
+			head += time.Now().Format("2006-01-02 15:04:05") + "\n"
+		}
+		w.last = text
+		_, err := io.WriteString(w.out, head+text)
+		return err
+	}
+	w.last = text
+	width, height, err := term.GetSize(int(w.screen.Fd()))
+	if err != nil || width <= 0 || height <= 0 {
+		width, height = 80, 24
+	}
+	title := fmt.Sprintf("varve status %s, every %s; Ctrl-C ends it", w.disk, every)
+	_, err = io.WriteString(w.screen, page(title, time.Now().Format("15:04:05"), text, width, height))
+	return err
+}
+
+// page is a screen of text, cut to its size, with a title and a clock above.
+func page(title, clock, text string, width, height int) string {
+	gap := width - len([]rune(title)) - len(clock)
+	if gap < 2 {
+		title, gap = cutLine(title, width-len(clock)-2), 2
+	}
+	lines := []string{title + strings.Repeat(" ", max(0, gap)) + clock, ""}
+	lines = append(lines, strings.Split(strings.TrimSuffix(text, "\n"), "\n")...)
+	if left := len(lines) - height; left > 0 {
+		lines = append(lines[:height-1], fmt.Sprintf("(%d more lines)", left+1))
+	}
+	var out strings.Builder
+	out.WriteString(toHome)
+	for i, line := range lines {
+		if i > 0 {
+			out.WriteString("\r\n")
+		}
+		line = cutLine(line, width)
+		out.WriteString(line)
+		if len([]rune(line)) < width { // behind the last column it would clear that
+			out.WriteString(restOfLine)
+		}
+	}
+	out.WriteString(restOfPage)
+	return out.String()
+}
+
+func cutLine(line string, width int) string {
+	runes := []rune(line)
+	if len(runes) <= width {
+		return line
+	}
+	return string(runes[:max(0, width)])
+}

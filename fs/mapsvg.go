@@ -1,0 +1,441 @@
+package fs
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"varve/chain"
+)
+
+// mapBytes is how long a picture may be.
+const mapBytes = 290 << 10
+
+// MapSVG draws where the layers of a disk's chain hold what, as an SVG picture: the
+// disk from left to right, a row for each layer, the newest on top, and below them
+// the leaf's view in the colours of the layers that it comes from. It is 1,000 pixels
+// wide and less than 300 KB long.
+func MapSVG(w io.Writer, m *chain.ExtentMap) error {
+	m = joinLayers(m, mapRows)
+	var picture []byte
+	for columns := mapColumns; ; columns /= 2 {
+		picture = newMapDrawing(m, columns).draw()
+		if len(picture) <= mapBytes || columns <= leastMapColumns {
+			break
+		}
+	}
+	_, err := w.Write(picture)
+	return err
+}
+
+// Places and sizes in a map, in pixels.
+const (
+	mapWidth   = 1000
+	mapPad     = 20
+	mapLeft    = 196 // where the address space begins
+	mapSpan    = 636 // how wide it is
+	mapHolds   = 908 // right ends of the columns of figures
+	mapSeen    = mapWidth - mapPad
+	mapTop     = 92
+	mapLanes   = 11 // of the view's row: how finely it shows shares
+	mapLane    = 4
+	mapColumns = 700 // at most: a column that is narrower than a pixel would not show
+	mapRows    = 256 // at most
+	// leastMapColumns is where getting coarser ends.
+	leastMapColumns = 40
+)
+
+// mapLevels say from which share on a column is drawn how strongly.
+var mapLevels = [...]struct {
+	over    float64
+	opacity string
+}{{0, ".42"}, {0.1, ".56"}, {0.35, ".7"}, {0.65, ".85"}, {0.92, "1"}}
+
+// mapDrawing is one attempt at a picture.
+type mapDrawing struct {
+	m      *chain.ExtentMap
+	out    bytes.Buffer
+	join   int   // bins in a column
+	column int64 // guest bytes of a column
+	n      int   // columns
+	pitch  float64
+	bar    float64 // height of a layer's bar
+}
+
+func newMapDrawing(m *chain.ExtentMap, columns int) *mapDrawing {
+	d := &mapDrawing{m: m, join: 1, column: m.BinBytes}
+	bins := len(m.Known)
+	for (bins+d.join-1)/d.join > columns {
+		d.join *= 2
+		d.column *= 2
+	}
+	d.n = (bins + d.join - 1) / d.join
+	switch n := len(m.Layers); {
+	case n <= 12:
+		d.pitch = 26
+	case n <= 40:
+		d.pitch = 18
+	case n <= 80:
+		d.pitch = 12
+	case n <= 300:
+		d.pitch = 9.5
+	default:
+		d.pitch = max(2, 2850/float64(n))
+	}
+	d.bar = d.pitch * 0.72
+	return d
+}
+
+// sum is what a column has of a layer's figures.
+func (d *mapDrawing) sum(bins []float32, column int) float64 {
+	total := 0.0
+	for _, b := range bins[column*d.join : min((column+1)*d.join, len(bins))] {
+		total += float64(b)
+	}
+	return total
+}
+
+// capacity is how many guest bytes a column stands for: the last one for less.
+func (d *mapDrawing) capacity(column int) float64 {
+	return float64(min(d.column, d.m.Size-int64(column)*d.column))
+}
+
+func (d *mapDrawing) known(column int) bool {
+	for _, k := range d.m.Known[column*d.join : min((column+1)*d.join, len(d.m.Known))] {
+		if !k {
+			return false
+		}
+	}
+	return true
+}
+
+// scale is how wide a column is; the last one of the disk may stick out, and is cut.
+func (d *mapDrawing) scale() float64 {
+	return mapSpan * float64(d.column) / float64(d.m.Size)
+}
+
+func (d *mapDrawing) draw() []byte {
+	rows := float64(len(d.m.Layers)) * d.pitch
+	view := mapTop + rows + 14
+	axis := view + mapLanes*mapLane
+	height := axis + 72
+	d.head(height)
+	d.grid(mapTop, axis)
+	for i := range d.m.Layers {
+		d.layer(i, mapTop+float64(i)*d.pitch)
+	}
+	d.view(view)
+	d.unknown(mapTop, axis)
+	d.legend(axis + 40)
+	d.out.WriteString("</svg>\n")
+	return d.out.Bytes()
+}
+
+func (d *mapDrawing) printf(format string, args ...any) { fmt.Fprintf(&d.out, format, args...) }
+
+// text is a string as it may stand in XML.
+func (d *mapDrawing) text(s string) string {
+	var escaped strings.Builder
+	xml.EscapeText(&escaped, []byte(printable(s))) // a Builder's Write never fails
+	return escaped.String()
+}
+
+// number is a coordinate without digits that nobody sees.
+func number(f float64) string {
+	s := strconv.FormatFloat(f, 'f', 2, 64)
+	return strings.TrimSuffix(strings.TrimRight(s, "0"), ".")
+}
+
+const mapStyle = `text{font:12px system-ui,"DejaVu Sans",sans-serif;fill:#1f2328}
+.h{font-size:17px;font-weight:600}.m{fill:#59636e}.s{font-size:10.5px}.b{font-weight:600}.e{text-anchor:end}.c{text-anchor:middle}
+.p{fill:#fff}.k{fill:#eff1f4}.g{stroke:#c4cad1}.u{fill:url(#u)}
+#u path{stroke:#59636e}
+@media (prefers-color-scheme:dark){text{fill:#e6edf3}.m{fill:#9ba4ae}.p{fill:#0d1117}.k{fill:#1a2028}.g{stroke:#3d444d}#u path{stroke:#9ba4ae}}`
+
+func (d *mapDrawing) head(height float64) {
+	m := d.m
+	d.printf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%s" viewBox="0 0 %d %s" data-complete="%v">`+"\n",
+		mapWidth, number(height), mapWidth, number(height), m.Complete())
+	d.printf("<title>%s</title>\n<style>%s</style>\n", d.text(filepath.Base(m.Disk)+": what its layers hold"), mapStyle)
+	d.printf(`<defs><pattern id="u" width="6" height="6" patternUnits="userSpaceOnUse"><path d="M0 6L6 0" fill="none"/></pattern>`+
+		`<clipPath id="a"><rect x="0" y="-9999" width="%s" height="19998"/></clipPath></defs>`+"\n", number(float64(m.Size)/float64(d.column)))
+	d.printf(`<rect class="p" width="%d" height="%s"/>`+"\n", mapWidth, number(height))
+	d.printf(`<text class="h" x="%d" y="34">%s</text>`+"\n", mapPad, d.text(shorten(filepath.Base(m.Disk), 70)))
+	words := fmt.Sprintf("%s from left to right, %s, the newest on top", HumanSize(m.Size), plural(len(m.Layers), "layer"))
+	if m.Beside > 0 {
+		words += fmt.Sprintf("; %s beside this chain not shown", plural(m.Beside, "layer"))
+	}
+	d.printf(`<text class="m" x="%d" y="55">%s</text>`+"\n", mapPad, d.text(words))
+	d.printf(`<text class="m s" x="%d" y="%d">layer</text><text class="m s e" x="%d" y="%d">holds</text><text class="m s e" x="%d" y="%d">in disk.raw</text>`+"\n",
+		mapPad, mapTop-8, mapHolds, mapTop-8, mapSeen, mapTop-8)
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// color is that of a layer, numbered from the top.
+func (d *mapDrawing) color(i int) string {
+	switch d.m.Layers[i].State {
+	case "leaf":
+		return mapLeafColor
+	case "base":
+		return mapBaseColor
+	}
+	bottom := len(d.m.Layers) - 1
+	if d.m.Layers[bottom].State == "base" {
+		bottom--
+	}
+	return mapColor(bottom - i)
+}
+
+// mapTitle is what people call a layer.
+func mapTitle(l chain.LayerStatus) string {
+	switch {
+	case l.State == "leaf":
+		return "leaf"
+	case l.Name != "":
+		return l.Name
+	}
+	return "(" + l.ID + ")"
+}
+
+func total(bins []float32) int64 {
+	sum := 0.0
+	for _, b := range bins {
+		sum += float64(b)
+	}
+	return int64(sum)
+}
+
+// layer draws a row, top being its upper edge.
+func (d *mapDrawing) layer(i int, top float64) {
+	l := d.m.Layers[i]
+	color, middle := d.color(i), top+d.pitch/2
+	d.printf(`<g><title>%s</title><rect class="k" x="%d" y="%s" width="%d" height="%s"/>`, d.text(d.words(l)),
+		mapLeft, number(middle-d.bar/2), mapSpan, number(d.bar))
+	d.rowText(i, top, color)
+	d.printf(`<g transform="translate(%d %s) scale(%s 1)" clip-path="url(#a)" fill="none" stroke="%s">`,
+		mapLeft, number(middle), number6(d.scale()), color)
+	for k, level := range mapLevels {
+		path := d.runs(func(column int) bool {
+			share := min(1, d.sum(l.Data, column)/d.capacity(column))
+			return share > level.over && (k+1 == len(mapLevels) || share <= mapLevels[k+1].over)
+		}, 0)
+		if path != "" {
+			d.printf(`<path stroke-width="%s" opacity="%s" d="%s"/>`, number(d.bar), level.opacity, path)
+		}
+	}
+	// Zeros are a thin line at the bottom of the row.
+	if path := d.runs(func(column int) bool { return d.sum(l.Zero, column) > 0 }, d.bar/2-0.75); path != "" {
+		d.printf(`<path stroke-width="1.5" d="%s"/>`, path)
+	}
+	d.printf("</g></g>\n")
+}
+
+// rowText writes a layer's name and figures, where there is room for them.
+func (d *mapDrawing) rowText(i int, top float64, color string) {
+	l := d.m.Layers[i]
+	size := min(12, d.pitch*0.92)
+	if size < 7.5 {
+		every := int(9/d.pitch) + 1
+		if i%every != 0 && i != len(d.m.Layers)-1 {
+			return
+		}
+		size = 8
+	}
+	baseline := number(top + d.pitch/2 + size*0.36)
+	style := ""
+	if size < 12 {
+		style = fmt.Sprintf(` style="font-size:%spx"`, number(size))
+	}
+	d.printf(`<rect x="%d" y="%s" width="8" height="%s" fill="%s"/>`, mapPad, number(top+d.pitch/2-d.bar/2), number(d.bar), color)
+	weight := ""
+	if l.State == "leaf" {
+		weight = ` class="b"`
+	}
+	d.printf(`<text%s x="%d" y="%s"%s>%s</text>`, weight, mapPad+14, baseline, style, d.text(shorten(mapTitle(l.LayerStatus), int(150/(size*0.58)))))
+	d.printf(`<text class="e" x="%d" y="%s"%s>%s</text>`, mapHolds, baseline, style, HumanSize(total(l.Data)))
+	d.printf(`<text class="e m" x="%d" y="%s"%s>%s</text>`, mapSeen, baseline, style, HumanSize(total(l.Seen)))
+}
+
+// words say of a layer what the row shows.
+func (d *mapDrawing) words(l chain.MapLayer) string {
+	text := mapTitle(l.LayerStatus)
+	if l.Name != "" || l.State == "leaf" {
+		text += " (" + l.ID + ")"
+	}
+	text += ": holds " + HumanSize(total(l.Data))
+	if zeros := total(l.Zero); zeros > 0 {
+		text += ", and zeros over " + HumanSize(zeros)
+	}
+	text += "; " + HumanSize(total(l.Seen)) + " of it is in the disk as it is now"
+	if l.State != "leaf" {
+		text += "; since " + frozenAt(l.LayerStatus).Local().Format("2006-01-02 15:04")
+	}
+	return text
+}
+
+// number6 is a scale, which is multiplied with hundreds.
+func number6(f float64) string { return strconv.FormatFloat(f, 'g', 6, 64) }
+
+// runs is a path of horizontal lines through the columns of which is says so.
+func (d *mapDrawing) runs(is func(column int) bool, y float64) string {
+	var path strings.Builder
+	at := 0 // where the pen is
+	for column := 0; column < d.n; column++ {
+		if !d.known(column) || !is(column) {
+			continue
+		}
+		start := column
+		for column+1 < d.n && d.known(column+1) && is(column+1) {
+			column++
+		}
+		if path.Len() == 0 {
+			fmt.Fprintf(&path, "M%d %sh%d", start, number(y), column+1-start)
+		} else {
+			fmt.Fprintf(&path, "m%d 0h%d", start-at, column+1-start)
+		}
+		at = column + 1
+	}
+	return path.String()
+}
+
+// view draws the row of the leaf's view: each column filled from below with what
+// comes from each layer, the oldest first.
+func (d *mapDrawing) view(top float64) {
+	height := float64(mapLanes * mapLane)
+	all := int64(0)
+	for _, l := range d.m.Layers {
+		all += total(l.Seen)
+	}
+	d.printf(`<g><title>%s</title><rect class="k" x="%d" y="%s" width="%d" height="%s"/></g>`+"\n",
+		d.text(fmt.Sprintf("disk.raw: %s of %s is data", HumanSize(all), HumanSize(d.m.Size))),
+		mapLeft, number(top), mapSpan, number(height))
+	d.printf(`<text class="b" x="%d" y="%s">disk.raw</text><text class="m s" x="%d" y="%s">by where it comes from</text>`,
+		mapPad, number(top+19), mapPad, number(top+34))
+	d.printf(`<text class="b e" x="%d" y="%s">%s</text>`+"\n", mapSeen, number(top+height/2+4), HumanSize(all))
+	owners := make([][mapLanes]int, d.n) // of each lane from below, a layer plus 1
+	for column := range owners {
+		if d.known(column) {
+			owners[column] = d.lanes(column)
+		}
+	}
+	d.printf(`<g transform="translate(%d %s) scale(%s 1)" clip-path="url(#a)" fill="none" stroke-width="%d">`+"\n",
+		mapLeft, number(top), number6(d.scale()), mapLane)
+	for i, l := range d.m.Layers {
+		var path strings.Builder
+		for lane := range mapLanes {
+			for column := 0; column < d.n; column++ {
+				if owners[column][lane] != i+1 {
+					continue
+				}
+				start := column
+				for column+1 < d.n && owners[column+1][lane] == i+1 {
+					column++
+				}
+				fmt.Fprintf(&path, "M%d %dh%d", start, (mapLanes-lane)*mapLane-mapLane/2, column+1-start)
+			}
+		}
+		if path.Len() > 0 {
+			d.printf(`<path stroke="%s" d="%s"><title>%s</title></path>`+"\n", d.color(i), path.String(),
+				d.text(mapTitle(l.LayerStatus)+": "+HumanSize(total(l.Seen))+" of the disk as it is now"))
+		}
+	}
+	d.printf("</g>\n")
+}
+
+// lanes shares a column of the view out among the layers. What there is at all is seen.
+func (d *mapDrawing) lanes(column int) (owners [mapLanes]int) {
+	capacity := d.capacity(column)
+	sum, filled, most, owner := 0.0, 0, 0.0, 0
+	for i := len(d.m.Layers) - 1; i >= 0; i-- {
+		share := d.sum(d.m.Layers[i].Seen, column) / capacity
+		sum += share
+		if share > most {
+			most, owner = share, i+1
+		}
+		for ; filled < mapLanes && float64(filled)+0.5 <= sum*mapLanes; filled++ {
+			owners[filled] = i + 1
+		}
+	}
+	if filled == 0 {
+		owners[0] = owner
+	}
+	return owners
+}
+
+// unknown hatches the columns that were not looked at yet.
+func (d *mapDrawing) unknown(top, bottom float64) {
+	for column := 0; column < d.n; column++ {
+		if d.known(column) {
+			continue
+		}
+		start := column
+		for column+1 < d.n && !d.known(column+1) {
+			column++
+		}
+		from, to := float64(start)*d.scale(), min(float64(column+1)*d.scale(), mapSpan)
+		d.printf(`<rect class="u" x="%s" y="%s" width="%s" height="%s"><title>not looked at yet</title></rect>`+"\n",
+			number(mapLeft+from), number(top), number(to-from), number(bottom-top))
+	}
+}
+
+// grid draws the axis and its lines.
+func (d *mapDrawing) grid(top, bottom float64) {
+	step := mapTick(d.m.Size)
+	for at := int64(0); at <= d.m.Size; at += step {
+		x := number(mapLeft + mapSpan*float64(at)/float64(d.m.Size))
+		d.printf(`<path class="g" d="M%s %sV%s"/>`, x, number(top-2), number(bottom+5))
+		label := "0"
+		if at > 0 {
+			label = HumanSize(at)
+		}
+		d.printf(`<text class="m s c" x="%s" y="%s">%s</text>`+"\n", x, number(bottom+18), label)
+	}
+}
+
+// mapTick is a round distance of marks on the axis: at most eight of them.
+func mapTick(size int64) int64 {
+	step := int64(512)
+	for size/step > 8 {
+		step *= 2
+	}
+	return step
+}
+
+func (d *mapDrawing) legend(y float64) {
+	x := float64(mapLeft)
+	label := func(words string) {
+		d.printf(`<text class="m s" x="%s" y="%s">%s</text>`, number(x), number(y+10), words)
+		x += float64(len(words))*5.6 + 16
+	}
+	for _, level := range mapLevels {
+		d.printf(`<rect x="%s" y="%s" width="14" height="12" fill="%s" opacity="%s"/>`, number(x), number(y), mapBaseColor, level.opacity)
+		x += 15
+	}
+	x += 5
+	label("hardly any data there, up to full of data")
+	d.printf(`<path d="M%s %sh24" fill="none" stroke="%s" stroke-width="1.5"/>`, number(x), number(y+9), mapBaseColor)
+	x += 30
+	label("zeros: discarded, or written as zeros")
+	if !d.m.Complete() {
+		d.printf(`<rect class="u" x="%s" y="%s" width="18" height="12"/>`, number(x), number(y))
+		x += 24
+		label("not looked at yet")
+	}
+	d.printf("\n")
+}
+
+// MapComplete says whether a picture that MapSVG has drawn shows all of the disk.
+func MapComplete(picture []byte) bool {
+	head, _, _ := bytes.Cut(picture, []byte(">"))
+	return bytes.Contains(head, []byte(` data-complete="true"`))
+}

@@ -1,0 +1,252 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"varve/integration/guest"
+	"varve/integration/harness"
+	"varve/integration/libvirt"
+)
+
+// libvirtMounts are the two ways to mount a disk for the user as whom libvirt
+// runs QEMU, and how the domain opens it.
+var libvirtMounts = []struct {
+	name   string
+	flags  []string
+	driver string
+	owner  uint32 // of disk.raw before libvirt has seen it
+}{
+	{"libvirt changes the owner", []string{"--allow-other", "--umask", "066"}, "cache='none' io='native' discard='unmap'", 0},
+	{"mounted for QEMU's user", []string{"--allow-other", "--uid", fmt.Sprint(libvirt.User), "--gid", fmt.Sprint(libvirt.User)},
+		"cache='none' io='io_uring' discard='unmap'", libvirt.User},
+}
+
+// TestLibvirt has a real libvirtd run virtual machines on disk.raw: start, stop,
+// pull the plug, start again, grow, with snapshots and reverts by varve between.
+// Nothing is ever redefined.
+func TestLibvirt(t *testing.T) {
+	d := libvirt.Start(t)
+	p := guest.Prepare(t)
+	for i, way := range libvirtMounts {
+		t.Run(way.name, func(t *testing.T) {
+			raw := filepath.Join(t.TempDir(), "vm.raw")
+			guest.Image(t, raw, guestDisk)
+			harness.Guard(t, raw)
+			m := harness.MountDisk(t, raw, way.flags...)
+			l := &libvirtScenario{T: t, d: d, p: p, m: m, name: fmt.Sprintf("vm%d", i)}
+			l.ownedBy(way.owner)
+			d.Define(l.name, p, libvirt.Disk(m.Raw(), way.driver))
+			defined := d.Run("dumpxml", "--inactive", l.name)
+
+			l.snapshotAndRevert()
+			if i == 0 {
+				l.growAndRefuse()
+			}
+			if again := d.Run("dumpxml", "--inactive", l.name); again != defined {
+				t.Errorf("the domain was\n%s\nand is\n%s", defined, again)
+			}
+			d.Run("undefine", l.name)
+			if i == 1 {
+				l.readLayer(way.driver)
+			}
+
+			views := m.SaveViews()
+			m.Unmount() // also from under libvirtd, which still runs
+			harness.Judge(t, m.Disk, views)
+			harness.Run(t, harness.Varve(), "check", m.Disk)
+		})
+	}
+}
+
+// libvirtScenario is what the steps of TestLibvirt share.
+type libvirtScenario struct {
+	*testing.T
+	d    *libvirt.Daemon
+	p    *guest.Prepared
+	m    *harness.Mount
+	name string // of the domain
+}
+
+func (l *libvirtScenario) start() *guest.Guest {
+	l.Helper()
+	if r := l.d.Try("start", l.name); r.Code != 0 {
+		l.Fatalf("virsh start: %s\n%s", r.Stderr, l.d.Log(l.name))
+	}
+	g := l.p.Wait()
+	l.ownedBy(libvirt.User)
+	return g
+}
+
+// destroy pulls the plug.
+func (l *libvirtScenario) destroy(g *guest.Guest) {
+	l.Helper()
+	l.d.Run("destroy", l.name)
+	g.WaitGone()
+	l.ownedBy(0) // libvirt gives files back to root
+}
+
+// ownedBy fails the test unless disk.raw belongs to a user.
+func (l *libvirtScenario) ownedBy(uid uint32) {
+	l.Helper()
+	info, err := os.Stat(l.m.Raw())
+	if err != nil {
+		l.Fatal(err)
+	}
+	if is := info.Sys().(*syscall.Stat_t).Uid; is != uid {
+		l.Errorf("disk.raw belongs to uid %d, not %d", is, uid)
+	}
+}
+
+// snapshotAndRevert: a snapshot of the running domain, more writes, the plug
+// pulled, everything there again; and after a revert only what was there then.
+func (l *libvirtScenario) snapshotAndRevert() {
+	g := l.start()
+	if out := l.d.Run("domblklist", l.name); !strings.Contains(out, l.m.Raw()) {
+		l.Errorf("virsh domblklist does not show %s:\n%s", l.m.Raw(), out)
+	}
+	g.StartWriter("a")
+	g.WaitFsynced(3)
+	first := g.Fsynced()
+	harness.Run(l.T, harness.Varve(), "snapshot", l.m.Point, "one")
+	g.Run("true") // what was reported so far has arrived
+	taken := g.Fsynced()
+	g.WaitFsynced(3)
+	g.StopWriter()
+	g.Verify()
+	all := g.Fsynced()
+	later := without(all, taken)[1:] // the first may have been under way
+
+	r := harness.Try(l.T, harness.Varve(), "revert", l.m.Point, "one")
+	if r.Code != 1 || !strings.Contains(r.Stderr, "disk.raw is open (pid ") || !strings.Contains(r.Stderr, "qemu-system-x86") {
+		l.Errorf("revert under a running domain: exit code %d, %s", r.Code, r.Stderr)
+	}
+	if r = harness.Try(l.T, harness.Varve(), "umount", l.m.Point); r.Code != 1 || !strings.Contains(r.Stderr, "qemu-system-x86") {
+		l.Errorf("umount under a running domain: exit code %d, %s", r.Code, r.Stderr)
+	}
+	l.destroy(g)
+
+	g = l.start()
+	for _, f := range all {
+		g.Run("[ -e /data/" + f.Name + " ]")
+	}
+	g.Verify()
+	l.destroy(g)
+
+	harness.Run(l.T, harness.Varve(), "revert", l.m.Point, "one")
+	g = l.start()
+	for _, f := range first {
+		g.Run("[ -e /data/" + f.Name + " ]")
+	}
+	for _, f := range later {
+		g.Run("[ ! -e /data/" + f.Name + " ]")
+	}
+	g.Verify()
+	g.PowerOff()
+	harness.Eventually(l.T, time.Minute, func() error {
+		if state := strings.TrimSpace(l.d.Run("domstate", l.name)); state != "shut off" {
+			return fmt.Errorf("the domain is %q", state)
+		}
+		return nil
+	})
+	l.ownedBy(0)
+	guest.Fsck(l.T, l.m.Raw(), "-r")
+}
+
+// growAndRefuse: the disk grows under the domain, and virsh's own external
+// snapshot, which would repoint it, cannot be made.
+func (l *libvirtScenario) growAndRefuse() {
+	const size = 256 << 20
+	g := l.start()
+	harness.Run(l.T, harness.Varve(), "resize", l.m.Point, fmt.Sprint(size))
+	l.d.Run("blockresize", l.name, "vda", fmt.Sprintf("%dB", size))
+	if sectors := strings.TrimSpace(g.Run("cat /sys/block/vda/size")); sectors != fmt.Sprint(size/512) {
+		l.Errorf("the guest's disk has %s sectors after the resize", sectors)
+	}
+	r := l.d.Try("snapshot-create-as", l.name, "by-virsh", "--disk-only")
+	if r.Code == 0 {
+		l.Errorf("virsh made an external snapshot of disk.raw: %s", r.Stdout)
+	}
+	l.Logf("virsh snapshot-create-as --disk-only: %s", strings.TrimSpace(r.Stderr))
+	if out := l.d.Run("domblklist", l.name); !strings.Contains(out, l.m.Raw()) {
+		l.Errorf("the domain was repointed:\n%s", out)
+	}
+	g.Verify()
+	l.destroy(g)
+}
+
+// readLayer gives the domain a snapshot as a second disk, read-only.
+func (l *libvirtScenario) readLayer(driver string) {
+	const begin = "bs=1M count=8"
+	layer := l.m.Layer("one")
+	l.d.Define(l.name, l.p, libvirt.Disk(l.m.Raw(), driver)+libvirt.ReadOnlyDisk(layer, driver))
+	g := l.start()
+	want, _, _ := strings.Cut(harness.Shell(l.T, "dd if='"+layer+"' "+begin+" status=none | sha256sum"), " ")
+	if got, _, _ := strings.Cut(g.Run("dd if=/dev/vdb "+begin+" 2>/dev/null | sha256sum"), " "); got != want {
+		l.Errorf("the guest reads other bytes from layers/one.raw than the host: %s, %s", got, want)
+	}
+	if out := g.Run("cat /sys/block/vdb/ro"); strings.TrimSpace(out) != "1" {
+		l.Errorf("the guest's second disk is not read-only: %q", out)
+	}
+	r := harness.Try(l.T, harness.Varve(), "delete", l.m.Point, "one")
+	if r.Code != 1 || !strings.Contains(r.Stderr, "layers/one.raw is open (pid ") {
+		l.Errorf("delete of a snapshot that a domain reads: exit code %d, %s", r.Code, r.Stderr)
+	}
+	l.destroy(g)
+	l.d.Run("undefine", l.name)
+}
+
+// TestLibvirtPool makes the mountpoint a storage pool, and has libvirt try to
+// remove all that is in it.
+func TestLibvirtPool(t *testing.T) {
+	d := libvirt.Start(t)
+	p := guest.Prepare(t)
+	raw := filepath.Join(t.TempDir(), "vm.raw")
+	guest.Image(t, raw, guestDisk)
+	harness.Guard(t, raw)
+	m := harness.MountDisk(t, raw, "--allow-other", "--umask", "066")
+	harness.Run(t, harness.Varve(), "snapshot", m.Point, "one")
+	views := m.SaveViews()
+	chain := harness.Digest(t, filepath.Join(m.Disk, "chain.json"))
+
+	d.Run("pool-define-as", "vm", "dir", "--target", m.Point)
+	d.Run("pool-start", "vm")
+	d.Run("pool-refresh", "vm")
+	if out := d.Run("vol-list", "vm"); !strings.Contains(out, m.Raw()) {
+		t.Errorf("virsh vol-list does not show %s:\n%s", m.Raw(), out)
+	}
+	if out := d.Run("vol-info", "disk.raw", "vm", "--bytes"); !strings.Contains(out, fmt.Sprint(guestDisk)) {
+		t.Errorf("virsh vol-info does not show a capacity of %d bytes:\n%s", guestDisk, out)
+	}
+	refused := func(args ...string) {
+		t.Helper()
+		r := d.Try(args...)
+		if r.Code == 0 || !strings.Contains(r.Stderr, "Operation not permitted") {
+			t.Errorf("virsh %s: exit code %d, %s", strings.Join(args, " "), r.Code, r.Stderr)
+		}
+		t.Logf("virsh %s: %s", strings.Join(args, " "), strings.TrimSpace(r.Stderr))
+	}
+	refused("vol-delete", "disk.raw", "vm")
+	refused("vol-create-as", "vm", "new.raw", "1M")
+
+	d.Define("vm", p, libvirt.Disk(m.Raw(), "cache='none' io='native'"))
+	refused("undefine", "vm", "--remove-all-storage")
+
+	if is := harness.Digest(t, filepath.Join(m.Disk, "chain.json")); is != chain {
+		t.Errorf("chain.json was changed: sha256 %s, now %s", chain, is)
+	}
+	m2 := m.SaveViews()
+	for id, view := range views {
+		harness.Run(t, "cmp", view, m2[id])
+	}
+	d.Run("pool-destroy", "vm")
+	d.Run("pool-undefine", "vm")
+	m.Unmount()
+	harness.Judge(t, m.Disk, views)
+	harness.Run(t, harness.Varve(), "check", m.Disk)
+}
