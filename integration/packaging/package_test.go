@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"varve/integration/harness"
 )
 
 // TestPackageLife installs the package, uses it as an administrator does, upgrades
@@ -57,7 +59,12 @@ exec 3>&-`)
 		t.Errorf("removed under a mount: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
 	s.run("varve status /mnt/vm1; varve umount /mnt/vm1; varve check /srv/vm1.raw")
-	s.run(fmt.Sprintf("! kill -0 %s", daemon))
+	harness.Eventually(t, limit, func() error { // its parent has to take note of it
+		if s.try("kill -0 "+daemon).Code == 0 {
+			return fmt.Errorf("the daemon of 1.0.0 (pid %s) still runs after varve umount", daemon)
+		}
+		return nil
+	})
 	s.run("printf 'DISK=/srv/vm1.raw\\nMOUNTPOINT=/mnt/vm1\\n' >/etc/varve/vm1.conf; dpkg -r varve")
 	left := s.run("dpkg -L varve; find / -xdev -newer /older.deb -name '*varve*' -not -path '/var/lib/dpkg/*' -not -path '/var/tmp/*' -not -path '/var/log/*' -not -path '/tmp/*' | sort")
 	for line := range strings.Lines(left) {
