@@ -1,6 +1,7 @@
 # Run `make` for a list of targets.
 
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
+PREFIX  ?= /usr/local
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 # gofmt, go itself for the linters and the tests that build varve, losetup.
@@ -15,6 +16,9 @@ export GIT_CONFIG_VALUE_0 := $(CURDIR)
 # Linters are built at these versions by the go command; nothing is installed.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.2.1
+
+# Makes the Debian package; it reads no file of the system and needs no dpkg.
+NFPM := $(GO) run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 
 UNIT        := ./overlay/... ./chain/... ./fs/... ./cmd/...
 INTEGRATION := ./integration/...
@@ -35,6 +39,25 @@ help: ## this list
 .PHONY: build
 build: ## bin/varve, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/varve ./cmd/varve
+
+.PHONY: man
+man: build ## bin/man, the manual pages, and bin/completion
+	rm -rf bin/man bin/completion
+	bin/varve man bin/man
+	mkdir bin/completion
+	bin/varve completion bash >bin/completion/varve.bash
+	bin/varve completion zsh >bin/completion/_varve
+	bin/varve completion fish >bin/completion/varve.fish
+
+.PHONY: install uninstall
+install: man ## install below PREFIX=/usr/local, or into DESTDIR=
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' packaging/install.sh install
+uninstall: ## take away what install has put there
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' packaging/install.sh uninstall
+
+.PHONY: deb
+deb: man ## bin/varve_VERSION_ARCH.deb, a Debian package
+	@GO='$(GO)' VERSION='$(VERSION)' packaging/deb.sh $(NFPM)
 
 .PHONY: deps
 deps: ## install what the tests need and this machine lacks (Debian; root or sudo)

@@ -21,7 +21,7 @@ import (
 )
 
 func newUmountCommand() *cobra.Command {
-	var timeout time.Duration
+	var flags umountFlags
 	c := &cobra.Command{
 		Use:     "umount DISK",
 		Aliases: []string{"unmount"},
@@ -29,22 +29,29 @@ func newUmountCommand() *cobra.Command {
 		Long: `Unmounts a disk and returns when its daemon has written everything and let go of
 the disk directory: then the files can be copied, or opened by other programs.
 
-A mount that somebody uses is not unmounted; the error says who has what open.`,
+A mount that somebody uses is not unmounted; the error says who has what open.
+With --wait it is unmounted as soon as they are done: a VM is shut down first.
+
+umount(8) does the same of a mount with the option uhelper=fuse.varve.`,
 		Example: `  varve umount /mnt/vm1
-  varve umount vm1.varve --timeout 30s`,
+  varve umount vm1.varve --timeout 30s
+  varve umount /mnt/vm1 --wait             # until the VM is off`,
 		Args: takes("DISK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if timeout < 0 {
-				return wrongUse(cmd, "the timeout %s is negative", timeout)
+			if err := flags.check(); err != nil {
+				return wrongUse(cmd, "%w", err)
 			}
-			return wrapped(cmd, args[0], umountDisk(cmd, args[0], timeout))
+			return wrapped(cmd, args[0], umountDisk(cmd, args[0], flags))
 		},
 	}
-	c.Flags().DurationVar(&timeout, "timeout", 0, "wait no longer than `TIME` for the daemon (default: as long as it takes)")
+	c.Flags().DurationVar(&flags.timeout, "timeout", 0, "wait no longer than `TIME` (default: as long as it takes)")
+	c.Flags().BoolVarP(&flags.wait, "wait", "w", false, "while the mount is in use, wait until it is not")
+	c.Flags().BoolVarP(&flags.lazy, "lazy", "l", false, "take it out of sight now; the daemon goes on until nobody uses it")
+	c.Flags().BoolVarP(&flags.force, "force", "f", false, "of a daemon that does not answer, end the connection (root)")
 	return c
 }
 
-func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
+func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 	ctx, stop := interruptible(cmd)
 	defer stop()
 	t, err := findTarget(arg)
@@ -72,25 +79,24 @@ func umountDisk(cmd *cobra.Command, arg string, timeout time.Duration) error {
 	}
 	ended := processEnd(daemon)
 	defer ended.close()
-	if err := unmountPath(t.mountpoint); err != nil {
-		switch busy := errors.Is(err, unix.EBUSY); {
-		case busy && daemonGone(t.mountpoint):
-			// Nothing can be lost any more by taking it from its users.
-			err = detach(cmd.ErrOrStderr(), "umount "+t.arg, t.mountpoint)
-		case busy:
-			err = fmt.Errorf("it is in use: %s; close that first", whoUses(t))
+	if flags.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
+		defer cancel()
+	}
+	if flags.force {
+		if err := t.force(cmd.ErrOrStderr()); err != nil {
+			return err
 		}
-		if err != nil {
-			return t.explain(err)
-		}
+	}
+	if err := t.takeDown(ctx, cmd.ErrOrStderr(), flags); err != nil {
+		return t.explain(err)
+	}
+	if flags.lazy {
+		return nil // those who use it decide how long the daemon goes on
 	}
 	if t.dir == "" {
 		return nil // nothing was ever written
-	}
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
 	}
 	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon); err != nil || t.readOnly {
 		return err

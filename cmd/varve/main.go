@@ -23,6 +23,9 @@ const (
 )
 
 func main() {
+	if code, ok := asHelper(os.Args, os.Stdout, os.Stderr); ok {
+		os.Exit(code)
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 

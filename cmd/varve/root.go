@@ -65,7 +65,8 @@ the disk directory was made for.`,
 			root.AddCommand(c)
 		}
 	}
-	root.AddCommand(newVersionCommand())
+	root.AddCommand(newVersionCommand(), newManCommand())
+	addCompletion(root)
 	return root
 }
 

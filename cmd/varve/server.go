@@ -44,6 +44,7 @@ type server struct {
 	plan       plan
 	log        *slog.Logger
 	closeLog   func() error
+	scope      string // systemd's unit of its own, "" without one
 }
 
 // run mounts and returns when the mount is gone and all is written. An error
@@ -158,6 +159,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 
 // serve shows the disk and returns when the mount is gone.
 func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
+	m.leaveLogin()
 	name := m.plan.name()
 	mount, err := fs.Mount(d, m.plan.mountpoint, fs.Options{
 		AllowOther:   m.flags.allowOther,
@@ -187,7 +189,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		for {
 			select {
 			case s := <-signals:
-				m.asked(mount, s)
+				m.asked(mount, s, done)
 			case <-done:
 				return
 			}
@@ -216,7 +218,7 @@ func (m *server) ready(signals <-chan os.Signal) error {
 }
 
 // asked answers a signal: it unmounts, unless somebody uses the mount.
-func (m *server) asked(mount *fs.Server, s os.Signal) {
+func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 	err := mount.Unmount()
 	if err == nil {
 		return
@@ -225,6 +227,9 @@ func (m *server) asked(mount *fs.Server, s os.Signal) {
 		who := usersOf(holders.Find(m.plan.mountpoint))
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
 		m.notify("STATUS=in use, not unmounted: " + who)
+		if m.scope != "" {
+			go askAgain(mount, done)
+		}
 		return
 	}
 	if errors.Is(err, fs.ErrNotMounted) {

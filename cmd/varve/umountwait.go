@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"varve/cmd/varve/internal/mounts"
+)
+
+// umountFlags is how "varve umount" was asked to go about it.
+type umountFlags struct {
+	timeout time.Duration // 0 for no limit
+	wait    bool
+	lazy    bool
+	force   bool
+}
+
+func (u umountFlags) check() error {
+	switch {
+	case u.timeout < 0:
+		return fmt.Errorf("the timeout %s is negative", u.timeout)
+	case u.wait && u.lazy:
+		return errors.New("--wait waits for those who use the mount, --lazy for nobody; choose one")
+	}
+	return nil
+}
+
+// A mount that is in use is tried again after busyPoll, and who uses it is looked
+// up every lookUsers; both go through all of /proc or ask the kernel only.
+const (
+	busyPoll  = 250 * time.Millisecond
+	lookUsers = 5 * time.Second
+)
+
+// takeDown unmounts at the mountpoint. A mount in use is an error that says by
+// whom, unless the flags say otherwise; one whose daemon is gone is taken from
+// its users.
+func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlags) error {
+	if flags.lazy {
+		return unmount(t.mountpoint, true)
+	}
+	var looked time.Time
+	said := ""
+	for {
+		err := unmountPath(t.mountpoint)
+		if !errors.Is(err, unix.EBUSY) {
+			if said != "" && t.unmountedMeanwhile() {
+				return nil
+			}
+			return err
+		}
+		if time.Since(looked) > lookUsers {
+			if daemonGone(t.mountpoint) {
+				// Nothing can be lost any more by taking it from its users.
+				return detach(stderr, "umount "+t.arg, t.mountpoint)
+			}
+			who := whoUses(t)
+			if !flags.wait {
+				return fmt.Errorf("it is in use: %s; close that first, or let --wait wait for that", who)
+			}
+			if who != said {
+				said = who
+				say(stderr, "umount %s: in use, waiting: %s", t.arg, who)
+				// Under systemd "systemctl status" shows it; elsewhere nobody listens.
+				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+who)
+			}
+			looked = time.Now()
+		}
+		select {
+		case <-time.After(busyPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("still in use: %s; it stays mounted", said)
+		}
+	}
+}
+
+// unmountedMeanwhile says that somebody else has unmounted the disk while this
+// process waited.
+func (t target) unmountedMeanwhile() bool {
+	m, there, err := mounts.At(t.mountpoint)
+	return err == nil && (!there || t.dir != "" && m.Source != t.dir)
+}
+
+// force ends the connection of a mount whose daemon does not answer, so that
+// whoever waits for it gets an error. A daemon that answers needs no force, and
+// what the guest writes would be lost by it.
+func (t target) force(stderr io.Writer) error {
+	if answers(t.mountpoint) {
+		return nil
+	}
+	say(stderr, "umount %s: its daemon does not answer; ending its connection", t.arg)
+	err := unix.Unmount(t.mountpoint, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("only root may unmount by force: %w", err)
+	}
+	// What it says of the unmounting itself the next attempt finds out again.
+	return nil
+}
+
+// answers says whether a mount's daemon answers, if only that it is gone.
+func answers(mountpoint string) bool {
+	answer := make(chan struct{})
+	go func() {
+		defer close(answer)
+		var st unix.Statfs_t
+		_ = unix.Statfs(mountpoint, &st)
+	}()
+	select {
+	case <-answer:
+		return true
+	case <-time.After(answerTime):
+		return false
+	}
+}
