@@ -17,7 +17,7 @@ import (
 
 // coming are commands, flags and files of the mount that the pages may name before
 // varve has them. A block that needs one is left out until then, and no longer.
-var coming = []string{"varve doctor", "varve metrics"}
+var coming = []string{}
 
 // block is a fenced block of a page.
 type block struct {
