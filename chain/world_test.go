@@ -42,11 +42,14 @@ func (ws worlds) write(from, n int64, s powercut.Stamp) {
 	}
 }
 
-// failed notes whether a write failed, in each view that has it.
+// failed notes whether a write failed, in each view that has it. In a snapshot under
+// way it may be missing: there it makes nothing sure that an earlier one left open.
 func (ws worlds) failed(from, n int64, s powercut.Stamp, failed bool) {
 	for _, w := range ws {
-		for _, c := range w {
-			c.Failed(from, n, s, failed)
+		for name, c := range w {
+			if name == "" || failed {
+				c.Failed(from, n, s, failed)
+			}
 		}
 	}
 }
