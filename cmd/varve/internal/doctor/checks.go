@@ -1,0 +1,106 @@
+package doctor
+
+import (
+	"cmp"
+	"context"
+	"slices"
+)
+
+// kind says what a check is made for; kinds add up.
+type kind int
+
+const (
+	ofDisk kind = 1 << iota
+	ofMount
+	ofImage
+	ofHost
+)
+
+// check looks for one trouble.
+type check struct {
+	id    string // kebab-case
+	about string // what it looks for, as docs/reference.md has it
+	of    kind
+	look  func(context.Context, *Scope) []Finding
+}
+
+// notSeen is the id of the note about what could not be looked at.
+const notSeen = "not-seen"
+
+// checks are all checks, in the order in which they run.
+func checks() []check {
+	return []check{
+		{"host-space", "the host's file system below a disk is nearly full, in bytes or in inodes", ofDisk, lookAtSpace},
+	}
+}
+
+// Report is what was found, and the document of "varve doctor --json". Fields are
+// added, never changed in meaning.
+type Report struct {
+	Version  int       `json:"version"` // 1
+	Checks   int       `json:"checks"`  // how many checks had something to look at
+	Problems int       `json:"problems"`
+	Warnings int       `json:"warnings"`
+	Findings []Finding `json:"findings"`
+}
+
+// Run makes all checks of all scopes. Findings of a subject stand together, the
+// worst subject and in it the worst finding first. It ends early when ctx does,
+// with ctx's error.
+func Run(ctx context.Context, scopes []*Scope) (Report, error) {
+	r := Report{Version: 1, Findings: []Finding{}}
+	for _, c := range checks() {
+		looked := false
+		for _, s := range scopes {
+			if err := ctx.Err(); err != nil {
+				return r, err
+			}
+			if !s.has(c.of) {
+				continue
+			}
+			looked = true
+			for _, f := range c.look(ctx, s) {
+				f.Check = cmp.Or(f.Check, c.id)
+				f.Subject = cmp.Or(f.Subject, s.Subject)
+				r.add(f)
+			}
+		}
+		if looked {
+			r.Checks++
+		}
+	}
+	for _, s := range scopes {
+		for _, f := range s.notSeen() {
+			r.add(f)
+		}
+	}
+	r.sort()
+	return r, nil
+}
+
+// add adds a finding unless it is there already: disks share bases.
+func (r *Report) add(f Finding) {
+	if slices.Contains(r.Findings, f) {
+		return
+	}
+	r.Findings = append(r.Findings, f)
+	switch f.Severity {
+	case Problem:
+		r.Problems++
+	case Warning:
+		r.Warnings++
+	}
+}
+
+func (r *Report) sort() {
+	worst, first := make(map[string]int), make(map[string]int)
+	for i, f := range r.Findings {
+		if _, known := first[f.Subject]; !known {
+			first[f.Subject], worst[f.Subject] = i, f.Severity.rank()
+		}
+		worst[f.Subject] = min(worst[f.Subject], f.Severity.rank())
+	}
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
+		return cmp.Or(worst[a.Subject]-worst[b.Subject], first[a.Subject]-first[b.Subject], a.Severity.rank()-b.Severity.rank())
+	})
+}

@@ -1,0 +1,70 @@
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"varve/cmd/varve/internal/mounts"
+)
+
+// Scope is one thing that is looked at: a disk with its mounts, an image that is
+// no disk's, or the host.
+type Scope struct {
+	Subject   string         // what findings are about that name nothing else
+	Host      bool           // the host itself
+	Directory string         // the disk directory, absolute and resolved; "" without one
+	Image     string         // the image that was named, absolute; "" for a disk
+	Size      int64          // guest bytes; 0 where they cannot be told
+	Layers    []Layer        // of the disk or the image's chain, as far as they can be told
+	Mounts    []mounts.Mount // of the disk, in the order in which they were mounted
+
+	unseen []string
+}
+
+// Layer is a file of a disk's tree or of an image's chain.
+type Layer struct {
+	ID      string // "" for an image's chain
+	Name    string // "" for an unnamed layer, the leaf and an image's chain
+	State   string // as in status.json; "" for an image's chain
+	Format  string
+	File    string // absolute
+	Foreign bool   // not made by varve
+}
+
+// Label is what a layer is called in a message.
+func (l Layer) Label() string {
+	switch {
+	case l.State == "leaf":
+		return "the leaf"
+	case l.Name != "":
+		return l.Name
+	case l.ID != "":
+		return "the unnamed layer " + l.ID
+	}
+	return l.File
+}
+
+// Unseen notes what a check could not look at, in a few words such as "open files
+// of other users". All of it becomes one note.
+func (s *Scope) Unseen(format string, args ...any) {
+	if what := fmt.Sprintf(format, args...); !slices.Contains(s.unseen, what) {
+		s.unseen = append(s.unseen, what)
+	}
+}
+
+// has says whether a scope is of one of some kinds.
+func (s *Scope) has(k kind) bool {
+	return k&ofDisk != 0 && s.Directory != "" ||
+		k&ofMount != 0 && len(s.Mounts) > 0 ||
+		k&ofImage != 0 && s.Image != "" ||
+		k&ofHost != 0 && s.Host
+}
+
+// notSeen is the note about what was not looked at.
+func (s *Scope) notSeen() []Finding {
+	if len(s.unseen) == 0 {
+		return nil
+	}
+	return []Finding{{Note, notSeen, s.Subject, "not looked at, for want of rights: " + strings.Join(s.unseen, "; "), "ask again as root"}}
+}
