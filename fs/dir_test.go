@@ -30,7 +30,7 @@ func names(t *testing.T, dir string) []string {
 func TestTree(t *testing.T) {
 	dir, _, s := mounted(t, mib, Options{UID: 5, GID: 6, Umask: 0o022})
 	for sub, want := range map[string][]string{
-		".":       {"control", "disk.raw", "layers", "map.svg", "status", "status.json"},
+		".":       {"control", "disk.raw", "layers", "map.svg", "metrics", "status", "status.json"},
 		"control": {"cancel", "clone", "delete", "diff", "flatten", "hold", "plan", "rate", "release", "rename", "resize", "revert", "snapshot", "undo"},
 		"layers":  {"base.raw"},
 	} {
@@ -53,6 +53,7 @@ func TestTree(t *testing.T) {
 		"status":          {unix.S_IFREG | 0o444, 5, 6, 5},
 		"status.json":     {unix.S_IFREG | 0o444, 5, 6, 6},
 		"map.svg":         {unix.S_IFREG | 0o444, 5, 6, 7},
+		"metrics":         {unix.S_IFREG | 0o444, 5, 6, 8},
 	}
 	for i, name := range []string{"snapshot", "revert", "delete", "flatten", "rename", "resize", "cancel", "rate", "undo", "hold", "release", "clone", "plan", "diff"} {
 		want["control/"+name] = node{unix.S_IFREG | 0o600, me, group, uint64(16 + i)}
@@ -131,7 +132,7 @@ func TestNothingCanBeRemovedOrMade(t *testing.T) {
 	if got := names(t, filepath.Join(dir, "layers")); !slices.Equal(got, []string{"base.raw", "one.raw"}) {
 		t.Errorf("left: %v", got)
 	}
-	if got := names(t, dir); len(got) != 6 {
+	if got := names(t, dir); len(got) != 7 {
 		t.Errorf("left: %v", got)
 	}
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"varve/fs/device"
 )
 
 // fileSystem answers the kernel's requests. Handlers run concurrently.
@@ -22,6 +24,8 @@ type fileSystem struct {
 	daemonG  uint32
 	umask    uint32
 	mounted  time.Time
+	version  string // of this program
+	requests device.Meter
 
 	open       openFiles
 	through    passthrough
@@ -33,9 +37,9 @@ type fileSystem struct {
 	// last holds the outcome of the last write to each control file, in the
 	// order of commands.
 	last []atomic.Pointer[Outcome]
-	// textSize holds how long status, status.json and map.svg were when they
-	// were last opened, in bytes.
-	textSize [nodeMapSVG - nodeStatus + 1]atomic.Int64
+	// textSize holds how long status, status.json, map.svg and metrics were when
+	// they were last opened, in bytes.
+	textSize [nodeMetrics - nodeStatus + 1]atomic.Int64
 	// layersChanged is when names in layers/ last changed, in Unix
 	// nanoseconds.
 	layersChanged atomic.Int64
@@ -52,6 +56,7 @@ func newFileSystem(d disk, o Options) *fileSystem {
 		daemonG:       uint32(os.Getegid()),
 		umask:         uint32(o.Umask.Perm()),
 		mounted:       time.Now(),
+		version:       o.Version,
 		last:          make([]atomic.Pointer[Outcome], len(commands())),
 	}
 	if f.log == nil {

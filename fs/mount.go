@@ -27,7 +27,8 @@ type Options struct {
 	FsName       string // what the mount table shows as the source; "": the disk's path
 	Debug        bool   // log every request
 	Log          *slog.Logger
-	ReadOnly     bool // mount read-only; of itself where the disk is
+	ReadOnly     bool   // mount read-only; of itself where the disk is
+	Version      string // of this program, for metrics
 }
 
 // Server is a mount that is being served.
@@ -60,7 +61,7 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
-	if s.kernel, err = device.Mount(f, mountpoint, device.Options{Fuse: options, Log: f.log, Direct: s.direct}); err != nil {
+	if s.kernel, err = device.Mount(f, mountpoint, device.Options{Fuse: options, Log: f.log, Direct: s.direct, Meter: &f.requests}); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	if s.direct && s.kernel.Can(fuse.CAP_PASSTHROUGH) {

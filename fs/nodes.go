@@ -21,6 +21,7 @@ const (
 	nodeStatus     = 5
 	nodeStatusJSON = 6
 	nodeMapSVG     = 7
+	nodeMetrics    = 8
 	nodeDiskParts  = 9       // disk.d; what it holds: nodePart
 	nodeCommand    = 16      // the first control file, then as in commands
 	nodeLayer      = 1 << 20 // plus the layer's number
@@ -36,6 +37,7 @@ const (
 	nameStatus     = "status"
 	nameStatusJSON = "status.json"
 	nameMapSVG     = "map.svg"
+	nameMetrics    = "metrics"
 
 	layerSuffix = ".raw"
 )
@@ -55,6 +57,7 @@ func rootEntries() []entry {
 		{nameStatus, nodeStatus},
 		{nameStatusJSON, nodeStatusJSON},
 		{nameMapSVG, nodeMapSVG},
+		{nameMetrics, nodeMetrics},
 	}
 }
 

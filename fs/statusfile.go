@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// textFile is an open of status, status.json or map.svg: its content is what it was
-// when it was opened.
+// textFile is an open of status, status.json, map.svg or metrics: its content is what
+// it was when it was opened.
 type textFile struct{ content []byte }
 
 func (o *textFile) close() {}
@@ -18,7 +18,7 @@ func (o *textFile) close() {}
 const mapPatience = 3 * time.Second
 
 // isText says whether a node id is that of a file which is made when it is opened.
-func isText(node uint64) bool { return node >= nodeStatus && node <= nodeMapSVG }
+func isText(node uint64) bool { return node >= nodeStatus && node <= nodeMetrics }
 
 func (f *fileSystem) openText(ctx context.Context, node uint64) (openFile, error) {
 	var text bytes.Buffer
@@ -32,12 +32,15 @@ func (f *fileSystem) openText(ctx context.Context, node uint64) (openFile, error
 }
 
 func (f *fileSystem) writeText(ctx context.Context, w io.Writer, node uint64) error {
-	if node == nodeMapSVG {
+	switch node {
+	case nodeMapSVG:
 		m, err := f.disk.ExtentMap(ctx, mapPatience)
 		if err != nil {
 			return err
 		}
 		return MapSVG(w, m)
+	case nodeMetrics:
+		return f.writeMetrics(w)
 	}
 	st, err := f.disk.Status()
 	if err != nil {

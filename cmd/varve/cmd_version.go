@@ -29,11 +29,8 @@ func newVersionCommand() *cobra.Command {
 
 // versionLine words a build: info may be nil.
 func versionLine(linked string, info *debug.BuildInfo) string {
-	number, commit, modified := linked, "", ""
+	commit, modified := "", ""
 	if info != nil {
-		if number == "" {
-			number = info.Main.Version
-		}
 		for _, s := range info.Settings {
 			switch {
 			case s.Key == "vcs.revision":
@@ -43,11 +40,19 @@ func versionLine(linked string, info *debug.BuildInfo) string {
 			}
 		}
 	}
-	if number == "" {
-		number = "(devel)"
-	}
 	if commit == "" {
 		commit = "unknown"
 	}
-	return fmt.Sprintf("varve %s (commit %s%s) %s %s/%s", number, commit, modified, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return fmt.Sprintf("varve %s (commit %s%s) %s %s/%s", versionNumber(linked, info), commit, modified, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// versionNumber is what a build calls itself.
+func versionNumber(linked string, info *debug.BuildInfo) string {
+	switch {
+	case linked != "":
+		return linked
+	case info != nil && info.Main.Version != "":
+		return info.Main.Version
+	}
+	return "(devel)"
 }

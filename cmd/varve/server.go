@@ -161,6 +161,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 	m.leaveLogin()
 	name := m.plan.name()
+	build, _ := debug.ReadBuildInfo()
 	mount, err := fs.Mount(d, m.plan.mountpoint, fs.Options{
 		AllowOther:   m.flags.allowOther,
 		UID:          m.flags.uid,
@@ -170,6 +171,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		FsName:       name,
 		Log:          m.log,
 		ReadOnly:     m.flags.readOnly,
+		Version:      versionNumber(version, build),
 	})
 	if err != nil {
 		return explainMount(err)

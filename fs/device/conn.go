@@ -27,6 +27,8 @@ type FileSystem interface {
 	// ReadInto answers a READ: p has the size that is asked for, and the result
 	// is what of it was filled.
 	ReadInto(in *fuse.ReadIn, p []byte) ([]byte, fuse.Status)
+	// Content says what a node holds. It takes no lock.
+	Content(node uint64) Content
 }
 
 // Options of a connection.
@@ -35,6 +37,7 @@ type Options struct {
 	Log  *slog.Logger
 	// Direct mounts with mount(2), which needs root, else fusermount3 does it.
 	Direct bool
+	Meter  *Meter // counts the requests
 }
 
 // Conn is a mount's connection to the kernel. All methods are safe for
@@ -193,6 +196,7 @@ const (
 	opFsync     = 20
 	opInit      = 26
 	opInterrupt = 36
+	opFallocate = 43
 
 	notifyInvalidateInode = 2 // FUSE_NOTIFY_INVAL_INODE, in the place of a status
 

@@ -27,6 +27,7 @@ type oneFile struct {
 	hold   chan struct{} // writes wait until it is closed; nil: they do not
 	held   atomic.Int32
 	panics atomic.Bool
+	meter  Meter
 }
 
 const fileNode = 2
@@ -57,6 +58,13 @@ func (f *oneFile) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 func (f *oneFile) Open(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
 	return fuse.OK
+}
+
+func (f *oneFile) Content(node uint64) Content {
+	if node == fileNode {
+		return Disk
+	}
+	return Words
 }
 
 func (f *oneFile) Release(<-chan struct{}, *fuse.ReleaseIn) {}
@@ -107,6 +115,7 @@ func served(t *testing.T, f *oneFile) (path string, c *Conn, ended chan struct{}
 		},
 		Log:    slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Direct: true,
+		Meter:  &f.meter,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"varve/overlay/measure"
 )
 
 // A worker's buffer takes a request so that the data of a WRITE begins at a page,
@@ -105,46 +107,58 @@ func (w *worker) work() (gone bool) {
 
 // answer answers the request of n bytes in the buffer.
 func (w *worker) answer(n int) {
-	c := w.conn
+	begun := measure.Now()
 	request := w.request(n)
+	op := Other
+	if n >= int(unsafe.Sizeof(fuse.InHeader{})) {
+		op = w.conn.opOf(request)
+	}
+	w.conn.o.Meter.count(op, begun, w.handle(request, op))
+}
+
+func (w *worker) handle(request []byte, op Op) outcome {
+	c, n := w.conn, len(request)
 	if n >= int(unsafe.Sizeof(fuse.InHeader{})) && !c.o.Fuse.Debug {
 		switch h := (*fuse.InHeader)(unsafe.Pointer(&request[0])); {
 		case h.Opcode == opRead && n >= int(unsafe.Sizeof(fuse.ReadIn{})):
-			w.read((*fuse.ReadIn)(unsafe.Pointer(h)))
-			return
+			return w.read((*fuse.ReadIn)(unsafe.Pointer(h)))
 		case h.Opcode == opWrite && n >= writeBytes:
 			in := (*fuse.WriteIn)(unsafe.Pointer(h))
 			if in.Flags&unix.O_DSYNC != 0 { // a flush goes with it
 				c.crew.hold(c)
 				defer c.crew.release()
 			}
-			w.write(in, request[writeBytes:])
-			return
+			return w.write(in, request[writeBytes:])
 		case h.Opcode == opFsync && n >= int(unsafe.Sizeof(fuse.FsyncIn{})):
 			c.crew.hold(c)
 			defer c.crew.release()
-			w.fsync((*fuse.FsyncIn)(unsafe.Pointer(h)))
-			return
+			return w.fsync((*fuse.FsyncIn)(unsafe.Pointer(h)))
 		}
 	}
 	c.crew.hold(c)
 	defer c.crew.release()
-	w.other(request)
+	return w.other(request, op)
 }
 
-func (w *worker) read(in *fuse.ReadIn) {
+func (w *worker) read(in *fuse.ReadIn) outcome {
 	unique := in.Unique // the reply's header overwrites the request
 	size := min(int(in.Size), w.conn.maxWrite)
 	w.expect(size)
 	data, status := w.readInto(in, w.buf[dataAt:dataAt+size])
 	if status != fuse.OK {
-		w.reply(replyHeader{unique: unique, status: -int32(status)}, nil)
-		return
+		return w.end(unique, status)
 	}
 	if len(data) > 0 && &data[0] != &w.buf[dataAt] {
 		copy(w.buf[dataAt:], data)
 	}
 	w.reply(replyHeader{unique: unique}, w.buf[dataAt:dataAt+len(data)])
+	return outcome{bytes: int64(len(data))}
+}
+
+// end answers a request with a status alone.
+func (w *worker) end(unique uint64, status fuse.Status) outcome {
+	w.reply(replyHeader{unique: unique, status: -int32(status)}, nil)
+	return outcome{status: status}
 }
 
 func (w *worker) readInto(in *fuse.ReadIn, p []byte) (data []byte, status fuse.Status) {
@@ -152,21 +166,20 @@ func (w *worker) readInto(in *fuse.ReadIn, p []byte) (data []byte, status fuse.S
 	return w.conn.fs.ReadInto(in, p)
 }
 
-func (w *worker) write(in *fuse.WriteIn, data []byte) {
+func (w *worker) write(in *fuse.WriteIn, data []byte) outcome {
 	unique := in.Unique
 	w.expect(len(data))
 	if int(in.Size) > len(data) {
-		w.reply(replyHeader{unique: unique, status: -int32(fuse.EIO)}, nil)
-		return
+		return w.end(unique, fuse.EIO)
 	}
 	out, status := w.writeFrom(in, data[:in.Size])
 	if status != fuse.OK {
-		w.reply(replyHeader{unique: unique, status: -int32(status)}, nil)
-		return
+		return w.end(unique, status)
 	}
 	p := w.buf[dataAt : dataAt+int(unsafe.Sizeof(fuse.WriteOut{}))]
 	*(*fuse.WriteOut)(unsafe.Pointer(&p[0])) = fuse.WriteOut{Size: out}
 	w.reply(replyHeader{unique: unique}, p)
+	return outcome{bytes: int64(out)}
 }
 
 func (w *worker) writeFrom(in *fuse.WriteIn, data []byte) (n uint32, status fuse.Status) {
@@ -174,9 +187,9 @@ func (w *worker) writeFrom(in *fuse.WriteIn, data []byte) (n uint32, status fuse
 	return w.conn.fs.Write(nil, in, data)
 }
 
-func (w *worker) fsync(in *fuse.FsyncIn) {
+func (w *worker) fsync(in *fuse.FsyncIn) outcome {
 	unique := in.Unique
-	w.reply(replyHeader{unique: unique, status: -int32(w.flush(in))}, nil)
+	return w.end(unique, w.flush(in))
 }
 
 func (w *worker) flush(in *fuse.FsyncIn) (status fuse.Status) {
@@ -207,23 +220,25 @@ func (w *worker) sent(err error, unique uint64) {
 }
 
 // other has go-fuse answer a request.
-func (w *worker) other(request []byte) {
+func (w *worker) other(request []byte, op Op) outcome {
 	h := *(*fuse.InHeader)(unsafe.Pointer(&request[0]))
 	p, err := w.conn.protocolReply(w, request)
 	if err != nil {
 		w.conn.log.Error("a request was not understood", "opcode", h.Opcode, "error", err)
-		w.reply(replyHeader{unique: h.Unique, status: -int32(fuse.EIO)}, nil)
-		return
+		return w.end(h.Unique, fuse.EIO)
 	}
 	if len(p) == 0 { // no reply is due
-		return
+		return outcome{uncounted: true}
 	}
+	o := outcomeOf(op, request, p)
 	if h.Opcode == opInterrupt && (*replyHeader)(unsafe.Pointer(&p[0])).status == -int32(unix.EAGAIN) {
 		// The request is not known to go-fuse: not yet, or it is one of ours,
 		// which end soon. The kernel asks again at once.
 		time.Sleep(interruptPause)
+		o.uncounted = true
 	}
 	w.sent(w.conn.send(p), h.Unique)
+	return o
 }
 
 const interruptPause = 10 * time.Millisecond

@@ -76,7 +76,7 @@ func detachedIn(dir string, pid int, device uint64) []Use {
 func isOurs(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch first {
-	case "", "disk.raw", "layers", "control", "status", "status.json", "map.svg":
+	case "", "disk.raw", "layers", "control", "status", "status.json", "map.svg", "metrics":
 		return strings.HasPrefix(path, "/")
 	}
 	return false
