@@ -30,6 +30,18 @@ const (
 
 func newCheckedDisk(t *testing.T) *checkedDisk {
 	t.Helper()
+	c := newPlainDisk(t)
+	for _, l := range mustLoad(t, c.dir).Layers {
+		raw := filepath.Join(t.TempDir(), l.ID+".raw")
+		qemuTool(t, "qemu-img", "convert", "-f", l.Format, "-O", "raw", l.path(c.dir), raw)
+		c.views[l.ID] = raw
+	}
+	return c
+}
+
+// newPlainDisk is newCheckedDisk without the views.
+func newPlainDisk(t *testing.T) *checkedDisk {
+	t.Helper()
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 300<<10)
 	must(t, d.Snapshot("one"))
@@ -41,12 +53,7 @@ func newCheckedDisk(t *testing.T) *checkedDisk {
 	must(t, d.Discard(0, 128<<10))
 	must(t, d.Close())
 	c := &checkedDisk{t: t, dir: d.Dir(), views: map[string]string{}}
-	for _, l := range mustLoad(t, c.dir).Layers {
-		raw := filepath.Join(t.TempDir(), l.ID+".raw")
-		qemuTool(t, "qemu-img", "convert", "-f", l.Format, "-O", "raw", l.path(c.dir), raw)
-		c.views[l.ID] = raw
-	}
-	if len(c.views) != 5 || mustLoad(t, c.dir).Leaf != idLeaf {
+	if len(mustLoad(t, c.dir).Layers) != 5 || mustLoad(t, c.dir).Leaf != idLeaf {
 		t.Fatalf("not the disk that the test wants: %v", names(t, filepath.Join(c.dir, layersDir)))
 	}
 	return c

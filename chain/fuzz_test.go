@@ -310,6 +310,14 @@ func openHostile(t *testing.T, host *powercut.Host, text []byte, readOnly, holdJ
 			}
 		}
 	}
+	examined, err := Examine(context.Background(), hostileDir, fs)
+	if err != nil {
+		t.Fatalf("examine: %v", err)
+	}
+	if corrupt := strings.Contains(troubleLines(examined), "problem chain-json"); corrupt != (parseErr != nil) {
+		t.Errorf("chain.json: %v, examined:\n%s", parseErr, troubleLines(examined))
+	}
+	judge("examine", true)
 	o := OpenOptions{FS: fs, ReadOnly: readOnly, HoldJob: holdJob, CacheBytes: 1 << 20}
 	d, err := Open(hostileDir, o)
 	defer judge("in the end", false)

@@ -300,7 +300,7 @@ func (f *failingReads) ReadAt(p []byte, off int64) (int, error) {
 	return f.bytesFile.ReadAt(p, off)
 }
 
-// FuzzCheck: nothing that a file can hold makes it panic or hang.
+// FuzzCheck: nothing that a file can hold makes it, or CutOff, panic or hang.
 func FuzzCheck(f *testing.F) {
 	f.Add([]byte(qcow2Magic))
 	for _, version := range []string{"compat=0.10", "extended_l2=on,cluster_size=16k"} {
@@ -314,6 +314,7 @@ func FuzzCheck(f *testing.F) {
 	}
 	f.Fuzz(func(_ *testing.T, data []byte) {
 		_, _ = Check(context.Background(), &bytesFile{data: data}, "qcow2", CheckOptions{})
+		_, _, _ = cutOff(&bytesFile{data: data})
 	})
 }
 

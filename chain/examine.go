@@ -1,0 +1,238 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/docker/go-units"
+
+	"varve/overlay"
+)
+
+// Trouble is one thing that Examine or ExamineImage noticed.
+type Trouble struct {
+	Check    string // which of Examinations
+	Severity string // one of the Trouble severities
+	File     string // absolute path of what it is about
+	Text     string
+	WayOut   string // "" where there is nothing to do
+}
+
+// Severities of a Trouble.
+const (
+	TroubleProblem = "problem"
+	TroubleWarning = "warning"
+	TroubleNote    = "note"
+)
+
+// What is examined, by the ids that a Trouble has.
+const (
+	examineManifest  = "chain-json"
+	examineFile      = "layer-file"
+	examineFormat    = "backing-format"
+	examineBacking   = "backing-file"
+	examineChanged   = "changed-layer"
+	examineHeader    = "image-header"
+	examineCutOff    = "cut-off"
+	examineSize      = "image-size"
+	examineUnowned   = "unowned-file"
+	examineUnclean   = "unclean"
+	examineJob       = "waiting-job"
+	examineSetAside  = "set-aside"
+	examineLostClone = "lost-clone"
+)
+
+// Examinations are the ids of all that Examine and ExamineImage look for, with what
+// each one is.
+func Examinations() [][2]string {
+	return [][2]string{
+		{examineManifest, "chain.json cannot be read, or was made by a newer varve"},
+		{examineFile, "the file of a layer is missing, unreadable, or no file"},
+		{examineFormat, "a header names its backing file without a format, or with one that varve does not read"},
+		{examineBacking, "a backing file is missing, below itself, out of reach, or not the one that chain.json names"},
+		{examineChanged, "a base or another layer is newer than what stands on it, or was changed by another program"},
+		{examineHeader, "a header is no qcow2's, marked dirty or corrupt, or asks for what varve does not read"},
+		{examineCutOff, "a file ends before its tables or its data do"},
+		{examineSize, "an overlay is smaller than what it stands on, or a layer not as large as chain.json says"},
+		{examineUnowned, "a file in layers/ belongs to no layer"},
+		{examineUnclean, "the disk was not unmounted in order"},
+		{examineJob, "a job waits for the next mount"},
+		{examineSetAside, "the leaf that a revert set aside still takes room"},
+		{examineLostClone, "a snapshot is kept for a clone that is gone"},
+	}
+}
+
+// Examination is what Examine or ExamineImage found.
+type Examination struct {
+	Size     int64           // guest bytes of the leaf or the image; 0 where that cannot be told
+	Layers   []ExaminedLayer // in the order of their ids; of an image's chain from the top down
+	Troubles []Trouble
+	Unseen   []string // paths that could not be looked at for want of rights
+}
+
+// ExaminedLayer is a file of a disk's tree or of an image's chain.
+type ExaminedLayer struct {
+	ID, Name, State string // as LayerStatus has them; "" in an image's chain
+	Format          string
+	File            string // absolute path
+	Foreign         bool
+}
+
+// examiner is one run of Examine or ExamineImage.
+type examiner struct {
+	ctx   context.Context
+	fs    overlay.FS
+	dir   string // of the disk; "" for an image's chain
+	found Examination
+}
+
+// Examine looks for the usual troubles of a disk directory, also of one that is
+// mounted: it takes no lock and writes nothing. It reads chain.json, the headers and
+// what a fingerprint samples, no content and no tables; Check goes deeper. fs is nil
+// for the host's. os.ErrNotExist for what is no disk directory, os.ErrPermission for
+// one that may not be read.
+func Examine(ctx context.Context, dir string, fs overlay.FS) (Examination, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Examination{}, err
+	}
+	if fs == nil {
+		fs = overlay.HostFS()
+	}
+	e := &examiner{ctx: ctx, fs: fs, dir: dir}
+	m, err := loadManifest(fs, dir)
+	switch {
+	case errors.Is(err, ErrNewer):
+		e.problem(examineManifest, filepath.Join(dir, manifestName), "use that version of varve", "%v", err)
+		return e.found, nil
+	case errors.Is(err, ErrCorrupt):
+		e.problem(examineManifest, filepath.Join(dir, manifestName),
+			"put chain.json back from a backup; \"qemu-img info --backing-chain\" shows what each file in layers/ stands on", "%v", err)
+		return e.found, nil
+	case err != nil:
+		return Examination{}, err
+	}
+	held := false
+	if isHost(fs) {
+		if _, _, held, err = Holder(dir); err != nil {
+			e.unseen(filepath.Join(dir, lockName))
+		}
+	}
+	for _, l := range m.Layers {
+		e.found.Layers = append(e.found.Layers, ExaminedLayer{l.ID, l.Name, stateOf(m, l), l.Format, l.path(dir), l.Foreign})
+	}
+	slices.SortFunc(e.found.Layers, func(a, b ExaminedLayer) int { return strings.Compare(a.ID, b.ID) })
+	if err := e.layers(m, held); err != nil {
+		return Examination{}, err
+	}
+	e.directory(m)
+	if !held {
+		e.notHeld(m)
+	}
+	e.kept(m)
+	return e.found, nil
+}
+
+func (e *examiner) add(check, severity, file, wayOut, format string, args ...any) {
+	e.found.Troubles = append(e.found.Troubles, Trouble{check, severity, file, withoutPath(fmt.Errorf(format, args...), file), wayOut})
+}
+
+func (e *examiner) problem(check, file, wayOut, format string, args ...any) {
+	e.add(check, TroubleProblem, file, wayOut, format, args...)
+}
+
+func (e *examiner) warn(check, file, wayOut, format string, args ...any) {
+	e.add(check, TroubleWarning, file, wayOut, format, args...)
+}
+
+func (e *examiner) note(check, file, wayOut, format string, args ...any) {
+	e.add(check, TroubleNote, file, wayOut, format, args...)
+}
+
+func (e *examiner) unseen(path string) { e.found.Unseen = append(e.found.Unseen, path) }
+
+// directory looks for files in layers/ that no layer owns.
+func (e *examiner) directory(m *manifest) {
+	layers := filepath.Join(e.dir, layersDir)
+	files, err := e.fs.ReadDir(layers)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		e.unseen(layers)
+		return
+	case err != nil:
+		e.problem(examineFile, layers, "put it back from a backup", "the directory of the layers cannot be read: %w", err)
+		return
+	}
+	// A snapshot or a job may have come between.
+	if now, err := loadManifest(e.fs, e.dir); err == nil {
+		m = now
+	}
+	for _, name := range files {
+		file := layersDir + "/" + name
+		number, ours := layerFileNumber(file)
+		path := filepath.Join(layers, name)
+		switch {
+		case slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return !l.Foreign && l.File == file }):
+		case !ours:
+			e.warn(examineUnowned, path, "move it elsewhere", "it is no file of varve's")
+		case slices.Contains(m.Removing, file), number >= m.Next:
+			// What a crash left; the next mount removes it.
+		default:
+			e.warn(examineUnowned, path, "if nothing in it is missed, remove it", "no layer owns this file; varve leaves it alone%s", e.takes(path))
+		}
+	}
+}
+
+// takes is how much room a file has on the host, for the end of a sentence.
+func (e *examiner) takes(path string) string {
+	info, err := e.fs.Stat(path)
+	if err != nil {
+		return ""
+	}
+	return units.CustomSize(" (%.4g %s on the host)", float64(info.Blocks), 1024, []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"})
+}
+
+// notHeld looks for what waits for the next mount of a disk that nobody holds.
+func (e *examiner) notHeld(m *manifest) {
+	manifest := filepath.Join(e.dir, manifestName)
+	inOrder := true
+	if isHost(e.fs) {
+		// What cannot be told is the lock's trouble, which was noticed before.
+		if closed, err := ClosedInOrder(e.dir); err == nil {
+			inOrder = closed
+		}
+	}
+	if leaf := m.layer(m.Leaf); leaf.Writing || !inOrder {
+		e.note(examineUnclean, e.dir, "the next mount puts it in order; \"varve check\" shows what it will do",
+			"it was not unmounted in order: varve was killed, or the host went down")
+	}
+	if j := m.Job; j != nil && sensibleJob(m) {
+		e.note(examineJob, manifest, "mount the disk and it goes on; \"varve cancel\" stops it for good",
+			"job %s (%s of %s) is not finished", j.ID, j.Kind, m.layer(j.Layer).label())
+	}
+}
+
+// kept looks for what is kept that may not be wanted any more.
+func (e *examiner) kept(m *manifest) {
+	if l := m.layer(m.SetAside); l != nil {
+		path := l.path(e.dir)
+		e.note(examineSetAside, path, "\"varve undo\" puts it back, \"varve undo --forget\" gives its room back",
+			"it is the leaf that the last revert set aside, and is still there%s", e.takes(path))
+	}
+	for _, c := range m.Clones {
+		l := m.layer(c.Layer)
+		if _, err := e.fs.Stat(filepath.Join(c.Disk, manifestName)); err == nil || l == nil {
+			continue
+		} else if !errors.Is(err, os.ErrNotExist) {
+			e.unseen(c.Disk)
+			continue
+		}
+		e.warn(examineLostClone, l.path(e.dir), fmt.Sprintf("if it is gone for good: varve release %s %s", e.dir, l.label()),
+			"%s is kept for a clone, %s, that is not there", l.label(), c.Disk)
+	}
+}

@@ -1,0 +1,190 @@
+package chain
+
+import (
+	"errors"
+	"os"
+
+	"varve/overlay"
+)
+
+// layers looks at the file of each layer. held says that another varve has the disk.
+// The error is the context's.
+func (e *examiner) layers(m *manifest, held bool) error {
+	var changed []*layerRecord
+	for _, l := range m.Layers {
+		if err := e.ctx.Err(); err != nil {
+			return err
+		}
+		path := l.path(e.dir)
+		if !e.readable(l, path) {
+			continue
+		}
+		// What is being written is not judged (M16): neither the leaf of a mount nor
+		// what its job works on.
+		busy := held && (l.ID == m.Leaf || l.Writing)
+		size, ok := e.image(l, path, l.ID == m.Leaf, busy)
+		if l.ID == m.Leaf {
+			e.found.Size = size
+		}
+		if ok && !l.Writing && (l.ID != m.Leaf || !held) && e.changed(l, path) {
+			if l.ID != m.Leaf {
+				changed = append(changed, l)
+				continue
+			}
+			e.note(examineChanged, path, "the next mount looks through its tables", "the leaf was changed by another program since it was closed")
+		}
+		if ok && !busy {
+			e.agrees(m, l, path, size)
+		}
+	}
+	e.stillChanged(changed)
+	return nil
+}
+
+// readable says whether a layer's file can be opened.
+func (e *examiner) readable(l *layerRecord, path string) bool {
+	err := checkFile(e.fs, path)
+	if err == nil {
+		var f overlay.File
+		if f, err = e.fs.Open(path, os.O_RDONLY, 0); err == nil {
+			f.Close() // nothing was written
+			return true
+		}
+	}
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		e.unseen(path)
+	case errors.Is(err, os.ErrNotExist) && l.Foreign:
+		e.problem(examineFile, path, "put it back, or say where it is now: varve rebase "+e.dir+" --base PATH", "the file of %s is not there", l.label())
+	case errors.Is(err, os.ErrNotExist):
+		e.problem(examineFile, path, "put it back from a backup", "the file of %s is not there", l.label())
+	default:
+		e.problem(examineFile, path, "make the file readable again, or put it back from a backup", "%w", err)
+	}
+	return false
+}
+
+// image looks at the header of a layer's file and whether the file is whole. It gives
+// the guest size, and whether the header can be read.
+func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int64, ok bool) {
+	if l.Format == formatRaw {
+		info, err := e.fs.Stat(path)
+		return info.Size, err == nil
+	}
+	h, err := overlay.ReadHeader(e.fs, path)
+	if err != nil {
+		e.problem(examineHeader, path, headerWayOut(err, l.Foreign), "%w", err)
+		return 0, false
+	}
+	if busy || l.Writing {
+		return h.Size, true
+	}
+	e.dirty(path, h)
+	if plain := h.Plain(); plain != nil && leaf {
+		e.note(examineHeader, path, "the next mount keeps it as a frozen layer and puts a new leaf on top", "another program worked on the leaf: %w", plain)
+	}
+	e.whole(path, !l.Foreign)
+	return h.Size, true
+}
+
+// dirty looks at the mark of a program that was killed while it wrote an image.
+func (e *examiner) dirty(path string, h *overlay.Header) {
+	if h.Incompatible&overlay.IncompatibleDirty != 0 {
+		e.warn(examineHeader, path, "with nobody using it: qemu-img check -r all "+path, "it is marked dirty: who wrote it was killed, and its refcounts may be wrong")
+	}
+}
+
+// whole looks whether a qcow2 file ends too early.
+func (e *examiner) whole(path string, ours bool) {
+	at, what, err := overlay.CutOff(e.fs, path)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		e.unseen(path)
+	case err != nil:
+		e.problem(examineHeader, path, headerWayOut(err, !ours), "%w", err)
+	case what != "":
+		wayOut := "put the whole file back from where it was copied; \"qemu-img check\" says what is missing"
+		if ours {
+			wayOut = "put the whole file back from a backup; \"varve check\" says what is missing"
+		}
+		e.problem(examineCutOff, path, wayOut, "the file was cut off: %s should be at 0x%x, behind its end", what, at)
+	}
+}
+
+// headerWayOut is what to do about a header that cannot be used.
+func headerWayOut(err error, foreign bool) string {
+	switch {
+	case errors.Is(err, overlay.ErrUnsupported):
+		return "have qemu-img convert make a copy of it without that, and use the copy"
+	case foreign:
+		return "put the file back from a backup, or try qemu-img check -r all on a copy"
+	}
+	return "put the file back from a backup, or try qemu-img check -r all on a copy of the disk directory"
+}
+
+// changed looks whether a frozen layer's file is the one that it was.
+func (e *examiner) changed(l *layerRecord, path string) bool {
+	if l.Fingerprint == nil {
+		return false
+	}
+	now, err := fingerprintOf(e.fs, path, l.Format)
+	if err != nil {
+		e.problem(examineFile, path, "put it back from a backup", "it cannot be read: %w", err)
+		return false
+	}
+	changes, _ := compareFingerprints(l.Fingerprint, now)
+	return len(changes) > 0
+}
+
+// stillChanged tells of changed layers, if chain.json says the same of them as
+// before: a job that began or ended meanwhile has changed its layer rightly.
+func (e *examiner) stillChanged(layers []*layerRecord) {
+	if len(layers) == 0 {
+		return
+	}
+	m, err := loadManifest(e.fs, e.dir)
+	if err != nil {
+		return // looked at as a whole before; it is just being replaced, or gone
+	}
+	for _, before := range layers {
+		l := m.layer(before.ID)
+		if l == nil || l.Writing || l.ID == m.Leaf || l.Fingerprint == nil {
+			continue
+		}
+		path := l.path(e.dir)
+		now, err := fingerprintOf(e.fs, path, l.Format)
+		if err != nil {
+			continue
+		}
+		if changes, _ := compareFingerprints(l.Fingerprint, now); len(changes) > 0 {
+			e.problem(examineChanged, path, acceptWords(e.dir, l), "%s was changed since it was frozen: %s; it falsifies %s",
+				l.label(), joinWords(changes), falsifiedBy(m, l))
+		}
+	}
+}
+
+// agrees compares a layer's header with chain.json.
+func (e *examiner) agrees(m *manifest, l *layerRecord, path string, size int64) {
+	if l.ID != m.Leaf && !l.Writing && l.Name != "" && size != l.Size {
+		e.problem(examineSize, path, acceptWords(e.dir, l), "the file is a disk of %d bytes, chain.json says %d", size, l.Size)
+	}
+	// A crash or a job may come between the header and chain.json, and both give the
+	// same view (M15).
+	if l.Format == formatRaw || l.Writing || m.Job != nil || m.layer(m.Leaf).Writing {
+		return
+	}
+	h, err := overlay.ReadHeader(e.fs, path)
+	if err != nil {
+		return // told of before
+	}
+	if l.Foreign {
+		if err := sameBacking(m, l, h); err != nil {
+			e.backing(path, h, err)
+		}
+		return
+	}
+	if name, format := backingName(m.layer(l.Parent)); h.BackingName != name || h.BackingFormat != format {
+		e.problem(examineBacking, path, "the next mount, or \"varve check --repair\", puts it in order",
+			"its header names the backing file %q (%s), chain.json %q (%s)", h.BackingName, h.BackingFormat, name, format)
+	}
+}
