@@ -2,9 +2,9 @@ package fs
 
 import "fmt"
 
-// Colours of a map. They are those of Okabe and Ito, which people with any kind of
-// colour blindness tell apart, without black, yellow and grey: these do not show on
-// every background, and grey is the base's. Neighbours differ in lightness too.
+// mapHues are the colours of a few layers. They are those of Okabe and Ito, which people
+// with any kind of colour blindness tell apart, without black, yellow and grey: these do
+// not show on every background, and grey is the base's.
 var mapHues = [...][3]int{
 	{0x00, 0x72, 0xb2}, // blue
 	{0xe6, 0x9f, 0x00}, // orange
@@ -13,25 +13,33 @@ var mapHues = [...][3]int{
 	{0x56, 0xb4, 0xe9}, // sky blue
 }
 
+// mapShaded are the hues of many layers, in shades. Sky blue is not among them: it is a
+// shade of blue.
+const mapShaded = 4
+
 const (
 	mapLeafColor = "#d55e00" // vermillion
 	mapBaseColor = "#8b929b"
 )
 
-// mapTints are how far a colour goes towards white, in percent, and below zero towards
-// black, each time that all hues were used.
-var mapTints = [...]int{0, -30, 25}
+// Shades of the oldest and of the newest of many layers, in percent: how far towards
+// black, below zero, and towards white.
+const mapOldest, mapNewest = -30, 32
 
-// mapColor is the colour of the layer in the middle of a chain with that number,
-// counted from 0 at the bottom.
-func mapColor(i int) string {
+// mapColor is the colour of the layer with that number, counted from 0 at the bottom, of
+// the n between the base and the leaf. Neighbours have other hues. Where there are more
+// than hues, no two have the same colour: the newer, the lighter.
+func mapColor(i, n int) string {
 	c := mapHues[i%len(mapHues)]
-	tint := mapTints[i/len(mapHues)%len(mapTints)]
-	for k := range c {
-		if tint >= 0 {
-			c[k] += (255 - c[k]) * tint / 100
-		} else {
-			c[k] += c[k] * tint / 100
+	if n > len(mapHues) {
+		c = mapHues[i%mapShaded]
+		shade := mapOldest + (mapNewest-mapOldest)*i/(n-1)
+		for k := range c {
+			if shade >= 0 {
+				c[k] += (255 - c[k]) * shade / 100
+			} else {
+				c[k] += c[k] * shade / 100
+			}
 		}
 	}
 	return fmt.Sprintf("#%02x%02x%02x", c[0], c[1], c[2])

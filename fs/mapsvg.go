@@ -2,10 +2,8 @@ package fs
 
 import (
 	"bytes"
-	"encoding/xml"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -20,10 +18,13 @@ const mapBytes = 290 << 10
 // the leaf's view in the colours of the layers that it comes from. It is 1,000 pixels
 // wide and less than 300 KB long.
 func MapSVG(w io.Writer, m *chain.ExtentMap) error {
+	layers := len(m.Layers)
 	m = joinLayers(m, mapRows)
 	var picture []byte
 	for columns := mapColumns; ; columns /= 2 {
-		picture = newMapDrawing(m, columns).draw()
+		d := newMapDrawing(m, columns)
+		d.layers = layers
+		picture = d.draw()
 		if len(picture) <= mapBytes || columns <= leastMapColumns {
 			break
 		}
@@ -41,33 +42,32 @@ const (
 	mapHolds   = 908 // right ends of the columns of figures
 	mapSeen    = mapWidth - mapPad
 	mapTop     = 92
-	mapLanes   = 11 // of the view's row: how finely it shows shares
-	mapLane    = 4
+	mapLanes   = 16  // of the view's row: how finely it shows shares
 	mapColumns = 700 // at most: a column that is narrower than a pixel would not show
 	mapRows    = 256 // at most
 	// leastMapColumns is where getting coarser ends.
 	leastMapColumns = 40
 )
 
-// mapLevels say from which share on a column is drawn how strongly.
-var mapLevels = [...]struct {
-	over    float64
-	opacity string
-}{{0, ".42"}, {0.1, ".56"}, {0.35, ".7"}, {0.65, ".85"}, {0.92, "1"}}
+// mapLevels are the shares from which on a column is drawn more strongly: the classes
+// q0, q1, … of mapStyle.
+var mapLevels = [...]float64{0, 0.1, 0.35, 0.65, 0.92}
 
 // mapDrawing is one attempt at a picture.
 type mapDrawing struct {
 	m      *chain.ExtentMap
+	layers int // before some were joined to rows
 	out    bytes.Buffer
 	join   int   // bins in a column
 	column int64 // guest bytes of a column
 	n      int   // columns
 	pitch  float64
 	bar    float64 // height of a layer's bar
+	lane   float64 // height of a lane of the view's row
 }
 
 func newMapDrawing(m *chain.ExtentMap, columns int) *mapDrawing {
-	d := &mapDrawing{m: m, join: 1, column: m.BinBytes}
+	d := &mapDrawing{m: m, layers: len(m.Layers), join: 1, column: m.BinBytes}
 	bins := len(m.Known)
 	for (bins+d.join-1)/d.join > columns {
 		d.join *= 2
@@ -80,13 +80,19 @@ func newMapDrawing(m *chain.ExtentMap, columns int) *mapDrawing {
 	case n <= 40:
 		d.pitch = 18
 	case n <= 80:
-		d.pitch = 12
+		d.pitch = 13
+	case n <= 160:
+		d.pitch = 11.5
 	case n <= 300:
 		d.pitch = 9.5
 	default:
 		d.pitch = max(2, 2850/float64(n))
 	}
 	d.bar = d.pitch * 0.72
+	d.lane = 3
+	if len(m.Layers) > mapMany {
+		d.lane = 5
+	}
 	return d
 }
 
@@ -121,8 +127,8 @@ func (d *mapDrawing) scale() float64 {
 func (d *mapDrawing) draw() []byte {
 	rows := float64(len(d.m.Layers)) * d.pitch
 	view := mapTop + rows + 14
-	axis := view + mapLanes*mapLane
-	height := axis + 72
+	axis := view + mapLanes*d.lane
+	height := axis + 90
 	d.head(height)
 	d.grid(mapTop, axis)
 	for i := range d.m.Layers {
@@ -130,55 +136,17 @@ func (d *mapDrawing) draw() []byte {
 	}
 	d.view(view)
 	d.unknown(mapTop, axis)
-	d.legend(axis + 40)
+	d.legend(axis + 38)
 	d.out.WriteString("</svg>\n")
 	return d.out.Bytes()
 }
 
 func (d *mapDrawing) printf(format string, args ...any) { fmt.Fprintf(&d.out, format, args...) }
 
-// text is a string as it may stand in XML.
-func (d *mapDrawing) text(s string) string {
-	var escaped strings.Builder
-	xml.EscapeText(&escaped, []byte(printable(s))) // a Builder's Write never fails
-	return escaped.String()
-}
-
 // number is a coordinate without digits that nobody sees.
 func number(f float64) string {
 	s := strconv.FormatFloat(f, 'f', 2, 64)
 	return strings.TrimSuffix(strings.TrimRight(s, "0"), ".")
-}
-
-const mapStyle = `text{font:12px system-ui,"DejaVu Sans",sans-serif;fill:#1f2328}
-.h{font-size:17px;font-weight:600}.m{fill:#59636e}.s{font-size:10.5px}.b{font-weight:600}.e{text-anchor:end}.c{text-anchor:middle}
-.p{fill:#fff}.k{fill:#eff1f4}.g{stroke:#c4cad1}.u{fill:url(#u)}
-#u path{stroke:#59636e}
-@media (prefers-color-scheme:dark){text{fill:#e6edf3}.m{fill:#9ba4ae}.p{fill:#0d1117}.k{fill:#1a2028}.g{stroke:#3d444d}#u path{stroke:#9ba4ae}}`
-
-func (d *mapDrawing) head(height float64) {
-	m := d.m
-	d.printf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%s" viewBox="0 0 %d %s" data-complete="%v">`+"\n",
-		mapWidth, number(height), mapWidth, number(height), m.Complete())
-	d.printf("<title>%s</title>\n<style>%s</style>\n", d.text(filepath.Base(m.Disk)+": what its layers hold"), mapStyle)
-	d.printf(`<defs><pattern id="u" width="6" height="6" patternUnits="userSpaceOnUse"><path d="M0 6L6 0" fill="none"/></pattern>`+
-		`<clipPath id="a"><rect x="0" y="-9999" width="%s" height="19998"/></clipPath></defs>`+"\n", number(float64(m.Size)/float64(d.column)))
-	d.printf(`<rect class="p" width="%d" height="%s"/>`+"\n", mapWidth, number(height))
-	d.printf(`<text class="h" x="%d" y="34">%s</text>`+"\n", mapPad, d.text(shorten(filepath.Base(m.Disk), 70)))
-	words := fmt.Sprintf("%s from left to right, %s, the newest on top", HumanSize(m.Size), plural(len(m.Layers), "layer"))
-	if m.Beside > 0 {
-		words += fmt.Sprintf("; %s beside this chain not shown", plural(m.Beside, "layer"))
-	}
-	d.printf(`<text class="m" x="%d" y="55">%s</text>`+"\n", mapPad, d.text(words))
-	d.printf(`<text class="m s" x="%d" y="%d">layer</text><text class="m s e" x="%d" y="%d">holds</text><text class="m s e" x="%d" y="%d">in disk.raw</text>`+"\n",
-		mapPad, mapTop-8, mapHolds, mapTop-8, mapSeen, mapTop-8)
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // color is that of a layer, numbered from the top.
@@ -189,11 +157,17 @@ func (d *mapDrawing) color(i int) string {
 	case "base":
 		return mapBaseColor
 	}
-	bottom := len(d.m.Layers) - 1
-	if d.m.Layers[bottom].State == "base" {
-		bottom--
+	n := d.between()
+	return mapColor(n-i, n)
+}
+
+// between is how many layers are neither the leaf nor the base: they stand between them.
+func (d *mapDrawing) between() int {
+	n := len(d.m.Layers) - 1
+	if n > 0 && d.m.Layers[n].State == "base" {
+		n--
 	}
-	return mapColor(bottom - i)
+	return n
 }
 
 // mapTitle is what people call a layer.
@@ -227,10 +201,10 @@ func (d *mapDrawing) layer(i int, top float64) {
 	for k, level := range mapLevels {
 		path := d.runs(func(column int) bool {
 			share := min(1, d.sum(l.Data, column)/d.capacity(column))
-			return share > level.over && (k+1 == len(mapLevels) || share <= mapLevels[k+1].over)
+			return share > level && (k+1 == len(mapLevels) || share <= mapLevels[k+1])
 		}, 0)
 		if path != "" {
-			d.printf(`<path stroke-width="%s" opacity="%s" d="%s"/>`, number(d.bar), level.opacity, path)
+			d.printf(`<path class="q%d" stroke-width="%s" d="%s"/>`, k, number(d.bar), path)
 		}
 	}
 	// Zeros are a thin line at the bottom of the row.
@@ -243,7 +217,7 @@ func (d *mapDrawing) layer(i int, top float64) {
 // rowText writes a layer's name and figures, where there is room for them.
 func (d *mapDrawing) rowText(i int, top float64, color string) {
 	l := d.m.Layers[i]
-	size := min(12, d.pitch*0.92)
+	size := min(12, d.pitch*0.87)
 	if size < 7.5 {
 		every := int(9/d.pitch) + 1
 		if i%every != 0 && i != len(d.m.Layers)-1 {
@@ -261,7 +235,7 @@ func (d *mapDrawing) rowText(i int, top float64, color string) {
 	if l.State == "leaf" {
 		weight = ` class="b"`
 	}
-	d.printf(`<text%s x="%d" y="%s"%s>%s</text>`, weight, mapPad+14, baseline, style, d.text(shorten(mapTitle(l.LayerStatus), int(150/(size*0.58)))))
+	d.printf(`<text%s x="%d" y="%s"%s>%s</text>`, weight, mapPad+14, baseline, style, d.text(fit(mapTitle(l.LayerStatus), (mapLeft-mapPad-14-8)/size)))
 	d.printf(`<text class="e" x="%d" y="%s"%s>%s</text>`, mapHolds, baseline, style, HumanSize(total(l.Data)))
 	d.printf(`<text class="e m" x="%d" y="%s"%s>%s</text>`, mapSeen, baseline, style, HumanSize(total(l.Seen)))
 }
@@ -311,7 +285,7 @@ func (d *mapDrawing) runs(is func(column int) bool, y float64) string {
 // view draws the row of the leaf's view: each column filled from below with what
 // comes from each layer, the oldest first.
 func (d *mapDrawing) view(top float64) {
-	height := float64(mapLanes * mapLane)
+	height := mapLanes * d.lane
 	all := int64(0)
 	for _, l := range d.m.Layers {
 		all += total(l.Seen)
@@ -320,7 +294,7 @@ func (d *mapDrawing) view(top float64) {
 		d.text(fmt.Sprintf("disk.raw: %s of %s is data", HumanSize(all), HumanSize(d.m.Size))),
 		mapLeft, number(top), mapSpan, number(height))
 	d.printf(`<text class="b" x="%d" y="%s">disk.raw</text><text class="m s" x="%d" y="%s">by where it comes from</text>`,
-		mapPad, number(top+19), mapPad, number(top+34))
+		mapPad, number(top+height/2-3), mapPad, number(top+height/2+12))
 	d.printf(`<text class="b e" x="%d" y="%s">%s</text>`+"\n", mapSeen, number(top+height/2+4), HumanSize(all))
 	owners := make([][mapLanes]int, d.n) // of each lane from below, a layer plus 1
 	for column := range owners {
@@ -328,8 +302,8 @@ func (d *mapDrawing) view(top float64) {
 			owners[column] = d.lanes(column)
 		}
 	}
-	d.printf(`<g transform="translate(%d %s) scale(%s 1)" clip-path="url(#a)" fill="none" stroke-width="%d">`+"\n",
-		mapLeft, number(top), number6(d.scale()), mapLane)
+	d.printf(`<g transform="translate(%d %s) scale(%s 1)" clip-path="url(#a)" fill="none" stroke-width="%s">`+"\n",
+		mapLeft, number(top), number6(d.scale()), number(d.lane))
 	for i, l := range d.m.Layers {
 		var path strings.Builder
 		for lane := range mapLanes {
@@ -341,7 +315,7 @@ func (d *mapDrawing) view(top float64) {
 				for column+1 < d.n && owners[column+1][lane] == i+1 {
 					column++
 				}
-				fmt.Fprintf(&path, "M%d %dh%d", start, (mapLanes-lane)*mapLane-mapLane/2, column+1-start)
+				fmt.Fprintf(&path, "M%d %sh%d", start, number((mapLanes-float64(lane)-0.5)*d.lane), column+1-start)
 			}
 		}
 		if path.Len() > 0 {
@@ -386,52 +360,6 @@ func (d *mapDrawing) unknown(top, bottom float64) {
 		d.printf(`<rect class="u" x="%s" y="%s" width="%s" height="%s"><title>not looked at yet</title></rect>`+"\n",
 			number(mapLeft+from), number(top), number(to-from), number(bottom-top))
 	}
-}
-
-// grid draws the axis and its lines.
-func (d *mapDrawing) grid(top, bottom float64) {
-	step := mapTick(d.m.Size)
-	for at := int64(0); at <= d.m.Size; at += step {
-		x := number(mapLeft + mapSpan*float64(at)/float64(d.m.Size))
-		d.printf(`<path class="g" d="M%s %sV%s"/>`, x, number(top-2), number(bottom+5))
-		label := "0"
-		if at > 0 {
-			label = HumanSize(at)
-		}
-		d.printf(`<text class="m s c" x="%s" y="%s">%s</text>`+"\n", x, number(bottom+18), label)
-	}
-}
-
-// mapTick is a round distance of marks on the axis: at most eight of them.
-func mapTick(size int64) int64 {
-	step := int64(512)
-	for size/step > 8 {
-		step *= 2
-	}
-	return step
-}
-
-func (d *mapDrawing) legend(y float64) {
-	x := float64(mapLeft)
-	label := func(words string) {
-		d.printf(`<text class="m s" x="%s" y="%s">%s</text>`, number(x), number(y+10), words)
-		x += float64(len(words))*5.6 + 16
-	}
-	for _, level := range mapLevels {
-		d.printf(`<rect x="%s" y="%s" width="14" height="12" fill="%s" opacity="%s"/>`, number(x), number(y), mapBaseColor, level.opacity)
-		x += 15
-	}
-	x += 5
-	label("hardly any data there, up to full of data")
-	d.printf(`<path d="M%s %sh24" fill="none" stroke="%s" stroke-width="1.5"/>`, number(x), number(y+9), mapBaseColor)
-	x += 30
-	label("zeros: discarded, or written as zeros")
-	if !d.m.Complete() {
-		d.printf(`<rect class="u" x="%s" y="%s" width="18" height="12"/>`, number(x), number(y))
-		x += 24
-		label("not looked at yet")
-	}
-	d.printf("\n")
 }
 
 // MapComplete says whether a picture that MapSVG has drawn shows all of the disk.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"varve/chain"
 )
@@ -157,24 +158,57 @@ func TestMapLanes(t *testing.T) {
 	}
 	share(2, 1)
 	share(0, 0)
-	if got := d.lanes(0); got != [mapLanes]int{3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3} {
+	if got := d.lanes(0); got != [mapLanes]int{3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3} {
 		t.Errorf("all of the base: %v", got)
 	}
 	share(2, 0.5)
 	share(1, 0.25)
 	share(0, 0.1)
-	if got := d.lanes(0); got != [mapLanes]int{3, 3, 3, 3, 3, 3, 2, 2, 1, 0, 0} {
+	if got := d.lanes(0); got != [mapLanes]int{3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 0, 0} {
 		t.Errorf("some of each: %v", got)
 	}
 }
 
-// Neighbours in a chain never have the same colour.
+// Neighbours in a chain never have the same colour, and of 128 layers no two.
 func TestMapColors(t *testing.T) {
-	m := randomMap(300, 1, 1<<30, 0)
+	m := randomMap(128, 1, 1<<30, 0)
 	d := newMapDrawing(m, mapColumns)
+	layers := map[string]int{}
+	for i := range m.Layers {
+		if other, taken := layers[d.color(i)]; taken {
+			t.Errorf("layers %d and %d of 128 have one colour: %s", i, other, d.color(i))
+		}
+		layers[d.color(i)] = i
+	}
+	m = randomMap(300, 1, 1<<30, 0)
+	d = newMapDrawing(m, mapColumns)
 	for i := 1; i < len(m.Layers); i++ {
 		if d.color(i) == d.color(i-1) || i > 1 && d.color(i) == d.color(i-2) {
 			t.Errorf("layers %d and those above have one colour: %s", i, d.color(i))
 		}
+	}
+}
+
+// Names end before the rows begin, whatever letters they are made of.
+func TestMapNamesFit(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		most int // runes that may stay
+	}{
+		{"before-upgrade", 14}, {"auto-20261122T183000Z", 21}, {strings.Repeat("W", 128), 13}, {strings.Repeat("i", 128), 32},
+		{strings.Repeat("\u6f22", 40), 12},
+	} {
+		const room = (mapLeft - mapPad - 14 - 8) / 12.0
+		got := fit(c.name, room)
+		if n := utf8.RuneCountInString(got); n > c.most || n < c.most-2 || textWidth(got) > room {
+			t.Errorf("%.20s: %q", c.name, got)
+		}
+	}
+}
+
+// Layers that share a row are counted one by one.
+func TestMapCountsLayers(t *testing.T) {
+	if text := wellFormed(t, drawMap(t, randomMap(1000, 4, 1<<30, 1))); !strings.Contains(text, "1000 layers") {
+		t.Errorf("%.200s", text)
 	}
 }
