@@ -49,7 +49,7 @@ func (f *fileSystem) writeText(ctx context.Context, w io.Writer, node uint64) er
 	if node == nodeStatusJSON {
 		return JSON(w, st)
 	}
-	return Table(w, st)
+	return Table(w, st, TreeOptions{})
 }
 
 func readText(content, buf []byte, off int64) []byte {

@@ -42,9 +42,9 @@ func JSON(w io.Writer, st chain.Status) error {
 	return e.Encode(st)
 }
 
-// Table writes a disk's status for people: the disk, its layers, the open
-// files and the job.
-func Table(w io.Writer, st chain.Status) error {
+// Table writes a disk's status for people: the disk, the job, its layers as Tree draws
+// them, and the open files.
+func Table(w io.Writer, st chain.Status, o TreeOptions) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "disk  %s\n", printable(st.Disk))
 	fmt.Fprintf(&text, "size  %s (%d bytes)\n", HumanSize(st.Size), st.Size)
@@ -54,13 +54,10 @@ func Table(w io.Writer, st chain.Status) error {
 		}
 	}
 	if st.Job != nil {
-		fmt.Fprintf(&text, "job   %s\n", JobLine(st, *st.Job))
+		fmt.Fprintf(&text, "job   %s\n", wrapAtCommas(JobLine(st, *st.Job), tableWidth-6, "\n      "))
 	}
-	text.WriteByte('\n')
+	text.WriteString("\n" + newTreeDrawing(st, o).text())
 	if _, err := io.WriteString(w, text.String()); err != nil {
-		return err
-	}
-	if err := LayerTable(w, st); err != nil {
 		return err
 	}
 	if len(st.Open) == 0 {
@@ -143,6 +140,24 @@ func JobLine(st chain.Status, j chain.JobStatus) string {
 		line += ": " + printable(oneLine(j.Error))
 	}
 	return line
+}
+
+// wrapAtCommas breaks a line where it would be wider than that.
+func wrapAtCommas(line string, width int, lineBreak string) string {
+	var text strings.Builder
+	at := 0
+	for i, part := range strings.SplitAfter(line, ", ") {
+		n := utf8.RuneCountInString(strings.TrimRight(part, " "))
+		if i > 0 && at+n > width {
+			wrapped := strings.TrimRight(text.String(), " ") + lineBreak
+			text.Reset()
+			text.WriteString(wrapped)
+			at = 0
+		}
+		text.WriteString(part)
+		at += utf8.RuneCountInString(part)
+	}
+	return text.String()
 }
 
 // HumanSize is a number of bytes in the unit that suits it, powers of 1024.

@@ -106,19 +106,24 @@ size  20 GiB (21474836480 bytes)
 base  /srv/ubuntu.raw (raw, never written)
 job   3: flatten of before-upgrade, running, 25 % (1 GiB of 4 GiB)
 
-LAYER                 ON                         OWN   ON HOST  SINCE
-base                  -                        4 GiB  4.25 GiB  2026-11-22 18:30
-before-upgrade        base                   300 MiB   301 MiB  2026-11-22 19:30
-(000003)              before-upgrade          64 KiB     1 MiB  2026-11-22 18:30
-long-long-…-long-end  before-upgrade        1023 GiB     999 B  2026-11-22 18:30
-leaf                  long-long-…-long-end       0 B       0 B  2026-11-22 18:30
+LAYER                                   OWN   ON HOST    FREES  SINCE
+■ base                                4 GiB  4.25 GiB        -  2026-11-22 18:30
+● before-upgrade                    300 MiB   301 MiB        ?  2026-11-22 19:30
+│   being flattened, 25 %
+├─○ (000003)                         64 KiB     1 MiB  1.5 MiB  2026-11-22 18:30
+│     the leaf that the last revert set aside
+● long-long-long-…g-long-long-end  1023 GiB     999 B        ?  2026-11-22 18:30
+◆ leaf                                  0 B       0 B        -  2026-11-22 18:30
 
 OPEN              PID  COMMAND          TO
 disk.raw         4242  qemu-system-x86  write
 layers/base.raw     ?  ?[2J             read
 `
+	st := exampleStatus()
+	frees := int64(3 << 19)
+	st.Layers[2].SetAside, st.Layers[2].Frees = true, &frees
 	var got bytes.Buffer
-	if err := Table(&got, exampleStatus()); err != nil {
+	if err := Table(&got, st, TreeOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if got.String() != want {
@@ -128,6 +133,36 @@ layers/base.raw     ?  ?[2J             read
 		if n := utf8.RuneCountInString(line) - 1; n > tableWidth {
 			t.Errorf("%d columns: %s", n, line)
 		}
+	}
+}
+
+// A long line about a job goes on in the next one.
+func TestTableWithALongJob(t *testing.T) {
+	st := exampleStatus()
+	left := int64(7500)
+	st.Job.Rate, st.Job.RateLimit, st.Job.SecondsLeft = 20<<20, 8<<20, &left
+	const want = `
+job   3: flatten of before-upgrade, running, 25 % (1 GiB of 4 GiB),
+      20 MiB/s (limit 8 MiB/s), 2 h 10 min left
+
+`
+	var got bytes.Buffer
+	if err := Table(&got, st, TreeOptions{}); err != nil || !strings.Contains(got.String(), want) {
+		t.Errorf("%v, got\n%s\nwant%s", err, got.String(), want)
+	}
+}
+
+func TestLayerTable(t *testing.T) {
+	const want = `LAYER                 ON                         OWN   ON HOST  SINCE
+base                  -                        4 GiB  4.25 GiB  2026-11-22 18:30
+before-upgrade        base                   300 MiB   301 MiB  2026-11-22 19:30
+(000003)              before-upgrade          64 KiB     1 MiB  2026-11-22 18:30
+long-long-…-long-end  before-upgrade        1023 GiB     999 B  2026-11-22 18:30
+leaf                  long-long-…-long-end       0 B       0 B  2026-11-22 18:30
+`
+	var got bytes.Buffer
+	if err := LayerTable(&got, exampleStatus()); err != nil || got.String() != want {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, got.String(), want)
 	}
 }
 

@@ -21,17 +21,9 @@ type TreeOptions struct {
 // a layer keeps its column, so a long chain stays narrow; of several the way to the
 // leaf goes straight on, and the others are branches.
 func Tree(w io.Writer, st chain.Status, o TreeOptions) error {
-	if o.Width <= 0 {
-		o.Width = tableWidth
-	}
 	t := newTreeDrawing(st, o)
-	for i, root := range t.roots() {
-		if i > 0 {
-			t.lines = append(t.lines, treeLine{})
-		}
-		t.walk(root, "", "")
-	}
-	_, err := io.WriteString(w, t.text())
+	title := t.cut(printable(st.Disk), t.o.Width-len(HumanSize(st.Size))-2)
+	_, err := fmt.Fprintf(w, "%s, %s\n\n%s", title, HumanSize(st.Size), t.text())
 	return err
 }
 
@@ -65,6 +57,9 @@ func newTreeDrawing(st chain.Status, o TreeOptions) *treeDrawing {
 		st: st, o: o, marks: treeUnicode, layers: make(map[string]*chain.LayerStatus),
 		children: make(map[string][]string), toLeaf: make(map[string]bool),
 	}
+	if o.Width <= 0 {
+		t.o.Width = tableWidth
+	}
 	if o.ASCII {
 		t.marks = treeASCII
 	}
@@ -83,6 +78,12 @@ func newTreeDrawing(st chain.Status, o TreeOptions) *treeDrawing {
 			break
 		}
 		l = t.layers[*l.Parent]
+	}
+	for i, root := range t.roots() {
+		if i > 0 {
+			t.lines = append(t.lines, treeLine{})
+		}
+		t.walk(root, "", "")
 	}
 	return t
 }
@@ -241,8 +242,6 @@ func (t *treeDrawing) text() string {
 	widths[0] = min(widths[0], max(least, t.o.Width-rest))
 
 	var out strings.Builder
-	title := t.cut(printable(t.st.Disk), t.o.Width-len(HumanSize(t.st.Size))-2)
-	fmt.Fprintf(&out, "%s, %s\n\n", title, HumanSize(t.st.Size))
 	out.WriteString(t.paint(treeDim, t.row(pad(head[0], widths[0]), head, widths)) + "\n")
 	for i, line := range t.lines {
 		graph := line.graph

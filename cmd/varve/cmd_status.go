@@ -2,11 +2,13 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"varve/chain"
 	"varve/fs"
 )
 
@@ -22,9 +24,10 @@ func newStatusCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status DISK",
 		Short: "Show a disk: its layers, who has what open, the job under way",
-		Long: `Shows a disk's size and layers, who has which of its files open, and the job
-under way or the last one, with its rate and the time left. It is what the
-mount's own file "status" reads, and with --json what "status.json" reads.
+		Long: `Shows a disk's size, its layers as "varve tree" draws them, who has which of its
+files open, and the job under way or the last one, with its rate and the time
+left. It is what the mount's own file "status" reads, and with --json what
+"status.json" reads.
 
 With --watch it goes on until Ctrl-C: on a terminal it shows the disk as it is,
 every second or every SECONDS; elsewhere it prints what there is to be said each
@@ -47,7 +50,7 @@ It changes nothing: a disk that is not mounted is only read.`,
 			if cmd.Flags().Changed("watch") {
 				return wrapped(cmd, disk, watchStatus(cmd, disk, asJSON, time.Duration(every)))
 			}
-			return wrapped(cmd, disk, show(cmd, disk, asJSON, fs.Table))
+			return wrapped(cmd, disk, show(cmd, disk, asJSON, statusTable))
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print what status.json says")
@@ -55,6 +58,8 @@ It changes nothing: a disk that is not mounted is only read.`,
 	c.Flags().Lookup("watch").NoOptDefVal = strconv.Itoa(int(watchEvery / time.Second))
 	return c
 }
+
+func statusTable(out io.Writer, st chain.Status) error { return fs.Table(out, st, treeOptions(out)) }
 
 // watchValue is how long --watch waits between two looks.
 type watchValue time.Duration

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -238,6 +239,23 @@ func TestPage(t *testing.T) {
 		}
 		if cut := c.lines < 12; cut != strings.HasPrefix(lines[len(lines)-1], fmt.Sprintf("(%d more lines)", 12-c.height+1)) {
 			t.Errorf("%+v: ends with %q", c, lines[len(lines)-1])
+		}
+	}
+}
+
+// Where a disk has more layers than a screen has lines, the newest and who has what open
+// are shown.
+func TestPageOfManyLayers(t *testing.T) {
+	text := "disk  /srv/vm1.varve\njob   none\n\nLAYER  OWN\n" + strings.Repeat("layer\n", 100) + "leaf\n\nOPEN  PID\ndisk.raw  1\n"
+	for height, want := range map[int]string{
+		12: "title clock||disk  /srv/vm1.varve|job   none||LAYER  OWN|(99 lines not shown)|layer|leaf||OPEN  PID|disk.raw  1",
+		14: "title clock||disk  /srv/vm1.varve|job   none||LAYER  OWN|(97 lines not shown)|layer|layer|layer|leaf||OPEN  PID|disk.raw  1",
+		8:  "title clock||disk  /srv/vm1.varve|job   none||LAYER  OWN|layer|(103 more lines)",
+	} {
+		got := page("title", "clock", text, 80, height)
+		got = strings.NewReplacer(toHome, "", restOfLine, "", restOfPage, "", "\r\n", "|").Replace(got)
+		if got = regexp.MustCompile("title +clock").ReplaceAllString(got, "title clock"); got != want {
+			t.Errorf("%d lines:\n%s\nwant\n%s", height, got, want)
 		}
 	}
 }

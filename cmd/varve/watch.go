@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,7 +100,9 @@ func (w *statusWatch) look(ctx context.Context) (string, error) {
 	}
 	var text bytes.Buffer
 	if !w.asJSON {
-		err = fs.Table(&text, st)
+		o := treeOptions(w.out)
+		o.Color = false // a page is cut by its characters
+		err = fs.Table(&text, st, o)
 		return text.String(), err
 	}
 	line, err := compactJSON(st)
@@ -189,9 +192,7 @@ func page(title, clock, text string, width, height int) string {
 	}
 	lines := []string{title + strings.Repeat(" ", max(0, gap)) + clock, ""}
 	lines = append(lines, strings.Split(strings.TrimSuffix(text, "\n"), "\n")...)
-	if left := len(lines) - height; left > 0 {
-		lines = append(lines[:height-1], fmt.Sprintf("(%d more lines)", left+1))
-	}
+	lines = cutLines(lines, height)
 	var out strings.Builder
 	out.WriteString(toHome)
 	for i, line := range lines {
@@ -206,6 +207,27 @@ func page(title, clock, text string, width, height int) string {
 	}
 	out.WriteString(restOfPage)
 	return out.String()
+}
+
+// cutLines cuts a page to the height of a screen. The oldest layers go first: what
+// changes is said above the table, and at its end.
+func cutLines(lines []string, height int) []string {
+	over := len(lines) - height
+	if over <= 0 {
+		return lines
+	}
+	table := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, "LAYER ") })
+	layers := len(lines)
+	if table >= 0 {
+		if n := slices.Index(lines[table:], ""); n >= 0 { // the open files are behind it
+			layers = table + n
+		}
+	}
+	if table < 0 || over+1 > layers-table-2 { // the leaf's line stays
+		return append(lines[:height-1], fmt.Sprintf("(%d more lines)", over+1))
+	}
+	note := fmt.Sprintf("(%d lines not shown)", over+1)
+	return slices.Replace(lines, table+1, table+1+over+1, note)
 }
 
 func cutLine(line string, width int) string {
