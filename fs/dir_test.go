@@ -166,11 +166,11 @@ func TestNothingCanBeRemovedOrMade(t *testing.T) {
 		t.Error("O_TMPFILE made a file")
 		unix.Close(fd)
 	}
-	if err := unix.Setxattr(at(nameDisk), "trusted.libvirt.security.dac", []byte("+0:+0"), 0); err != unix.EOPNOTSUPP {
+	if err := unix.Setxattr(at("layers/one.raw"), "trusted.libvirt.security.dac", []byte("+0:+0"), 0); err != unix.EOPNOTSUPP {
 		t.Errorf("a foreign attribute: %v, want EOPNOTSUPP", err)
 	}
 	// libvirt asks first, and with ENODATA would take the refusal for a failure.
-	if _, err := unix.Getxattr(at(nameDisk), "trusted.libvirt.security.dac", make([]byte, 64)); err != unix.EOPNOTSUPP {
+	if _, err := unix.Getxattr(at("layers/one.raw"), "trusted.libvirt.security.dac", make([]byte, 64)); err != unix.EOPNOTSUPP {
 		t.Errorf("asking for a foreign attribute: %v, want EOPNOTSUPP", err)
 	}
 }

@@ -503,6 +503,10 @@ func TestReadOnlyDisk(t *testing.T) {
 			t.Errorf("%s: %v, want EROFS", name, err)
 		}
 	}
+	// Nothing can be set here, which libvirt must learn before it tries.
+	if _, err := unix.Getxattr(filepath.Join(dir, nameDisk), rememberedPrefix+"security.dac", make([]byte, 64)); err != unix.EOPNOTSUPP {
+		t.Errorf("asking for the owner of before: %v, want EOPNOTSUPP", err)
+	}
 	for _, name := range []string{nameDisk, "layers/one.raw", nameStatus, nameStatusJSON, "control/snapshot"} {
 		if _, err := os.ReadFile(filepath.Join(dir, name)); err != nil {
 			t.Error(err)

@@ -57,17 +57,23 @@ func (f *fileSystem) attributed(node uint64) (chain.LayerStatus, bool) {
 	return chain.LayerStatus{}, false
 }
 
-// rememberedPrefix begins the names under which libvirt remembers a file's owner.
-const rememberedPrefix = "trusted."
+// trustedPrefix begins the names of attributes that only privileged processes see.
+const trustedPrefix = "trusted."
 
 // GetXAttr reads an attribute. The kernel asks for security.* and system.*
 // ones now and then; those are ENODATA without a further look. libvirt asks for
-// a trusted.* one to learn whether it can set it: with ENODATA it would try, and
-// not start the VM because that fails.
+// a trusted.* one to learn whether it can set it: with ENODATA for a layer it would
+// try, and not start the VM because that fails.
 func (f *fileSystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	short, ours := strings.CutPrefix(name, attributePrefix)
 	switch {
-	case strings.HasPrefix(name, rememberedPrefix):
+	case f.isRemembered(in.NodeId, name):
+		value, ok := f.remembered.get(name)
+		if !ok {
+			return 0, fuse.ENODATA
+		}
+		return giveXAttr(dest, value)
+	case strings.HasPrefix(name, trustedPrefix):
 		return 0, refusedXAttr(name)
 	case !ours:
 		return 0, fuse.ENODATA
@@ -105,7 +111,8 @@ func (f *fileSystem) counted(id string) (chain.LayerStatus, error) {
 	return chain.LayerStatus{}, errStale()
 }
 
-// ListXAttr lists the attributes' names.
+// ListXAttr lists the names of our attributes, which programs may copy. Those of libvirt
+// are this mount's alone.
 func (f *fileSystem) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	if _, ok := f.attributed(in.NodeId); !ok {
 		return 0, fuse.OK
@@ -125,14 +132,20 @@ func giveXAttr(dest []byte, value string) (uint32, fuse.Status) {
 	return uint32(copy(dest, value)), fuse.OK
 }
 
-// SetXAttr: ours cannot be set; others are not stored, which programs such as
-// libvirt take as "no extended attributes here" and go on.
+// SetXAttr: ours cannot be set; others, but those of libvirt on disk.raw, are not
+// stored, which programs take as "no extended attributes here" and go on.
 func (f *fileSystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
+	if f.isRemembered(in.NodeId, name) {
+		return f.remembered.set(name, data, in.Flags)
+	}
 	return refusedXAttr(name)
 }
 
 // RemoveXAttr is refused as SetXAttr is.
 func (f *fileSystem) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	if f.isRemembered(in.NodeId, name) {
+		return f.remembered.remove(name)
+	}
 	return refusedXAttr(name)
 }
 

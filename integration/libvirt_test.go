@@ -20,9 +20,10 @@ var libvirtMounts = []struct {
 	name   string
 	flags  []string
 	driver string
-	owner  uint32 // of disk.raw before libvirt has seen it
+	owner  uint32 // of disk.raw while no VM runs
 }{
-	{"libvirt changes the owner", []string{"--allow-other", "--umask", "066"}, "cache='none' io='native' discard='unmap'", 0},
+	{"libvirt changes the owner", []string{"--allow-other", "--umask", "066", "--uid", "1000", "--gid", "1000"},
+		"cache='none' io='native' discard='unmap'", 1000},
 	{"mounted for QEMU's user", []string{"--allow-other", "--uid", fmt.Sprint(libvirt.User), "--gid", fmt.Sprint(libvirt.User)},
 		"cache='none' io='io_uring' discard='unmap'", libvirt.User},
 }
@@ -39,7 +40,7 @@ func TestLibvirt(t *testing.T) {
 			guest.Image(t, raw, guestDisk)
 			harness.Guard(t, raw)
 			m := harness.MountDisk(t, raw, way.flags...)
-			l := &libvirtScenario{T: t, d: d, p: p, m: m, name: fmt.Sprintf("vm%d", i)}
+			l := &libvirtScenario{T: t, d: d, p: p, m: m, name: fmt.Sprintf("vm%d", i), owner: way.owner}
 			l.ownedBy(way.owner)
 			d.Define(l.name, p, libvirt.Disk(m.Raw(), way.driver))
 			defined := d.Run("dumpxml", "--inactive", l.name)
@@ -71,6 +72,8 @@ type libvirtScenario struct {
 	p    *guest.Prepared
 	m    *harness.Mount
 	name string // of the domain
+
+	owner uint32 // see libvirtMounts
 }
 
 func (l *libvirtScenario) start() *guest.Guest {
@@ -88,7 +91,7 @@ func (l *libvirtScenario) destroy(g *guest.Guest) {
 	l.Helper()
 	l.d.Run("destroy", l.name)
 	g.WaitGone()
-	l.ownedBy(0) // libvirt gives files back to root
+	l.ownedBy(l.owner) // libvirt gives files back to whom it took them from
 }
 
 // ownedBy fails the test unless disk.raw belongs to a user.
@@ -154,7 +157,7 @@ func (l *libvirtScenario) snapshotAndRevert() {
 		}
 		return nil
 	})
-	l.ownedBy(0)
+	l.ownedBy(l.owner)
 	guest.Fsck(l.T, l.m.Raw(), "-r")
 }
 

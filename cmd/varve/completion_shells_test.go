@@ -61,16 +61,25 @@ end`)
 	}
 }
 
-// The completion of zsh is one that zsh understands; to press its tabulator takes
-// a terminal.
+// The completion of zsh, by the tabulator of a zsh on a pseudo-terminal. Ctrl-G there
+// notes the line as it is by then, and clears it.
 func TestCompletionInZsh(t *testing.T) {
 	dir := shellDisk(t)
-	r := shell(t, dir, "zsh", "-f", "-c", `
-autoload -U compinit && compinit -D -u
-source <(varve completion zsh)
-print -r -- $_comps[varve] $+functions[_varve]`)
-	if r.stdout != "_varve 1\n" || r.stderr != "" {
-		t.Errorf("zsh says %q, %q", r.stdout, r.stderr)
+	r := shell(t, dir, "timeout", "20", "zsh", "-f", "-c", `
+zmodload zsh/zpty
+zpty z zsh -f -i
+zpty -w z 'autoload -U compinit && compinit -D -u; source <(varve completion zsh)
+note() { print -r -- "$BUFFER|" >>noted; BUFFER= }; zle -N note; bindkey "^G" note; PS1="REA""DY"'
+zpty -r -m z output '*READY*'
+for line in 'varve sna' 'varve revert m' 'varve revert mnt bef' 'varve export mnt before-upgrade x --format q'; do
+	zpty -w -n z "$line"$'\t\a'
+done
+zpty -w z exit
+while zpty -r z output; do :; done`)
+	const want = "varve snapshot |\nvarve revert mnt |\nvarve revert mnt before-upgrade |\nvarve export mnt before-upgrade x --format qcow2 |\n"
+	noted, err := os.ReadFile(dir + "/noted")
+	if err != nil || string(noted) != want || r.stderr != "" {
+		t.Errorf("zsh completes, %v\n%swant\n%s%s", err, noted, want, r.stderr)
 	}
 }
 
