@@ -152,9 +152,5 @@ func loopFiles(block string) []loopFile {
 
 // Command is the name of a process, "?" when it is gone.
 func Command(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil {
-		return "?"
-	}
-	return strings.TrimRight(string(b), "\n")
+	return commandIn(fmt.Sprintf("/proc/%d", pid))
 }

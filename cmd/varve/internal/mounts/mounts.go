@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 // FSType is the type of varve's mounts in the mount table.
@@ -22,6 +23,9 @@ type Mount struct {
 	Source     string // the disk directory, or the image of a read-only mount without one
 	ReadOnly   bool
 	UID        int // the mounting user's, -1 where the kernel does not tell
+	AllowOther bool
+	Context    bool   // all files have a type for SELinux that the mount gave them
+	Device     uint64 // of its files
 }
 
 // List gives the varve mounts in the order in which they were mounted.
@@ -40,10 +44,15 @@ func List() ([]Mount, error) {
 }
 
 func fromInfo(i *mountinfo.Info) Mount {
-	m := Mount{Mountpoint: i.Mountpoint, Source: i.Source, UID: -1}
+	m := Mount{Mountpoint: i.Mountpoint, Source: i.Source, UID: -1, Device: unix.Mkdev(uint32(i.Major), uint32(i.Minor))}
 	for _, o := range strings.Split(i.Options+","+i.VFSOptions, ",") {
-		if o == "ro" {
+		switch {
+		case o == "ro":
 			m.ReadOnly = true
+		case o == "allow_other":
+			m.AllowOther = true
+		case strings.HasPrefix(o, "context="):
+			m.Context = true
 		}
 		if v, ok := strings.CutPrefix(o, "user_id="); ok {
 			if n, err := strconv.Atoi(v); err == nil {
@@ -112,6 +121,27 @@ func Around(path string) (Mount, bool, error) {
 		}
 	}
 	return found, ok, nil
+}
+
+// Remote lists the mountpoints of file systems that are served by a program or
+// another host, which may not answer.
+func Remote() ([]string, error) {
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		kind, _, _ := strings.Cut(i.FSType, ".")
+		switch kind {
+		case "fuse", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "autofs":
+			return false, false
+		}
+		return true, false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	var list []string
+	for _, i := range infos {
+		list = append(list, i.Mountpoint)
+	}
+	return list, nil
 }
 
 // Below lists the mountpoints of any type that lie inside dir.

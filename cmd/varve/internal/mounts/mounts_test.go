@@ -13,6 +13,7 @@ func TestFromInfo(t *testing.T) {
 	table := `36 35 98:0 / / rw,noatime master:1 - ext4 /dev/root rw
 90 36 0:50 / /mnt/vm1 rw,nosuid,nodev,relatime - fuse.varve /images/my\040vm,1.varve rw,user_id=1000,group_id=1000,default_permissions
 91 36 0:51 / /mnt/with\134back ro,nosuid,nodev - fuse.varve /b.varve ro,user_id=0,group_id=0
+92 36 0:52 / /mnt/shared rw,nosuid,nodev - fuse.varve /c.varve rw,context="system_u:object_r:svirt_image_t:s0",user_id=0,group_id=0,allow_other
 `
 	infos, err := mountinfo.GetMountsFromReader(strings.NewReader(table), func(i *mountinfo.Info) (bool, bool) {
 		return i.FSType != FSType, false
@@ -25,8 +26,9 @@ func TestFromInfo(t *testing.T) {
 		got = append(got, fromInfo(i))
 	}
 	want := []Mount{
-		{Mountpoint: "/mnt/vm1", Source: "/images/my vm,1.varve", UID: 1000},
-		{Mountpoint: `/mnt/with\back`, Source: "/b.varve", ReadOnly: true, UID: 0},
+		{Mountpoint: "/mnt/vm1", Source: "/images/my vm,1.varve", UID: 1000, Device: 50},
+		{Mountpoint: `/mnt/with\back`, Source: "/b.varve", ReadOnly: true, UID: 0, Device: 51},
+		{Mountpoint: "/mnt/shared", Source: "/c.varve", AllowOther: true, Context: true, Device: 52},
 	}
 	if len(got) != len(want) {
 		t.Fatalf("got %v, want %v", got, want)
