@@ -31,6 +31,15 @@ const notSeen = "not-seen"
 func checks() []check {
 	return []check{
 		{"host-space", "the host's file system below a disk is nearly full, in bytes or in inodes", ofDisk, lookAtSpace},
+		{vmLayer, "a VM, running or defined in libvirt, that has the file of the base, of a snapshot or of the leaf instead of disk.raw", ofDisk | ofImage, lookAtVMs(vmLayer)},
+		{vmOptions, "a VM that has disk.raw without format=raw, ignores flushes or takes no lock, or has a layer of the mount to write", ofMount, lookAtVMs(vmOptions)},
+		{vmAccess, "a mount that does not let in the user as whom libvirt runs a VM", ofMount, lookAtVMs(vmAccess)},
+		{"open-files", "who has which layer, or which file of the mount, open and how; a layer that somebody can write", ofDisk | ofMount | ofImage, lookAtOpenFiles},
+		{"apparmor", "AppArmor in force, with the rule for the mount", ofMount, lookAtAppArmor},
+		{"selinux", "SELinux in force, and VMs of libvirt are refused the mount", ofMount, lookAtSELinux},
+		{vmLost, "a VM whose disk.raw is in no mount, or in one that is gone", ofHost | ofMount, lookAtLostDisks},
+		{"fuse", "/dev/fuse or fusermount3 missing or not to be used", ofHost, lookAtFUSE},
+		{"allow-other", "allow_other not permitted to ordinary users in /etc/fuse.conf", ofHost, lookAtAllowOther},
 	}
 }
 
@@ -49,6 +58,12 @@ type Report struct {
 // with ctx's error.
 func Run(ctx context.Context, scopes []*Scope) (Report, error) {
 	r := Report{Version: 1, Findings: []Finding{}}
+	m := newMachine("/")
+	for _, s := range scopes {
+		if s.machine == nil {
+			s.machine = m
+		}
+	}
 	for _, c := range checks() {
 		looked := false
 		for _, s := range scopes {

@@ -19,7 +19,8 @@ type Scope struct {
 	Layers    []Layer        // of the disk or the image's chain, as far as they can be told
 	Mounts    []mounts.Mount // of the disk, in the order in which they were mounted
 
-	unseen []string
+	machine *machine // the same for all; Run sets it where there is none
+	unseen  []string
 }
 
 // Layer is a file of a disk's tree or of an image's chain.

@@ -1,0 +1,198 @@
+package doctor
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/mounts"
+)
+
+// machine is the host as the checks see it. Each part is read once, when a check
+// first asks for it, and for all disks.
+type machine struct {
+	root  string // "/"; in tests a directory that holds parts of /proc, /sys and /etc
+	uid   int    // as whom the checks are made
+	files func() *holders.Table
+	vms   func() []vm // those that run, then those that libvirt would start
+	slow  func() []string
+}
+
+func newMachine(root string) *machine {
+	m := &machine{root: root, uid: os.Geteuid()}
+	m.files = sync.OnceValue(func() *holders.Table { return holders.ReadTable(root) })
+	m.vms = sync.OnceValue(func() []vm { return append(m.running(), m.defined()...) })
+	m.slow = sync.OnceValue(func() []string {
+		list, err := mounts.Remote()
+		if err != nil {
+			return []string{"/"}
+		}
+		return list
+	})
+	return m
+}
+
+// read gives a small file of the host, "" when it cannot be read.
+func (m *machine) read(name string) string {
+	text, err := os.ReadFile(filepath.Join(m.root, name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// vm is a virtual machine, or another program that opens images as QEMU does.
+type vm struct {
+	PID     int // 0 for one that is defined in libvirt and may be off
+	UID     int // as whom it opens files, -1 when that is not known
+	GID     int
+	Command string
+	Name    string
+	Label   string // its AppArmor profile
+	Disks   []vmDisk
+}
+
+// running finds the VMs in /proc.
+func (m *machine) running() []vm {
+	entries, err := os.ReadDir(filepath.Join(m.root, "proc"))
+	if err != nil {
+		return nil
+	}
+	var list []vm
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		dir := filepath.Join(m.root, "proc", e.Name())
+		command, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || len(command) == 0 {
+			continue
+		}
+		words := strings.Split(strings.TrimSuffix(string(command), "\x00"), "\x00")
+		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
+		if err != nil {
+			continue
+		}
+		// QEMU can call itself as it likes (-name process=), and what another user
+		// runs is not always told.
+		kind := programOf(words[0])
+		if kind == noProgram {
+			kind = programOf(string(bytes.TrimSpace(comm)))
+		}
+		if kind == noProgram {
+			exe, err := os.Readlink(filepath.Join(dir, "exe"))
+			if err != nil {
+				continue
+			}
+			if kind = programOf(exe); kind == noProgram {
+				continue
+			}
+		}
+		cwd, err := os.Readlink(filepath.Join(dir, "cwd"))
+		if err != nil {
+			cwd = ""
+		}
+		c := parseCommandLine(kind, words, cwd)
+		v := vm{PID: pid, Command: string(bytes.TrimSpace(comm)), Name: c.Name, Disks: c.Disks}
+		v.UID, v.GID = idsIn(filepath.Join(dir, "status"))
+		if label, err := os.ReadFile(filepath.Join(dir, "attr/current")); err == nil {
+			v.Label = strings.TrimRight(string(label), "\x00\n")
+		}
+		list = append(list, v)
+	}
+	return list
+}
+
+// idsIn reads the user and the group as whom a process opens files, -1 when they
+// are not told.
+func idsIn(status string) (uid, gid int) {
+	uid, gid = -1, -1
+	text, err := os.ReadFile(status)
+	if err != nil {
+		return uid, gid
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line) // Uid: real effective saved fs
+		if len(f) < 5 {
+			continue
+		}
+		if n, err := strconv.Atoi(f[4]); err == nil && f[0] == "Uid:" {
+			uid = n
+		} else if err == nil && f[0] == "Gid:" {
+			gid = n
+		}
+	}
+	return uid, gid
+}
+
+// maxLinks is how many symbolic links a path may lead through.
+const maxLinks = 40
+
+// resolve resolves the symbolic links of an absolute path, as far as that asks
+// no file system that may not answer; what is behind stays as it is.
+func (m *machine) resolve(path string) string {
+	slow := map[string]bool{}
+	for _, dir := range m.slow() {
+		slow[dir] = true
+	}
+	done, rest, links := "/", strings.Split(path, "/"), 0
+	for len(rest) > 0 {
+		name := rest[0]
+		rest = rest[1:]
+		next := filepath.Join(done, name)
+		if next == done || name == ".." {
+			done = next
+			continue
+		}
+		if slow[next] {
+			return filepath.Join(append([]string{next}, rest...)...)
+		}
+		target, err := os.Readlink(next)
+		switch {
+		case err != nil: // no link
+			done = next
+		case links == maxLinks:
+			return filepath.Clean(path)
+		default:
+			if links++; filepath.IsAbs(target) {
+				done = "/"
+			}
+			rest = append(strings.Split(target, "/"), rest...)
+		}
+	}
+	return done
+}
+
+// answers tells whether a path lies outside of all file systems that may not answer.
+func (m *machine) answers(path string) bool {
+	for _, dir := range m.slow() {
+		if mounts.Within(path, dir) {
+			return false
+		}
+	}
+	return true
+}
+
+// statSoon is os.Stat with a time limit, for what may hang. What waits on ends
+// with the process.
+func statSoon(path string) (os.FileInfo, bool) {
+	got := make(chan os.FileInfo, 1)
+	go func() {
+		defer close(got)
+		if info, err := os.Stat(path); err == nil {
+			got <- info
+		}
+	}()
+	select {
+	case info, ok := <-got:
+		return info, ok
+	case <-time.After(time.Second):
+		return nil, false
+	}
+}

@@ -1,0 +1,322 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"varve/cmd/varve/internal/mounts"
+)
+
+// tree makes a directory of files, for parts of /proc, /sys and /etc.
+func tree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+// on has a disk looked at on another machine.
+func on(root string, uid int, s Scope) *Scope {
+	s.machine = newMachine(root)
+	s.machine.uid = uid
+	s.machine.slow = func() []string { return []string{"/mnt/vm1", "/mnt/private"} }
+	return &s
+}
+
+const passwd = "root:x:0:0::/root:/bin/sh\nlibvirt-qemu:x:64055:64055::/:/usr/sbin/nologin\n"
+
+// domainXML is a domain as libvirt 9 keeps it in /etc/libvirt/qemu.
+const domainXML = `<!--
+WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE
+OVERWRITTEN AND LOST. Changes to this xml configuration should be made using:
+  virsh edit vm1
+or other application using the libvirt API.
+-->
+
+<domain type='kvm'>
+  <name>vm1</name>
+  <uuid>0f5ab9ee-6ec9-4b1a-9d0d-4c0c3a1b4c11</uuid>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='FORMAT' cache='none' io='native' discard='unmap'/>
+      <source file='PATH'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='file' device='cdrom'>
+      <driver name='qemu' type='raw'/>
+      <target dev='sda' bus='sata'/>
+      <readonly/>
+    </disk>
+  </devices>
+</domain>
+`
+
+func domainOf(path, format string) string {
+	return strings.NewReplacer("PATH", path, "FORMAT", format).Replace(domainXML)
+}
+
+// TestDomains: what libvirt would start is judged as what runs.
+func TestDomains(t *testing.T) {
+	disk := Scope{Subject: "/srv/d.varve", Directory: "/srv/d.varve", Layers: []Layer{
+		{ID: "000000", Name: "base", State: "base", File: "/srv/base.raw"},
+		{ID: "000001", Name: "one", State: "frozen", File: "/srv/d.varve/layers/000001.qcow2"},
+		{ID: "000002", State: "leaf", File: "/srv/d.varve/layers/000002.qcow2"},
+	}, Mounts: []mounts.Mount{{Mountpoint: "/mnt/vm1", UID: 64055, AllowOther: true}}}
+	private := disk
+	private.Mounts = []mounts.Mount{{Mountpoint: "/mnt/private", UID: 1000}}
+	tests := []struct {
+		name, path, format string
+		disk               Scope
+		want, fix          string // one finding, or none; words of its way out
+	}{
+		{"right", "/mnt/vm1/disk.raw", "raw", disk, "", ""},
+		{"another disk", "/mnt/vm10/disk.raw", "qcow2", disk, "", ""},
+		{"the base", "/srv/base.raw", "raw", disk,
+			"problem vm-layer: libvirt's domain vm1 has the base, /srv/base.raw, to write: every write falsifies the layers above",
+			"virsh edit vm1, then give it /mnt/vm1/disk.raw (format raw) instead"},
+		{"a snapshot", "/srv/d.varve/layers/000001.qcow2", "qcow2", disk,
+			"problem vm-layer: libvirt's domain vm1 has the file of the snapshot one, /srv/d.varve/layers/000001.qcow2, to write: every write falsifies the layers above", "virsh edit"},
+		{"the leaf", "/srv/d.varve/layers/000002.qcow2", "qcow2", disk,
+			"problem vm-layer: libvirt's domain vm1 has the leaf's file, /srv/d.varve/layers/000002.qcow2, to write, past the mount: two writers destroy it", "virsh edit"},
+		{"another format", "/mnt/vm1/disk.raw", "qcow2", disk, "warning vm-options: libvirt's domain vm1 has disk.raw as qcow2, and it is raw", "type='raw'"},
+		{"a layer to write", "/mnt/vm1/layers/one.raw", "raw", disk,
+			"warning vm-options: libvirt's domain vm1 has layers/one.raw to write, which cannot be written: it does not start with that", "<readonly/>"},
+		{"a private mount", "/mnt/private/disk.raw", "raw", private,
+			"problem vm-access: libvirt's domain vm1 would run as uid 64055, and this mount lets in uid 1000 only", "user_allow_other"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			root := tree(t, map[string]string{"etc/passwd": passwd, "etc/libvirt/qemu/vm1.xml": domainOf(test.path, test.format), "etc/libvirt/qemu/broken.xml": "<domain><na"})
+			found := hostChecks(t, on(root, 0, test.disk))
+			if test.want == "" {
+				if len(found) != 0 {
+					t.Errorf("got %q", summary(found))
+				}
+				return
+			}
+			if got := summary(found); !slices.Equal(got, []string{test.want}) {
+				t.Fatalf("got %q\nwant %q", got, test.want)
+			}
+			if !strings.Contains(found[0].Fix, test.fix) {
+				t.Errorf("the way out: %q", found[0].Fix)
+			}
+		})
+	}
+}
+
+func TestLibvirtUser(t *testing.T) {
+	for conf, want := range map[string]int{
+		"": 64055, "#user = \"root\"\n": 64055, "user = \"root\"\n": 0, "user = \"+107\"\n": 107, "user=\"nobody\"": -1, "group = \"x\"\nusers = \"root\"\n": 64055,
+	} {
+		m := newMachine(tree(t, map[string]string{"etc/passwd": passwd, "etc/libvirt/qemu.conf": conf}))
+		if uid, _ := m.libvirtUser(); uid != want {
+			t.Errorf("%q: %d, not %d", conf, uid, want)
+		}
+	}
+}
+
+// TestModes: whether a mount's modes let QEMU's user pass is asked of the mount.
+func TestModes(t *testing.T) {
+	dir := t.TempDir()
+	root := tree(t, map[string]string{"etc/passwd": passwd, "etc/libvirt/qemu/vm1.xml": domainOf(dir+"/disk.raw", "raw")})
+	s := Scope{Subject: "d", Mounts: []mounts.Mount{{Mountpoint: dir, UID: 0, AllowOther: true}}}
+	for mode, want := range map[os.FileMode]int{0o700: 1, 0o710: 1, 0o711: 0, 0o755: 0} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		if found := hostChecks(t, on(root, 0, s)); len(found) != want {
+			t.Errorf("mode %o: %q", mode, summary(found))
+		}
+	}
+}
+
+// TestSecurity: AppArmor and SELinux as their files in /sys show them.
+func TestSecurity(t *testing.T) {
+	s := Scope{Subject: "d", Mounts: []mounts.Mount{{Mountpoint: "/mnt/vm1", UID: 0, AllowOther: true}}}
+	apparmor := map[string]string{"sys/module/apparmor/parameters/enabled": "Y\n"}
+	selinux := map[string]string{"sys/fs/selinux/enforce": "1", "sys/fs/selinux/booleans/virt_use_fusefs": "0 0"}
+	with := func(files map[string]string, more ...string) map[string]string {
+		all := map[string]string{}
+		for name, text := range files {
+			all[name] = text
+		}
+		for i := 0; i < len(more); i += 2 {
+			all[more[i]] = more[i+1]
+		}
+		return all
+	}
+	running := []string{
+		"proc/77/cmdline", "qemu-system-x86_64\x00-name\x00guest=vm1\x00-drive\x00file=/mnt/vm1/disk.raw,format=raw\x00",
+		"proc/77/comm", "qemu-system-x86\n", "proc/77/status", "Name:\tqemu\nUid:\t64055\t64055\t64055\t64055\nGid:\t64055\t64055\t64055\t64055\n",
+	}
+	typed := s
+	typed.Mounts = []mounts.Mount{{Mountpoint: "/mnt/vm1", UID: 0, Context: true}}
+	tests := []struct {
+		name  string
+		files map[string]string
+		scope Scope
+		want  Severity // "" for nothing
+		words string   // in the way out
+	}{
+		{"neither", nil, s, "", ""},
+		{"AppArmor off", map[string]string{"sys/module/apparmor/parameters/enabled": "N\n"}, s, "", ""},
+		{"AppArmor", apparmor, s, Note, `"/mnt/vm1/disk.raw rwk," and "/mnt/vm1/layers/*.raw rk,"`},
+		{"AppArmor with the rule", with(apparmor, "etc/apparmor.d/local/abstractions/libvirt-qemu", "/mnt/vm1/disk.raw rwk,\n"), s, "", ""},
+		{"AppArmor with another's rule", with(apparmor, "etc/apparmor.d/local/abstractions/libvirt-qemu", "/mnt/vm10/disk.raw rwk,\n"), s, Note, "vm1"},
+		{"AppArmor, and a VM runs with it", with(apparmor, append(running, "proc/77/attr/current", "libvirt-0f5ab9ee-6ec9-4b1a-9d0d-4c0c3a1b4c11 (enforce)\n")...), s, "", ""},
+		{"AppArmor, and a VM runs without", with(apparmor, append(running, "proc/77/attr/current", "unconfined\n")...), s, Note, "DENIED"},
+		{"SELinux", selinux, s, Warning, "setsebool -P virt_use_fusefs on"},
+		{"SELinux, for a VM", with(selinux, "etc/libvirt/qemu/vm1.xml", domainOf("/mnt/vm1/disk.raw", "raw")), s, Problem, "setsebool"},
+		{"SELinux permissive", with(selinux, "sys/fs/selinux/enforce", "0"), s, "", ""},
+		{"SELinux allows it", with(selinux, "sys/fs/selinux/booleans/virt_use_fusefs", "1 1"), s, "", ""},
+		{"SELinux, a mount with a type", selinux, typed, "", ""},
+	}
+	for _, test := range tests {
+		s := on(tree(t, test.files), 0, test.scope)
+		found := append(lookAtAppArmor(context.Background(), s), lookAtSELinux(context.Background(), s)...)
+		switch {
+		case test.want == "" && len(found) == 0:
+		case len(found) != 1 || found[0].Severity != test.want || !strings.Contains(found[0].Fix, test.words):
+			t.Errorf("%s: got %+v", test.name, found)
+		}
+	}
+}
+
+func TestHost(t *testing.T) {
+	host := Scope{Subject: "host", Host: true}
+	look := func(root string, uid int) []string {
+		s := on(root, uid, host)
+		var list []Finding
+		list = append(list, lookAtFUSE(context.Background(), s)...)
+		list = append(list, lookAtAllowOther(context.Background(), s)...)
+		return summary(append(list, lookAtLostDisks(context.Background(), s)...))
+	}
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "fusermount3"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin)
+	fuse := map[string]string{"dev/fuse": ""}
+	if got := look(tree(t, fuse), 0); got != nil {
+		t.Errorf("root: %q", got)
+	}
+	if got := look(tree(t, nil), 0); len(got) != 1 || !strings.Contains(got[0], "/dev/fuse is not there") {
+		t.Errorf("no device: %q", got)
+	}
+	want := []string{"warning", "note"} // fusermount3 without setuid, fuse.conf
+	for _, conf := range []string{"", "# user_allow_other\n", "user_allow_others\n"} {
+		got := look(tree(t, map[string]string{"dev/fuse": "", "etc/fuse.conf": conf}), 1000)
+		if len(got) != 2 || !strings.HasPrefix(got[0], want[0]) || !strings.HasPrefix(got[1], want[1]) {
+			t.Errorf("fuse.conf %q: %q", conf, got)
+		}
+	}
+	if err := os.Chmod(filepath.Join(bin, "fusermount3"), 0o755|os.ModeSetuid); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(tree(t, map[string]string{"dev/fuse": "", "etc/fuse.conf": "#x\n user_allow_other \n"}), 1000); got != nil {
+		t.Errorf("all there: %q", got)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if got := look(tree(t, map[string]string{"dev/fuse": "", "etc/fuse.conf": "user_allow_other\n"}), 1000); len(got) != 1 || !strings.HasPrefix(got[0], "problem") {
+		t.Errorf("no fusermount3: %q", got)
+	}
+
+	gone := filepath.Join(t.TempDir(), "disk.raw")
+	fuse["proc/77/cmdline"] = "/usr/libexec/qemu-kvm\x00-drive\x00file=" + gone + ",format=raw\x00"
+	fuse["proc/77/comm"] = "qemu-kvm\n"
+	if got := look(tree(t, fuse), 0); len(got) != 1 || !strings.HasPrefix(got[0], "problem : pid 77 qemu-kvm has "+gone+", where no disk is mounted") {
+		t.Errorf("no mount: %q", got)
+	}
+	fuse["proc/77/mountinfo"] = "90 36 0:50 / " + filepath.Dir(gone) + " rw,nosuid - fuse.varve /d.varve rw,user_id=0\n"
+	if got := look(tree(t, fuse), 0); got != nil {
+		t.Errorf("a mount in the VM's namespace: %q", got)
+	}
+}
+
+// TestResolveStops: links are followed up to a file system that may not answer.
+func TestResolveStops(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for link, target := range map[string]string{"abs": dir + "/mnt", "rel": "./x/../mnt", "loop": "loop", "mnt/inner": "/etc"} {
+		if err := os.MkdirAll(filepath.Join(dir, "mnt"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := newMachine("/")
+	m.slow = func() []string { return []string{dir + "/mnt"} }
+	for path, want := range map[string]string{
+		dir + "/abs/disk.raw":     dir + "/mnt/disk.raw",
+		dir + "/rel/disk.raw":     dir + "/mnt/disk.raw",
+		dir + "/abs/inner/x":      dir + "/mnt/inner/x",
+		dir + "/none/../x":        dir + "/x",
+		dir + "/loop/disk.raw":    dir + "/loop/disk.raw",
+		"/":                       "/",
+		dir + "/mnt/../abs/x.raw": dir + "/mnt/../abs/x.raw",
+	} {
+		if got := m.resolve(path); got != want && got != filepath.Clean(want) {
+			t.Errorf("%s: %s, not %s", path, got, want)
+		}
+	}
+}
+
+// TestOpenFiles: others than VMs too, with how they have a file open.
+func TestOpenFiles(t *testing.T) {
+	s := fakeDisk(t)
+	base, disk := s.Layers[0].File, filepath.Join(s.Mounts[0].Mountpoint, "disk.raw")
+	reader := startHolder(t, "exec 7<"+base+" 8<"+disk)
+	writer := startHolder(t, "exec 7<>"+base)
+	got := summary(hostChecks(t, s))
+	want := []string{
+		fmt.Sprintf("problem open-files: pid %d sh has the base, %s, open to write: every write falsifies the layers above", writer, base),
+		fmt.Sprintf("note open-files: the base, %s, is open: pid %d sh read only", base, reader),
+		fmt.Sprintf("note open-files: disk.raw is open: pid %d sh read only", reader),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// startHolder starts a shell that does something and waits for the test's end.
+func startHolder(t *testing.T, script string) int {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", script+"; echo ready; read line")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		cmd.Wait()
+	})
+	if _, err := stdout.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
+}

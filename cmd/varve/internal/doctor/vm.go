@@ -1,0 +1,258 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/mounts"
+)
+
+// who is a VM in a message.
+func (v vm) who() string {
+	switch {
+	case v.PID == 0:
+		return fmt.Sprintf("libvirt's domain %s", v.Name)
+	case v.Name != "":
+		return fmt.Sprintf("VM %s (pid %d %s)", v.Name, v.PID, v.Command)
+	}
+	return fmt.Sprintf("pid %d %s", v.PID, v.Command)
+}
+
+// end is how a VM is told to let go.
+func (v vm) end() string {
+	if v.PID == 0 {
+		return fmt.Sprintf("virsh edit %s", v.Name)
+	}
+	return "shut it down"
+}
+
+// vmFinding is what was found of one disk of one VM. The VM runs and has it open
+// as its command line says unless it is only defined.
+type vmFinding struct {
+	Finding
+	pid  int
+	file string // the layer's, "" for another file
+}
+
+// The checks of VMs' disks; each finding says of which it is.
+const (
+	vmLayer   = "vm-layer"
+	vmOptions = "vm-options"
+	vmAccess  = "vm-access"
+	vmLost    = "vm-lost"
+)
+
+// lookAtVMs gives what one check found of the VMs.
+func lookAtVMs(check string) func(context.Context, *Scope) []Finding {
+	return func(_ context.Context, s *Scope) []Finding {
+		var list []Finding
+		for _, f := range s.vmFindings() {
+			if f.Check == check {
+				list = append(list, f.Finding)
+			}
+		}
+		return list
+	}
+}
+
+// vmFindings judges all disks of all VMs, by the disk's own files and its mounts.
+func (s *Scope) vmFindings() []vmFinding {
+	var list []vmFinding
+	told := map[string]bool{} // name and path of what runs: its definition says it again
+	for _, v := range s.machine.vms() {
+		for _, d := range v.Disks {
+			id := v.Name + "\x00" + d.Path
+			if v.PID == 0 && told[id] {
+				continue
+			}
+			told[id] = true
+			list = append(list, s.judge(v, d)...)
+		}
+	}
+	return list
+}
+
+func (s *Scope) judge(v vm, d vmDisk) []vmFinding {
+	path := s.machine.resolve(d.Path)
+	if l, ok := s.layerAt(path); ok {
+		f, ok := s.judgeLayer(v, d, l)
+		if !ok {
+			return nil
+		}
+		f.Check = vmLayer
+		return []vmFinding{{f, v.PID, l.File}}
+	}
+	for _, m := range s.Mounts {
+		if !mounts.Within(path, m.Mountpoint) {
+			continue
+		}
+		inside, err := filepath.Rel(m.Mountpoint, path)
+		if err != nil {
+			return nil
+		}
+		var list []vmFinding
+		for _, f := range s.judgeInside(v, d, m, inside) {
+			list = append(list, vmFinding{f, v.PID, ""})
+		}
+		return list
+	}
+	return nil
+}
+
+// layerAt finds the layer whose file is at a resolved path, also by another name
+// of the file.
+func (s *Scope) layerAt(path string) (Layer, bool) {
+	for _, l := range s.Layers {
+		if s.machine.resolve(l.File) == path {
+			return l, true
+		}
+	}
+	if !s.machine.answers(path) {
+		return Layer{}, false
+	}
+	id, ok := holders.Identify(path)
+	if !ok {
+		return Layer{}, false
+	}
+	for _, l := range s.Layers {
+		if own, ok := holders.Identify(l.File); ok && own == id {
+			return l, true
+		}
+	}
+	return Layer{}, false
+}
+
+// own says whether a layer may be written by whoever uses the image: the top of a
+// chain that is no disk's.
+func (s *Scope) own(l Layer) bool { return s.Directory == "" && l.File == s.Image }
+
+// what is a layer with its file, in a message.
+func (s *Scope) what(l Layer) string {
+	switch l.State {
+	case "leaf":
+		return "the leaf's file, " + l.File + ","
+	case "base":
+		return "the base, " + l.File + ","
+	case "frozen":
+		return fmt.Sprintf("the file of the snapshot %s, %s,", l.Name, l.File)
+	case "":
+		return fmt.Sprintf("%s, which %s stands on,", l.File, filepath.Base(s.Image))
+	}
+	return l.Label() + ", " + l.File + ","
+}
+
+// right is what a VM is to be given instead.
+func (s *Scope) right() string {
+	switch {
+	case len(s.Mounts) > 0:
+		return "give it " + filepath.Join(s.Mounts[0].Mountpoint, "disk.raw") + " (format raw) instead"
+	case s.Directory != "":
+		return fmt.Sprintf("mount the disk (varve mount %s MOUNTPOINT), and give it MOUNTPOINT/disk.raw (format raw) instead", s.Directory)
+	}
+	return "give it the image on top"
+}
+
+// judgeLayer judges a VM that has a layer's own file.
+func (s *Scope) judgeLayer(v vm, d vmDisk, l Layer) (Finding, bool) {
+	switch {
+	case s.own(l):
+		return Finding{}, false
+	case d.ReadOnly:
+		return Finding{Severity: Note, What: fmt.Sprintf("%s reads %s and does not write it", v.who(), strings.TrimSuffix(s.what(l), ","))}, true
+	case l.State == "leaf" && len(s.Mounts) == 0:
+		return Finding{Severity: Warning,
+			What: fmt.Sprintf("%s has %s to write: while it runs the disk cannot be mounted", v.who(), s.what(l)),
+			Fix:  v.end() + ", then " + s.right()}, true
+	case l.State == "leaf":
+		return Finding{Severity: Problem,
+			What: fmt.Sprintf("%s has %s to write, past the mount: two writers destroy it", v.who(), s.what(l)),
+			Fix:  v.end() + " now, then " + s.right() + s.checkAfter(v)}, true
+	}
+	return Finding{Severity: Problem,
+		What: fmt.Sprintf("%s has %s to write: every write falsifies the layers above", v.who(), s.what(l)),
+		Fix:  v.end() + ", then " + s.right() + s.checkAfter(v)}, true
+}
+
+// checkAfter is what to do when something may have been written already.
+func (s *Scope) checkAfter(v vm) string {
+	if v.PID == 0 || s.Directory == "" {
+		return ""
+	}
+	return fmt.Sprintf("; whether it wrote already says varve check %s, unmounted", s.Directory)
+}
+
+// judgeInside judges a VM that has a file of the mount.
+func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Finding {
+	var list []Finding
+	add := func(severity Severity, check, what, fix string) {
+		list = append(list, Finding{severity, check, m.Mountpoint, v.who() + " " + what, fix})
+	}
+	if inside != "disk.raw" {
+		if strings.HasPrefix(inside, "layers/") && !d.ReadOnly {
+			add(Warning, vmOptions, fmt.Sprintf("has %s to write, which cannot be written: it does not start with that", inside),
+				"say that it is read only (readonly=on, in libvirt <readonly/>), or let its writes go elsewhere (snapshot=on)")
+		}
+		return append(list, s.judgeUser(v, m)...)
+	}
+	switch d.Format {
+	case "raw":
+	case "":
+		add(Warning, vmOptions, "has disk.raw without a format: QEMU guesses it from what the guest has written", "give it format=raw")
+	default:
+		add(Warning, vmOptions, fmt.Sprintf("has disk.raw as %s, and it is raw", d.Format), "give it format=raw, in libvirt <driver type='raw'/>")
+	}
+	if d.NoFlush && !d.ReadOnly {
+		add(Warning, vmOptions, "ignores the guest's flushes (cache=unsafe): a power cut takes what the guest believes to be safe", "give it cache=none")
+	}
+	if d.NoLock && !d.ReadOnly {
+		add(Warning, vmOptions, "has disk.raw without a lock (locking=off): a second VM could write it too", "leave that option out")
+	}
+	if s.lostMount(v, m) {
+		add(Problem, vmLost, "still has a mount open that is gone: all that its guest reads and writes fails", "start it again; it finds the disk at the same path")
+	}
+	return append(list, s.judgeUser(v, m)...)
+}
+
+// lostMount says whether a VM has disk.raw open in another mount than the one that
+// is there: that of a daemon that was killed.
+func (s *Scope) lostMount(v vm, m mounts.Mount) bool {
+	if v.PID == 0 {
+		return false
+	}
+	lost := false
+	for _, h := range s.machine.files().Of(func(h holders.Handle) bool { return h.PID == v.PID }) {
+		switch {
+		case h.ID.Device == m.Device:
+			return false
+		case h.Path == "/disk.raw" || h.Path == filepath.Join(m.Mountpoint, "disk.raw"):
+			lost = true
+		}
+	}
+	return lost
+}
+
+// judgeUser judges whether a VM that is to start is let into a mount.
+func (s *Scope) judgeUser(v vm, m mounts.Mount) []Finding {
+	if v.PID != 0 || v.UID < 0 || m.UID < 0 || v.UID == m.UID {
+		return nil
+	}
+	const again = "mount it again with --allow-other --umask 066"
+	refused := fmt.Sprintf("%s would run as uid %d, and ", v.who(), v.UID)
+	if !m.AllowOther {
+		fix := again
+		if m.UID != 0 && !s.machine.othersAllowed() {
+			fix += "; before that, root puts the line user_allow_other into /etc/fuse.conf"
+		}
+		return []Finding{{Severity: Problem, Check: vmAccess, Subject: m.Mountpoint, Fix: fix,
+			What: refused + fmt.Sprintf("this mount lets in uid %d only", m.UID)}}
+	}
+	info, ok := statSoon(m.Mountpoint)
+	if !ok || mayPass(info, v.UID, v.GID) {
+		return nil
+	}
+	return []Finding{{Severity: Problem, Check: vmAccess, Subject: m.Mountpoint, Fix: again,
+		What: refused + fmt.Sprintf("the mount's modes (%s) do not let it pass", info.Mode())}}
+}
