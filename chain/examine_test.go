@@ -61,6 +61,9 @@ func patchFile(t *testing.T, path string, at int64, p ...byte) {
 // Each trouble of a disk is found, and nothing else; nothing is written.
 func TestExamine(t *testing.T) {
 	gone := func(path string) { must(t, os.Remove(path)) }
+	kept := newPlainDisk(t)
+	home := filepath.Dir(kept.dir)
+	must(t, os.Rename(home, home+".kept"))
 	for _, c := range []struct {
 		name string
 		do   func(c *checkedDisk)
@@ -118,7 +121,9 @@ func TestExamine(t *testing.T) {
 		}, []string{"problem chain-json chain.json", "made by a newer varve", "use that version of varve"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			disk := newPlainDisk(t)
+			must(t, os.RemoveAll(home))
+			qemuTool(t, "cp", "-a", home+".kept", home) // with its times
+			disk := &checkedDisk{t: t, dir: kept.dir, views: map[string]string{}}
 			before := examine(t, disk.dir)
 			onlyTrouble(t, before, "note set-aside 000004.qcow2: it is the leaf that the last revert set aside, and is still there (", "varve undo --forget")
 			if before.Size != 4<<20 || len(before.Layers) != 5 || before.Layers[4].State != "leaf" || !before.Layers[0].Foreign {

@@ -105,14 +105,16 @@ func writeReport(out io.Writer, r chain.CheckReport) error {
 
 // counts says how much is wrong in a few words.
 func counts(r chain.CheckReport) string {
-	some := func(n int64, one, many string) string {
-		switch n {
-		case 0:
-			return "no " + many
-		case 1:
-			return "1 " + one
-		}
-		return fmt.Sprintf("%d %s", n, many)
-	}
 	return some(r.Errors, "error", "errors") + ", " + some(r.Leaks, "leaked cluster", "leaked clusters")
+}
+
+// some is a number of things in words.
+func some(n int64, one, many string) string {
+	switch n {
+	case 0:
+		return "no " + many
+	case 1:
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }

@@ -174,6 +174,8 @@ func usedArguments(c *cobra.Command) (positions [][]string, repeated bool) {
 // other commands.
 func exceptions(command string, words []string) []string {
 	switch {
+	case command == "doctor":
+		return []string{"DISK"} // mountpoints are among them; other files where none fits
 	case command == "snapshot" && slices.Contains(words, "NAME"):
 		return []string{"NEW"} // a name that is not there yet
 	case command == "revert" && slices.Contains(words, "NAME"):

@@ -67,12 +67,22 @@ func (w *reportWriter) title(f chain.CheckFinding) string {
 }
 
 // wrapped writes words after a head, and below it where a line ends.
-func (w *reportWriter) wrapped(head, text string) {
+func (w *reportWriter) wrapped(head, text string) { w.wrappedAs(head, head, text) }
+
+// wrappedAs is wrapped with a head that is written as another one of the same width:
+// with colours.
+func (w *reportWriter) wrappedAs(head, shown, text string) {
 	line, empty := head, true
+	write := func() {
+		if rest, first := strings.CutPrefix(line, head); first && shown != head {
+			line = shown + rest
+		}
+		w.line(line)
+	}
 	indent := strings.Repeat(" ", utf8.RuneCountInString(head))
 	for _, word := range strings.Fields(text) {
 		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > reportWidth {
-			w.line(line)
+			write()
 			line, empty = indent, true
 		}
 		if !empty {
@@ -80,5 +90,5 @@ func (w *reportWriter) wrapped(head, text string) {
 		}
 		line, empty = line+word, false
 	}
-	w.line(line)
+	write()
 }

@@ -29,7 +29,7 @@ const notSeen = "not-seen"
 
 // checks are all checks, in the order in which they run.
 func checks() []check {
-	return []check{
+	return slices.Concat(diskChecks(), mountChecks(), []check{
 		{"host-space", "the host's file system below a disk is nearly full, in bytes or in inodes", ofDisk, lookAtSpace},
 		{vmLayer, "a VM, running or defined in libvirt, that has the file of the base, of a snapshot or of the leaf instead of disk.raw", ofDisk | ofImage, lookAtVMs(vmLayer)},
 		{vmOptions, "a VM that has disk.raw without format=raw, ignores flushes or takes no lock, or has a layer of the mount to write", ofMount, lookAtVMs(vmOptions)},
@@ -40,7 +40,7 @@ func checks() []check {
 		{vmLost, "a VM whose disk.raw is in no mount, or in one that is gone", ofHost | ofMount, lookAtLostDisks},
 		{"fuse", "/dev/fuse or fusermount3 missing or not to be used", ofHost, lookAtFUSE},
 		{"allow-other", "allow_other not permitted to ordinary users in /etc/fuse.conf", ofHost, lookAtAllowOther},
-	}
+	})
 }
 
 // Report is what was found, and the document of "varve doctor --json". Fields are
@@ -63,6 +63,10 @@ func Run(ctx context.Context, scopes []*Scope) (Report, error) {
 		if s.machine == nil {
 			s.machine = m
 		}
+		for _, f := range s.examine(ctx) {
+			r.add(f)
+		}
+		s.ask()
 	}
 	for _, c := range checks() {
 		looked := false

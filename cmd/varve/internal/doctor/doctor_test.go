@@ -3,9 +3,18 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/mounts"
 )
 
 func TestSpace(t *testing.T) {
@@ -59,14 +68,15 @@ func TestRunOrder(t *testing.T) {
 
 // What could not be seen is one note, whoever of the checks says so.
 func TestUnseen(t *testing.T) {
-	s := &Scope{Subject: "vm1.varve", Directory: t.TempDir() + "/gone"}
+	s := &Scope{Subject: "vm1.varve"}
+	s.Unseen("open files of %s", "other users")
 	s.Unseen("open files of other users")
-	s.Unseen("open files of other users")
+	s.Unseen("/img/base.raw")
 	r, err := Run(context.Background(), []*Scope{s})
 	if err != nil || len(r.Findings) != 1 || r.Findings[0].Check != notSeen || r.Findings[0].Subject != "vm1.varve" {
 		t.Fatalf("got %+v, %v", r, err)
 	}
-	if what := r.Findings[0].What; strings.Count(what, "open files of other users") != 1 || !strings.Contains(what, "/gone") {
+	if what := r.Findings[0].What; what != "not looked at, for want of rights: open files of other users; /img/base.raw" {
 		t.Errorf("says %q", what)
 	}
 }
@@ -79,12 +89,74 @@ func TestRunEndsEarly(t *testing.T) {
 	}
 }
 
+// The table in the reference is that of the checks.
 func TestCheckTable(t *testing.T) {
+	want := "| `" + notSeen + "` | what it may not look at, as it was not asked by root or the disk's owner |\n"
 	seen := map[string]bool{notSeen: true}
 	for _, c := range checks() {
 		if !regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`).MatchString(c.id) || seen[c.id] || c.about == "" || c.of == 0 || c.look == nil {
 			t.Errorf("%+v", c)
 		}
 		seen[c.id] = true
+		want += "| `" + c.id + "` | " + c.about + " |\n"
+	}
+	reference, err := os.ReadFile("../../../../docs/reference.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(reference), "\n### doctor\n")
+	_, table, _ := strings.Cut(section, "| check | looks for |\n| --- | --- |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	got := slices.Sorted(strings.SplitSeq(table, "\n"))
+	if w := slices.Sorted(strings.SplitSeq(strings.TrimSpace(want), "\n")); !slices.Equal(got, w) {
+		t.Errorf("the table of docs/reference.md has\n%s\nthe checks are\n%s", strings.Join(got, "\n"), strings.Join(w, "\n"))
+	}
+}
+
+func TestMountFindings(t *testing.T) {
+	m := mounts.Mount{Mountpoint: "/mnt/vm1", Source: "/img/vm1.varve", UID: 4}
+	for _, c := range []struct {
+		name   string
+		answer mountAnswer
+		want   string
+	}{
+		{"fine", mountAnswer{}, ""},
+		{"gone", mountAnswer{err: unix.ENOTCONN}, "problem stale-mount /mnt/vm1: its daemon is gone"},
+		{"ended by force", mountAnswer{err: unix.ECONNABORTED}, "problem stale-mount /mnt/vm1"},
+		{"hangs", mountAnswer{err: errNoAnswer}, "problem no-answer /mnt/vm1: its daemon gives no answer within 3s"},
+		{"no status", mountAnswer{err: unix.EIO}, "problem no-answer /mnt/vm1: its status cannot be read: input/output error"},
+		{"another's", mountAnswer{err: unix.EACCES}, ""},
+		{"job done", mountAnswer{status: chain.Status{Job: &chain.JobStatus{State: "done"}}}, ""},
+		{"job failed", mountAnswer{status: chain.Status{Job: &chain.JobStatus{ID: "7", Kind: "delete", State: "failed", Error: "no space left on device"}}}, "problem failed-job /mnt/vm1: job 7 (delete) failed: no space left on device"},
+	} {
+		s := &Scope{Mounts: []mounts.Mount{m}, answers: []mountAnswer{c.answer}}
+		lines := ""
+		for _, check := range mountChecks()[:3] {
+			for _, f := range check.look(context.Background(), s) {
+				lines += fmt.Sprintf("%s %s %s: %s; %s\n", f.Severity, check.id, f.Subject, f.What, f.Fix)
+			}
+		}
+		if c.want == "" && lines != "" || !strings.HasPrefix(lines, c.want) || strings.Count(lines, "\n") > 1 {
+			t.Errorf("%s: got %q", c.name, lines)
+		}
+	}
+}
+
+// What hangs is given up, and the disk's other checks are made.
+func TestAskMountGivesUp(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mkfifo(dir+"/status.json", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if a := askMount(dir, 20*time.Millisecond); !errors.Is(a.err, errNoAnswer) {
+		t.Errorf("got %v", a.err)
+	}
+	w, err := os.OpenFile(dir+"/status.json", os.O_RDWR, 0) // the reader goes on
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if a := askMount(t.TempDir(), time.Minute); !errors.Is(a.err, os.ErrNotExist) {
+		t.Errorf("got %v", a.err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/mounts"
 )
 
@@ -15,23 +16,20 @@ type Scope struct {
 	Host      bool           // the host itself
 	Directory string         // the disk directory, absolute and resolved; "" without one
 	Image     string         // the image that was named, absolute; "" for a disk
-	Size      int64          // guest bytes; 0 where they cannot be told
-	Layers    []Layer        // of the disk or the image's chain, as far as they can be told
 	Mounts    []mounts.Mount // of the disk, in the order in which they were mounted
 
-	machine *machine // the same for all; Run sets it where there is none
-	unseen  []string
+	// Run finds these out before the first check.
+	Size   int64   // guest bytes; 0 where they cannot be told
+	Layers []Layer // of the disk or the image's chain, as far as they can be told
+
+	machine  *machine // the same for all
+	unseen   []string
+	examined []chain.Trouble
+	answers  []mountAnswer // of Mounts, in their order
 }
 
 // Layer is a file of a disk's tree or of an image's chain.
-type Layer struct {
-	ID      string // "" for an image's chain
-	Name    string // "" for an unnamed layer, the leaf and an image's chain
-	State   string // as in status.json; "" for an image's chain
-	Format  string
-	File    string // absolute
-	Foreign bool   // not made by varve
-}
+type Layer chain.ExaminedLayer
 
 // Label is what a layer is called in a message.
 func (l Layer) Label() string {
@@ -67,5 +65,5 @@ func (s *Scope) notSeen() []Finding {
 	if len(s.unseen) == 0 {
 		return nil
 	}
-	return []Finding{{Note, notSeen, s.Subject, "not looked at, for want of rights: " + strings.Join(s.unseen, "; "), "ask again as root"}}
+	return []Finding{{Note, notSeen, s.Subject, "not looked at, for want of rights: " + strings.Join(s.unseen, "; "), "ask again as root, of a user's mount as that user"}}
 }

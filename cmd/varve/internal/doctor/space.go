@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -40,9 +41,11 @@ func roomOf(path string) (room, error) {
 // lookAtSpace looks whether a disk's leaf can go on growing.
 func lookAtSpace(_ context.Context, s *Scope) []Finding {
 	r, err := roomOf(s.Directory)
+	if errors.Is(err, os.ErrPermission) {
+		s.Unseen("how full the file system of %s is", s.Directory)
+	}
 	if err != nil {
-		s.Unseen("the file system of %s: %v", s.Directory, err)
-		return nil
+		return nil // the directory is gone, which is told of already
 	}
 	return spaceFindings(r, s.growth())
 }

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/mounts"
+)
+
+func newDoctorCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "doctor [DISK | IMAGE | MOUNTPOINT]",
+		Short: "Look for the usual troubles, and say the way out",
+		Long: `Looks for the usual troubles of a disk and its mount, or of an image and what it
+stands on: a missing or changed base, a backing file without a format, a file
+that was cut off, files that nobody needs, a mount whose daemon is gone or
+hangs, a host that is nearly full. Each finding comes with the way out.
+
+Without an argument it looks at every varve mount of this host, and at the host.
+
+It writes nothing and takes no lock, so it may be asked at any time, also while
+a VM runs. It reads no content: "varve check" looks through every table of a
+disk that is not mounted. What it may not look at it says in a note.
+
+Exit code 0: no problem, at most warnings and notes; 1: problems.`,
+		Example: `  varve doctor
+  varve doctor vm1.varve
+  varve doctor snap2.qcow2               # before it is mounted
+  varve doctor --json | jq -r '.findings[] | select(.severity == "problem")'`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return takes("DISK")(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			err := consult(cmd, args, asJSON)
+			switch {
+			case err == nil:
+				return nil
+			case len(args) == 0:
+				return commandError{cmd.Name(), err}
+			}
+			return wrapped(cmd, args[0], err)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func consult(cmd *cobra.Command, args []string, asJSON bool) error {
+	scopes, err := hostScopes()
+	if len(args) > 0 {
+		var s *doctor.Scope
+		s, err = findScope(args[0])
+		scopes = []*doctor.Scope{s}
+	}
+	if err != nil {
+		return err
+	}
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	report, err := doctor.Run(ctx, scopes)
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted before it had looked at everything")
+	}
+	if err != nil {
+		return err
+	}
+	if out := cmd.OutOrStdout(); asJSON {
+		err = writeJSON(out, report)
+	} else {
+		err = writeDoctor(out, report, scopes)
+	}
+	if err == nil && report.Problems > 0 {
+		err = fmt.Errorf("%s; each says the way out", some(int64(report.Problems), "problem", "problems"))
+	}
+	return err
+}
+
+// hostScopes are all disks that are mounted, and the host.
+func hostScopes() ([]*doctor.Scope, error) {
+	list, err := mounts.List()
+	if err != nil {
+		return nil, err
+	}
+	var scopes []*doctor.Scope
+	seen := make(map[string]bool)
+	for _, m := range list {
+		if !seen[m.Source] {
+			seen[m.Source] = true
+			scopes = append(scopes, sourceScope(m.Source, list))
+		}
+	}
+	return append(scopes, &doctor.Scope{Subject: "host", Host: true}), nil
+}
+
+// sourceScope is what a mount's source names: a disk directory, also one that is
+// gone, or the image of a read-only mount without one.
+func sourceScope(source string, list []mounts.Mount) *doctor.Scope {
+	s := &doctor.Scope{Subject: source, Directory: source}
+	if info, err := os.Stat(source); err == nil && !info.IsDir() {
+		s.Directory, s.Image = "", source
+	}
+	for _, m := range list {
+		if m.Source == source {
+			s.Mounts = append(s.Mounts, m)
+		} else if s.Directory != "" {
+			// By another name of the same directory.
+			if same, ok, err := mountAt(m.Mountpoint, source); err == nil && ok && same == m {
+				s.Mounts = append(s.Mounts, m)
+			}
+		}
+	}
+	return s
+}
+
+// findScope finds what an argument names, also where findTarget refuses: a mount that
+// hangs or is gone, a file in one, a layer's own file, any image.
+func findScope(arg string) (*doctor.Scope, error) {
+	abs, err := filepath.Abs(arg)
+	if err != nil {
+		return nil, err
+	}
+	list, err := mounts.List()
+	if err != nil {
+		return nil, err
+	}
+	// The mount table comes first, before any link is resolved: looking at a mount that
+	// hangs never ends.
+	path := abs
+	for _, resolve := range []func(string) (string, error){filepath.Abs, mounts.Resolve} {
+		if path, err = resolve(abs); err != nil {
+			return nil, err
+		}
+		if m, ok, err := mounts.Around(path); err != nil {
+			return nil, err
+		} else if ok {
+			return sourceScope(m.Source, list), nil
+		}
+	}
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, errors.New("no such disk directory, mountpoint or image")
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		for _, dir := range []string{path, filepath.Dir(path)} {
+			if isDiskDirectory(dir) {
+				return sourceScope(dir, list), nil
+			}
+		}
+		if _, err := os.Stat(filepath.Join(path, "chain.json")); errors.Is(err, os.ErrPermission) {
+			return nil, err
+		}
+		return nil, errors.New("it is a directory without chain.json, so no disk directory, and no varve mount")
+	}
+	// A file in a disk directory, or in layers/ there.
+	for dir, up := filepath.Dir(path), 0; up < 2; dir, up = filepath.Dir(dir), up+1 {
+		if isDiskDirectory(dir) {
+			return sourceScope(dir, list), nil
+		}
+	}
+	if dir, err := chain.DirFor(path); err == nil && isDiskDirectory(dir) {
+		return sourceScope(dir, list), nil
+	}
+	// As the user gave it: a relative backing name is looked for beside that.
+	return &doctor.Scope{Subject: abs, Image: abs}, nil
+}
+
+// writeDoctor writes findings for people: those of a subject below it, and the sum.
+func writeDoctor(out io.Writer, r doctor.Report, scopes []*doctor.Scope) error {
+	w := &reportWriter{out: out}
+	color := treeOptions(out).Color
+	notes := len(r.Findings) - r.Problems - r.Warnings
+	for i, f := range r.Findings {
+		if i == 0 || f.Subject != r.Findings[i-1].Subject {
+			w.line(titleOf(f.Subject, scopes))
+		}
+		word := fmt.Sprintf("%-7s", f.Severity)
+		w.wrappedAs("  "+word+"  ", "  "+severityColor(f.Severity, word, color)+"  ", f.What)
+		if f.Fix != "" {
+			w.wrapped("           → ", f.Fix)
+		}
+	}
+	if len(r.Findings) == 0 {
+		w.line("no trouble found (" + some(int64(r.Checks), "check", "checks") + ")")
+		return w.err
+	}
+	w.line(fmt.Sprintf("%s, %s, %s", some(int64(r.Problems), "problem", "problems"),
+		some(int64(r.Warnings), "warning", "warnings"), some(int64(notes), "note", "notes")))
+	return w.err
+}
+
+func titleOf(subject string, scopes []*doctor.Scope) string {
+	for _, s := range scopes {
+		if title := s.Title(subject); title != "" {
+			return title
+		}
+	}
+	return subject
+}
+
+// severityColor colours a finding's first word.
+func severityColor(s doctor.Severity, word string, color bool) string {
+	switch {
+	case !color:
+		return word
+	case s == doctor.Problem:
+		return "\x1b[1;31m" + word + "\x1b[0m"
+	case s == doctor.Warning:
+		return "\x1b[33m" + word + "\x1b[0m"
+	}
+	return "\x1b[2m" + word + "\x1b[0m"
+}

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"unicode/utf8"
+
+	"varve/cmd/varve/internal/doctor"
+	"varve/overlay"
+)
+
+// asked asks the doctor, as JSON and in words, and gives the findings as lines, except
+// those about room on this machine. The words are checked for their width.
+func asked(t *testing.T, dir string, args ...string) (code int, lines string) {
+	t.Helper()
+	r := vv(t, dir, append([]string{"doctor", "--json"}, args...)...)
+	var report doctor.Report
+	if err := json.Unmarshal([]byte(r.stdout), &report); err != nil {
+		t.Fatalf("%v: %q, %q", err, r.stdout, r.stderr)
+	}
+	problems := 0
+	for _, f := range report.Findings {
+		if f.Check != "host-space" {
+			lines += fmt.Sprintf("%s %s %s: %s; %s\n", f.Severity, f.Check, f.Subject, f.What, f.Fix)
+		}
+		if f.Severity == doctor.Problem {
+			problems++
+		}
+	}
+	if report.Version != 1 || report.Problems != problems || report.Checks == 0 || (problems > 0) != (r.code == exitFailed) {
+		t.Errorf("exit %d, %+v", r.code, report)
+	}
+	words := vv(t, dir, append([]string{"doctor"}, args...)...)
+	if words.code != r.code || (problems > 0) != strings.Contains(words.stderr, "each says the way out") {
+		t.Errorf("exit %d, not %d, says %q", words.code, r.code, words.stderr)
+	}
+	if len(report.Findings) == 0 && !strings.HasPrefix(words.stdout, "no trouble found (") {
+		t.Errorf("says %q", words.stdout)
+	}
+	for line := range strings.Lines(words.stdout) {
+		text := strings.TrimRight(line, "\n")
+		if utf8.RuneCountInString(text) > 79 && strings.HasPrefix(text, " ") && len(strings.Fields(text)) > 3 {
+			t.Errorf("%d columns: %s", utf8.RuneCountInString(text), text)
+		}
+		if strings.Contains(text, "\x1b") {
+			t.Errorf("colours in a pipe: %q", text)
+		}
+	}
+	return r.code, lines
+}
+
+// says checks that exactly the given lines are found, by their beginnings.
+func says(t *testing.T, dir string, args []string, want ...string) {
+	t.Helper()
+	_, lines := asked(t, dir, args...)
+	got := strings.Split(strings.TrimSuffix(lines, "\n"), "\n")
+	if lines == "" {
+		got = nil
+	}
+	ok := len(got) == len(want)
+	for _, w := range want {
+		ok = ok && slices.ContainsFunc(got, func(line string) bool { return strings.HasPrefix(line, w) })
+	}
+	if !ok {
+		t.Errorf("doctor %v finds\n%s\nnot\n%s", args, lines, strings.Join(want, "\n"))
+	}
+}
+
+// A disk that is in order has no trouble, whichever way it is named, mounted and not,
+// also while a snapshot, a revert or a job has just been.
+func TestDoctorOfAHealthyDisk(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	check := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			says(t, dir, []string{name})
+		}
+	}
+	put(t, mnt, "one", 0)
+	must(t, dir, "snapshot", "mnt", "one")
+	put(t, mnt, "two", 8192)
+	must(t, dir, "snapshot", "mnt", "two")
+	put(t, mnt, "three", 1<<20)
+	check("mnt", mnt, "vm.raw", "vm.raw.varve", "vm.raw.varve/layers", "mnt/layers/one.raw", "vm.raw.varve/layers/000002.qcow2", "vm.raw.varve/chain.json")
+	must(t, dir, "delete", "mnt", "one")
+	check("mnt")
+	must(t, dir, "umount", "mnt")
+	check("vm.raw", "vm.raw.varve/layers/000003.qcow2")
+	must(t, dir, "mount", "--read-only", "vm.raw", "mnt")
+	check("mnt")
+}
+
+// What is wrong with a mount is found and does not hold up the rest.
+func TestDoctorOfAMount(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	disk := dir + "/vm.raw.varve"
+	pid := daemonOf(t, disk)
+
+	goOn := stopped(t, pid)
+	says(t, dir, []string{"mnt"}, fmt.Sprintf("problem no-answer %s: its daemon gives no answer within 3s: pid %d", mnt, pid))
+	goOn()
+
+	tool(t, dir, "mount", "-t", "tmpfs", "none", mnt)
+	says(t, dir, []string{"vm.raw"}, "warning hidden-mount "+mnt+": none (tmpfs) is mounted over it")
+	tool(t, dir, "umount", mnt)
+	says(t, dir, []string{"vm.raw"})
+
+	program := exec.Command("sh", "-c", "exec 3<mnt/disk.raw && echo ready && read line")
+	program.Dir = dir
+	end := startHolder(t, program)
+	tool(t, dir, "fusermount3", "-uz", mnt)
+	says(t, dir, []string{"vm.raw"}, fmt.Sprintf("warning hidden-mount %s: pid %d ", disk, pid))
+	end()
+	eventually(t, "the lock is free", func() bool { return vv(t, dir, "mount", "vm.raw", "mnt").code == exitDone })
+
+	killed(t, disk)
+	says(t, dir, []string{mnt}, "problem stale-mount "+mnt+": its daemon is gone", "note unclean "+disk)
+	// Without an argument it is among what is found on this machine.
+	if r := vv(t, dir, "doctor"); r.code != exitFailed || !strings.Contains(r.stdout, mnt+"\n  problem  its daemon is gone") {
+		t.Errorf("exit %d, finds\n%s", r.code, r.stdout)
+	}
+	must(t, dir, "mount", "vm.raw", "mnt")
+	says(t, dir, []string{"mnt"})
+}
+
+// What is wrong with the files of a mounted disk is found under the mount.
+func TestDoctorOfFiles(t *testing.T) {
+	dir, _ := mounted(t, 4<<20, 1<<20)
+	disk := dir + "/vm.raw.varve"
+	must(t, dir, "snapshot", "mnt", "one")
+	if err := os.WriteFile(disk+"/layers/junk", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	now := "2001-01-01"
+	tool(t, dir, "touch", "-d", now, "vm.raw")
+	says(t, dir, []string{"mnt"}, "warning unowned-file "+disk+"/layers/junk: ", "problem changed-layer "+dir+"/vm.raw: base was changed since it was frozen")
+	r := vv(t, dir, "doctor", "mnt")
+	if !strings.HasPrefix(r.stdout, dir+"/vm.raw (base)\n  problem  base was changed") || !strings.HasSuffix(r.stdout, "\n1 problem, 1 warning, no notes\n") {
+		t.Errorf("says %s", r.stdout)
+	}
+}
+
+// An image that is no disk's yet: what a mount would refuse, before it does.
+func TestDoctorOfAnImage(t *testing.T) {
+	dir := hostDir(t)
+	image(t, dir+"/base.raw", 4<<20, 1<<20)
+	tool(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top.qcow2")
+	says(t, dir, []string{"base.raw"})
+	says(t, dir, []string{"top.qcow2"})
+	data, err := os.ReadFile(dir + "/top.qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := strings.Index(string(data), string(binary.BigEndian.AppendUint32(nil, overlay.ExtensionBackingFormat)))
+	if at < 0 {
+		t.Fatal("no format in the header")
+	}
+	binary.BigEndian.PutUint32(data[at:], 1)
+	if err := os.WriteFile(dir+"/top.qcow2", data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	says(t, dir, []string{"top.qcow2"}, "problem backing-format "+dir+`/top.qcow2: its header names the backing file "base.raw" without a format`)
+	// What it says helps.
+	tool(t, dir, "qemu-img", "rebase", "-u", "-b", "base.raw", "-F", "raw", dir+"/top.qcow2")
+	says(t, dir, []string{"top.qcow2"})
+	if err := os.Rename(dir+"/base.raw", dir+"/elsewhere.raw"); err != nil {
+		t.Fatal(err)
+	}
+	says(t, dir, []string{"top.qcow2"}, "problem backing-file "+dir+"/top.qcow2: ")
+	if made, _ := filepath.Glob(dir + "/*.varve"); len(made) > 0 {
+		t.Errorf("it made %v", made)
+	}
+}
+
+// Who may not look is told what was not looked at.
+func TestDoctorOfAnothersDisk(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := asUser(t, nobody, dir, dir, "doctor", mnt)
+	want := "note not looked at, for want of rights: " + dir + "/vm.raw.varve; inside " + mnt + ", which uid 0 mounted"
+	if text := strings.Join(strings.Fields(r.stdout), " "); r.code != exitDone || !strings.HasPrefix(text, dir+"/vm.raw.varve "+want) ||
+		!strings.HasSuffix(text, "no problems, no warnings, 1 note") {
+		t.Errorf("exit %d, says %s%s", r.code, r.stdout, r.stderr)
+	}
+	r = asUser(t, nobody, dir, dir, "doctor", "vm.raw.varve")
+	if r.code != exitFailed || !strings.Contains(r.stderr, "permission denied") {
+		t.Errorf("exit %d, says %s%s", r.code, r.stdout, r.stderr)
+	}
+}
+
+func TestDoctorRefuses(t *testing.T) {
+	dir := hostDir(t)
+	fails(t, dir, exitFailed, []string{"doctor none.raw: no such disk directory, mountpoint or image"}, "doctor", "none.raw")
+	fails(t, dir, exitFailed, []string{"doctor .: it is a directory without chain.json"}, "doctor", ".")
+	fails(t, dir, exitUsage, []string{"one argument too many"}, "doctor", "a", "b")
+	fails(t, dir, exitUsage, []string{"DISK is empty"}, "doctor", "")
+	if err := syscall.Mkfifo(dir+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	says(t, dir, []string{"fifo"}, "problem layer-file "+dir+"/fifo: it cannot be looked at")
+}
+
+// On a terminal there are colours, unless NO_COLOR is set, and the width is the same.
+func TestDoctorColours(t *testing.T) {
+	dir := hostDir(t)
+	tool(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "gone.raw", "-F", "raw", "top.qcow2", "1M")
+	master, slave := terminal(t, 80, 24)
+	shown := begin(t, dir, master, slave, "doctor", "top.qcow2").until("the sum", has("1 problem, "))
+	if !strings.Contains(shown, "  \x1b[1;31mproblem\x1b[0m  its backing file") {
+		t.Errorf("shows %q", shown)
+	}
+	plain := vv(t, dir, "doctor", "top.qcow2").stdout
+	if got := strings.NewReplacer("\r", "", "\x1b[1;31m", "", "\x1b[0m", "").Replace(shown); got != plain {
+		t.Errorf("shows %q, a pipe gets %q", got, plain)
+	}
+	t.Setenv("NO_COLOR", "1")
+	master, slave = terminal(t, 80, 24)
+	if shown := begin(t, dir, master, slave, "doctor", "top.qcow2").until("the sum", has("1 problem, ")); strings.Contains(shown, "\x1b") {
+		t.Errorf("shows %q", shown)
+	}
+}

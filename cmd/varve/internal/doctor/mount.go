@@ -1,0 +1,192 @@
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/mounts"
+)
+
+// answerTime is how long a mount's daemon has for an answer.
+const answerTime = 3 * time.Second
+
+var (
+	errNoAnswer = errors.New("no answer")              // within answerTime
+	errHidden   = errors.New("something lies over it") // so it was not asked
+)
+
+// mountChecks are the checks of mounts.
+func mountChecks() []check {
+	return []check{
+		{"stale-mount", "a mount's daemon is gone", ofMount, lookAtStale},
+		{noAnswer, "a mount's daemon, or a file system below a disk, does not answer", ofMount, lookAtHung},
+		{"failed-job", "the last job of a mounted disk failed", ofMount, lookAtJob},
+		{"hidden-mount", "something is mounted over a mount, or a disk's mount cannot be seen from here", ofDisk | ofMount, lookAtHidden},
+	}
+}
+
+// mountAnswer is what a mount said when it was asked.
+type mountAnswer struct {
+	status chain.Status
+	err    error
+}
+
+// ask asks each mount of a scope for its status.
+func (s *Scope) ask() {
+	for _, m := range s.Mounts {
+		a := mountAnswer{err: errHidden}
+		if _, _, hidden := hiddenBy(m); !hidden {
+			a = askMount(m.Mountpoint, answerTime)
+		}
+		if errors.Is(a.err, os.ErrPermission) {
+			s.Unseen("inside %s, which uid %d mounted", m.Mountpoint, m.UID)
+		}
+		s.answers = append(s.answers, a)
+	}
+}
+
+// askMount reads a mount's status.json. The reader of a mount that does not answer is
+// left behind and ends with the process.
+func askMount(mountpoint string, limit time.Duration) mountAnswer {
+	given := make(chan mountAnswer, 1)
+	go func() {
+		var a mountAnswer
+		text, err := os.ReadFile(filepath.Join(mountpoint, "status.json"))
+		if a.err = err; err == nil {
+			a.err = json.Unmarshal(text, &a.status)
+		}
+		given <- a
+	}()
+	select {
+	case a := <-given:
+		return a
+	case <-time.After(limit):
+		return mountAnswer{err: errNoAnswer}
+	}
+}
+
+// lookAtStale finds mounts whose daemon is gone.
+func lookAtStale(_ context.Context, s *Scope) []Finding {
+	var found []Finding
+	for i, m := range s.Mounts {
+		if err := s.answers[i].err; !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+			continue
+		}
+		found = append(found, Finding{
+			Severity: Problem, Subject: m.Mountpoint,
+			What: "its daemon is gone: whoever opens a file there is told \"Transport endpoint is not connected\"",
+			Fix:  fmt.Sprintf("mount it anew: varve mount %s %s; or only take it away: varve umount %s. What had it open must be started again", m.Source, m.Mountpoint, m.Mountpoint),
+		})
+	}
+	return found
+}
+
+// lookAtHung finds mounts whose daemon does not answer, or not as varve does.
+func lookAtHung(_ context.Context, s *Scope) []Finding {
+	var found []Finding
+	for i, m := range s.Mounts {
+		err := s.answers[i].err
+		switch {
+		case errors.Is(err, errNoAnswer):
+			found = append(found, hung(m))
+		case err == nil, errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED), errors.Is(err, os.ErrPermission), errors.Is(err, errHidden):
+		default:
+			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: "its status cannot be read: " + err.Error(), Fix: "see what varve.log in the disk directory says"})
+		}
+	}
+	return found
+}
+
+// hung tells what is known of a daemon that does not answer.
+func hung(m mounts.Mount) Finding {
+	f := Finding{Severity: Problem, Subject: m.Mountpoint,
+		What: fmt.Sprintf("its daemon gives no answer within %s", answerTime),
+		Fix:  "see what varve.log in the disk directory says; by force, which loses what is not flushed: varve umount --force " + m.Mountpoint}
+	pid, _, held, err := chain.Holder(m.Source)
+	if err != nil || !held || pid == 0 {
+		return f
+	}
+	switch state(pid) {
+	case "T", "t":
+		f.What += fmt.Sprintf(": pid %d %s is stopped", pid, holders.Command(pid))
+		f.Fix = fmt.Sprintf("let it go on: kill -CONT %d", pid)
+	case "D":
+		f.What += fmt.Sprintf(": pid %d %s waits for the host's disk", pid, holders.Command(pid))
+		f.Fix = "look whether the host's disk answers (dmesg)"
+	default:
+		f.What += fmt.Sprintf(": pid %d %s", pid, holders.Command(pid))
+	}
+	return f
+}
+
+// state is the letter of a process's state (proc_pid_stat(5)), "" when it is gone.
+func state(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	// The name, in brackets, may hold anything.
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) == 0 {
+		return ""
+	}
+	return fields[0]
+}
+
+// lookAtJob tells of the job that failed last.
+func lookAtJob(_ context.Context, s *Scope) []Finding {
+	var found []Finding
+	for i, m := range s.Mounts {
+		if j := s.answers[i].status.Job; j != nil && j.State == "failed" {
+			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: fmt.Sprintf("job %s (%s) failed: %s", j.ID, j.Kind, j.Error),
+				Fix: "put right what it says; the next mount goes on with it, or varve cancel " + m.Mountpoint})
+		}
+	}
+	return found
+}
+
+// lookAtHidden finds mounts that cannot be reached by their path.
+func lookAtHidden(_ context.Context, s *Scope) []Finding {
+	var found []Finding
+	for _, m := range s.Mounts {
+		if source, fsType, hidden := hiddenBy(m); hidden {
+			found = append(found, Finding{Severity: Warning, Subject: m.Mountpoint, What: fmt.Sprintf("%s (%s) is mounted over it: the disk %s cannot be reached there", source, fsType, m.Source),
+				Fix: "umount " + m.Mountpoint + " takes the upper one away"})
+		}
+	}
+	if s.Directory == "" {
+		return found
+	}
+	pid, mountpoint, held, err := chain.Holder(s.Directory)
+	if err != nil || !held || mountpoint == "" || s.mountedAt(mountpoint) {
+		return found
+	}
+	return append(found, Finding{Severity: Warning, Subject: s.Directory,
+		What: fmt.Sprintf("pid %d %s holds it for a mount at %s that cannot be seen from here: unmounted while in use, or mounted in another mount namespace", pid, holders.Command(pid), mountpoint),
+		Fix:  "\"varve umount " + s.Directory + "\" says who uses it, and how to end that"})
+}
+
+// hiddenBy tells what lies over a mount.
+func hiddenBy(m mounts.Mount) (source, fsType string, hidden bool) {
+	fsType, source, ok, err := mounts.Top(m.Mountpoint)
+	return source, fsType, err == nil && ok && (fsType != mounts.FSType || source != m.Source)
+}
+
+func (s *Scope) mountedAt(mountpoint string) bool {
+	for _, m := range s.Mounts {
+		if m.Mountpoint == mountpoint {
+			return true
+		}
+	}
+	return false
+}
