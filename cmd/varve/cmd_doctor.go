@@ -108,17 +108,17 @@ func hostScopes() ([]*doctor.Scope, error) {
 // gone, or the image of a read-only mount without one.
 func sourceScope(source string, list []mounts.Mount) *doctor.Scope {
 	s := &doctor.Scope{Subject: source, Directory: source}
-	if info, err := os.Stat(source); err == nil && !info.IsDir() {
+	own, err := os.Stat(source)
+	if err == nil && !own.IsDir() {
 		s.Directory, s.Image = "", source
 	}
 	for _, m := range list {
-		if m.Source == source {
+		same := m.Source == source
+		if other, otherErr := os.Stat(m.Source); err == nil && otherErr == nil {
+			same = os.SameFile(own, other) // it may have several names
+		}
+		if same {
 			s.Mounts = append(s.Mounts, m)
-		} else if s.Directory != "" {
-			// By another name of the same directory.
-			if same, ok, err := mountAt(m.Mountpoint, source); err == nil && ok && same == m {
-				s.Mounts = append(s.Mounts, m)
-			}
 		}
 	}
 	return s

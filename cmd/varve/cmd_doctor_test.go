@@ -129,6 +129,26 @@ func TestDoctorOfAMount(t *testing.T) {
 	}
 	must(t, dir, "mount", "vm.raw", "mnt")
 	says(t, dir, []string{"mnt"})
+
+	// Another disk's mount, even one whose disk directory is gone, is its own.
+	if err := os.Mkdir(dir+"/other", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	must(t, dir, "create", "other.varve", "--size", "1M")
+	must(t, dir, "mount", "other.varve", "other")
+	killed(t, dir+"/other.varve")
+	if err := os.RemoveAll(dir + "/other.varve"); err != nil {
+		t.Fatal(err)
+	}
+	says(t, dir, []string{"mnt"})
+	says(t, dir, []string{"other"}, "problem stale-mount "+dir+"/other: ", "problem chain-json "+dir+"/other.varve: its chain.json is not there")
+
+	// A disk that has another name is the same.
+	if err := os.Symlink("vm.raw.varve", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	killed(t, disk)
+	says(t, dir, []string{"link"}, "problem stale-mount "+mnt+": ", "note unclean "+disk)
 }
 
 // What is wrong with the files of a mounted disk is found under the mount.

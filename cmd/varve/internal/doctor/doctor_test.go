@@ -126,6 +126,8 @@ func TestMountFindings(t *testing.T) {
 		{"hangs", mountAnswer{err: errNoAnswer}, "problem no-answer /mnt/vm1: its daemon gives no answer within 3s"},
 		{"no status", mountAnswer{err: unix.EIO}, "problem no-answer /mnt/vm1: its status cannot be read: input/output error"},
 		{"another's", mountAnswer{err: unix.EACCES}, ""},
+		{"hidden", mountAnswer{err: errHidden}, ""},
+		{"unmounted meanwhile", mountAnswer{err: errGone}, ""},
 		{"job done", mountAnswer{status: chain.Status{Job: &chain.JobStatus{State: "done"}}}, ""},
 		{"job failed", mountAnswer{status: chain.Status{Job: &chain.JobStatus{ID: "7", Kind: "delete", State: "failed", Error: "no space left on device"}}}, "problem failed-job /mnt/vm1: job 7 (delete) failed: no space left on device"},
 	} {
@@ -158,5 +160,17 @@ func TestAskMountGivesUp(t *testing.T) {
 	w.Close()
 	if a := askMount(t.TempDir(), time.Minute); !errors.Is(a.err, os.ErrNotExist) {
 		t.Errorf("got %v", a.err)
+	}
+}
+
+// A mount that went away since the table was read is no trouble.
+func TestUnmountedMeanwhile(t *testing.T) {
+	s := &Scope{Mounts: []mounts.Mount{{Mountpoint: t.TempDir(), Source: "/img/vm1.varve"}}}
+	s.ask()
+	if !errors.Is(s.answers[0].err, errHidden) && !errors.Is(s.answers[0].err, errGone) {
+		t.Errorf("got %v", s.answers[0].err)
+	}
+	if found := lookAtHung(context.Background(), s); len(found) > 0 {
+		t.Errorf("got %v", found)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ const answerTime = 3 * time.Second
 var (
 	errNoAnswer = errors.New("no answer")              // within answerTime
 	errHidden   = errors.New("something lies over it") // so it was not asked
+	errGone     = errors.New("unmounted meanwhile")
 )
 
 // mountChecks are the checks of mounts.
@@ -47,6 +49,9 @@ func (s *Scope) ask() {
 		a := mountAnswer{err: errHidden}
 		if _, _, hidden := hiddenBy(m); !hidden {
 			a = askMount(m.Mountpoint, answerTime)
+		}
+		if a.err != nil && !stillMounted(m) {
+			a.err = errGone
 		}
 		if errors.Is(a.err, os.ErrPermission) {
 			s.Unseen("inside %s, which uid %d mounted", m.Mountpoint, m.UID)
@@ -99,7 +104,7 @@ func lookAtHung(_ context.Context, s *Scope) []Finding {
 		switch {
 		case errors.Is(err, errNoAnswer):
 			found = append(found, hung(m))
-		case err == nil, errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED), errors.Is(err, os.ErrPermission), errors.Is(err, errHidden):
+		case err == nil, errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED), errors.Is(err, os.ErrPermission), errors.Is(err, errHidden), errors.Is(err, errGone):
 		default:
 			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: "its status cannot be read: " + err.Error(), Fix: "see what varve.log in the disk directory says"})
 		}
@@ -180,6 +185,12 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 func hiddenBy(m mounts.Mount) (source, fsType string, hidden bool) {
 	fsType, source, ok, err := mounts.Top(m.Mountpoint)
 	return source, fsType, err == nil && ok && (fsType != mounts.FSType || source != m.Source)
+}
+
+// stillMounted says whether the mount table has a mount still.
+func stillMounted(m mounts.Mount) bool {
+	list, err := mounts.List()
+	return err != nil || slices.ContainsFunc(list, func(now mounts.Mount) bool { return now.Mountpoint == m.Mountpoint && now.Source == m.Source })
 }
 
 func (s *Scope) mountedAt(mountpoint string) bool {
