@@ -104,38 +104,83 @@ func Examine(ctx context.Context, dir string, fs overlay.FS) (Examination, error
 	if fs == nil {
 		fs = overlay.HostFS()
 	}
-	e := &examiner{ctx: ctx, fs: fs, dir: dir}
-	m, err := loadManifest(fs, dir)
-	switch {
-	case errors.Is(err, ErrNewer):
-		e.problem(examineManifest, filepath.Join(dir, manifestName), "use that version of varve", "%v", err)
-		return e.found, nil
-	case errors.Is(err, ErrCorrupt):
-		e.problem(examineManifest, filepath.Join(dir, manifestName),
-			"put chain.json back from a backup; \"qemu-img info --backing-chain\" shows what each file in layers/ stands on", "%v", err)
-		return e.found, nil
-	case err != nil:
-		return Examination{}, err
-	}
-	held := false
-	if isHost(fs) {
-		if _, _, held, err = Holder(dir); err != nil {
-			e.unseen(filepath.Join(dir, lockName))
+	// A disk that is in use may change under a look: what is there only for a moment is
+	// not there at the next one.
+	var found Examination
+	var reader manifestReader
+	for look := range maxLooks {
+		e := &examiner{ctx: ctx, fs: fs, dir: dir}
+		before, held, err := e.begin(&reader)
+		if err != nil {
+			return Examination{}, err
+		}
+		if before != nil {
+			if err := e.look(before, held); err != nil {
+				return Examination{}, err
+			}
+		}
+		if look > 0 {
+			e.found.Troubles = slices.DeleteFunc(e.found.Troubles, func(t Trouble) bool { return !slices.Contains(found.Troubles, t) })
+		}
+		found = e.found
+		if len(found.Troubles) == 0 {
+			break
+		}
+		after, err := reader.load(fs, dir)
+		if now := e.held(); after == before && now == held || err != nil && before == nil {
+			break
 		}
 	}
+	return found, nil
+}
+
+// maxLooks bounds how often Examine looks at a disk that goes on changing.
+const maxLooks = 4
+
+// begin reads chain.json and whether somebody has the disk. m is nil, and that a
+// trouble, where chain.json cannot be used.
+func (e *examiner) begin(reader *manifestReader) (m *manifest, held bool, err error) {
+	path := filepath.Join(e.dir, manifestName)
+	m, err = reader.load(e.fs, e.dir)
+	switch {
+	case errors.Is(err, ErrNewer):
+		e.problem(examineManifest, path, "use that version of varve", "%w", err)
+		return nil, false, nil
+	case errors.Is(err, ErrCorrupt):
+		e.problem(examineManifest, path,
+			"put chain.json back from a backup; \"qemu-img info --backing-chain\" shows what each file in layers/ stands on", "%w", err)
+		return nil, false, nil
+	}
+	return m, e.held(), err
+}
+
+// held says whether a varve has the disk.
+func (e *examiner) held() bool {
+	if !isHost(e.fs) {
+		return false
+	}
+	_, _, held, err := Holder(e.dir)
+	if err != nil {
+		e.unseen(filepath.Join(e.dir, lockName))
+	}
+	return held
+}
+
+// look looks once at everything. The error is the context's.
+func (e *examiner) look(m *manifest, held bool) error {
 	for _, l := range m.Layers {
-		e.found.Layers = append(e.found.Layers, ExaminedLayer{l.ID, l.Name, stateOf(m, l), l.Format, l.path(dir), l.Foreign})
+		e.found.Layers = append(e.found.Layers, ExaminedLayer{l.ID, l.Name, stateOf(m, l), l.Format, l.path(e.dir), l.Foreign})
 	}
 	slices.SortFunc(e.found.Layers, func(a, b ExaminedLayer) int { return strings.Compare(a.ID, b.ID) })
 	if err := e.layers(m, held); err != nil {
-		return Examination{}, err
+		return err
 	}
 	e.directory(m)
 	if !held {
 		e.notHeld(m)
 	}
 	e.kept(m)
-	return e.found, nil
+	return nil
 }
 
 func (e *examiner) add(check, severity, file, wayOut, format string, args ...any) {
@@ -154,7 +199,11 @@ func (e *examiner) note(check, file, wayOut, format string, args ...any) {
 	e.add(check, TroubleNote, file, wayOut, format, args...)
 }
 
-func (e *examiner) unseen(path string) { e.found.Unseen = append(e.found.Unseen, path) }
+func (e *examiner) unseen(path string) {
+	if !slices.Contains(e.found.Unseen, path) {
+		e.found.Unseen = append(e.found.Unseen, path)
+	}
+}
 
 // directory looks for files in layers/ that no layer owns.
 func (e *examiner) directory(m *manifest) {
@@ -167,10 +216,6 @@ func (e *examiner) directory(m *manifest) {
 	case err != nil:
 		e.problem(examineFile, layers, "put it back from a backup", "the directory of the layers cannot be read: %w", err)
 		return
-	}
-	// A snapshot or a job may have come between.
-	if now, err := loadManifest(e.fs, e.dir); err == nil {
-		m = now
 	}
 	for _, name := range files {
 		file := layersDir + "/" + name

@@ -10,7 +10,6 @@ import (
 // layers looks at the file of each layer. held says that another varve has the disk.
 // The error is the context's.
 func (e *examiner) layers(m *manifest, held bool) error {
-	var changed []*layerRecord
 	for _, l := range m.Layers {
 		if err := e.ctx.Err(); err != nil {
 			return err
@@ -26,18 +25,10 @@ func (e *examiner) layers(m *manifest, held bool) error {
 		if l.ID == m.Leaf {
 			e.found.Size = size
 		}
-		if ok && !l.Writing && (l.ID != m.Leaf || !held) && e.changed(l, path) {
-			if l.ID != m.Leaf {
-				changed = append(changed, l)
-				continue
-			}
-			e.note(examineChanged, path, "the next mount looks through its tables", "the leaf was changed by another program since it was closed")
-		}
-		if ok && !busy {
+		if ok && !l.Writing && !busy && !e.changed(m, l, path) {
 			e.agrees(m, l, path, size)
 		}
 	}
-	e.stillChanged(changed)
 	return nil
 }
 
@@ -122,55 +113,38 @@ func headerWayOut(err error, foreign bool) string {
 	return "put the file back from a backup, or try qemu-img check -r all on a copy of the disk directory"
 }
 
-// changed looks whether a frozen layer's file is the one that it was.
-func (e *examiner) changed(l *layerRecord, path string) bool {
+// changed looks whether a layer's file is the one that it was, and says so of one that
+// is not.
+func (e *examiner) changed(m *manifest, l *layerRecord, path string) bool {
 	if l.Fingerprint == nil {
 		return false
 	}
 	now, err := fingerprintOf(e.fs, path, l.Format)
 	if err != nil {
 		e.problem(examineFile, path, "put it back from a backup", "it cannot be read: %w", err)
-		return false
+		return true
 	}
 	changes, _ := compareFingerprints(l.Fingerprint, now)
-	return len(changes) > 0
-}
-
-// stillChanged tells of changed layers, if chain.json says the same of them as
-// before: a job that began or ended meanwhile has changed its layer rightly.
-func (e *examiner) stillChanged(layers []*layerRecord) {
-	if len(layers) == 0 {
-		return
+	switch {
+	case len(changes) == 0:
+		return false
+	case l.ID == m.Leaf:
+		e.note(examineChanged, path, "the next mount looks through its tables", "the leaf was changed by another program since it was closed")
+		return false
 	}
-	m, err := loadManifest(e.fs, e.dir)
-	if err != nil {
-		return // looked at as a whole before; it is just being replaced, or gone
-	}
-	for _, before := range layers {
-		l := m.layer(before.ID)
-		if l == nil || l.Writing || l.ID == m.Leaf || l.Fingerprint == nil {
-			continue
-		}
-		path := l.path(e.dir)
-		now, err := fingerprintOf(e.fs, path, l.Format)
-		if err != nil {
-			continue
-		}
-		if changes, _ := compareFingerprints(l.Fingerprint, now); len(changes) > 0 {
-			e.problem(examineChanged, path, acceptWords(e.dir, l), "%s was changed since it was frozen: %s; it falsifies %s",
-				l.label(), joinWords(changes), falsifiedBy(m, l))
-		}
-	}
+	e.problem(examineChanged, path, acceptWords(e.dir, l), "%s was changed since it was frozen: %s; it falsifies %s",
+		l.label(), joinWords(changes), falsifiedBy(m, l))
+	return true
 }
 
 // agrees compares a layer's header with chain.json.
 func (e *examiner) agrees(m *manifest, l *layerRecord, path string, size int64) {
-	if l.ID != m.Leaf && !l.Writing && l.Name != "" && size != l.Size {
+	if l.ID != m.Leaf && l.Name != "" && size != l.Size {
 		e.problem(examineSize, path, acceptWords(e.dir, l), "the file is a disk of %d bytes, chain.json says %d", size, l.Size)
 	}
 	// A crash or a job may come between the header and chain.json, and both give the
 	// same view (M15).
-	if l.Format == formatRaw || l.Writing || m.Job != nil || m.layer(m.Leaf).Writing {
+	if l.Format == formatRaw || m.Job != nil || m.layer(m.Leaf).Writing {
 		return
 	}
 	h, err := overlay.ReadHeader(e.fs, path)

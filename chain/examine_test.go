@@ -341,3 +341,48 @@ func FuzzExamineImage(f *testing.F) {
 		}
 	})
 }
+
+// A disk that works has no trouble, whatever snapshots and jobs do meanwhile.
+func TestExamineMeanwhile(t *testing.T) {
+	d, _ := testDisk(t, 8<<20)
+	stop, done := make(chan struct{}), make(chan int)
+	go func() {
+		looks := 0
+		defer func() { done <- looks }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			e, err := Examine(context.Background(), d.Dir(), nil)
+			if err != nil {
+				t.Errorf("examine: %v", err)
+			}
+			if lines := troubleLines(e); lines != "" {
+				t.Errorf("found:\n%s", lines)
+			}
+			looks++
+		}
+	}()
+	for i := range 12 {
+		name := fmt.Sprint("s", i)
+		put(t, d, byte(i), int64(i%4)<<20, 2<<20)
+		must(t, d.Snapshot(name))
+		put(t, d, byte(i+1), int64(i%5)<<20, 1<<20)
+		switch i % 4 {
+		case 1:
+			id, err := d.Flatten(name)
+			finish(t, d, id, err)
+		case 2, 3:
+			id, err := d.Delete(fmt.Sprint("s", i-2))
+			finish(t, d, id, err)
+		}
+	}
+	close(stop)
+	if looks := <-done; looks < 5 {
+		t.Errorf("it looked only %d times", looks)
+	}
+	must(t, d.Close())
+	onlyTrouble(t, examine(t, d.Dir()))
+}
