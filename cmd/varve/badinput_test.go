@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"varve/cmd/varve/internal/mounts"
 )
 
 // What people get wrong, as the command line shows it: one line that says what,
@@ -296,7 +298,7 @@ func TestBaseUnreadable(t *testing.T) {
 	if err := os.Chmod(dir+"/vm.raw", 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if !othersAllowed("/etc/fuse.conf") {
+	if !mounts.OthersAllowed("/etc/fuse.conf") {
 		r := asUser(t, nobody, home, dir, "mount", "../vm.raw", "mnt", "--allow-other", "--disk", "d.varve")
 		if r.code != exitFailed || r.stderr != "varve: mount ../vm.raw: allow_other needs a line \"user_allow_other\" in /etc/fuse.conf\n" {
 			t.Errorf("allow_other: exit %d, says %q", r.code, r.stderr)

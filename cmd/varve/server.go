@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -20,6 +19,7 @@ import (
 	"varve/cmd/varve/internal/background"
 	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/logfile"
+	"varve/cmd/varve/internal/mounts"
 	"varve/fs"
 )
 
@@ -71,7 +71,7 @@ func (m *server) run() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	if m.flags.allowOther && os.Geteuid() != 0 && !othersAllowed("/etc/fuse.conf") {
+	if m.flags.allowOther && os.Geteuid() != 0 && !mounts.OthersAllowed("/etc/fuse.conf") {
 		return errors.New("allow_other needs a line \"user_allow_other\" in /etc/fuse.conf")
 	}
 	if m.plan.create {
@@ -255,18 +255,4 @@ func explainMount(err error) error {
 		return fmt.Errorf("%w; is FUSE there (/dev/fuse, package fuse3)?", err)
 	}
 	return err
-}
-
-// othersAllowed says whether a user may use allow_other (fuse.conf, mount.fuse3(8)).
-func othersAllowed(conf string) bool {
-	text, err := os.ReadFile(conf)
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(text)) {
-		if strings.TrimSpace(line) == "user_allow_other" {
-			return true
-		}
-	}
-	return false
 }

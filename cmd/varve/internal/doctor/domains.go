@@ -26,18 +26,22 @@ type domain struct {
 	} `xml:"devices>disk"`
 }
 
-// defined gives the VMs that libvirt would start. What it cannot read it leaves
-// out: the files are root's.
-func (m *machine) defined() []vm {
-	files, err := filepath.Glob(filepath.Join(m.root, "etc/libvirt/qemu/*.xml"))
+// defined gives the VMs that libvirt would start. hidden says that there are some
+// that may not be looked at: they are root's.
+func (m *machine) defined() (list []vm, hidden bool) {
+	dir := filepath.Join(m.root, "etc/libvirt/qemu")
+	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil
+		return nil, os.IsPermission(err)
 	}
-	var list []vm
 	uid, gid := m.libvirtUser()
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".xml" {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
+			hidden = hidden || os.IsPermission(err)
 			continue
 		}
 		v, ok := parseDomain(text)
@@ -47,7 +51,7 @@ func (m *machine) defined() []vm {
 		v.UID, v.GID = uid, gid
 		list = append(list, v)
 	}
-	return list
+	return list, hidden
 }
 
 func parseDomain(text []byte) (vm, bool) {

@@ -49,14 +49,9 @@ func lookAtAllowOther(_ context.Context, s *Scope) []Finding {
 		Fix: "root puts the line user_allow_other into /etc/fuse.conf"}}
 }
 
-// othersAllowed says whether ordinary users may use allow_other (mount.fuse3(8)).
+// othersAllowed says whether ordinary users may let others in.
 func (m *machine) othersAllowed() bool {
-	for line := range strings.Lines(m.read("etc/fuse.conf")) {
-		if strings.TrimSpace(line) == "user_allow_other" {
-			return true
-		}
-	}
-	return false
+	return mounts.OthersAllowed(filepath.Join(m.root, "etc/fuse.conf"))
 }
 
 // lookAtLostDisks looks for VMs that have the disk.raw of a mount that is not there,

@@ -19,14 +19,20 @@ type machine struct {
 	root  string // "/"; in tests a directory that holds parts of /proc, /sys and /etc
 	uid   int    // as whom the checks are made
 	files func() *holders.Table
-	vms   func() []vm // those that run, then those that libvirt would start
-	slow  func() []string
+	vms   func() []vm     // those that run, then those that libvirt would start
+	slow  func() []string // mountpoints of file systems that may not answer
+
+	hidden bool // vms has not all that libvirt would start
 }
 
 func newMachine(root string) *machine {
 	m := &machine{root: root, uid: os.Geteuid()}
 	m.files = sync.OnceValue(func() *holders.Table { return holders.ReadTable(root) })
-	m.vms = sync.OnceValue(func() []vm { return append(m.running(), m.defined()...) })
+	m.vms = sync.OnceValue(func() []vm {
+		defined, hidden := m.defined()
+		m.hidden = hidden
+		return append(m.running(), defined...)
+	})
 	m.slow = sync.OnceValue(func() []string {
 		list, err := mounts.Remote()
 		if err != nil {
@@ -179,6 +185,9 @@ func (m *machine) answers(path string) bool {
 	return true
 }
 
+// soon is how long a file system that may hang is waited for.
+const soon = time.Second
+
 // statSoon is os.Stat with a time limit, for what may hang. What waits on ends
 // with the process.
 func statSoon(path string) (os.FileInfo, bool) {
@@ -192,7 +201,7 @@ func statSoon(path string) (os.FileInfo, bool) {
 	select {
 	case info, ok := <-got:
 		return info, ok
-	case <-time.After(time.Second):
+	case <-time.After(soon):
 		return nil, false
 	}
 }

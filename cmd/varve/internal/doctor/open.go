@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"varve/chain"
 	"varve/cmd/varve/internal/holders"
@@ -19,7 +22,7 @@ import (
 func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 	table := s.machine.files()
 	if table.Hidden > 0 {
-		s.Unseen("the open files of %d processes", table.Hidden)
+		s.Unseen("open files of other users' processes")
 	}
 	told := map[string]bool{}
 	for _, f := range s.vmFindings() {
@@ -27,15 +30,10 @@ func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 			told[fmt.Sprint(f.pid, f.file)] = true
 		}
 	}
-	daemon := 0
-	if s.Directory != "" {
-		if pid, _, held, err := chain.Holder(s.Directory); err == nil && held {
-			daemon = pid
-		}
-	}
+	daemon := s.daemon()
 	var list []Finding
 	for _, l := range s.Layers {
-		id, _ := holders.Identify(l.File)
+		id := s.identify(l)
 		file := s.machine.resolve(l.File)
 		readers := users{}
 		for _, h := range table.Of(func(h holders.Handle) bool {
@@ -44,7 +42,7 @@ func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 			write, locked := h.Mode()
 			switch {
 			case h.PID != 0 && (h.PID == daemon || told[fmt.Sprint(h.PID, l.File)]):
-			case !write && h.Command == "varve": // of a disk on the same base
+			case h.Command == "varve" && (!write || daemon < 0): // of a disk on the same base
 			case write && !s.own(l):
 				list = append(list, s.judgeWriter(l, h))
 			default:
@@ -55,10 +53,39 @@ func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 			list = append(list, Finding{Severity: Note, What: strings.TrimSuffix(s.what(l), ",") + ", is open: " + readers.String()})
 		}
 	}
-	for _, m := range s.Mounts {
-		list = append(list, s.openInside(m, daemon)...)
+	for i, m := range s.Mounts {
+		var told []chain.OpenStatus
+		if table.Hidden > 0 && i < len(s.answers) {
+			told = s.answers[i].status.Open
+		}
+		list = append(list, s.openInside(m, daemon, told)...)
 	}
 	return list
+}
+
+// daemon is the pid of who serves a disk or works on it: 0 for nobody, -1 when it
+// cannot be told.
+func (s *Scope) daemon() int {
+	if s.Directory == "" {
+		return 0
+	}
+	told := make(chan int, 1)
+	go func() {
+		pid, _, held, err := chain.Holder(s.Directory)
+		switch {
+		case err != nil || held && pid == 0:
+			pid = -1
+		case !held:
+			pid = 0
+		}
+		told <- pid
+	}()
+	select {
+	case pid := <-told:
+		return pid
+	case <-time.After(soon): // the disk's file system hangs
+		return -1
+	}
 }
 
 // judgeWriter judges somebody who has a layer's file open to write.
@@ -81,15 +108,21 @@ func (s *Scope) judgeWriter(l Layer, h holders.Handle) Finding {
 	}
 	f.Fix = end + ", or open the file read only"
 	if s.Directory != "" {
-		f.Fix += fmt.Sprintf("; whether it wrote already says varve check %s, unmounted", s.Directory)
+		f.Fix += fmt.Sprintf("; \"varve check %s\", unmounted, says whether it has written already", s.Directory)
 	}
 	return f
 }
 
-// openInside tells who has files of a mount open.
-func (s *Scope) openInside(m mounts.Mount, daemon int) []Finding {
+// openInside tells who has files of a mount open, also by what its daemon told of
+// processes that cannot be looked into.
+func (s *Scope) openInside(m mounts.Mount, daemon int, told []chain.OpenStatus) []Finding {
 	files := map[string]users{}
-	var order []string
+	add := func(inside string, h holders.Handle, write, locked bool) {
+		if files[inside] == nil {
+			files[inside] = users{}
+		}
+		files[inside].add(h, write, locked)
+	}
 	for _, h := range s.machine.files().Of(func(h holders.Handle) bool {
 		return h.PID != daemon && (h.ID.Device == m.Device || h.ID == (holders.Identity{})) && mounts.Within(h.Path, m.Mountpoint)
 	}) {
@@ -97,16 +130,17 @@ func (s *Scope) openInside(m mounts.Mount, daemon int) []Finding {
 		if err != nil {
 			continue
 		}
-		if files[inside] == nil {
-			files[inside] = users{}
-			order = append(order, inside)
-		}
 		write, locked := h.Mode()
-		files[inside].add(h, write, locked)
+		add(inside, h, write, locked)
 	}
-	slices.Sort(order)
+	for _, o := range told {
+		h := holders.Handle{PID: o.PID, Command: o.Command}
+		if _, known := files[o.File][userName(h)]; !known && o.PID != os.Getpid() {
+			add(o.File, h, o.Write, false)
+		}
+	}
 	var list []Finding
-	for _, inside := range order {
+	for _, inside := range slices.Sorted(maps.Keys(files)) {
 		list = append(list, Finding{Severity: Note, Subject: m.Mountpoint, What: inside + " is open: " + files[inside].String()})
 	}
 	return list
@@ -119,7 +153,7 @@ type users map[string]string
 func (u users) add(h holders.Handle, write, locked bool) {
 	how := "read only"
 	switch {
-	case h.Mapped():
+	case h.Mapped:
 		how = "mapped"
 	case locked:
 		how = "to write, with QEMU's lock"

@@ -49,7 +49,11 @@ const (
 func lookAtVMs(check string) func(context.Context, *Scope) []Finding {
 	return func(_ context.Context, s *Scope) []Finding {
 		var list []Finding
-		for _, f := range s.vmFindings() {
+		found := s.vmFindings()
+		if s.machine.hidden {
+			s.Unseen("libvirt's domains")
+		}
+		for _, f := range found {
 			if f.Check == check {
 				list = append(list, f.Finding)
 			}
@@ -118,11 +122,21 @@ func (s *Scope) layerAt(path string) (Layer, bool) {
 		return Layer{}, false
 	}
 	for _, l := range s.Layers {
-		if own, ok := holders.Identify(l.File); ok && own == id {
+		if s.identify(l) == id {
 			return l, true
 		}
 	}
 	return Layer{}, false
+}
+
+// identify gives the identity of a layer's file, the zero value where telling it
+// could take for ever.
+func (s *Scope) identify(l Layer) holders.Identity {
+	if !s.machine.answers(s.machine.resolve(l.File)) {
+		return holders.Identity{}
+	}
+	id, _ := holders.Identify(l.File)
+	return id
 }
 
 // own says whether a layer may be written by whoever uses the image: the top of a
@@ -181,7 +195,7 @@ func (s *Scope) checkAfter(v vm) string {
 	if v.PID == 0 || s.Directory == "" {
 		return ""
 	}
-	return fmt.Sprintf("; whether it wrote already says varve check %s, unmounted", s.Directory)
+	return fmt.Sprintf("; \"varve check %s\", unmounted, says whether it has written already", s.Directory)
 }
 
 // judgeInside judges a VM that has a file of the mount.

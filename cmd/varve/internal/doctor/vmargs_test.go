@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -82,6 +83,20 @@ func TestParseCommandLine(t *testing.T) {
 				t.Errorf("%q:\ngot  %+v\nwant %+v", test.args, c.Disks, test.want)
 			}
 		})
+	}
+}
+
+// TestLibvirtCommandLine reads what libvirt 9.0 gave to QEMU for a domain with
+// disk.raw and a layer as a second disk (integration.TestLibvirt).
+func TestLibvirtCommandLine(t *testing.T) {
+	text, err := os.ReadFile("testdata/libvirt-9.0.args")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := parseCommandLine(qemuSystem, strings.Split(strings.TrimSuffix(string(text), "\n"), "\n"), "/")
+	want := []vmDisk{{Path: "/mnt/vm1/disk.raw", Format: "raw"}, {Path: "/mnt/vm1/layers/one.raw", Format: "raw", ReadOnly: true}}
+	if c.Name != "vm1" || !reflect.DeepEqual(c.Disks, want) {
+		t.Errorf("%s: %+v, not %+v", c.Name, c.Disks, want)
 	}
 }
 

@@ -31,18 +31,16 @@ func Identify(path string) (id Identity, ok bool) {
 
 // Handle is a file as a process, or a loop device, has it open.
 type Handle struct {
-	PID     int    // 0 for a loop device
-	Command string // the process's name
-	Device  string // of a loop device: /dev/loopN
-	Path    string // as the kernel shows it; in another mount namespace or of a mount that is gone not a path of here
-	ID      Identity
+	PID     int      // 0 for a loop device
+	Command string   // the process's name
+	Device  string   // of a loop device: /dev/loopN
+	Path    string   // as the kernel shows it; in another mount namespace or of a mount that is gone not a path of here
+	ID      Identity // the zero value for a mapping and a loop device
+	Mapped  bool     // mapped to memory without being open
 
 	link string // its link in /proc; "" for a mapping and a loop device
 	ro   string // of a loop device: the file that says whether it is read only
 }
-
-// Mapped says that the file is mapped to memory without being open.
-func (h Handle) Mapped() bool { return h.link == "" && h.Device == "" }
 
 // Table is what the processes of this host and its loop devices had open at one
 // moment.
@@ -66,8 +64,8 @@ func ReadTable(root string) *Table {
 		}
 	}
 	for _, f := range loopFiles(filepath.Join(root, "sys/block")) {
-		id, _ := Identify(f.path)
-		t.all = append(t.all, Handle{Device: f.device, Path: f.path, ID: id,
+		// By its path alone: looking it up could ask a daemon that hangs.
+		t.all = append(t.all, Handle{Device: f.device, Path: f.path,
 			ro: filepath.Join(root, "sys/block", filepath.Base(f.device), "ro")})
 	}
 	sort.SliceStable(t.all, func(i, j int) bool { return t.all[i].PID < t.all[j].PID })
@@ -116,7 +114,7 @@ func (t *Table) process(dir string, pid int) {
 		}
 		if path := strings.TrimSuffix(string(s.Bytes()[i:]), " (deleted)"); !seen[path] {
 			seen[path] = true
-			add(Handle{Path: path})
+			add(Handle{Path: path, Mapped: true})
 		}
 	}
 }

@@ -30,7 +30,7 @@ func TestTable(t *testing.T) {
 	got := map[int]bool{}
 	for _, h := range ReadTable("/").Of(func(h Handle) bool { return h.ID == id }) {
 		write, locked := h.Mode()
-		if h.Command != "sh" || locked || h.Mapped() || h.Device != "" {
+		if h.Command != "sh" || locked || h.Mapped || h.Device != "" {
 			t.Errorf("got %+v", h)
 		}
 		got[h.PID] = write
@@ -71,7 +71,7 @@ func TestTableOfTree(t *testing.T) {
 		if write {
 			how = "writes"
 		}
-		if h.Mapped() {
+		if h.Mapped {
 			how = "maps"
 		}
 		got = append(got, h.Device+h.Command+" "+how)
