@@ -38,7 +38,7 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/varve, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/varve ./cmd/varve
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)' -o bin/varve ./cmd/varve
 
 .PHONY: man
 man: build ## bin/man, the manual pages, and bin/completion

@@ -198,7 +198,7 @@ func TestPages(t *testing.T) {
 	}{
 		{"README.md", "", 10, []string{"before-upgrade"}},
 		{"docs/concepts.md", "", 15, []string{"monday", "backing file: "}},
-		{"docs/guide.md", "guide", 60, []string{"a-file", "before-upgrade", "virtual size: 1 GiB"}},
+		{"docs/guide.md", "guide", 60, []string{"a-file", "before-upgrade", "virtual size: 40 GiB"}},
 	} {
 		t.Run(page.file, func(t *testing.T) {
 			dir, bin := scratch(t)

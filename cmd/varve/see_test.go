@@ -246,7 +246,7 @@ func TestPage(t *testing.T) {
 // Where a disk has more layers than a screen has lines, the newest and who has what open
 // are shown.
 func TestPageOfManyLayers(t *testing.T) {
-	text := "disk  /srv/vm1.varve\njob   none\n\nLAYER  OWN\n" + strings.Repeat("layer\n", 100) + "leaf\n\nOPEN  PID\ndisk.raw  1\n"
+	text := "disk  /srv/vm1.varve\njob   none\n\nLAYER  OWN\n" + strings.Repeat("layer\n", 50) + "\n" + strings.Repeat("layer\n", 49) + "leaf\n\nOPEN  PID\ndisk.raw  1\n"
 	for height, want := range map[int]string{
 		12: "title clock||disk  /srv/vm1.varve|job   none||LAYER  OWN|(99 lines not shown)|layer|leaf||OPEN  PID|disk.raw  1",
 		14: "title clock||disk  /srv/vm1.varve|job   none||LAYER  OWN|(97 lines not shown)|layer|layer|layer|leaf||OPEN  PID|disk.raw  1",

@@ -219,8 +219,9 @@ func cutLines(lines []string, height int) []string {
 	table := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, "LAYER ") })
 	layers := len(lines)
 	if table >= 0 {
-		if n := slices.Index(lines[table:], ""); n >= 0 { // the open files are behind it
-			layers = table + n
+		open := func(line string) bool { return strings.HasPrefix(line, "OPEN ") }
+		if i := slices.IndexFunc(lines, open); i > table { // with an empty line before it
+			layers = i - 1
 		}
 	}
 	if table < 0 || over+1 > layers-table-2 { // the leaf's line stays
