@@ -107,6 +107,7 @@ type Disk struct {
 
 	counter    counter
 	mapper     mapper
+	measures   measures
 	modified   atomic.Int64 // UnixNano of the last write
 	background *background
 

@@ -149,14 +149,17 @@ func (d *Disk) runJob(j *job) {
 	switch {
 	case err == nil:
 		d.log.Info("job done", "job", j.id)
+		d.measures.jobEnded(j.kind, jobDone)
 	case errors.Is(err, errClosing):
 		d.log.Info("job stopped; it goes on at the next mount", "job", j.id)
 		j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobRunning})
 	case errors.Is(err, errCancelled):
 		d.log.Info("job cancelled", "job", j.id)
+		d.measures.jobEnded(j.kind, jobCancelled)
 		d.endJob(j, jobOutcome{state: jobCancelled})
 	default:
 		d.log.Error("job failed", "job", j.id, "error", err)
+		d.measures.jobEnded(j.kind, jobFailed)
 		d.endJob(j, jobOutcome{state: jobFailed, err: err.Error()})
 	}
 }

@@ -97,7 +97,7 @@ func (d *Disk) thaw(l *layer) (*overlay.Overlay, error) {
 	if o := l.over(); o != nil {
 		return o, nil
 	}
-	o, err := l.thaw(overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log})
+	o, err := l.thaw(overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log, Activity: &d.measures.activity})
 	if err != nil {
 		return nil, err
 	}

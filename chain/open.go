@@ -226,7 +226,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		}
 		unclean = changed
 	}
-	l, err := newWritable(path, f, overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log})
+	l, err := newWritable(path, f, overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log, Activity: &d.measures.activity})
 	if errors.Is(err, overlay.ErrNotPlain) {
 		if rec.ID == d.manifest.Leaf {
 			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"varve/overlay"
+	"varve/overlay/measure"
 )
 
 const (
@@ -136,6 +137,9 @@ type regionCache struct {
 	ring       []*region
 	hand       int
 	generation atomic.Uint64 // raised, under mu, whenever regions are dropped
+
+	hits, misses measure.Counter // regions asked for that were there, or had to be resolved
+	evictions    measure.Counter // regions that gave way to others
 }
 
 // insert publishes a region that was resolved at a generation. When regions
@@ -162,6 +166,7 @@ func (c *regionCache) insert(r *region, generation uint64) {
 			continue
 		}
 		c.remove(c.hand)
+		c.evictions.Inc()
 	}
 }
 
@@ -208,8 +213,10 @@ func (n *node) region(i int64) (*region, error) {
 		if !r.used.Load() {
 			r.used.Store(true)
 		}
+		n.cache.hits.Inc()
 		return r, nil
 	}
+	n.cache.misses.Inc()
 	generation := n.cache.generation.Load()
 	r, err := n.resolve(i)
 	if err != nil {

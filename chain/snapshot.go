@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/measure"
 )
 
 func now() time.Time { return time.Now().UTC() }
@@ -27,7 +28,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 	if err := overlay.Create(d.fs, path, o); err != nil {
 		return nil, nil, err
 	}
-	l, err := openWritable(d.fs, path, overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log})
+	l, err := openWritable(d.fs, path, overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log, Activity: &d.measures.activity})
 	if err == nil {
 		err = d.fs.SyncDir(filepath.Dir(path))
 		if err != nil {
@@ -117,6 +118,10 @@ func (d *Disk) freezeLeaf(name string) error {
 // the next ones go to the new leaf. Nothing in here can fail or touches the
 // disk. A merge that was moving the old leaf down goes on with a frozen layer.
 func (d *Disk) swapLeaf(old *overlay.Overlay, leaf *node) {
+	if old != nil { // a snapshot
+		begun := measure.Now()
+		defer func() { d.measures.stall.Observe(measure.Now() - begun) }()
+	}
 	d.gate.Lock()
 	defer d.gate.Unlock()
 	d.move = nil

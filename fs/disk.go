@@ -33,6 +33,7 @@ type disk interface {
 	Layers() []chain.LayerStatus
 	LayerAllocatedBytes(id string) (bytes int64, counted bool, err error)
 	Status() (chain.Status, error)
+	Metrics() chain.Metrics
 	ExtentMap(ctx context.Context, most time.Duration) (*chain.ExtentMap, error)
 
 	Snapshot(name string) error

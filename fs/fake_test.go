@@ -323,6 +323,11 @@ func (d *fakeDisk) Status() (chain.Status, error) {
 	return st, nil
 }
 
+func (d *fakeDisk) Metrics() chain.Metrics {
+	_ = d.enter("Metrics")
+	return chain.Metrics{Size: d.Size(), ReadOnly: d.ReadOnly()}
+}
+
 func (d *fakeDisk) ExtentMap(ctx context.Context, most time.Duration) (*chain.ExtentMap, error) {
 	if err := d.enter("ExtentMap"); err != nil {
 		return nil, err

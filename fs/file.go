@@ -193,13 +193,21 @@ func (f *fileSystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 
 // StatFs tells the space of the host file system that holds the disk.
 func (f *fileSystem) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	var st syscall.Statfs_t
-	if err := ignoringEINTR(func() error { return syscall.Statfs(f.disk.Dir(), &st) }); err != nil {
-		return f.status("statfs", &os.PathError{Op: "statfs", Path: f.disk.Dir(), Err: err})
+	st, err := f.hostSpace()
+	if err != nil {
+		return f.status("statfs", err)
 	}
-	out.FromStatfsT(&st)
+	out.FromStatfsT(st)
 	out.NameLen = unix.NAME_MAX
 	return fuse.OK
+}
+
+func (f *fileSystem) hostSpace() (*syscall.Statfs_t, error) {
+	var st syscall.Statfs_t
+	if err := ignoringEINTR(func() error { return syscall.Statfs(f.disk.Dir(), &st) }); err != nil {
+		return nil, &os.PathError{Op: "statfs", Path: f.disk.Dir(), Err: err}
+	}
+	return &st, nil
 }
 
 func ignoringEINTR(call func() error) error {

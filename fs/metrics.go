@@ -4,12 +4,15 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain"
 	"varve/fs/device"
 	"varve/fs/prom"
 )
@@ -34,18 +37,29 @@ func Metrics() []Metric {
 // told. Names and labels stay what they are: a dashboard knows them.
 type metric struct {
 	Metric
-	samples func(f *fileSystem, to *prom.Family)
+	samples func(s *scrape, to *prom.Family)
+}
+
+// scrape is what one open of the file tells of.
+type scrape struct {
+	f    *fileSystem
+	disk chain.Metrics
+	host *syscall.Statfs_t // nil when it cannot be asked
 }
 
 func metrics() []metric {
-	return append(requestMetrics(), processMetrics()...)
+	return slices.Concat(requestMetrics(), diskMetrics(), jobMetrics(), layerMetrics(), hostMetrics(), processMetrics())
 }
 
 // writeMetrics writes the file metrics.
 func (f *fileSystem) writeMetrics(w io.Writer) error {
+	s := scrape{f: f, disk: f.disk.Metrics()}
+	if st, err := f.hostSpace(); err == nil {
+		s.host = st
+	}
 	var text prom.Text
 	for _, m := range metrics() {
-		m.samples(f, text.Family(m.Name, m.Kind, m.Help))
+		m.samples(&s, text.Family(m.Name, m.Kind, m.Help))
 	}
 	_, err := text.WriteTo(w)
 	return err
@@ -62,10 +76,10 @@ var ops = [device.Ops][]prom.Label{
 }
 
 func requestMetrics() []metric {
-	each := func(sample func(to *prom.Family, m device.Figures, labels []prom.Label), of ...device.Op) func(f *fileSystem, to *prom.Family) {
-		return func(f *fileSystem, to *prom.Family) {
+	each := func(sample func(to *prom.Family, m device.Figures, labels []prom.Label), of ...device.Op) func(s *scrape, to *prom.Family) {
+		return func(s *scrape, to *prom.Family) {
 			for _, op := range of {
-				sample(to, f.requests.Load(op), ops[op])
+				sample(to, s.f.requests.Load(op), ops[op])
 			}
 		}
 	}
@@ -86,19 +100,19 @@ func requestMetrics() []metric {
 func processMetrics() []metric {
 	return []metric{
 		{Metric{"varve_build_info", prom.Gauge, "Always 1; the labels say which varve serves the disk."},
-			func(f *fileSystem, to *prom.Family) {
-				to.Int(1, prom.Label{Name: "version", Value: f.version}, prom.Label{Name: "goversion", Value: runtime.Version()})
+			func(s *scrape, to *prom.Family) {
+				to.Int(1, prom.Label{Name: "version", Value: s.f.version}, prom.Label{Name: "goversion", Value: runtime.Version()})
 			}},
 		{Metric{"varve_mount_time_seconds", prom.Gauge, "When the disk was mounted, and counters began at 0, in seconds since 1970."},
-			func(f *fileSystem, to *prom.Family) { to.Time(f.mounted) }},
+			func(s *scrape, to *prom.Family) { to.Time(s.f.mounted) }},
 		{Metric{"varve_process_cpu_seconds_total", prom.Counter, "Processor time that varve has used for this disk."},
-			func(_ *fileSystem, to *prom.Family) {
+			func(_ *scrape, to *prom.Family) {
 				if used, ok := processorTime(); ok {
 					to.Seconds(used)
 				}
 			}},
 		{Metric{"varve_process_resident_memory_bytes", prom.Gauge, "Memory that varve has in use for this disk."},
-			func(_ *fileSystem, to *prom.Family) {
+			func(_ *scrape, to *prom.Family) {
 				if bytes, ok := residentMemory(); ok {
 					to.Int(bytes)
 				}

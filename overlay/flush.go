@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"varve/overlay/measure"
 )
 
 // captured is what one flush publishes: entries as they were at one moment,
@@ -62,10 +64,13 @@ func (o *Overlay) flushCapture(c *captured) error {
 		o.punch.completed(c.seq)
 		return nil
 	}
+	begun := measure.Now()
 	err := o.publish(c)
+	o.activity.Flushes.Observe(measure.Now() - begun)
 	if err == nil {
 		return nil
 	}
+	o.activity.FlushErrors.Inc()
 	if noRoom(err) {
 		o.release(c)
 		return err

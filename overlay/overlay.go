@@ -31,6 +31,8 @@ type OverlayOptions struct {
 	MaxSlices int
 	// Log gets what is noticed and mended; nil discards.
 	Log *slog.Logger
+	// Activity counts what this layer does, and others beside it; nil: nobody asks.
+	Activity *Activity
 }
 
 // ErrNotPlain says that a layer of ours holds something that varve does not
@@ -59,8 +61,9 @@ const (
 // tableMu or loadMu, then slice.mu, then alloc.mu / dirtyMu / punchMu / cacheMu,
 // none of which is held while another of the last group is taken.
 type Overlay struct {
-	file File
-	log  *slog.Logger
+	file     File
+	log      *slog.Logger
+	activity *Activity
 
 	clusterBits uint32
 	subBits     uint32 // of a subcluster in bytes
@@ -160,11 +163,15 @@ func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 	ov := &Overlay{
 		file:        f,
 		log:         log,
+		activity:    o.Activity,
 		clusterBits: h.ClusterBits,
 		subBits:     h.ClusterBits - 5,
 		tableBits:   h.ClusterBits - 4,
 		header:      h,
 		copier:      Copier{to: f},
+	}
+	if ov.activity == nil {
+		ov.activity = new(Activity)
 	}
 	ov.cache.limit = o.MaxSlices
 	if ov.cache.limit <= 0 {

@@ -67,6 +67,7 @@ func (o *Overlay) punchCluster(cluster int64) error {
 		if err := o.file.PunchHole(at, int64(n)<<o.subBits); err != nil {
 			return fmt.Errorf("punch %d bytes at 0x%x of %s: %w", int64(n)<<o.subBits, at, o.file.Name(), err)
 		}
+		o.activity.Punched.Add(int64(n) << o.subBits)
 		mask &^= uint32((uint64(1)<<n - 1) << first)
 	}
 	return nil

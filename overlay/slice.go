@@ -140,6 +140,7 @@ func (o *Overlay) change(s *slice, i int, offset, bitmap uint64) bool {
 	if s.evicted {
 		return false
 	}
+	o.activity.changed(s.offset[i].Load(), s.bitmap[i].Load(), offset, bitmap, o.subSize())
 	s.offset[i].Store(offset) // before the bitmap: readers look at the bitmap first
 	s.bitmap[i].Store(bitmap)
 	o.changes.Add(1)
