@@ -74,7 +74,7 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	case err != nil:
 		return err
 	case toFile:
-		return replaceFile(out, picture)
+		return replaceFile(out, picture, 0)
 	}
 	_, err = cmd.OutOrStdout().Write(picture)
 	return err
@@ -129,14 +129,18 @@ func checkPicture(path string) error {
 	return fmt.Errorf("%s exists already and is no SVG picture; name another file", path)
 }
 
-// replaceFile writes a file whole or not at all.
-func replaceFile(path string, content []byte) (err error) {
+// replaceFile writes a file whole or not at all, with a mode, or with 0 what the
+// umask leaves.
+func replaceFile(path string, content []byte, mode os.FileMode) (err error) {
 	partial := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d.partial", filepath.Base(path), os.Getpid()))
 	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return fmt.Errorf("make %s: %w", path, underlying(err))
 	}
 	_, err = f.Write(content)
+	if err == nil && mode != 0 {
+		err = f.Chmod(mode)
+	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(partial, path)
 	}

@@ -71,25 +71,45 @@ func (t target) document() ([]byte, chain.Status, error) {
 	return text, st, nil
 }
 
-// answerTime is how long list waits for each daemon.
+// answerTime is how long list and metrics wait for a daemon.
 const answerTime = 3 * time.Second
 
-// documentSoon is document for a mount that may hang: it gives up after a
-// moment. The reader that is left behind ends with the process.
+// documentSoon is document for a mount that may hang.
 func (t target) documentSoon() (chain.Status, error) {
+	return soon(func() (chain.Status, error) {
+		_, st, err := t.document()
+		return st, err
+	})
+}
+
+// readSoon reads a file of a mount that may hang.
+func (t target) readSoon(name string) ([]byte, error) {
+	return soon(func() ([]byte, error) {
+		text, err := os.ReadFile(filepath.Join(t.mountpoint, name))
+		if err != nil {
+			return nil, t.explain(err)
+		}
+		return text, nil
+	})
+}
+
+// soon gives up after a moment. The reader that is left behind ends with the
+// process.
+func soon[T any](read func() (T, error)) (T, error) {
 	type answer struct {
-		st  chain.Status
-		err error
+		value T
+		err   error
 	}
 	c := make(chan answer, 1)
 	go func() {
-		_, st, err := t.document()
-		c <- answer{st, err}
+		value, err := read()
+		c <- answer{value, err}
 	}()
 	select {
 	case a := <-c:
-		return a.st, a.err
+		return a.value, a.err
 	case <-time.After(answerTime):
-		return chain.Status{}, fmt.Errorf("no answer within %s", answerTime)
+		var none T
+		return none, fmt.Errorf("no answer within %s", answerTime)
 	}
 }

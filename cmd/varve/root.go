@@ -58,7 +58,7 @@ the disk directory was made for.`,
 			newRenameCommand(), newExportCommand(), newCancelCommand(),
 			newUndoCommand(), newHoldCommand(), newReleaseCommand(), newPruneCommand()},
 		"see": {newListCommand(), newStatusCommand(), newCheckCommand(), newDiffCommand(),
-			newTreeCommand(), newMapCommand(), newDoctorCommand()},
+			newTreeCommand(), newMapCommand(), newMetricsCommand(), newDoctorCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

@@ -31,6 +31,9 @@ type Text struct{ page bytes.Buffer }
 // WriteTo writes the page.
 func (t *Text) WriteTo(w io.Writer) (int64, error) { return t.page.WriteTo(w) }
 
+// Page is the page as somebody else reads it.
+func (t *Text) Page() (*Page, error) { return Parse(t.page.Bytes()) }
+
 // Family is all samples of one name. Its HELP and TYPE are written with the first
 // sample, and not without one.
 type Family struct {

@@ -44,6 +44,26 @@ func List() ([]Mount, error) {
 	return list, nil
 }
 
+// Visible is List without what another mount, of any kind, at the same mountpoint
+// hides.
+func Visible() ([]Mount, error) {
+	infos, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	top := make(map[string]*mountinfo.Info, len(infos))
+	for _, i := range infos {
+		top[i.Mountpoint] = i
+	}
+	var list []Mount
+	for _, i := range infos {
+		if i.FSType == FSType && top[i.Mountpoint] == i {
+			list = append(list, fromInfo(i))
+		}
+	}
+	return list, nil
+}
+
 func fromInfo(i *mountinfo.Info) Mount {
 	m := Mount{Mountpoint: i.Mountpoint, Source: i.Source, UID: -1, Device: unix.Mkdev(uint32(i.Major), uint32(i.Minor))}
 	for _, o := range strings.Split(i.Options+","+i.VFSOptions, ",") {

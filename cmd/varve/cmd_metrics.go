@@ -1,0 +1,215 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"varve/cmd/varve/internal/mounts"
+	"varve/fs/prom"
+)
+
+func newMetricsCommand() *cobra.Command {
+	var all bool
+	var out string
+	c := &cobra.Command{
+		Use:   "metrics (DISK... | --all)",
+		Short: "Print figures of mounted disks for Prometheus",
+		Long: `Prints what the file "metrics" in each mount says: requests, bytes, durations,
+cache, allocation, flushes, snapshots, jobs, layers, in Prometheus' text form,
+labelled with the disk and the mountpoint. varve_up is 0 for a mount that does
+not answer, and 1 for the others.
+
+With --all these are the mounts of this host, as far as this user may read them.
+With -o the file is replaced whole or not at all, and anybody may read it: it is
+meant for the folder of node_exporter's textfile collector, which
+varve-metrics.timer keeps up to date.`,
+		Example: `  varve metrics /mnt/vm1
+  varve metrics --all -o /var/lib/prometheus/node-exporter/varve.prom`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case all && len(args) > 0:
+				return wrongUse(cmd, "name disks, or give --all")
+			case !all && len(args) == 0:
+				return wrongUse(cmd, "DISK is missing; --all means every mount of this host")
+			case cmd.Flags().Changed("output") && out == "":
+				return wrongUse(cmd, "--output is empty")
+			}
+			for _, arg := range args {
+				if arg == "" {
+					return wrongUse(cmd, "DISK is empty")
+				}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// What is begun is ended: no part of a file is left behind.
+			_, stop := interruptible(cmd)
+			defer stop()
+			list, err := metricsTargets(cmd, args)
+			if err != nil {
+				return err
+			}
+			page, err := askMetrics(cmd.ErrOrStderr(), list, all)
+			switch {
+			case err != nil:
+				return err
+			case out != "" && out != toStdout:
+				return wrapped(cmd, out, writeMetricsFile(out, page))
+			}
+			_, err = cmd.OutOrStdout().Write(page)
+			return err
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "of every varve mount of this host")
+	c.Flags().StringVarP(&out, "output", "o", "", "write to `FILE` instead of standard output; an older one is replaced")
+	return c
+}
+
+// metricsTarget is a mount to be asked.
+type metricsTarget struct {
+	target
+	source string // as the mount table names the disk
+}
+
+// metricsTargets finds the mounts of the named disks, or all.
+func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) {
+	visible, err := mounts.Visible()
+	if err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	var list []metricsTarget
+	if len(args) == 0 {
+		for _, m := range visible {
+			list = append(list, metricsTarget{target{arg: m.Mountpoint, mountpoint: m.Mountpoint, owner: m.UID}, m.Source})
+		}
+		return list, nil
+	}
+	seen := map[string]bool{}
+	for _, arg := range args {
+		t, err := findTarget(arg)
+		if err == nil && t.mountpoint == "" {
+			err = errors.New("it is not mounted, and metrics are a mount's; \"varve status\" shows the disk")
+		}
+		if err != nil {
+			return nil, wrapped(cmd, arg, err)
+		}
+		if seen[t.mountpoint] {
+			continue // the same sample twice would be wrong
+		}
+		seen[t.mountpoint] = true
+		found := metricsTarget{t, t.dir}
+		for _, m := range visible {
+			if m.Mountpoint == t.mountpoint {
+				found.source = m.Source
+			}
+		}
+		list = append(list, found)
+	}
+	return list, nil
+}
+
+// askMetrics asks all mounts at once and merges what they say. Of all mounts those
+// that belong to others are left out; of named ones that is an error.
+func askMetrics(stderr io.Writer, list []metricsTarget, all bool) ([]byte, error) {
+	pages, failures := make([]*prom.Page, len(list)), make([]error, len(list))
+	var asked sync.WaitGroup
+	for i, t := range list {
+		asked.Go(func() { pages[i], failures[i] = t.metrics() })
+	}
+	asked.Wait()
+	var text prom.Text
+	up := text.Family("varve_up", prom.Gauge, "1 where the mount answers, 0 where it does not.")
+	var answers []*prom.Page
+	for i, t := range list {
+		err := failures[i]
+		switch {
+		case err == nil:
+			answers = append(answers, pages[i])
+		case errors.Is(err, os.ErrPermission) && all:
+			continue
+		case errors.Is(err, os.ErrPermission):
+			return nil, fmt.Errorf("metrics %s: %w", t.arg, err)
+		default:
+			say(stderr, "metrics %s: %v", t.arg, err)
+		}
+		up.Bool(err == nil, t.labels()...)
+	}
+	ups, err := text.Page()
+	if err != nil {
+		return nil, err
+	}
+	return prom.Merge(append([]*prom.Page{ups}, answers...)...), nil
+}
+
+func (t metricsTarget) labels() []prom.Label {
+	return []prom.Label{{Name: "disk", Value: t.source}, {Name: "mountpoint", Value: t.mountpoint}}
+}
+
+// metrics reads a mount's metrics; a daemon of before there were any has none.
+func (t metricsTarget) metrics() (*prom.Page, error) {
+	text, err := t.readSoon("metrics")
+	if errors.Is(err, os.ErrNotExist) {
+		text, err = nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return prom.Parse(text, t.labels()...)
+}
+
+// writeMetricsFile replaces a file of metrics, which anybody may read whatever the
+// umask is.
+func writeMetricsFile(path string, page []byte) error {
+	dir, err := mounts.Resolve(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	m, inside, err := mounts.Around(dir)
+	if err != nil {
+		return err
+	}
+	if inside {
+		return target{mountpoint: m.Mountpoint}.refuseInside(dir, path)
+	}
+	for _, above := range []string{dir, filepath.Dir(dir)} {
+		if isDiskDirectory(above) {
+			return target{dir: above}.refuseInside(dir, path)
+		}
+	}
+	if err := checkMetricsFile(path); err != nil {
+		return err
+	}
+	return replaceFile(path, page, 0o644)
+}
+
+// checkMetricsFile refuses to replace what holds no metrics: a disk's image, say.
+func checkMetricsFile(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().IsRegular() && info.Size() == 0: // of no mounts
+		return nil
+	}
+	const begin = "# HELP varve_"
+	if info.Mode().IsRegular() {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		head := make([]byte, len(begin))
+		if _, err := io.ReadFull(f, head); err == nil && string(head) == begin {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s exists already and holds no metrics of varve; name another file", path)
+}
