@@ -20,7 +20,7 @@ func TestUnits(t *testing.T) {
 	s := newSystem(t)
 	s.copyIn(makeDeb(t, checkout, "1.0.0"), "/varve.deb")
 	s.run("dpkg -i /varve.deb; printf 'DISK=/srv/vm1.raw\\nMOUNTPOINT=/mnt/vm1\\n' >/etc/varve/vm1.conf")
-	for _, unit := range []string{"varve@vm1.service", "varve-prune@vm1.service", "varve-prune@vm1.timer"} {
+	for _, unit := range []string{"varve@vm1.service", "varve-prune@vm1.service", "varve-prune@vm1.timer", "varve-metrics.service", "varve-metrics.timer"} {
 		if r := s.try("systemd-analyze verify --man=no " + unit); r.Code != 0 || complaints(r) != "" {
 			t.Errorf("%s: exit code %d\n%s", unit, r.Code, complaints(r))
 		}
@@ -203,7 +203,8 @@ func TestServiceLines(t *testing.T) {
 }
 
 // TestTimerLines runs the lines of the services that timers start: a snapshot with
-// a name of its time and a prune, where the disk is mounted and not elsewhere.
+// a name of its time and a prune, where the disk is mounted and not elsewhere; and
+// metrics for node_exporter.
 func TestTimerLines(t *testing.T) {
 	unit := directives(t, "varve-prune@.service")
 	m := harness.MountDisk(t, blank(t))
@@ -247,6 +248,16 @@ func TestTimerLines(t *testing.T) {
 	// Of one hour the newest is kept, and the oldest of all for the days and weeks.
 	if automatic < 1 || automatic > 2 || own != 1 {
 		t.Errorf("%d automatic snapshots and %d others are left:\n%s", automatic, own, harness.Run(t, harness.Varve(), "list", m.Point))
+	}
+
+	folder := t.TempDir()
+	metrics := directives(t, "varve-metrics.service")
+	text := strings.ReplaceAll(metrics["ExecStart"][0], metrics["ConditionPathIsDirectory"][0], folder)
+	if r := line(text, ""); r.Code != 0 {
+		t.Fatalf("%s: exit code %d, %s", text, r.Code, r.Stderr)
+	}
+	if page, err := os.ReadFile(filepath.Join(folder, "varve.prom")); err != nil || !strings.Contains(string(page), `mountpoint="`+m.Point+`"} 1`) {
+		t.Errorf("the metrics do not name the mount (%v):\n%.2000s", err, page)
 	}
 }
 
