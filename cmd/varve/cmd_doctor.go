@@ -23,9 +23,11 @@ func newDoctorCommand() *cobra.Command {
 		Long: `Looks for the usual troubles of a disk and its mount, or of an image and what it
 stands on: a missing or changed base, a backing file without a format, a file
 that was cut off, files that nobody needs, a mount whose daemon is gone or
-hangs, a host that is nearly full. Each finding comes with the way out.
+hangs, a VM that writes past the mount, a host that is nearly full. Each
+finding comes with the way out.
 
-Without an argument it looks at every varve mount of this host, and at the host.
+Without an argument it looks at every varve mount of this host, at disks that
+are not mounted and of which a VM has a file, and at the host.
 
 It writes nothing and takes no lock, so it may be asked at any time, also while
 a VM runs. It reads no content: "varve check" looks through every table of a
@@ -87,7 +89,8 @@ func consult(cmd *cobra.Command, args []string, asJSON bool) error {
 	return err
 }
 
-// hostScopes are all disks that are mounted, and the host.
+// hostScopes are all disks that are mounted, those that are not and of which a VM has
+// a file, and the host.
 func hostScopes() ([]*doctor.Scope, error) {
 	list, err := mounts.List()
 	if err != nil {
@@ -101,7 +104,28 @@ func hostScopes() ([]*doctor.Scope, error) {
 			scopes = append(scopes, sourceScope(m.Source, list))
 		}
 	}
+	for _, path := range doctor.FilesOfVMs() {
+		if dir := diskOfFile(path); dir != "" && !seen[dir] {
+			seen[dir] = true
+			scopes = append(scopes, sourceScope(dir, list))
+		}
+	}
 	return append(scopes, &doctor.Scope{Subject: "host", Host: true}), nil
+}
+
+// diskOfFile is the disk directory that a file lies in, or that was made for it; ""
+// for none.
+func diskOfFile(path string) string {
+	// A file in a disk directory, or in layers/ there.
+	for dir, up := filepath.Dir(path), 0; up < 2; dir, up = filepath.Dir(dir), up+1 {
+		if isDiskDirectory(dir) {
+			return dir
+		}
+	}
+	if dir, err := chain.DirFor(path); err == nil && isDiskDirectory(dir) {
+		return dir
+	}
+	return ""
 }
 
 // sourceScope is what a mount's source names: a disk directory, also one that is
@@ -165,13 +189,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 		}
 		return nil, errors.New("it is a directory without chain.json, so no disk directory, and no varve mount")
 	}
-	// A file in a disk directory, or in layers/ there.
-	for dir, up := filepath.Dir(path), 0; up < 2; dir, up = filepath.Dir(dir), up+1 {
-		if isDiskDirectory(dir) {
-			return sourceScope(dir, list), nil
-		}
-	}
-	if dir, err := chain.DirFor(path); err == nil && isDiskDirectory(dir) {
+	if dir := diskOfFile(path); dir != "" {
 		return sourceScope(dir, list), nil
 	}
 	// As the user gave it: a relative backing name is looked for beside that.

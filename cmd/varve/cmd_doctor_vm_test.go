@@ -93,6 +93,10 @@ func TestDoctorOfVMs(t *testing.T) {
 	must(t, dir, "umount", "mnt")
 	pid, end = startVM(t, dir, "file.driver=file,file.filename=vm.raw,format=raw", "/vm.raw")
 	says(t, dir, []string{"vm.raw"}, fmt.Sprintf("problem vm-layer %s: VM vm1 (pid %d qemu-system-x86) has the base, %s, to write", disk, pid, base))
+	// Also where nobody named the disk.
+	if _, lines := asked(t, dir); !strings.Contains(lines, fmt.Sprintf("problem vm-layer %s: VM vm1 (pid %d ", disk, pid)) {
+		t.Errorf("without an argument: %s", lines)
+	}
 	end()
 
 	snapshot := disk + "/layers/000002.qcow2"

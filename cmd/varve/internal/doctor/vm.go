@@ -21,6 +21,22 @@ func (v vm) who() string {
 	return fmt.Sprintf("pid %d %s", v.PID, v.Command)
 }
 
+// FilesOfVMs gives the files that the VMs of this host have as disks, with symbolic
+// links resolved: of those that run and those that libvirt would start. Files that
+// cannot be looked at without perhaps waiting for ever are left out.
+func FilesOfVMs() []string {
+	m := newMachine("/")
+	var list []string
+	for _, v := range m.vms() {
+		for _, d := range v.Disks {
+			if path := m.resolve(d.Path); m.answers(path) {
+				list = append(list, path)
+			}
+		}
+	}
+	return list
+}
+
 // end is how a VM is told to let go.
 func (v vm) end() string {
 	if v.PID == 0 {
