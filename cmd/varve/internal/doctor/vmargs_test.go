@@ -1,11 +1,13 @@
 package doctor
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The two layers of a disk as libvirt 9 writes them.
@@ -142,6 +144,21 @@ func TestProgramOf(t *testing.T) {
 		if got := programOf(name); got != want {
 			t.Errorf("%s: %d, not %d", name, got, want)
 		}
+	}
+}
+
+// TestHostileNames: nodes that name each other in a circle, with as many options as a
+// command line holds, are given up soon.
+func TestHostileNames(t *testing.T) {
+	var many strings.Builder
+	for i := range 20_000 {
+		fmt.Fprintf(&many, ",k%d=1", i)
+	}
+	began := time.Now()
+	parseCommandLine(qemuSystem, []string{"qemu", "-blockdev", "raw,node-name=a,file=b,backing=b" + many.String(),
+		"-blockdev", "raw,node-name=b,file=a,backing=a" + many.String(), "-blockdev", "raw,file=a"}, "/")
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }
 

@@ -121,8 +121,9 @@ type inherited struct {
 	noFlush  bool
 }
 
-// maxNodes limits how many nodes are visited: names may make a circle of them.
-const maxNodes = 10_000
+// maxOptions limits how many options of nodes are looked at: names may make a circle
+// of them.
+const maxOptions = 100_000
 
 // resolve finds the files of all drives and nodes.
 func (c *commandLine) resolve() {
@@ -176,9 +177,12 @@ func isChild(key string) bool {
 	return false
 }
 
+// maxDisks is how many disks of a VM are looked at.
+const maxDisks = 1000
+
 // walk finds the files of a node and of those below it.
 func (c *commandLine) walk(n blockNode, from inherited) {
-	if c.visited++; c.visited > maxNodes {
+	if c.visited += 1 + len(n); c.visited > maxOptions {
 		return
 	}
 	from.readOnly = n.on("read-only", from.readOnly)
@@ -243,5 +247,7 @@ func (c *commandLine) file(n blockNode, name string, from inherited) {
 			return
 		}
 	}
-	c.Disks = append(c.Disks, d)
+	if len(c.Disks) < maxDisks {
+		c.Disks = append(c.Disks, d)
+	}
 }
