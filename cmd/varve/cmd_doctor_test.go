@@ -249,3 +249,34 @@ func TestDoctorColours(t *testing.T) {
 		t.Errorf("shows %q", shown)
 	}
 }
+
+// A host's file system that fills up is told of, the earlier the milder.
+func TestDoctorOfAFullHost(t *testing.T) {
+	host := smallHost(t, hostDir(t), 2<<30)
+	must(t, host, "create", "small.varve", "--size", "1M")
+	must(t, host, "create", "large.varve", "--size", "3G")
+	for _, c := range []struct {
+		left, small, large string // of the host in MiB; what is said of each disk
+		code               int
+	}{
+		{"1000", "", "note     the guest can still write ", exitDone},
+		{"80", "warning  the host's file system is nearly full: ", "warning  the host's file system is nearly full: ", exitDone},
+		{"20", "problem  the host's file system is full: ", "problem  the host's file system is full: ", exitFailed},
+	} {
+		if err := os.RemoveAll(host + "/filled"); err != nil {
+			t.Fatal(err)
+		}
+		free := strings.Fields(tool(t, host, "stat", "-f", "-c", "%f %S", "."))
+		tool(t, host, "sh", "-c", fmt.Sprintf("fallocate -l $((%s * %s - (%s << 20))) filled", free[0], free[1], c.left))
+		for disk, want := range map[string]string{"small.varve": c.small, "large.varve": c.large} {
+			r := vv(t, host, "doctor", disk)
+			got, _ := strings.CutPrefix(r.stdout, host+"/"+disk+"\n  ")
+			if want == "" {
+				want = "no trouble found ("
+			}
+			if r.code != c.code || !strings.HasPrefix(got, want) {
+				t.Errorf("%s MiB left: %s: exit %d, says %s", c.left, disk, r.code, r.stdout)
+			}
+		}
+	}
+}
