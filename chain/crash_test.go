@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -63,6 +64,11 @@ func (c *crashJudge) judge(state *powercut.Host, ws worlds) error {
 		r, err := Check(context.Background(), c.dir, CheckOptions{FS: state})
 		if err != nil || r.Errors > 0 {
 			return fmt.Errorf("check: %w\n%s", err, findingLines(r))
+		}
+		// As varve doctor sees it. A file whose removal was undone belongs to nobody.
+		e, err := Examine(context.Background(), c.dir, state)
+		if err != nil || slices.ContainsFunc(e.Troubles, func(t Trouble) bool { return t.Severity != TroubleNote && t.Check != examineUnowned }) {
+			return fmt.Errorf("examine: %w\n%s", err, troubleLines(e))
 		}
 		return c.repaired(state, ws)
 	}
