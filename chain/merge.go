@@ -1,9 +1,11 @@
 package chain
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"varve/overlay"
@@ -291,9 +293,14 @@ func (d *Disk) punchSource(x *node, from, to int64) error {
 	if err != nil {
 		return err
 	}
-	for _, e := range extents {
-		if e.Kind != overlay.Data {
-			continue
+	// As they stand in the file: a hole for each 128 KiB takes ten times as long.
+	extents = slices.DeleteFunc(extents, func(e overlay.Extent) bool { return e.Kind != overlay.Data })
+	slices.SortFunc(extents, func(a, b overlay.Extent) int { return cmp.Compare(a.Host, b.Host) })
+	for i := 0; i < len(extents); i++ {
+		e := extents[i]
+		for i+1 < len(extents) && extents[i+1].Host == e.Host+e.Length {
+			i++
+			e.Length += extents[i].Length
 		}
 		err := l.file.PunchHole(e.Host, e.Length)
 		if errors.Is(err, errors.ErrUnsupported) {

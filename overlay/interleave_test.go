@@ -120,6 +120,42 @@ func TestPunchMeetsAWrite(t *testing.T) {
 	c.expect(0, 2048, 1024, c.below)
 }
 
+// Clusters that are neighbours in the file go in one call, however they stand in
+// the guest; what was written since stays.
+func TestPunchesAreJoined(t *testing.T) {
+	c := newCrashTest(t)
+	order := []int64{3, 1, 6, 0, 2, 5, 4, 7}
+	for _, cluster := range order {
+		c.write(1, cluster*oneCluster, oneCluster)
+	}
+	c.discard(0, 8*oneCluster)
+	c.flush()
+	c.write(2, 2*oneCluster, 512) // the fifth of eight in the file
+	if n := c.punches(c.o.Punch); n != 2 {
+		t.Errorf("%d holes for eight clusters with one piece in use, want 2", n)
+	}
+	c.expect(2, 2*oneCluster, 512, c.below)
+	for _, cluster := range order {
+		c.expect(0, cluster*oneCluster+512, oneCluster-512, c.below)
+	}
+	c.discard(0, 8*oneCluster)
+	c.flush()
+	if n := c.punches(c.o.Punch); n != 1 {
+		t.Errorf("%d holes for the piece that is left, want 1", n)
+	}
+}
+
+// A hole has a bound: writers wait for it.
+func TestPunchesAreBounded(t *testing.T) {
+	c := newCrashTest(t)
+	c.write(1, 0, 3<<20)
+	c.discard(0, 3<<20)
+	c.flush()
+	if n := c.punches(c.o.Punch); n != 3 {
+		t.Errorf("%d holes for 3 MiB in a row, want 3", n)
+	}
+}
+
 // What is discarded while a flush is under way is not in that flush: its hole
 // waits for the next one (M6). So does what was discarded again after its entry
 // was durable, and all of its cluster.

@@ -1,10 +1,12 @@
 package overlay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
+	"sync"
 )
 
 // PunchesWait says whether there is anything for Punch, now or after a flush.
@@ -25,8 +27,8 @@ func (o *Overlay) Punch() error {
 	defer o.punch.running.Unlock()
 	clusters := o.punch.due()
 	slices.Sort(clusters)
-	for _, c := range clusters {
-		if err := o.punchCluster(c); err != nil {
+	for batch := range slices.Chunk(clusters, punchBatch) {
+		if err := o.punchAll(batch); err != nil {
 			if errors.Is(err, errors.ErrUnsupported) {
 				return nil // a host without holes: discarded blocks stay in use
 			}
@@ -36,39 +38,123 @@ func (o *Overlay) Punch() error {
 	return nil
 }
 
-// punchCluster owns the stripe, so that no write to the cluster is under way,
-// and looks again: a write since the discard took its subclusters off the
-// queue, and only bits that are not allocated may go.
-func (o *Overlay) punchCluster(cluster int64) error {
-	m := o.stripe(cluster)
-	m.Lock()
-	defer m.Unlock()
-	mask := o.punch.dueMask(cluster)
+const (
+	// holeBytes bounds one hole: writers to its clusters wait for it. Many small
+	// ones cost more: 384 MiB of ext4 in holes of 128 KiB, 1 MiB and 16 MiB took
+	// 1.1, 0.2 and 0.1 s.
+	holeBytes = 1 << 20
+	// punchBatch is for how many clusters it is looked up where they stand before
+	// the first hole.
+	punchBatch = 4096
+)
+
+// punchAll goes through clusters as they stand in the file, which is not as they
+// stand in the guest: neighbours there go in one call.
+func (o *Overlay) punchAll(clusters []int64) error {
+	type place struct{ host, cluster int64 }
+	places := make([]place, len(clusters))
+	for i, c := range clusters {
+		s, n, err := o.findSlice(c)
+		if err != nil {
+			return err
+		}
+		places[i].cluster = c
+		if s != nil {
+			places[i].host = int64(s.offset[n].Load()) // never changes once it is set (M3)
+		}
+	}
+	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.host, b.host) })
+	var run []int64
+	for i, p := range places {
+		if len(run) > 0 && (p.host != places[i-1].host+o.clusterSize() || int64(len(run))<<o.clusterBits >= holeBytes) {
+			if err := o.punchRun(run); err != nil {
+				return err
+			}
+			run = run[:0]
+		}
+		run = append(run, p.cluster)
+	}
+	return o.punchRun(run)
+}
+
+// punchRun punches clusters that stand one behind the other in the file. It owns
+// their stripes, so that no write to them is under way, and looks again: a write
+// since the discard took its subclusters off the queue, and only bits that are not
+// allocated may go.
+func (o *Overlay) punchRun(clusters []int64) error {
+	unlock := o.ownStripes(clusters)
+	defer unlock()
+	var from, to int64 // the hole so far
+	for _, c := range clusters {
+		host, mask, err := o.takePunch(c)
+		if err != nil {
+			return err
+		}
+		for mask != 0 {
+			first := bits.TrailingZeros32(mask)
+			n := bits.TrailingZeros32(^(mask >> first))
+			mask &^= uint32((uint64(1)<<n - 1) << first)
+			at := host + int64(first)<<o.subBits
+			if at != to {
+				if err := o.punchHole(from, to); err != nil {
+					return err
+				}
+				from = at
+			}
+			to = at + int64(n)<<o.subBits
+		}
+	}
+	return o.punchHole(from, to)
+}
+
+// ownStripes owns the stripes of several clusters. Nobody else owns more than
+// one, so it waits for no one who waits for it; two of these exclude each other by
+// punch.running.
+func (o *Overlay) ownStripes(clusters []int64) (unlock func()) {
+	var owned []*sync.RWMutex
+	for _, c := range clusters {
+		if m := o.stripe(c); !slices.Contains(owned, m) {
+			m.Lock()
+			owned = append(owned, m)
+		}
+	}
+	return func() {
+		for _, m := range owned {
+			m.Unlock()
+		}
+	}
+}
+
+// takePunch takes a cluster, whose stripe is the caller's, off the queue, and gives
+// its place in the file and the subclusters that may go.
+func (o *Overlay) takePunch(cluster int64) (host int64, mask uint32, err error) {
+	mask = o.punch.dueMask(cluster)
 	if mask == 0 {
-		return nil
+		return 0, 0, nil
 	}
 	s, i, err := o.findSlice(cluster)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	o.punch.cancel(cluster, mask)
 	if s == nil {
-		return nil
+		return 0, 0, nil
 	}
 	host, bitmap := int64(s.offset[i].Load()), s.bitmap[i].Load()
 	mask &^= uint32(bitmap)
 	if host == 0 {
+		return 0, 0, nil
+	}
+	return host, mask, nil
+}
+
+func (o *Overlay) punchHole(from, to int64) error {
+	if from == to {
 		return nil
 	}
-	for mask != 0 {
-		first := bits.TrailingZeros32(mask)
-		n := bits.TrailingZeros32(^(mask >> first))
-		at := host + int64(first)<<o.subBits
-		if err := o.file.PunchHole(at, int64(n)<<o.subBits); err != nil {
-			return fmt.Errorf("punch %d bytes at 0x%x of %s: %w", int64(n)<<o.subBits, at, o.file.Name(), err)
-		}
-		o.activity.Punched.Add(int64(n) << o.subBits)
-		mask &^= uint32((uint64(1)<<n - 1) << first)
+	if err := o.file.PunchHole(from, to-from); err != nil {
+		return fmt.Errorf("punch %d bytes at 0x%x of %s: %w", to-from, from, o.file.Name(), err)
 	}
+	o.activity.Punched.Add(to - from)
 	return nil
 }

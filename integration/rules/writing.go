@@ -57,7 +57,7 @@ var writingMutants = []mutant{
 		"	q.captured++\n	return q.captured", "	q.captured++\n	q.durable = q.captured\n	return q.captured",
 		"overlay.TestDiscardDuringFlush"),
 	one("M6", "a punch does not keep writers out", "overlay/punch.go",
-		"	m := o.stripe(cluster)\n	m.Lock()\n	defer m.Unlock()\n", "",
+		"	unlock := o.ownStripes(clusters)\n	defer unlock()\n", "",
 		"overlay.TestPunchInFlight"),
 	one("M6", "a write in place does not keep punches out", "overlay/write.go",
 		"	m.RLock()\n	defer m.RUnlock()\n", "	_ = m\n",
