@@ -250,8 +250,8 @@ func (g *simGuest) write(sector, n int64, zero bool) error {
 		powercut.FillSectors(p, s.Value)
 		err = g.d.WriteAt(p, sector*powercut.SectorSize)
 	}
-	if g.faulty {
-		g.worlds.failed(sector, n, s, err != nil)
+	if g.faulty && err != nil {
+		g.worlds.failed(sector, n, s)
 	}
 	return err
 }

@@ -42,14 +42,11 @@ func (ws worlds) write(from, n int64, s powercut.Stamp) {
 	}
 }
 
-// failed notes whether a write failed, in each view that has it. In a snapshot under
-// way it may be missing: there it makes nothing sure that an earlier one left open.
-func (ws worlds) failed(from, n int64, s powercut.Stamp, failed bool) {
+// failed notes that a write failed, in each view that has it.
+func (ws worlds) failed(from, n int64, s powercut.Stamp) {
 	for _, w := range ws {
-		for name, c := range w {
-			if name == "" || failed {
-				c.Failed(from, n, s, failed)
-			}
+		for _, c := range w {
+			c.Failed(from, n, s)
 		}
 	}
 }

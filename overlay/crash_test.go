@@ -139,8 +139,8 @@ func (g *layerGuest) write(from, n int64, zero bool) error {
 		powercut.FillSectors(p, s.Value)
 		err = g.o.WriteAt(p, from*powercut.SectorSize, below{})
 	}
-	if g.faulty {
-		g.view.Failed(from, n, s, err != nil)
+	if g.faulty && err != nil {
+		g.view.Failed(from, n, s)
 	}
 	return err
 }

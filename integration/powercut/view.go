@@ -22,11 +22,20 @@ type View struct {
 
 	sectors map[int64][]Stamp
 	loose   map[int64]bool // sectors with more than one value
-	unsure  map[int64]bool // those of a write that failed, and may have happened
 }
 
 // Stamp is a value that was written to a sector, and the number of the write.
-type Stamp struct{ Write, Value uint64 }
+type Stamp struct {
+	Write, Value uint64
+	failed       bool // the write failed, and may have happened or not
+}
+
+func (s Stamp) String() string {
+	if s.failed {
+		return fmt.Sprintf("%x (failed)", s.Value)
+	}
+	return fmt.Sprintf("%x", s.Value)
+}
 
 // Reader reads a disk as a View checks it; past its end are zeros.
 type Reader func(p []byte, off int64) error
@@ -36,14 +45,14 @@ type Reader func(p []byte, off int64) error
 func NewView(size int64, ranges [][2]int64, base func(sector int64) uint64) *View {
 	return &View{
 		Size: size, ranges: ranges, base: base,
-		sectors: map[int64][]Stamp{}, loose: map[int64]bool{}, unsure: map[int64]bool{},
+		sectors: map[int64][]Stamp{}, loose: map[int64]bool{},
 	}
 }
 
 // Clone gives a view that knows the same.
 func (v *View) Clone() *View {
 	c := *v
-	c.sectors, c.loose, c.unsure = maps.Clone(v.sectors), maps.Clone(v.loose), maps.Clone(v.unsure)
+	c.sectors, c.loose = maps.Clone(v.sectors), maps.Clone(v.loose)
 	return &c
 }
 
@@ -70,17 +79,14 @@ func (v *View) Write(from, n int64, s Stamp) {
 	}
 }
 
-// Failed notes whether a write failed: it may have happened or not then, until
-// the sector is written again.
-func (v *View) Failed(from, n int64, s Stamp, failed bool) {
+// Failed notes that the last write failed: it may have happened or not, until a
+// later one is durable.
+func (v *View) Failed(from, n int64, s Stamp) {
 	for at := from; at < from+n; at++ {
-		if have := v.sectors[at]; len(have) == 0 || have[len(have)-1].Write != s.Write {
-			continue
-		}
-		if failed {
-			v.unsure[at] = true
-		} else {
-			delete(v.unsure, at)
+		have := slices.Clone(v.sectors[at]) // clones of the view share it
+		if last := len(have) - 1; last >= 0 && have[last].Write == s.Write {
+			have[last].failed = true
+			v.sectors[at] = have
 		}
 	}
 }
@@ -89,12 +95,9 @@ func (v *View) Failed(from, n int64, s Stamp, failed bool) {
 // been completed.
 func (v *View) Durable(write uint64) {
 	for at := range v.loose {
-		if v.unsure[at] {
-			continue
-		}
 		have := v.sectors[at]
 		first := len(have) - 1
-		for first > 0 && have[first].Write > write {
+		for first > 0 && (have[first].Write > write || have[first].failed) {
 			first--
 		}
 		v.sectors[at] = have[first:]
@@ -117,7 +120,6 @@ func (v *View) Settle(read Reader) error {
 		v.sectors[at] = []Stamp{{Value: SectorValue(p[:])}}
 	}
 	clear(v.loose)
-	clear(v.unsure)
 	return nil
 }
 
@@ -190,7 +192,7 @@ func (v *View) Check(read Reader, exact bool) error {
 			}
 			want := v.get(sector)
 			if exact && want[len(want)-1].Value != got || !exact && !v.May(sector, got) {
-				return fmt.Errorf("sector %d (offset 0x%x) has %x, may have %x", sector, at, got, want)
+				return fmt.Errorf("sector %d (offset 0x%x) has %x, may have %v", sector, at, got, want)
 			}
 		}
 	}
