@@ -145,6 +145,25 @@ func TestPunchesAreJoined(t *testing.T) {
 	}
 }
 
+// A write to any of the clusters of a hole waits for it.
+func TestJoinedPunchInFlight(t *testing.T) {
+	for cluster := range int64(3) {
+		c := newCrashTest(t)
+		c.write(1, 0, 3*oneCluster)
+		c.discard(0, 3*oneCluster)
+		c.flush()
+		stop := c.f.StopAt(t, func(call interleave.Call) bool { return call.Op == "punch" && !call.Done })
+		punch := interleave.Start(t, c.o.Punch)
+		stop.Reached()
+		write := c.writing(9, cluster*oneCluster, 512, c.below)
+		write.Waits()
+		stop.Go()
+		punch.Must()
+		write.Must()
+		c.expect(9, cluster*oneCluster, 512, c.below)
+	}
+}
+
 // A hole has a bound: writers wait for it.
 func TestPunchesAreBounded(t *testing.T) {
 	c := newCrashTest(t)
