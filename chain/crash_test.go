@@ -65,9 +65,9 @@ func (c *crashJudge) judge(state *powercut.Host, ws worlds) error {
 		if err != nil || r.Errors > 0 {
 			return fmt.Errorf("check: %w\n%s", err, findingLines(r))
 		}
-		// As varve doctor sees it. A file whose removal was undone belongs to nobody.
+		// As varve doctor sees it.
 		e, err := Examine(context.Background(), c.dir, state)
-		if err != nil || slices.ContainsFunc(e.Troubles, func(t Trouble) bool { return t.Severity != TroubleNote && t.Check != examineUnowned }) {
+		if err != nil || slices.ContainsFunc(e.Troubles, func(t Trouble) bool { return t.Severity != TroubleNote }) {
 			return fmt.Errorf("examine: %w\n%s", err, troubleLines(e))
 		}
 		return c.repaired(state, ws)

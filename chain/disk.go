@@ -78,7 +78,7 @@ type Disk struct {
 	closed  bool     // guarded by opMu
 	numbers int      // the lowest number never used, also by what failed; guarded by opMu
 	orphans []string // files that no layer owns, to go with the next commit; guarded by opMu
-	removed []string // what of manifest.Removing is unlinked; guarded by opMu
+	removed []string // what of manifest.Removing is unlinked, not durably yet; guarded by opMu
 
 	// stateMu guards the manifest, which is replaced and never edited, and
 	// nodes, both changed under opMu only.
@@ -243,10 +243,19 @@ func (d *Disk) unlink(file string) {
 	d.removed = append(d.removed, file)
 }
 
-// edit gives a copy of the manifest to be changed and committed.
+// edit gives a copy of the manifest to be changed and committed. Of the files under
+// Removing it leaves out those that are durably gone: after a power cut a file could
+// come back otherwise, and belong to nobody.
 func (d *Disk) edit() *manifest {
 	m := d.manifest.clone()
 	m.Next = max(m.Next, d.numbers)
+	if len(d.removed) == 0 {
+		return m
+	}
+	if err := d.fs.SyncDir(filepath.Join(d.dir, layersDir)); err != nil {
+		d.log.Warn("it is not known whether files that were removed are gone for good", "error", err)
+		return m
+	}
 	m.Removing = slices.DeleteFunc(m.Removing, func(file string) bool { return slices.Contains(d.removed, file) })
 	return m
 }

@@ -127,15 +127,21 @@ func (d *Disk) removeStrays() error {
 	if err != nil {
 		return err
 	}
+	removed := false
 	for _, name := range names {
 		if n, ok := layerFileNumber(layersDir + "/" + name); ok && n >= d.manifest.Next {
 			d.log.Info("removing a file that no layer owns", "file", name)
 			if err := d.fs.Remove(filepath.Join(d.dir, layersDir, name)); err != nil {
 				return err
 			}
+			removed = true
 		}
 	}
-	return nil
+	if !removed {
+		return nil
+	}
+	// Before a commit counts its number as used.
+	return d.fs.SyncDir(filepath.Join(d.dir, layersDir))
 }
 
 // openLayers opens every layer and checks the fingerprints. What fails is told of
