@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"varve/integration/interleave"
+	"varve/overlay"
 )
 
 // A number is used once, also when what it was for has failed (M15).
@@ -286,4 +288,44 @@ func TestAcceptedLayerFollowsToo(t *testing.T) {
 		t.Errorf("the header names %q", name)
 	}
 	must(t, reading(t, d, 1, 0, 4096).Wait())
+}
+
+// chain.json forgets a file that was removed only when its removal is durable: a power
+// cut would bring it back otherwise, as nobody's (M15).
+func TestRemovalIsDurable(t *testing.T) {
+	d, fs := watchedDisk(t, 4<<20)
+	put(t, d, 1, 0, 1<<20)
+	must(t, d.Snapshot("one"))
+	must(t, d.Snapshot("two"))
+	layers := filepath.Join(d.Dir(), layersDir)
+	var removed []string // not durably
+	forgotten := 0
+	fs.Watch(func(c interleave.Call) {
+		switch {
+		case !c.Done:
+		case c.Op == "remove" && filepath.Dir(c.Path) == layers:
+			removed = append(removed, layersDir+"/"+filepath.Base(c.Path))
+		case c.Op == "syncdir" && c.Path == layers:
+			forgotten += len(removed)
+			removed = nil
+		case c.Op == "rename" && filepath.Base(c.Path) == manifestName:
+			m, err := loadManifest(overlay.HostFS(), d.Dir())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, file := range removed {
+				if !slices.Contains(m.Removing, file) {
+					t.Errorf("%s is forgotten, and its removal is not durable", file)
+				}
+			}
+		}
+	})
+	id, err := d.Delete("one")
+	finish(t, d, id, err)
+	must(t, d.Rename("two", "three")) // syncs layers/ for nothing else
+	fs.Watch(nil)
+	if forgotten == 0 {
+		t.Error("no file was removed")
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -67,7 +66,7 @@ func (c *crashJudge) judge(state *powercut.Host, ws worlds) error {
 		}
 		// As varve doctor sees it.
 		e, err := Examine(context.Background(), c.dir, state)
-		if err != nil || slices.ContainsFunc(e.Troubles, func(t Trouble) bool { return t.Severity != TroubleNote }) {
+		if err != nil || hasTrouble(e) {
 			return fmt.Errorf("examine: %w\n%s", err, troubleLines(e))
 		}
 		return c.repaired(state, ws)

@@ -190,10 +190,10 @@ func (d *Disk) commit(m *manifest) error {
 	m.Removing = append(m.Removing, d.orphans...)
 	d.noteCounts(m)
 	if err := d.commitWithReserve(m); err != nil {
-		return d.takeBack(err)
+		return d.takeBack(m, err)
 	}
 	d.numbers = m.Next
-	d.removed = nil
+	d.removed = slices.DeleteFunc(d.removed, func(file string) bool { return !slices.Contains(m.Removing, file) })
 	orphans := d.orphans
 	d.orphans = nil
 	for _, file := range orphans {
@@ -202,14 +202,22 @@ func (d *Disk) commit(m *manifest) error {
 	return nil
 }
 
-// takeBack commits the manifest in force again after a commit of which nobody
+// takeBack commits the manifest in force again after a commit of m of which nobody
 // knows whether it happened. A crash could make a failed revert come true
-// otherwise, and set aside, or unlink, what the guest went on to write.
-func (d *Disk) takeBack(err error) error {
+// otherwise, and set aside, or unlink, what the guest went on to write. Files that
+// only m has are to be removed.
+func (d *Disk) takeBack(m *manifest, err error) error {
 	if !errors.Is(err, errCommitUnknown) {
 		return err
 	}
-	if failed := d.commitWithReserve(d.edit()); failed != nil {
+	old := d.edit()
+	old.Removing = append(old.Removing, d.orphans...)
+	for _, l := range m.Layers {
+		if !l.Foreign && !slices.ContainsFunc(old.Layers, func(o *layerRecord) bool { return o.File == l.File }) {
+			old.Removing = append(old.Removing, l.File)
+		}
+	}
+	if failed := d.commitWithReserve(old); failed != nil {
 		// What is written from now on might be lost with the next power cut.
 		err = errors.Join(err, failed)
 		d.log.Error("it is not known which chain.json is on disk; the disk takes no writes until it is mounted again", "error", err)

@@ -87,18 +87,21 @@ func (e *examiner) dirty(path string, h *overlay.Header) {
 
 // whole looks whether a qcow2 file ends too early.
 func (e *examiner) whole(path string, ours bool) {
-	at, what, err := overlay.CutOff(e.fs, path)
+	missing, err := overlay.CutOff(e.fs, path)
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		e.unseen(path)
 	case err != nil:
 		e.problem(examineHeader, path, headerWayOut(err, !ours), "%w", err)
-	case what != "":
+	case missing.Counted && !ours:
+		e.warn(examineCutOff, path, "\"qemu-img check\" tells: with errors it was cut off, and is to be put back from where it was copied; without, nothing is wrong",
+			"its refcounts reach behind its end, to 0x%x: it was cut off, or QEMU was killed, or is at work", missing.At)
+	case missing.What != "":
 		wayOut := "put the whole file back from where it was copied; \"qemu-img check\" says what is missing"
 		if ours {
 			wayOut = "put the whole file back from a backup; \"varve check\" says what is missing"
 		}
-		e.problem(examineCutOff, path, wayOut, "the file was cut off: %s should be at 0x%x, behind its end", what, at)
+		e.problem(examineCutOff, path, wayOut, "the file was cut off: %s should be at 0x%x, behind its end", missing.What, missing.At)
 	}
 }
 

@@ -24,6 +24,11 @@ func troubleLines(e Examination) string {
 	return lines
 }
 
+// hasTrouble says that there is more than notes.
+func hasTrouble(e Examination) bool {
+	return slices.ContainsFunc(e.Troubles, func(t Trouble) bool { return t.Severity != TroubleNote })
+}
+
 // onlyTrouble checks that exactly one thing is found, and what is said of it.
 func onlyTrouble(t *testing.T, e Examination, says ...string) {
 	t.Helper()

@@ -195,13 +195,15 @@ func (g *flushGroup) writeBack() error {
 	frozen := g.frozen
 	leaf := g.disk.leaf.Load()
 	g.mu.Unlock()
-	for _, o := range frozen {
-		if err := o.Flush(); err != nil {
-			return err
+	top := leaf.layer().over()
+	for _, o := range append(slices.Clip(frozen), top) {
+		if o == nil {
+			continue
 		}
-	}
-	if o := leaf.layer().over(); o != nil {
 		if err := o.Flush(); err != nil {
+			if top != nil && errors.Is(err, overlay.ErrFailed) {
+				top.Fail(err) // no later flush can succeed, so no write may (D3)
+			}
 			return err
 		}
 	}
@@ -210,7 +212,7 @@ func (g *flushGroup) writeBack() error {
 	g.mu.Unlock()
 	// Woken for nothing, its thread would take the processor from whoever waits for
 	// this flush.
-	if o := leaf.layer().over(); o != nil && o.PunchesWait() {
+	if top != nil && top.PunchesWait() {
 		g.disk.background.kickPunch()
 	}
 	return nil

@@ -97,7 +97,7 @@ func (d *Disk) thaw(l *layer) (*overlay.Overlay, error) {
 	if o := l.over(); o != nil {
 		return o, nil
 	}
-	o, err := l.thaw(overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log, Activity: &d.measures.activity})
+	o, err := l.thaw(d.overlayOptions(false))
 	if err != nil {
 		return nil, err
 	}

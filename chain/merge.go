@@ -309,6 +309,7 @@ func (d *Disk) punchSource(x *node, from, to int64) error {
 		if err != nil {
 			return fmt.Errorf("give back %d bytes at 0x%x of %s: %w", e.Length, e.Host, l.path, err)
 		}
+		d.measures.activity.Punched.Add(e.Length)
 	}
 	return nil
 }

@@ -66,8 +66,7 @@ type Metrics struct {
 	FlushErrors int64
 	Unflushed   int64 // bytes of the leaf's tables that wait for a flush
 
-	// Stalls are how long writers were kept out by a snapshot, also by one without a
-	// name that a job takes.
+	// Stalls are how long writers were kept out by a snapshot.
 	Stalls measure.Distribution
 
 	Job  *JobStatus // the one under way or the last one, nil for none

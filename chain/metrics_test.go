@@ -72,6 +72,23 @@ func TestMetricsMove(t *testing.T) {
 	startBackground(d)
 }
 
+// What a merge has moved is given back to the host, either way.
+func TestMergeMetrics(t *testing.T) {
+	for direction, lower := range map[string]int64{directionUp: 1 << 20, directionDown: 8 << 20} {
+		d, _ := testDisk(t, 64<<20)
+		put(t, d, 1, 0, lower)
+		must(t, d.Snapshot("one"))
+		put(t, d, 2, 16<<20, 9<<20-lower)
+		must(t, d.Snapshot("two"))
+		before := d.Metrics()
+		id, err := d.Delete("one")
+		finish(t, d, id, err)
+		if got := moved(before, d.Metrics()); got.punched != 1<<20 {
+			t.Errorf("%s: %d bytes punched, want %d", direction, got.punched, 1<<20)
+		}
+	}
+}
+
 // Jobs are counted when they end, and told of while they run.
 func TestJobMetrics(t *testing.T) {
 	d, _ := testDisk(t, 64<<20)

@@ -104,6 +104,10 @@ func newDisk(dir string, o OpenOptions) *Disk {
 	return d
 }
 
+func (d *Disk) overlayOptions(unclean bool) overlay.OverlayOptions {
+	return overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log, Activity: &d.measures.activity}
+}
+
 // abandon closes what a failed Open has opened.
 func (d *Disk) abandon() {
 	for _, n := range d.nodes {
@@ -232,7 +236,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		}
 		unclean = changed
 	}
-	l, err := newWritable(path, f, overlay.OverlayOptions{Unclean: unclean, MaxSlices: d.maxSlices, Log: d.log, Activity: &d.measures.activity})
+	l, err := newWritable(path, f, d.overlayOptions(unclean))
 	if errors.Is(err, overlay.ErrNotPlain) {
 		if rec.ID == d.manifest.Leaf {
 			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)

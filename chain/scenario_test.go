@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -277,6 +278,9 @@ func (c *crashJudge) judgeAfterFault(state *powercut.Host, ws worlds) error {
 	}
 	if err := c.reopen(state, ws); err != nil {
 		return err
+	}
+	if e, err := Examine(context.Background(), c.dir, state); err != nil || hasTrouble(e) {
+		return fmt.Errorf("examine: %w\n%s", err, troubleLines(e))
 	}
 	return headersFollow(state, c.dir)
 }

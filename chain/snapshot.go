@@ -3,6 +3,7 @@ package chain
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -26,9 +27,12 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 	}
 	path := d.path(rec)
 	if err := overlay.Create(d.fs, path, o); err != nil {
+		if !errors.Is(err, os.ErrExist) { // else it is somebody else's
+			d.mayComeBack(path)
+		}
 		return nil, nil, err
 	}
-	l, err := openWritable(d.fs, path, overlay.OverlayOptions{MaxSlices: d.maxSlices, Log: d.log, Activity: &d.measures.activity})
+	l, err := openWritable(d.fs, path, d.overlayOptions(false))
 	if err == nil {
 		err = d.fs.SyncDir(filepath.Dir(path))
 		if err != nil {
@@ -36,7 +40,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 		}
 	}
 	if err != nil {
-		return nil, nil, errors.Join(err, d.fs.Remove(path))
+		return nil, nil, errors.Join(err, d.drop(path))
 	}
 	m.add(rec)
 	m.Leaf = rec.ID
@@ -49,12 +53,24 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 func (d *Disk) dropLeaf(l *layer, err error) {
 	l.close()
 	if errors.Is(err, errCommitUnknown) {
-		d.orphans = append(d.orphans, layersDir+"/"+filepath.Base(l.path))
+		d.mayComeBack(l.path)
 		return
 	}
-	if err := d.fs.Remove(l.path); err != nil {
+	if err := d.drop(l.path); err != nil {
 		d.log.Warn("cannot remove a file that no layer owns", "file", l.path, "error", err)
 	}
+}
+
+// drop removes the file of a layer that never came to be.
+func (d *Disk) drop(path string) error {
+	d.mayComeBack(path)
+	return d.fs.Remove(path)
+}
+
+// mayComeBack has the next commit list a file as one to be removed: its number counts
+// as used, and a power cut could undo the removal.
+func (d *Disk) mayComeBack(path string) {
+	d.orphans = append(d.orphans, layersDir+"/"+filepath.Base(path))
 }
 
 // checkNew refuses a name that is not legal or not free.
@@ -82,8 +98,7 @@ func (d *Disk) Snapshot(name string) error {
 	return d.freezeLeaf(name)
 }
 
-// freezeLeaf is Snapshot with a name that is right, "" for an unnamed layer.
-// Called with opMu held.
+// freezeLeaf is Snapshot with a name that is right. Called with opMu held.
 func (d *Disk) freezeLeaf(name string) error {
 	m := d.edit()
 	old := m.layer(m.Leaf)

@@ -51,7 +51,7 @@ func diskMetrics() []metric {
 			func(m *chain.Metrics) int64 { return m.Allocated }),
 		figure("varve_discarded_bytes_total", prom.Counter, "Bytes of a layer's data that became zeros by discards and jobs: whole subclusters.",
 			func(m *chain.Metrics) int64 { return m.Discarded }),
-		figure("varve_punched_bytes_total", prom.Counter, "Bytes given back to the host after that, and of what jobs have moved.",
+		figure("varve_punched_bytes_total", prom.Counter, "Bytes given back to the host after that, and of what jobs have moved; not those of files that were removed.",
 			func(m *chain.Metrics) int64 { return m.Punched }),
 
 		diskMetric("varve_flush_duration_seconds", prom.Histogram,
@@ -74,7 +74,7 @@ func jobMetrics() []metric {
 		}
 	}
 	return []metric{
-		diskMetric("varve_jobs_total", prom.Counter, "Deletes and flattens that have ended: done, cancelled or failed.",
+		diskMetric("varve_jobs_total", prom.Counter, "Jobs that have ended, done, cancelled or failed: flattens, and as delete each merge of a layer that nobody needs any more.",
 			func(m *chain.Metrics, to *prom.Family) {
 				for _, end := range chain.JobEnds() {
 					to.Int(m.Jobs[end], prom.Label{Name: "kind", Value: end.Kind}, prom.Label{Name: "state", Value: end.State})

@@ -314,7 +314,7 @@ func FuzzCheck(f *testing.F) {
 	}
 	f.Fuzz(func(_ *testing.T, data []byte) {
 		_, _ = Check(context.Background(), &bytesFile{data: data}, "qcow2", CheckOptions{})
-		_, _, _ = cutOff(&bytesFile{data: data})
+		_, _ = cutOff(&bytesFile{data: data})
 	})
 }
 

@@ -12,51 +12,84 @@ import (
 // or two that are empty at its end, not hundreds.
 const maxBlocksForEnd = 16
 
-// CutOff looks whether the file of a qcow2 image ends before what it holds: before
-// an L2 table, or before the last cluster with a refcount. at is where that should
-// stand, what says what it is; "" when nothing is missing. It reads the L1 table and a
-// few blocks of the refcounts, not the L2 tables: a file that passes may still have
-// errors, which Check finds. It takes no lock. The errors are ParseHeader's and the
-// file's.
-func CutOff(fs FS, path string) (at int64, what string, err error) {
+// Missing is what a file ends before.
+type Missing struct {
+	At   int64  // where it should stand
+	What string // "" when nothing is missing
+	// Counted says that refcounts alone tell of it. Files of varve's are never left so.
+	// QEMU writes refcounts ahead of what they count, and a QEMU that is killed, or is
+	// at it, leaves a whole image with refcounts behind its end.
+	Counted bool
+}
+
+// CutOff looks whether the file of a qcow2 image ends before what it holds: an L2
+// table, or the last cluster with a refcount; then also before the data that L2 tables
+// name. It reads the L1 table and a few blocks of the refcounts, and the L2 tables only
+// where those say that something is missing: a file that passes may still have errors,
+// which Check finds. It takes no lock. The errors are ParseHeader's and the file's.
+func CutOff(fs FS, path string) (Missing, error) {
 	f, err := openImageFile(fs, path)
 	if err != nil {
-		return 0, "", err
+		return Missing{}, err
 	}
 	defer f.Close() // read only
 	return cutOff(f)
 }
 
-func cutOff(f File) (at int64, what string, err error) {
+func cutOff(f File) (Missing, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return 0, "", err
+		return Missing{}, err
 	}
 	h, err := readHeader(f, info.Size)
 	if err != nil {
-		return 0, "", err
+		return Missing{}, err
 	}
 	l1, err := readL1(f, h)
 	if err != nil {
-		return 0, "", err
+		return Missing{}, err
 	}
 	last, err := lastCounted(f, h)
 	if err != nil {
-		return 0, "", err
+		return Missing{}, err
 	}
 	// The file may be growing: its end is looked at last.
 	if info, err = f.Stat(); err != nil {
-		return 0, "", err
+		return Missing{}, err
 	}
 	for _, entry := range l1 {
 		if table := int64(entry & offsetMask); table >= info.Size {
-			return table, "an L2 table", nil
+			return Missing{At: table, What: "an L2 table"}, nil
 		}
 	}
-	if last >= info.Size && info.Mode&os.ModeDevice == 0 {
-		return last, "a cluster that its refcounts have in use", nil
+	if last < info.Size || info.Mode&os.ModeDevice != 0 {
+		return Missing{}, nil
 	}
-	return 0, "", nil
+	if at, err := lastNamed(f, h); err != nil || at >= info.Size {
+		return Missing{At: at, What: "a cluster of data"}, err
+	}
+	return Missing{At: last, What: "a cluster that its refcounts have in use", Counted: true}, nil
+}
+
+// lastNamed is the offset of the last cluster that L2 tables have data in, 0 for none.
+// (qcow2 specification, "Cluster mapping"; of a compressed one it is the first byte.)
+func lastNamed(f File, h *Header) (last int64, err error) {
+	w := tableWalk{
+		file: f, h: h, buf: make([]byte, h.ClusterSize()),
+		l1: func(int64, uint64) (bool, error) { return true, nil },
+		l2: func(_, _ int64, word, bitmap uint64) error {
+			switch {
+			case word&compressedFlag != 0:
+				last = max(last, int64(word&(1<<(70-h.ClusterBits)-1)))
+			case h.ExtendedL2() && uint32(bitmap) == 0, !h.ExtendedL2() && word&zeroFlag != 0:
+			default:
+				last = max(last, int64(word&offsetMask))
+			}
+			return nil
+		},
+	}
+	err = w.walk(h.L1Offset, int64(h.L1Entries))
+	return last, err
 }
 
 // lastCounted is the offset of the last cluster whose refcount is not 0, or of the

@@ -1,8 +1,10 @@
 package overlay
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 )
@@ -15,8 +17,8 @@ func TestCutOff(t *testing.T) {
 		path := newQcow2(t, kind, "64M")
 		whole := func(when string) {
 			t.Helper()
-			if at, what, err := CutOff(HostFS(), path); what != "" || err != nil {
-				t.Errorf("%s, %s: %s at 0x%x, %v", kind, when, what, at, err)
+			if m, err := CutOff(HostFS(), path); m.What != "" || err != nil {
+				t.Errorf("%s, %s: %+v, %v", kind, when, m, err)
 			}
 		}
 		whole("empty")
@@ -31,8 +33,8 @@ func TestCutOff(t *testing.T) {
 		if err := os.Truncate(path, info.Size()-(2<<20)); err != nil {
 			t.Fatal(err)
 		}
-		if at, what, err := CutOff(HostFS(), path); err == nil && (what == "" || at < info.Size()-(2<<20)) {
-			t.Errorf("%s, cut off: %q at 0x%x", kind, what, at)
+		if m, err := CutOff(HostFS(), path); err == nil && (m.What == "" || m.Counted || m.At < info.Size()-(2<<20)) {
+			t.Errorf("%s, cut off: %+v", kind, m)
 		}
 	}
 }
@@ -44,8 +46,8 @@ func TestCutOffOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	qemuIO(t, path, "write 8M 1M")
-	if at, what, err := CutOff(HostFS(), path); what != "" || err != nil {
-		t.Fatalf("whole: %s at 0x%x, %v", what, at, err)
+	if m, err := CutOff(HostFS(), path); m.What != "" || err != nil {
+		t.Fatalf("whole: %+v, %v", m, err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -56,13 +58,48 @@ func TestCutOffOwn(t *testing.T) {
 		if err := os.Truncate(path, size); err != nil {
 			t.Fatal(err)
 		}
-		at, what, err := CutOff(HostFS(), path)
-		if err == nil && (what == "" || at < size) {
-			t.Fatalf("cut to %d: %q at 0x%x", size, what, at)
+		m, err := CutOff(HostFS(), path)
+		if err == nil && (m.What == "" || m.Counted || m.At < size) {
+			t.Fatalf("cut to %d: %+v", size, m)
 		}
-		said[fmt.Sprint(what, err != nil)]++
+		said[fmt.Sprint(m.What, err != nil)]++
 	}
 	if len(said) < 2 {
 		t.Errorf("the cuts met only %v", said)
+	}
+}
+
+// QEMU counts a cluster before its data stands there: killed in between it leaves a
+// refcount behind the end of the file, of which qemu-img check says nothing. So does
+// one that was cut off where only a cluster stood that nothing names any more.
+func TestCountedBehindTheEnd(t *testing.T) {
+	path := newQcow2(t, "compat=1.1", "64M")
+	qemuIO(t, path, "write 1M 256k")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var at [8]byte
+	read := func(off int64) int64 {
+		if _, err := f.ReadAt(at[:], off); err != nil {
+			t.Fatal(err)
+		}
+		return int64(binary.BigEndian.Uint64(at[:]))
+	}
+	behind := (info.Size() + 0xffff) >> 16
+	block := read(read(48)) // the first entry of the refcount table
+	if _, err := f.WriteAt([]byte{0, 1}, block+2*behind); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("qemu-img", "check", path).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img check: %v\n%s", err, out)
+	}
+	if m, err := CutOff(HostFS(), path); err != nil || !m.Counted || m.At != behind<<16 {
+		t.Errorf("%+v, %v", m, err)
 	}
 }

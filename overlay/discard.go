@@ -226,6 +226,13 @@ func (q *punchQueue) cancel(cluster int64, mask uint32) {
 	}
 }
 
+// forget empties the queue.
+func (q *punchQueue) forget() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	clear(q.pending)
+}
+
 func (q *punchQueue) due() []int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()

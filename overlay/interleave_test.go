@@ -129,7 +129,7 @@ func TestPunchesAreJoined(t *testing.T) {
 		c.write(1, cluster*oneCluster, oneCluster)
 	}
 	c.discard(0, 8*oneCluster)
-	c.flush()
+	c.must(c.o.Flush())
 	c.write(2, 2*oneCluster, 512) // the fifth of eight in the file
 	if n := c.punches(c.o.Punch); n != 2 {
 		t.Errorf("%d holes for eight clusters with one piece in use, want 2", n)
@@ -139,7 +139,7 @@ func TestPunchesAreJoined(t *testing.T) {
 		c.expect(0, cluster*oneCluster+512, oneCluster-512, c.below)
 	}
 	c.discard(0, 8*oneCluster)
-	c.flush()
+	c.must(c.o.Flush())
 	if n := c.punches(c.o.Punch); n != 1 {
 		t.Errorf("%d holes for the piece that is left, want 1", n)
 	}
@@ -151,7 +151,7 @@ func TestJoinedPunchInFlight(t *testing.T) {
 		c := newCrashTest(t)
 		c.write(1, 0, 3*oneCluster)
 		c.discard(0, 3*oneCluster)
-		c.flush()
+		c.must(c.o.Flush())
 		stop := c.f.StopAt(t, func(call interleave.Call) bool { return call.Op == "punch" && !call.Done })
 		punch := interleave.Start(t, c.o.Punch)
 		stop.Reached()
@@ -164,12 +164,33 @@ func TestJoinedPunchInFlight(t *testing.T) {
 	}
 }
 
+// A write that is under way in one cluster of a hole keeps writes to the others
+// waiting no longer than their own part takes.
+func TestJoinedPunchMeetsAWrite(t *testing.T) {
+	c := newCrashTest(t)
+	c.write(1, 0, 3*oneCluster)
+	c.discard(0, 3*oneCluster)
+	c.must(c.o.Flush())
+	stop := c.f.StopAt(t, at("write"))
+	slow := c.writing(9, oneCluster, 512, c.below)
+	stop.Reached()
+	punch := interleave.Start(t, c.o.Punch)
+	punch.Waits() // for the second cluster
+	c.must(c.o.WriteAt([]byte{7}, 0, c.below))
+	stop.Go()
+	slow.Must()
+	punch.Must()
+	c.expect(7, 0, 1, c.below)
+	c.expect(9, oneCluster, 512, c.below)
+	c.expect(0, oneCluster+512, 2*oneCluster-512, c.below)
+}
+
 // A hole has a bound: writers wait for it.
 func TestPunchesAreBounded(t *testing.T) {
 	c := newCrashTest(t)
 	c.write(1, 0, 3<<20)
 	c.discard(0, 3<<20)
-	c.flush()
+	c.must(c.o.Flush())
 	if n := c.punches(c.o.Punch); n != 3 {
 		t.Errorf("%d holes for 3 MiB in a row, want 3", n)
 	}

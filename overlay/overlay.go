@@ -57,7 +57,8 @@ const (
 // Grow and SetBacking exclude each other by flushMu.
 //
 // Locks, in the order in which they are taken: flushMu (and that of the layer
-// named by FlushAfter behind it), then a stripe, then
+// named by FlushAfter behind it), then punch.running, then a stripe (several for
+// Punch, which waits for none but the first), then
 // tableMu or loadMu, then slice.mu, then alloc.mu / dirtyMu / punchMu / cacheMu,
 // none of which is held while another of the last group is taken.
 type Overlay struct {

@@ -30,7 +30,8 @@ func (o *Overlay) Punch() error {
 	for batch := range slices.Chunk(clusters, punchBatch) {
 		if err := o.punchAll(batch); err != nil {
 			if errors.Is(err, errors.ErrUnsupported) {
-				return nil // a host without holes: discarded blocks stay in use
+				o.punch.forget() // a host without holes: discarded blocks stay in use
+				return nil
 			}
 			return err
 		}
@@ -77,18 +78,30 @@ func (o *Overlay) punchAll(clusters []int64) error {
 	return o.punchRun(run)
 }
 
-// punchRun punches clusters that stand one behind the other in the file. It owns
-// their stripes, so that no write to them is under way, and looks again: a write
-// since the discard took its subclusters off the queue, and only bits that are not
-// allocated may go.
+// punchRun punches clusters that stand one behind the other in the file.
 func (o *Overlay) punchRun(clusters []int64) error {
-	unlock := o.ownStripes(clusters)
-	defer unlock()
-	var from, to int64 // the hole so far
-	for _, c := range clusters {
-		host, mask, err := o.takePunch(c)
+	for len(clusters) > 0 {
+		n, err := o.punchSome(clusters)
 		if err != nil {
 			return err
+		}
+		clusters = clusters[n:]
+	}
+	return nil
+}
+
+// punchSome punches the first clusters of a run, as many as can be had without
+// waiting, and at least one. It owns their stripes, so that no write to them is under
+// way, and looks again: a write since the discard took its subclusters off the queue,
+// and only bits that are not allocated may go.
+func (o *Overlay) punchSome(clusters []int64) (n int, err error) {
+	n, unlock := o.ownStripes(clusters)
+	defer unlock()
+	var from, to int64 // the hole so far
+	for _, c := range clusters[:n] {
+		host, mask, err := o.takePunch(c)
+		if err != nil {
+			return 0, errors.Join(err, o.punchHole(from, to))
 		}
 		for mask != 0 {
 			first := bits.TrailingZeros32(mask)
@@ -97,32 +110,38 @@ func (o *Overlay) punchRun(clusters []int64) error {
 			at := host + int64(first)<<o.subBits
 			if at != to {
 				if err := o.punchHole(from, to); err != nil {
-					return err
+					return 0, err
 				}
 				from = at
 			}
 			to = at + int64(n)<<o.subBits
 		}
 	}
-	return o.punchHole(from, to)
+	return n, o.punchHole(from, to)
 }
 
-// ownStripes owns the stripes of several clusters. Nobody else owns more than
-// one, so it waits for no one who waits for it; two of these exclude each other by
-// punch.running.
-func (o *Overlay) ownStripes(clusters []int64) (unlock func()) {
+// ownStripes owns the stripes of the first n clusters. It waits for the first one
+// alone: who writes to that one waits for no other's copy.
+func (o *Overlay) ownStripes(clusters []int64) (n int, unlock func()) {
 	var owned []*sync.RWMutex
-	for _, c := range clusters {
-		if m := o.stripe(c); !slices.Contains(owned, m) {
-			m.Lock()
-			owned = append(owned, m)
-		}
-	}
-	return func() {
+	unlock = func() {
 		for _, m := range owned {
 			m.Unlock()
 		}
 	}
+	for i, c := range clusters {
+		m := o.stripe(c)
+		if slices.Contains(owned, m) {
+			continue
+		}
+		if i == 0 {
+			m.Lock()
+		} else if !m.TryLock() {
+			return i, unlock
+		}
+		owned = append(owned, m)
+	}
+	return len(clusters), unlock
 }
 
 // takePunch takes a cluster, whose stripe is the caller's, off the queue, and gives

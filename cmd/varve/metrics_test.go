@@ -45,7 +45,8 @@ func TestMetrics(t *testing.T) {
 	for _, args := range [][]string{{"metrics", "--all"}, {"metrics", "mnt", second}, {"metrics", "vm.raw", "two.varve", "mnt"}} {
 		r := must(t, dir, args...)
 		problems, err := promlint.New(strings.NewReader(r.stdout)).Lint()
-		if err != nil || len(problems) > 0 || r.stderr != "" {
+		others := args[1] == "--all" // mounts of the host that are not ours may hang
+		if err != nil || len(problems) > 0 || r.stderr != "" && !others {
 			t.Errorf("%v: %v, %v, stderr %q", args, err, problems, r.stderr)
 		}
 		for _, l := range labels {

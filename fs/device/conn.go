@@ -37,7 +37,7 @@ type Options struct {
 	Log  *slog.Logger
 	// Direct mounts with mount(2), which needs root, else fusermount3 does it.
 	Direct bool
-	Meter  *Meter // counts the requests
+	Meter  *Meter // counts the requests; needed
 }
 
 // Conn is a mount's connection to the kernel. All methods are safe for

@@ -62,8 +62,11 @@ var namesMutants = []mutant{
 	one("M15", "fsync of a directory is not made", "overlay/hostos.go",
 		"	return d.Sync()\n", "	return nil\n",
 		"overlay.TestSyncReachesTheKernel"),
+	one("M15", "chain.json forgets files whose removal is not durable", "chain/disk.go",
+		"	if err := d.fs.SyncDir(filepath.Join(d.dir, layersDir)); err != nil {\n		d.log", "	if err := error(nil); err != nil {\n		d.log",
+		"chain.TestRemovalIsDurable"),
 	one("M15", "a failed commit is believed to have failed", "chain/disk.go",
-		"		return d.takeBack(err)\n", "		return err\n",
+		"		return d.takeBack(m, err)\n", "		return err\n",
 		"chain.TestFailedRevertStaysUndone"),
 
 	one("M16", "layers that a merge writes are not marked", "chain/merge.go",

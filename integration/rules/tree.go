@@ -10,7 +10,7 @@ var treeMutants = []mutant{
 		"	frozen := g.frozen\n	leaf", "	frozen := g.frozen[:0]\n	leaf",
 		"chain.TestFlushAfterTheSwap"),
 	one("M5", "the leaf is flushed before the frozen layers", "chain/io.go",
-		"	for _, o := range frozen {\n		if err := o.Flush()", "	if o := leaf.layer().over(); o != nil {\n		if err := o.Flush(); err != nil {\n			return err\n		}\n	}\n	for _, o := range frozen {\n		if err := o.Flush()",
+		"range append(slices.Clip(frozen), top) {", "range append([]*overlay.Overlay{top}, frozen...) {",
 		"chain.TestFrozenLayerIsFlushedFirst"),
 	one("M5", "a frozen layer whose flush failed is forgotten", "chain/io.go",
 		"	frozen := g.frozen\n	leaf := g.disk.leaf.Load()\n", "	frozen := g.frozen\n	g.frozen = nil\n	leaf := g.disk.leaf.Load()\n",
