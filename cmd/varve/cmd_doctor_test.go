@@ -151,6 +151,38 @@ func TestDoctorOfAMount(t *testing.T) {
 	says(t, dir, []string{"link"}, "problem stale-mount "+mnt+": ", "note unclean "+disk)
 }
 
+// A clone stands on layers that the daemon of another disk has open to write, also one
+// in a container, which has another pid there.
+func TestDoctorOfAClone(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	put(t, mnt, "one", 0)
+	must(t, dir, "snapshot", "mnt", "one")
+	must(t, dir, "clone", "mnt", "one", "clone.varve")
+	if err := os.Mkdir(dir+"/clone", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	must(t, dir, "mount", "clone.varve", "clone")
+	says(t, dir, []string{"clone"})
+	must(t, dir, "umount", "mnt")
+	says(t, dir, []string{"clone"})
+
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	container := exec.Command("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", self+" mount vm.raw mnt >&2 && echo ready && read line")
+	container.Dir, container.Env = dir, command(dir).Env
+	end := startHolder(t, container)
+	says(t, dir, []string{"clone"})
+	end()
+
+	writer := exec.Command("sh", "-c", "exec 3<>vm.raw.varve/layers/000002.qcow2 && echo ready && read line")
+	writer.Dir = dir
+	end = startHolder(t, writer)
+	says(t, dir, []string{"clone"}, "problem open-files "+dir+"/clone.varve: pid ")
+	end()
+}
+
 // What is wrong with the files of a mounted disk is found under the mount.
 func TestDoctorOfFiles(t *testing.T) {
 	dir, _ := mounted(t, 4<<20, 1<<20)

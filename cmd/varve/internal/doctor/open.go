@@ -30,7 +30,7 @@ func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 			told[fmt.Sprint(f.pid, f.file)] = true
 		}
 	}
-	daemon := s.daemon()
+	daemon, servers := s.daemon(), s.servers()
 	var list []Finding
 	for _, l := range s.Layers {
 		id := s.identify(l)
@@ -41,7 +41,7 @@ func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 		}) {
 			write, locked := h.Mode()
 			switch {
-			case h.PID != 0 && (h.PID == daemon || told[fmt.Sprint(h.PID, l.File)]):
+			case h.PID != 0 && (h.PID == daemon || servers[h.PID] || told[fmt.Sprint(h.PID, l.File)]):
 			case h.Command == "varve" && (!write || daemon < 0): // of a disk on the same base
 			case write && !s.own(l):
 				list = append(list, s.judgeWriter(l, h))
@@ -86,6 +86,36 @@ func (s *Scope) daemon() int {
 	case <-time.After(soon): // the disk's file system hangs
 		return -1
 	}
+}
+
+// servers are the processes that hold the lock of the disk, or of another one in
+// whose directory a layer's file lies: a clone stands on layers that the daemon of
+// that disk has open to write. They are known by the lock, as a daemon in another PID
+// namespace knows itself by another pid.
+func (s *Scope) servers() map[int]bool {
+	dirs := []string{s.Directory}
+	for _, l := range s.Layers {
+		if dir := filepath.Dir(filepath.Dir(s.machine.resolve(l.File))); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	found := map[int]bool{}
+	for _, dir := range dirs {
+		if dir = s.machine.resolve(dir); !s.machine.answers(dir) {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, "chain.json")); err != nil {
+			continue // no disk directory
+		}
+		lock := filepath.Join(dir, "lock")
+		id, known := holders.Identify(lock)
+		for _, h := range s.machine.files().Of(func(h holders.Handle) bool { return h.Path == lock || known && h.ID == id }) {
+			if _, locked := h.Mode(); locked {
+				found[h.PID] = true
+			}
+		}
+	}
+	return found
 }
 
 // judgeWriter judges somebody who has a layer's file open to write.
