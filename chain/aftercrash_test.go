@@ -2,6 +2,7 @@ package chain
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -327,5 +328,53 @@ func TestRemovalIsDurable(t *testing.T) {
 	fs.Watch(nil)
 	if forgotten == 0 {
 		t.Error("no file was removed")
+	}
+}
+
+// A chain.json that was put back from a backup does not know the files of what came
+// after it. They are no leftovers of a crash: the disk is not opened, none of them is
+// removed, and everybody who looks says so (M15, D19).
+func TestOlderManifestRemovesNothing(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	put(t, d, 1, 0, 4096)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 0, 4096)
+	must(t, d.Close())
+	dir := d.Dir()
+	name := filepath.Join(dir, manifestName)
+	older, err := os.ReadFile(name)
+	must(t, err)
+	d = openDisk(t, dir)
+	must(t, d.Snapshot("two"))
+	put(t, d, 3, 0, 4096) // in the new leaf alone
+	leaf := layerPath(d, "")
+	must(t, d.Close())
+	newer, err := os.ReadFile(name)
+	must(t, err)
+	content, err := os.ReadFile(leaf)
+	must(t, err)
+
+	must(t, os.WriteFile(name, older, 0o600))
+	_, err = Open(dir, OpenOptions{})
+	wantError(t, err, ErrChanged)
+	if err == nil || !strings.Contains(err.Error(), filepath.Base(leaf)+" holds data") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("open: %v", err)
+	}
+	for _, repair := range []bool{false, true} {
+		r, err := Check(context.Background(), dir, CheckOptions{Repair: repair})
+		if err != nil || r.Errors == 0 || !strings.Contains(findingLines(r), filepath.Base(leaf)) {
+			t.Errorf("check: %v\n%s", err, findingLines(r))
+		}
+	}
+	e, err := Examine(context.Background(), dir, nil)
+	if err != nil || !strings.Contains(troubleLines(e), "problem unowned-file "+filepath.Base(leaf)+": it holds data") {
+		t.Errorf("examine: %v\n%s", err, troubleLines(e))
+	}
+	if now, err := os.ReadFile(leaf); err != nil || !bytes.Equal(now, content) {
+		t.Fatalf("the leaf's file is not what it was: %v", err)
+	}
+	must(t, os.WriteFile(name, newer, 0o600))
+	if got := at(t, openDisk(t, dir), 0); got != 3 {
+		t.Errorf("with the newest chain.json: %d, want 3", got)
 	}
 }

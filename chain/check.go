@@ -159,7 +159,7 @@ func (c *checker) check() (CheckReport, error) {
 	switch {
 	case errors.Is(err, ErrCorrupt):
 		c.blockf("", filepath.Join(c.dir, manifestName),
-			"put chain.json back from a backup; \"qemu-img info --backing-chain\" shows what each file in layers/ stands on", "%v", err)
+			restoreManifest, "%v", err)
 		return c.report, nil
 	case err != nil:
 		return CheckReport{}, err

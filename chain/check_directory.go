@@ -40,6 +40,8 @@ func (c *checker) checkDirectory() error {
 			c.notef("", path, "move it elsewhere", false, "it is no file of varve's")
 		case slices.Contains(m.Removing, file):
 			c.notef("", path, byMount, true, "the file of a layer that is gone was not removed yet")
+		case number >= m.Next && noData(c.fs, path) != nil:
+			c.blockf("", path, unknownWayOut, "it holds data, and chain.json, which is older, does not know it")
 		case number >= m.Next:
 			c.notef("", path, byMount, true, "a crash left the file of a layer that never came to be")
 		default:

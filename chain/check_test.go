@@ -313,7 +313,7 @@ func TestCheck(t *testing.T) {
 		}, leaks: 1, says: []string{"job 7 (flatten of two) is not finished; it goes on at the next mount"}, leftSays: "job 7 (flatten of two) is not finished"},
 		{name: "corrupt chain.json", do: func(c *checkedDisk) {
 			must(c.t, os.WriteFile(filepath.Join(c.dir, manifestName), []byte(`{"version":1}`), 0o600))
-		}, errors: 1, says: []string{"chain.json is corrupt", "put chain.json back"}, left: 1, broken: true},
+		}, errors: 1, says: []string{"chain.json is corrupt", "put the newest chain.json back"}, left: 1, broken: true},
 		{name: "one file twice", do: func(c *checkedDisk) {
 			must(c.t, os.Remove(c.path(idTwo)))
 			must(c.t, os.Link(c.path(idAside), c.path(idTwo)))

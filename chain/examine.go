@@ -148,7 +148,7 @@ func (e *examiner) begin(reader *manifestReader) (m *manifest, held bool, err er
 		return nil, false, nil
 	case errors.Is(err, ErrCorrupt):
 		e.problem(examineManifest, path,
-			"put chain.json back from a backup; \"qemu-img info --backing-chain\" shows what each file in layers/ stands on", "%w", err)
+			restoreManifest, "%w", err)
 		return nil, false, nil
 	}
 	return m, e.held(), err
@@ -175,7 +175,7 @@ func (e *examiner) look(m *manifest, held bool) error {
 	if err := e.layers(m, held); err != nil {
 		return err
 	}
-	e.directory(m)
+	e.directory(m, held)
 	if !held {
 		e.notHeld(m)
 	}
@@ -205,8 +205,10 @@ func (e *examiner) unseen(path string) {
 	}
 }
 
+const unknownWayOut = "put the newest chain.json back from a backup, or move the file elsewhere if nothing in it is missed; no mount goes on before"
+
 // directory looks for files in layers/ that no layer owns.
-func (e *examiner) directory(m *manifest) {
+func (e *examiner) directory(m *manifest, held bool) {
 	layers := filepath.Join(e.dir, layersDir)
 	files, err := e.fs.ReadDir(layers)
 	switch {
@@ -225,6 +227,8 @@ func (e *examiner) directory(m *manifest) {
 		case slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return !l.Foreign && l.File == file }):
 		case !ours:
 			e.warn(examineUnowned, path, "move it elsewhere", "it is no file of varve's")
+		case number >= m.Next && !held && noData(e.fs, path) != nil:
+			e.problem(examineUnowned, path, unknownWayOut, "it holds data, and chain.json, which is older, does not know it")
 		case slices.Contains(m.Removing, file), number >= m.Next:
 			// What a crash left; the next mount removes it.
 		default:

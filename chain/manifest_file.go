@@ -128,6 +128,11 @@ func readManifestData(fs overlay.FS, dir string) ([]byte, error) {
 	return data, nil
 }
 
+// restoreManifest is the way out where chain.json cannot be used. An old one is no
+// use: it does not know the files of what came later.
+const restoreManifest = "copy the whole disk directory somewhere first, then put the newest chain.json back from a backup; " +
+	"\"qemu-img info --backing-chain\" shows what each file in layers/ stands on"
+
 // commit replaces dir's chain.json: temp file, fsync, rename, fsync of the
 // directory. It is the one place that writes chain.json. On success the
 // manifest is durable (D17). On failure chain.json is the old one, unless the error

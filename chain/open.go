@@ -122,7 +122,7 @@ func (d *Disk) abandon() {
 
 // removeStrays removes files that a crash left behind (D19): those of layers that
 // chain.json says are gone, and those made for a number that no committed
-// chain.json counts as used (M15).
+// chain.json counts as used (M15), which are empty.
 func (d *Disk) removeStrays() error {
 	for _, file := range d.manifest.Removing {
 		d.unlink(file)
@@ -134,8 +134,12 @@ func (d *Disk) removeStrays() error {
 	removed := false
 	for _, name := range names {
 		if n, ok := layerFileNumber(layersDir + "/" + name); ok && n >= d.manifest.Next {
+			path := filepath.Join(d.dir, layersDir, name)
+			if err := noData(d.fs, path); err != nil {
+				return err
+			}
 			d.log.Info("removing a file that no layer owns", "file", name)
-			if err := d.fs.Remove(filepath.Join(d.dir, layersDir, name)); err != nil {
+			if err := d.fs.Remove(path); err != nil {
 				return err
 			}
 			removed = true
@@ -146,6 +150,18 @@ func (d *Disk) removeStrays() error {
 	}
 	// Before a commit counts its number as used.
 	return d.fs.SyncDir(filepath.Join(d.dir, layersDir))
+}
+
+// noData refuses a file that no layer owns and that holds data. A crash leaves none: a
+// layer's file is empty until a chain.json that names it is durable. But one that was
+// put back from a backup does not know what came after it.
+func noData(fs overlay.FS, path string) error {
+	data, err := overlay.HasData(fs, path)
+	if err == nil && data {
+		err = fmt.Errorf("%w: %s holds data, and chain.json does not know it: "+
+			"is it an older one, from a backup? Put the newest one back, or move the file elsewhere if nothing in it is missed", ErrChanged, path)
+	}
+	return err
 }
 
 // openLayers opens every layer and checks the fingerprints. What fails is told of

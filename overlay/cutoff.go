@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 )
 
 // maxBlocksForEnd bounds how many blocks of refcounts CutOff reads. An image has one
@@ -69,6 +70,33 @@ func cutOff(f File) (Missing, error) {
 		return Missing{At: at, What: "a cluster of data"}, err
 	}
 	return Missing{At: last, What: "a cluster that its refcounts have in use", Counted: true}, nil
+}
+
+// HasData says whether a file is a qcow2 image that has L2 tables, as one has in which
+// anything was written. A file that is no image, or one that was cut off before its
+// tables, has none. It takes no lock. The errors are those of reading.
+func HasData(fs FS, path string) (bool, error) {
+	f, err := openImageFile(fs, path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() // read only
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	var l1 []uint64
+	h, err := readHeader(f, info.Size)
+	if err == nil {
+		l1, err = readL1(f, h)
+	}
+	if errors.Is(err, ErrCorrupt) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(l1, func(entry uint64) bool { return entry != 0 }), nil
 }
 
 // lastNamed is the offset of the last cluster that L2 tables have data in, 0 for none.

@@ -60,7 +60,7 @@ func (s *Scope) examine(ctx context.Context) []Finding {
 	case errors.Is(a.err, os.ErrPermission):
 		s.Unseen("%s", path)
 	case errors.Is(a.err, os.ErrNotExist) && s.Directory != "":
-		return []Finding{{Problem, "chain-json", s.Directory, "its chain.json is not there", "put it back from a backup"}}
+		return []Finding{{Problem, "chain-json", s.Directory, "its chain.json is not there", "copy the whole directory somewhere first, then put the newest chain.json back from a backup"}}
 	case a.err != nil && ctx.Err() == nil:
 		return []Finding{{Problem, "layer-file", path, "it cannot be looked at: " + a.err.Error(), "make it readable"}}
 	}
