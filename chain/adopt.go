@@ -186,8 +186,8 @@ func backingOf(path string, header *overlay.Header) (backing, format string, err
 		return "", "", invalidf("%s names the backing file %q; names with a protocol and json: are not followed", path, name)
 	}
 	if !header.HasBackingFormat {
-		return "", "", fmt.Errorf("%w: %s names the backing file %q without its format; say which with: qemu-img rebase -u -b %s -F raw|qcow2 %s",
-			ErrInvalid, path, name, name, path)
+		return "", "", fmt.Errorf("%w: %s names the backing file %q without its format; say which with: %s",
+			ErrInvalid, path, name, rebaseWords(path, name, ""))
 	}
 	if header.BackingFormat != formatRaw && header.BackingFormat != formatQcow2 {
 		return "", "", fmt.Errorf("%w: %s names the backing file %q with the format %q; only raw and qcow2 are read",

@@ -281,7 +281,7 @@ func (e *examiner) kept(m *manifest) {
 			e.unseen(c.Disk)
 			continue
 		}
-		e.warn(examineLostClone, l.path(e.dir), fmt.Sprintf("if it is gone for good: varve release %s %s", e.dir, l.label()),
+		e.warn(examineLostClone, l.path(e.dir), fmt.Sprintf("if it is gone for good: varve release %s %s", ShellWord(e.dir), ShellWord(l.handle())),
 			"%s is kept for a clone, %s, that is not there", l.label(), c.Disk)
 	}
 }

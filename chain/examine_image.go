@@ -117,16 +117,17 @@ func (e *examiner) foreign(image *examinedImage) (h *overlay.Header, ok bool) {
 // below compares an image with the one that stands on it.
 func (e *examiner) below(over, image examinedImage) {
 	if image.info.ModTime.After(over.info.ModTime) && image.info.Mode&os.ModeDevice == 0 {
-		wayOut := "what stands on it may be torn: put it back from a backup, and never open a base for writing"
+		harmless := "copied or touched"
 		if image.format == formatQcow2 {
-			wayOut = "if more than its header was changed (qemu-img rebase -u), what stands on it may be torn: put it back from a backup"
+			harmless += ", or given another header (qemu-img rebase -u)"
 		}
+		wayOut := "if it was only " + harmless + ", nothing is wrong: \"qemu-img compare\" with a backup tells; else what stands on it may be torn: put it back from the backup, and never open a base for writing"
 		e.warn(examineChanged, image.path, wayOut,
 			"it was written (%s) after the last write of %s (%s), which stands on it",
 			image.info.ModTime.UTC().Format(time.DateTime), over.path, over.info.ModTime.UTC().Format(time.DateTime))
 	}
 	if over.size > 0 && image.size > over.size {
-		e.warn(examineSize, over.path, fmt.Sprintf("if that was not meant: qemu-img resize %s %d", over.path, image.size),
+		e.warn(examineSize, over.path, fmt.Sprintf("if that was not meant: qemu-img resize %s %d", ShellWord(over.path), image.size),
 			"it is a disk of %d bytes on one of %d bytes (%s): what lies behind is not seen", over.size, image.size, image.path)
 	}
 }
@@ -156,15 +157,18 @@ func (e *examiner) backingFile(image examinedImage, h *overlay.Header, above []e
 		e.unseen(path)
 		return "", "", false
 	case errors.Is(err, os.ErrNotExist):
+		if !h.HasBackingFormat {
+			format = ""
+		}
 		e.missing(image.path, name, path, format)
 		return "", "", false
 	case err != nil:
-		e.problem(examineBacking, image.path, rebaseWords(image.path, "PATH", format), "its backing file: %w", err)
+		e.problem(examineBacking, image.path, rebaseWords(image.path, "PATH", ""), "its backing file: %w", err)
 		return "", "", false
 	}
 	info, err := e.fs.Stat(path)
 	if err == nil && slices.ContainsFunc(above, func(a examinedImage) bool { return a.info.Device == info.Device && a.info.Inode == info.Inode }) {
-		e.problem(examineBacking, image.path, "say what it really stands on: "+rebaseWords(image.path, "PATH", format),
+		e.problem(examineBacking, image.path, "say what it really stands on: "+rebaseWords(image.path, "PATH", ""),
 			"a loop of backing files: %s is below itself", path)
 		return "", "", false
 	}
@@ -179,7 +183,7 @@ func (e *examiner) backing(path string, h *overlay.Header, err error) {
 	case name == "" || checkPath(name) != nil || isProtocol(name):
 		e.problem(examineBacking, path, "have qemu-img convert make a copy of it without a backing file", "%w", err)
 	case !h.HasBackingFormat:
-		e.problem(examineFormat, path, "say which it is: "+rebaseWords(path, name, "raw|qcow2"),
+		e.problem(examineFormat, path, "say which it is: "+rebaseWords(path, name, ""),
 			"its header names the backing file %q without a format; a guest could choose it, so QEMU warns and varve refuses", name)
 	case h.BackingFormat != formatRaw && h.BackingFormat != formatQcow2:
 		e.problem(examineFormat, path, "have qemu-img convert make a qcow2 of the backing file, and then "+rebaseWords(path, "PATH", formatQcow2),
@@ -204,7 +208,11 @@ func (e *examiner) missing(image, name, path, format string) {
 	e.problem(examineBacking, image, wayOut, "its backing file %q is not there%s", name, where)
 }
 
-// rebaseWords is the command that gives an image another backing file's name.
+// rebaseWords is the command that gives an image another backing file's name. format
+// is "" where the user has to say which it is.
 func rebaseWords(image, name, format string) string {
-	return fmt.Sprintf("qemu-img rebase -u -b %s -F %s %s", name, format, image)
+	if format == "" {
+		return fmt.Sprintf("qemu-img rebase -u -b %s %s (with -F raw or -F qcow2, whichever it is)", ShellWord(name), ShellWord(image))
+	}
+	return fmt.Sprintf("qemu-img rebase -u -b %s -F %s %s", ShellWord(name), format, ShellWord(image))
 }

@@ -46,7 +46,7 @@ func (e *examiner) readable(l *layerRecord, path string) bool {
 	case errors.Is(err, os.ErrPermission):
 		e.unseen(path)
 	case errors.Is(err, os.ErrNotExist) && l.Foreign:
-		e.problem(examineFile, path, "put it back, or say where it is now: varve rebase "+e.dir+" --base PATH", "the file of %s is not there", l.label())
+		e.problem(examineFile, path, "put it back, or say where it is now: varve rebase "+ShellWord(e.dir)+" --base PATH", "the file of %s is not there", l.label())
 	case errors.Is(err, os.ErrNotExist):
 		e.problem(examineFile, path, "put it back from a backup", "the file of %s is not there", l.label())
 	default:
@@ -81,7 +81,7 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 // dirty looks at the mark of a program that was killed while it wrote an image.
 func (e *examiner) dirty(path string, h *overlay.Header) {
 	if h.Incompatible&overlay.IncompatibleDirty != 0 {
-		e.warn(examineHeader, path, "with nobody using it: qemu-img check -r all "+path, "it is marked dirty: who wrote it was killed, and its refcounts may be wrong")
+		e.warn(examineHeader, path, "with nobody using it: qemu-img check -r all "+ShellWord(path), "it is marked dirty: who wrote it was killed, and its refcounts may be wrong")
 	}
 }
 

@@ -278,11 +278,15 @@ func falsifiedBy(m *manifest, l *layerRecord) string {
 
 // acceptWords is the way out of a changed layer.
 func acceptWords(dir string, l *layerRecord) string {
-	handle := l.Name
-	if handle == "" {
-		handle = l.ID
+	return fmt.Sprintf("put the file back as it was, or, if the change is wanted: varve accept %s %s", ShellWord(dir), ShellWord(l.handle()))
+}
+
+// handle is what a command calls a layer.
+func (l *layerRecord) handle() string {
+	if l.Name != "" {
+		return l.Name
 	}
-	return fmt.Sprintf("put the file back as it was, or, if the change is wanted: varve accept %s %s", dir, handle)
+	return l.ID
 }
 
 func joinWords(words []string) string { return strings.Join(words, ", ") }

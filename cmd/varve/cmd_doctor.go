@@ -203,7 +203,7 @@ func writeDoctor(out io.Writer, r doctor.Report, scopes []*doctor.Scope) error {
 	notes := len(r.Findings) - r.Problems - r.Warnings
 	for i, f := range r.Findings {
 		if i == 0 || f.Subject != r.Findings[i-1].Subject {
-			w.line(titleOf(f.Subject, scopes))
+			w.line(visible(titleOf(f.Subject, scopes)))
 		}
 		word := fmt.Sprintf("%-7s", f.Severity)
 		w.wrappedAs("  "+word+"  ", "  "+severityColor(f.Severity, word, color)+"  ", f.What)

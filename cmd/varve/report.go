@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"varve/chain"
@@ -44,7 +47,7 @@ func (w *reportWriter) name(l chain.LayerCheck) {
 func (w *reportWriter) findings(list []chain.CheckFinding, ways bool) {
 	for i, f := range list {
 		if i == 0 || f.File != list[i-1].File {
-			w.line(w.title(f))
+			w.line(visible(w.title(f)))
 		}
 		w.wrapped("  "+fmt.Sprintf("%-5s", f.Severity)+"  ", f.Text)
 		if !ways || f.WayOut == "" || i+1 < len(list) && list[i+1].File == f.File && list[i+1].WayOut == f.WayOut {
@@ -80,7 +83,7 @@ func (w *reportWriter) wrappedAs(head, shown, text string) {
 		w.line(line)
 	}
 	indent := strings.Repeat(" ", utf8.RuneCountInString(head))
-	for _, word := range strings.Fields(text) {
+	for _, word := range reportWord.FindAllString(visible(text), -1) {
 		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > reportWidth {
 			write()
 			line, empty = indent, true
@@ -91,4 +94,25 @@ func (w *reportWriter) wrappedAs(head, shown, text string) {
 		line, empty = line+word, false
 	}
 	write()
+}
+
+// reportWord is what a line is not ended in: also a word that is quoted for a shell
+// (chain.ShellWord), which would be another name with a line's end in it.
+var reportWord = regexp.MustCompile(`\$?'[^']*'(?:\\''[^']*')*\S*|\S+`)
+
+// visible has what a terminal would not show as text, but obey, written as in Go: names
+// and headers may hold anything.
+func visible(s string) string {
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case r == utf8.RuneError && !strings.HasPrefix(s[i:], string(utf8.RuneError)):
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/mounts"
 )
 
@@ -34,7 +35,7 @@ func lookAtFUSE(_ context.Context, s *Scope) []Finding {
 		return append(list, Finding{Severity: Problem, What: "fusermount3 is missing: only root can mount", Fix: "install the package fuse3"})
 	}
 	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeSetuid == 0 {
-		list = append(list, Finding{Severity: Warning, What: path + " is not setuid root: only root can mount", Fix: "as root: chmod u+s " + path})
+		list = append(list, Finding{Severity: Warning, What: path + " is not setuid root: only root can mount", Fix: "as root: chmod u+s " + chain.ShellWord(path)})
 	}
 	return list
 }

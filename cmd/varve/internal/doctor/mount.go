@@ -90,7 +90,7 @@ func lookAtStale(_ context.Context, s *Scope) []Finding {
 		found = append(found, Finding{
 			Severity: Problem, Subject: m.Mountpoint,
 			What: "its daemon is gone: whoever opens a file there is told \"Transport endpoint is not connected\"",
-			Fix:  fmt.Sprintf("mount it anew: varve mount %s %s; or only take it away: varve umount %s. What had it open must be started again", m.Source, m.Mountpoint, m.Mountpoint),
+			Fix:  fmt.Sprintf("mount it anew: varve mount %s %s; or only take it away: varve umount %s. What had it open must be started again", chain.ShellWord(m.Source), chain.ShellWord(m.Mountpoint), chain.ShellWord(m.Mountpoint)),
 		})
 	}
 	return found
@@ -116,7 +116,7 @@ func lookAtHung(_ context.Context, s *Scope) []Finding {
 func hung(m mounts.Mount) Finding {
 	f := Finding{Severity: Problem, Subject: m.Mountpoint,
 		What: fmt.Sprintf("its daemon gives no answer within %s", answerTime),
-		Fix:  "see what varve.log in the disk directory says; by force, which loses what is not flushed: varve umount --force " + m.Mountpoint}
+		Fix:  "see what varve.log in the disk directory says; by force, which loses what is not flushed: varve umount --force " + chain.ShellWord(m.Mountpoint)}
 	pid, _, held, err := chain.Holder(m.Source)
 	if err != nil || !held || pid == 0 {
 		return f
@@ -154,7 +154,7 @@ func lookAtJob(_ context.Context, s *Scope) []Finding {
 	for i, m := range s.Mounts {
 		if j := s.answers[i].status.Job; j != nil && j.State == "failed" {
 			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: fmt.Sprintf("job %s (%s) failed: %s", j.ID, j.Kind, j.Error),
-				Fix: "put right what it says; the next mount goes on with it, or varve cancel " + m.Mountpoint})
+				Fix: "put right what it says; the next mount goes on with it, or varve cancel " + chain.ShellWord(m.Mountpoint)})
 		}
 	}
 	return found
@@ -166,7 +166,7 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 	for _, m := range s.Mounts {
 		if source, fsType, hidden := hiddenBy(m); hidden {
 			found = append(found, Finding{Severity: Warning, Subject: m.Mountpoint, What: fmt.Sprintf("%s (%s) is mounted over it: the disk %s cannot be reached there", source, fsType, m.Source),
-				Fix: "umount " + m.Mountpoint + " takes the upper one away"})
+				Fix: "umount " + chain.ShellWord(m.Mountpoint) + " takes the upper one away"})
 		}
 	}
 	if s.Directory == "" {
@@ -178,7 +178,7 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 	}
 	return append(found, Finding{Severity: Warning, Subject: s.Directory,
 		What: fmt.Sprintf("pid %d %s holds it for a mount at %s that cannot be seen from here: unmounted while in use, or mounted in another mount namespace", pid, holders.Command(pid), mountpoint),
-		Fix:  "\"varve umount " + s.Directory + "\" says who uses it, and how to end that"})
+		Fix:  "\"varve umount " + chain.ShellWord(s.Directory) + "\" says who uses it, and how to end that"})
 }
 
 // hiddenBy tells what lies over a mount.

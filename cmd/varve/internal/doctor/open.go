@@ -138,7 +138,7 @@ func (s *Scope) judgeWriter(l Layer, h holders.Handle) Finding {
 	}
 	f.Fix = end + ", or open the file read only"
 	if s.Directory != "" {
-		f.Fix += fmt.Sprintf("; \"varve check %s\", unmounted, says whether it has written already", s.Directory)
+		f.Fix += fmt.Sprintf("; \"varve check %s\", unmounted, says whether it has written already", chain.ShellWord(s.Directory))
 	}
 	return f
 }

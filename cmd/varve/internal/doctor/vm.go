@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/mounts"
 )
@@ -40,7 +41,7 @@ func FilesOfVMs() []string {
 // end is how a VM is told to let go.
 func (v vm) end() string {
 	if v.PID == 0 {
-		return fmt.Sprintf("virsh edit %s", v.Name)
+		return "virsh edit " + chain.ShellWord(v.Name)
 	}
 	return "shut it down"
 }
@@ -180,7 +181,7 @@ func (s *Scope) right() string {
 	case len(s.Mounts) > 0:
 		return "give it " + filepath.Join(s.Mounts[0].Mountpoint, "disk.raw") + " (format raw) instead"
 	case s.Directory != "":
-		return fmt.Sprintf("mount the disk (varve mount %s MOUNTPOINT), and give it MOUNTPOINT/disk.raw (format raw) instead", s.Directory)
+		return fmt.Sprintf("mount the disk (varve mount %s MOUNTPOINT), and give it MOUNTPOINT/disk.raw (format raw) instead", chain.ShellWord(s.Directory))
 	}
 	return "give it the image on top"
 }
@@ -211,7 +212,7 @@ func (s *Scope) checkAfter(v vm) string {
 	if v.PID == 0 || s.Directory == "" {
 		return ""
 	}
-	return fmt.Sprintf("; \"varve check %s\", unmounted, says whether it has written already", s.Directory)
+	return fmt.Sprintf("; \"varve check %s\", unmounted, says whether it has written already", chain.ShellWord(s.Directory))
 }
 
 // judgeInside judges a VM that has a file of the mount.

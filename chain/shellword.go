@@ -1,0 +1,47 @@
+package chain
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// ShellWord is a path or a name as a word of a command to paste into a shell: plain
+// where nothing in it means anything to a shell, quoted otherwise. What cannot be
+// printed is written as a number, $'\033', so that the word is fit for a terminal.
+func ShellWord(s string) string {
+	plain, printable := s != "", true
+	for i, r := range s {
+		_, size := utf8.DecodeRuneInString(s[i:])
+		plain = plain && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("@%+=:,./_-", r))
+		printable = printable && unicode.IsPrint(r) && (r != utf8.RuneError || size > 1)
+	}
+	switch {
+	case !printable:
+		return "$'" + numbered(s) + "'"
+	case plain:
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// numbered is the inside of $'...'.
+func numbered(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == '\'' || r == '\\':
+			b.WriteString(`\` + s[:1])
+		case unicode.IsPrint(r) && (r != utf8.RuneError || size > 1):
+			b.WriteString(s[:size])
+		default:
+			for _, c := range []byte(s[:size]) {
+				fmt.Fprintf(&b, `\%03o`, c)
+			}
+		}
+		s = s[size:]
+	}
+	return b.String()
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"varve/chain"
+)
+
+// What comes from a name or a header reaches no terminal as it is, and a quoted word
+// stays whole.
+func TestReportWriterWords(t *testing.T) {
+	var b strings.Builder
+	w := &reportWriter{out: &b}
+	name := strings.Repeat("my  disk ", 8)
+	w.wrapped("  → ", "say where libvirt's image is, and that it's there: varve mount "+chain.ShellWord(name)+"; a name\x1b[31m of \xff\n\u202e�, é")
+	got := b.String()
+	if !strings.Contains(got, "\n    '"+name+"';\n") || !strings.Contains(got, `name\x1b[31m of \xff\n\u202e�, é`) {
+		t.Errorf("got %s", got)
+	}
+	for line := range strings.Lines(got) {
+		if !strings.Contains(line, "my") && utf8.RuneCountInString(line) > reportWidth+1 {
+			t.Errorf("too long: %q", line)
+		}
+	}
+}
+
+// A hostile backing file's name is no command when its way out is pasted.
+func TestDoctorQuotes(t *testing.T) {
+	dir := hostDir(t)
+	tool(t, dir, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "x; touch pwn #\x1b[31m", "-F", "raw", "my top.qcow2", "1M")
+	r := vv(t, dir, "doctor", "my top.qcow2")
+	if strings.Contains(r.stdout, "\x1b") {
+		t.Errorf("an escape sequence: %q", r.stdout)
+	}
+	if err := os.WriteFile(dir+"/x; touch pwn #\x1b[31m", make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, dir, "qemu-img", "rebase", "-u", "-b", "gone/x; touch pwn #\x1b[31m", "-F", "raw", "my top.qcow2")
+	r = vv(t, dir, "doctor", "my top.qcow2")
+	_, command, found := strings.Cut(strings.Join(strings.Fields(r.stdout), " "), "if that is it: ")
+	command, _, _ = strings.Cut(command, " 1 problem")
+	if !found {
+		t.Fatalf("says %s", r.stdout)
+	}
+	tool(t, dir, "bash", "-c", command)
+	tool(t, dir, "test", "!", "-e", "pwn")
+	says(t, dir, []string{"my top.qcow2"})
+}
