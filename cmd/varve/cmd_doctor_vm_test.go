@@ -107,6 +107,28 @@ func TestDoctorOfVMs(t *testing.T) {
 	end()
 }
 
+// A VM has not lost a disk.raw that it has open, or that only it can see.
+func TestDoctorOfOrdinaryVMs(t *testing.T) {
+	const vm = ` && truncate -s 1M vm/disk.raw && qemu-system-x86_64 -M pc -S -display none -nodefaults -m 32 -daemonize -pidfile pid -drive if=virtio,format=raw,file=$PWD/vm/disk.raw`
+	for name, script := range map[string]string{
+		"removed":     "true" + vm + " && rm vm/disk.raw",
+		"a container": "mount -t tmpfs none vm" + vm,
+	} {
+		dir := hostDir(t)
+		if err := os.Mkdir(dir+"/vm", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		tool(t, dir, "unshare", map[string]string{"removed": "--uts", "a container": "--mount"}[name], "sh", "-c", script)
+		pid := strings.TrimSpace(tool(t, dir, "cat", "pid"))
+		end := func() { exec.Command("kill", "-9", pid).Run() }
+		t.Cleanup(end)
+		if r := vv(t, dir, "doctor", "--json"); strings.Contains(r.stdout, dir+"/vm/disk.raw, where no disk is mounted") {
+			t.Errorf("%s: %s", name, r.stdout)
+		}
+		end()
+	}
+}
+
 // Every cache mode of QEMU works on disk.raw, whatever the mount's options; only one
 // is worth a word.
 func TestDoctorOfCacheModes(t *testing.T) {

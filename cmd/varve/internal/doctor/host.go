@@ -7,11 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/mounts"
 )
 
@@ -65,7 +66,7 @@ func lookAtLostDisks(ctx context.Context, s *Scope) []Finding {
 	for _, v := range s.machine.vms() {
 		for _, d := range v.Disks {
 			path := s.machine.resolve(d.Path)
-			if filepath.Base(path) != "disk.raw" || !s.machine.answers(path) || s.machine.mountedFor(v, path) {
+			if filepath.Base(path) != "disk.raw" || !s.machine.answers(path) || v.PID != 0 && !s.machine.lost(v, path) {
 				continue
 			}
 			if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
@@ -84,17 +85,22 @@ func lookAtLostDisks(ctx context.Context, s *Scope) []Finding {
 	return list
 }
 
-// mountedFor says whether a VM sees a varve mount at a path that is none here: it
-// may have a mount namespace of its own.
-func (m *machine) mountedFor(v vm, path string) bool {
-	if v.PID == 0 {
+// lost says whether a VM that runs has lost the disk at a path that is none here: not
+// one that sees other mounts, and not one that has the file open still, which somebody
+// has only removed.
+func (m *machine) lost(v vm, path string) bool {
+	ns := func(pid string) string {
+		link, err := os.Readlink(filepath.Join(m.root, "proc", pid, "ns/mnt"))
+		if err != nil {
+			return pid // another one, as far as we know
+		}
+		return link
+	}
+	if ns(strconv.Itoa(v.PID)) != ns("self") {
 		return false
 	}
-	for line := range strings.Lines(m.read(fmt.Sprintf("proc/%d/mountinfo", v.PID))) {
-		f := strings.Fields(line)
-		if len(f) > 5 && strings.Contains(line, " - "+mounts.FSType+" ") && mounts.Within(path, f[4]) {
-			return true
-		}
-	}
-	return false
+	open := m.files().Of(func(h holders.Handle) bool {
+		return h.PID == v.PID && h.Path == path && h.ID != (holders.Identity{})
+	})
+	return len(open) == 0
 }

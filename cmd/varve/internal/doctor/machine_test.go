@@ -239,12 +239,26 @@ func TestHost(t *testing.T) {
 	gone := filepath.Join(t.TempDir(), "disk.raw")
 	fuse["proc/77/cmdline"] = "/usr/libexec/qemu-kvm\x00-drive\x00file=" + gone + ",format=raw\x00"
 	fuse["proc/77/comm"] = "qemu-kvm\n"
-	if got := look(tree(t, fuse), 0); len(got) != 1 || !strings.HasPrefix(got[0], "problem : pid 77 qemu-kvm has "+gone+", where no disk is mounted") {
+	in := func(namespace string) string {
+		root := tree(t, fuse)
+		for pid, link := range map[string]string{"self": "mnt:[1]", "77": namespace} {
+			if err := os.MkdirAll(filepath.Join(root, "proc", pid, "ns"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(link, filepath.Join(root, "proc", pid, "ns/mnt")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return root
+	}
+	if got := look(in("mnt:[1]"), 0); len(got) != 1 || !strings.HasPrefix(got[0], "problem : pid 77 qemu-kvm has "+gone+", where no disk is mounted") {
 		t.Errorf("no mount: %q", got)
 	}
-	fuse["proc/77/mountinfo"] = "90 36 0:50 / " + filepath.Dir(gone) + " rw,nosuid - fuse.varve /d.varve rw,user_id=0\n"
+	if got := look(in("mnt:[2]"), 0); got != nil {
+		t.Errorf("in a mount namespace of its own: %q", got)
+	}
 	if got := look(tree(t, fuse), 0); got != nil {
-		t.Errorf("a mount in the VM's namespace: %q", got)
+		t.Errorf("in a mount namespace that cannot be told: %q", got)
 	}
 }
 
