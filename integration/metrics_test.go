@@ -42,6 +42,14 @@ func TestReferenceOfMetrics(t *testing.T) {
 			t.Errorf("%s names only %d metrics", page, len(found))
 		}
 	}
+	// The figures' file is the packaged one's, or any of that name.
+	_, file, _ := strings.Cut(readPage(t, "docs/alerts.yml"), `file=~"`)
+	file, _, _ = strings.Cut(file, `"`)
+	for name, want := range map[string]bool{"/var/lib/prometheus/node-exporter/varve.prom": true, "varve.prom": true, "/x/other-varve.prom": false, "/x/varve-prom": false} {
+		if regexp.MustCompile("^(?:"+file+")$").MatchString(name) != want {
+			t.Errorf("%s matches %s: %v", file, name, !want)
+		}
+	}
 	// A label that a rule asks for is one that the reference knows.
 	for _, l := range regexp.MustCompile(`\$labels\.([a-z]+)`).FindAllStringSubmatch(readPage(t, "docs/alerts.yml"), -1) {
 		if l[1] != "instance" && !strings.Contains(reference, "`"+l[1]+"`") {

@@ -129,7 +129,8 @@ func TestMountFindings(t *testing.T) {
 		{"hidden", mountAnswer{err: errHidden}, ""},
 		{"unmounted meanwhile", mountAnswer{err: errGone}, ""},
 		{"job done", mountAnswer{status: chain.Status{Job: &chain.JobStatus{State: "done"}}}, ""},
-		{"job failed", mountAnswer{status: chain.Status{Job: &chain.JobStatus{ID: "7", Kind: "delete", State: "failed", Error: "no space left on device"}}}, "problem failed-job /mnt/vm1: job 7 (delete) failed: no space left on device"},
+		{"job failed", mountAnswer{status: chain.Status{Job: &chain.JobStatus{ID: "7", Kind: "delete", State: "failed", Error: "no space left on device"}}}, "problem failed-job /mnt/vm1: job 7 (delete) failed: no space left on device; no view is harmed; put right what it says, then varve delete /mnt/vm1 --unnamed goes on with it"},
+		{"flatten failed", mountAnswer{status: chain.Status{Job: &chain.JobStatus{ID: "7", Kind: "flatten", State: "failed", Error: "no space left on device"}}}, "problem failed-job /mnt/vm1: job 7 (flatten) failed: no space left on device; no view is harmed; put right what it says, then do it again"},
 	} {
 		s := &Scope{Mounts: []mounts.Mount{m}, answers: []mountAnswer{c.answer}}
 		lines := ""
@@ -140,6 +141,20 @@ func TestMountFindings(t *testing.T) {
 		}
 		if c.want == "" && lines != "" || !strings.HasPrefix(lines, c.want) || strings.Count(lines, "\n") > 1 {
 			t.Errorf("%s: got %q", c.name, lines)
+		}
+	}
+}
+
+// A mount that was for reading only is not made a disk that is written.
+func TestStaleMountsOptions(t *testing.T) {
+	for want, m := range map[string]mounts.Mount{
+		"varve mount /img/ro.raw '/mnt/my disk'; a service: systemctl restart varve@NAME; ": {},
+		"varve mount --read-only --allow-other /img/ro.raw '/mnt/my disk'; a service: ":      {ReadOnly: true, AllowOther: true},
+	} {
+		m.Mountpoint, m.Source = "/mnt/my disk", "/img/ro.raw"
+		s := &Scope{Mounts: []mounts.Mount{m}, answers: []mountAnswer{{err: unix.ENOTCONN}}}
+		if found := lookAtStale(context.Background(), s); len(found) != 1 || !strings.HasPrefix(found[0].Fix, "mount it anew with the options that it had: "+want) {
+			t.Errorf("%+v: %+v", m, found)
 		}
 	}
 }

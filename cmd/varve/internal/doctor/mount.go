@@ -87,10 +87,18 @@ func lookAtStale(_ context.Context, s *Scope) []Finding {
 		if err := s.answers[i].err; !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 			continue
 		}
+		mount, at := "varve mount", chain.ShellWord(m.Mountpoint)
+		if m.ReadOnly {
+			mount += " --read-only"
+		}
+		if m.AllowOther {
+			mount += " --allow-other"
+		}
 		found = append(found, Finding{
 			Severity: Problem, Subject: m.Mountpoint,
 			What: "its daemon is gone: whoever opens a file there is told \"Transport endpoint is not connected\"",
-			Fix:  fmt.Sprintf("mount it anew: varve mount %s %s; or only take it away: varve umount %s. What had it open must be started again", chain.ShellWord(m.Source), chain.ShellWord(m.Mountpoint), chain.ShellWord(m.Mountpoint)),
+			Fix: fmt.Sprintf("mount it anew with the options that it had: %s %s %s; a service: systemctl restart varve@NAME; or only take it away: varve umount %s. What had it open must be started again",
+				mount, chain.ShellWord(m.Source), at, at),
 		})
 	}
 	return found
@@ -153,8 +161,12 @@ func lookAtJob(_ context.Context, s *Scope) []Finding {
 	var found []Finding
 	for i, m := range s.Mounts {
 		if j := s.answers[i].status.Job; j != nil && j.State == "failed" {
+			again := fmt.Sprintf("varve delete %s --unnamed goes on with it", chain.ShellWord(m.Mountpoint))
+			if j.Kind != "delete" {
+				again = "do it again"
+			}
 			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: fmt.Sprintf("job %s (%s) failed: %s", j.ID, j.Kind, j.Error),
-				Fix: "put right what it says; the next mount goes on with it, or varve cancel " + chain.ShellWord(m.Mountpoint)})
+				Fix: "no view is harmed; put right what it says, then " + again})
 		}
 	}
 	return found
