@@ -178,6 +178,8 @@ func findScope(arg string) (*doctor.Scope, error) {
 		return nil, errors.New("no such disk directory, mountpoint or image")
 	case err != nil:
 		return nil, err
+	case !info.IsDir() && !info.Mode().IsRegular() && info.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice:
+		return nil, errors.New("it is neither a file nor a block device")
 	case info.IsDir():
 		for _, dir := range []string{path, filepath.Dir(path)} {
 			if isDiskDirectory(dir) {

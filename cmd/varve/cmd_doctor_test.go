@@ -259,7 +259,12 @@ func TestDoctorRefuses(t *testing.T) {
 	if err := syscall.Mkfifo(dir+"/fifo", 0o600); err != nil {
 		t.Fatal(err)
 	}
-	says(t, dir, []string{"fifo"}, "problem layer-file "+dir+"/fifo: it cannot be looked at")
+	fails(t, dir, exitFailed, []string{"doctor fifo: it is neither a file nor a block device"}, "doctor", "fifo")
+	fails(t, dir, exitFailed, []string{"doctor /dev/zero: it is neither a file nor a block device"}, "doctor", "/dev/zero")
+	image(t, dir+"/base.raw", 4<<20, 1<<20)
+	loop := strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "base.raw"))
+	t.Cleanup(func() { exec.Command("losetup", "--detach", loop).Run() })
+	says(t, dir, []string{loop})
 }
 
 // On a terminal there are colours, unless NO_COLOR is set, and the width is the same.
