@@ -202,7 +202,6 @@ func findScope(arg string) (*doctor.Scope, error) {
 func writeDoctor(out io.Writer, r doctor.Report, scopes []*doctor.Scope) error {
 	w := &reportWriter{out: out}
 	color := treeOptions(out).Color
-	notes := len(r.Findings) - r.Problems - r.Warnings
 	for i, f := range r.Findings {
 		if i == 0 || f.Subject != r.Findings[i-1].Subject {
 			w.line(visible(titleOf(f.Subject, scopes)))
@@ -218,7 +217,7 @@ func writeDoctor(out io.Writer, r doctor.Report, scopes []*doctor.Scope) error {
 		return w.err
 	}
 	w.line(fmt.Sprintf("%s, %s, %s", some(int64(r.Problems), "problem", "problems"),
-		some(int64(r.Warnings), "warning", "warnings"), some(int64(notes), "note", "notes")))
+		some(int64(r.Warnings), "warning", "warnings"), some(int64(r.Notes), "note", "notes")))
 	return w.err
 }
 

@@ -244,6 +244,14 @@ func TestDoctorOfAnothersDisk(t *testing.T) {
 		!strings.HasSuffix(text, "no problems, no warnings, 1 note") {
 		t.Errorf("exit %d, says %s%s", r.code, r.stdout, r.stderr)
 	}
+	// Nor is an image without a disk what may be one with a disk.
+	if err := os.Chmod(dir+"/vm.raw", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r = asUser(t, nobody, dir, dir, "doctor", "--json", "vm.raw")
+	if r.code != exitDone || !strings.Contains(r.stdout, "for want of rights: ") || !strings.Contains(r.stdout, dir+"/vm.raw.varve") || !strings.Contains(r.stdout, `"notes": 1`) {
+		t.Errorf("exit %d, says %s%s", r.code, r.stdout, r.stderr)
+	}
 	r = asUser(t, nobody, dir, dir, "doctor", "vm.raw.varve")
 	if r.code != exitFailed || !strings.Contains(r.stderr, "permission denied") {
 		t.Errorf("exit %d, says %s%s", r.code, r.stdout, r.stderr)

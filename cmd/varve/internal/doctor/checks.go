@@ -50,6 +50,7 @@ type Report struct {
 	Checks   int       `json:"checks"`  // how many checks had something to look at
 	Problems int       `json:"problems"`
 	Warnings int       `json:"warnings"`
+	Notes    int       `json:"notes"`
 	Findings []Finding `json:"findings"`
 }
 
@@ -108,6 +109,8 @@ func (r *Report) add(f Finding) {
 		r.Problems++
 	case Warning:
 		r.Warnings++
+	default:
+		r.Notes++
 	}
 }
 

@@ -61,8 +61,8 @@ func TestRunOrder(t *testing.T) {
 	for _, f := range r.Findings {
 		got = append(got, f.What)
 	}
-	if s := strings.Join(got, " "); s != "4 1 3 2" || r.Problems != 2 || r.Warnings != 1 {
-		t.Errorf("got %s, %d problems, %d warnings", s, r.Problems, r.Warnings)
+	if s := strings.Join(got, " "); s != "4 1 3 2" || r.Problems != 2 || r.Warnings != 1 || r.Notes != 1 {
+		t.Errorf("got %s, %d problems, %d warnings, %d notes", s, r.Problems, r.Warnings, r.Notes)
 	}
 }
 

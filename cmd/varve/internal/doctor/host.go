@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -42,9 +43,14 @@ func lookAtFUSE(_ context.Context, s *Scope) []Finding {
 }
 
 // lookAtAllowOther looks whether ordinary users may let others into their mounts.
-// A mount without that is in order: it becomes a problem with a VM of another user.
+// A mount without that is in order: it becomes a problem with a VM of another user, so
+// it is worth a word only where there can be one.
 func lookAtAllowOther(_ context.Context, s *Scope) []Finding {
 	if s.machine.uid == 0 || s.machine.othersAllowed() {
+		return nil
+	}
+	others := slices.ContainsFunc(s.machine.vms(), func(v vm) bool { return v.UID >= 0 && v.UID != s.machine.uid })
+	if !others && !s.machine.has(libvirtConfiguration) {
 		return nil
 	}
 	return []Finding{{Severity: Note, What: "ordinary users cannot mount with --allow-other, which a VM of another user needs",

@@ -52,6 +52,12 @@ func (m *machine) read(name string) string {
 	return strings.TrimSpace(string(text))
 }
 
+// has says whether the host has a file.
+func (m *machine) has(name string) bool {
+	_, err := os.Lstat(filepath.Join(m.root, name))
+	return err == nil
+}
+
 // vm is a virtual machine, or another program that opens images as QEMU does.
 type vm struct {
 	PID     int // 0 for one that is defined in libvirt and may be off

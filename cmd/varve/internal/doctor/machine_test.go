@@ -148,8 +148,8 @@ func TestModes(t *testing.T) {
 // TestSecurity: AppArmor and SELinux as their files in /sys show them.
 func TestSecurity(t *testing.T) {
 	s := Scope{Subject: "d", Mounts: []mounts.Mount{{Mountpoint: "/mnt/vm1", UID: 0, AllowOther: true}}}
-	apparmor := map[string]string{"sys/module/apparmor/parameters/enabled": "Y\n"}
-	selinux := map[string]string{"sys/fs/selinux/enforce": "1", "sys/fs/selinux/booleans/virt_use_fusefs": "0 0"}
+	apparmor := map[string]string{"sys/module/apparmor/parameters/enabled": "Y\n", "etc/apparmor.d/abstractions/libvirt-qemu": ""}
+	selinux := map[string]string{"sys/fs/selinux/enforce": "1", "sys/fs/selinux/booleans/virt_use_fusefs": "0 0", "etc/libvirt/qemu.conf": ""}
 	with := func(files map[string]string, more ...string) map[string]string {
 		all := map[string]string{}
 		for name, text := range files {
@@ -176,6 +176,10 @@ func TestSecurity(t *testing.T) {
 		{"neither", nil, s, "", ""},
 		{"AppArmor off", map[string]string{"sys/module/apparmor/parameters/enabled": "N\n"}, s, "", ""},
 		{"AppArmor", apparmor, s, Note, `"/mnt/vm1/disk.raw rwk," and "/mnt/vm1/layers/*.raw rk,"`},
+		{"AppArmor, no libvirt", map[string]string{"sys/module/apparmor/parameters/enabled": "Y\n"}, s, "", ""},
+		{"AppArmor, a VM", with(map[string]string{"sys/module/apparmor/parameters/enabled": "Y\n"}, running...), s, Note, "DENIED"},
+		{"SELinux, no libvirt", map[string]string{"sys/fs/selinux/enforce": "1", "sys/fs/selinux/booleans/virt_use_fusefs": "0 0"}, s, "", ""},
+		{"SELinux, a VM", with(map[string]string{"sys/fs/selinux/enforce": "1"}, running...), s, Warning, "setsebool"},
 		{"AppArmor with the rule", with(apparmor, "etc/apparmor.d/local/abstractions/libvirt-qemu", "/mnt/vm1/disk.raw rwk,\n"), s, "", ""},
 		{"AppArmor with another's rule", with(apparmor, "etc/apparmor.d/local/abstractions/libvirt-qemu", "/mnt/vm10/disk.raw rwk,\n"), s, Note, "vm1"},
 		{"AppArmor, and a VM runs with it", with(apparmor, append(running, "proc/77/attr/current", "libvirt-0f5ab9ee-6ec9-4b1a-9d0d-4c0c3a1b4c11 (enforce)\n")...), s, "", ""},
@@ -220,7 +224,10 @@ func TestHost(t *testing.T) {
 	}
 	want := []string{"warning", "note"} // fusermount3 without setuid, fuse.conf
 	for _, conf := range []string{"", "# user_allow_other\n", "user_allow_others\n"} {
-		got := look(tree(t, map[string]string{"dev/fuse": "", "etc/fuse.conf": conf}), 1000)
+		if got := look(tree(t, map[string]string{"dev/fuse": "", "etc/fuse.conf": conf}), 1000); len(got) != 1 {
+			t.Errorf("fuse.conf %q, no libvirt: %q", conf, got)
+		}
+		got := look(tree(t, map[string]string{"dev/fuse": "", "etc/fuse.conf": conf, "etc/libvirt/qemu.conf": ""}), 1000)
 		if len(got) != 2 || !strings.HasPrefix(got[0], want[0]) || !strings.HasPrefix(got[1], want[1]) {
 			t.Errorf("fuse.conf %q: %q", conf, got)
 		}

@@ -1,7 +1,10 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -62,6 +65,14 @@ func (s *Scope) has(k kind) bool {
 
 // notSeen is the note about what was not looked at.
 func (s *Scope) notSeen() []Finding {
+	if s.Image != "" && len(s.Layers) > 0 {
+		// Whether that is a disk directory cannot be told.
+		if dir, err := chain.DirFor(s.Image); err == nil {
+			if _, err := os.Stat(filepath.Join(dir, "chain.json")); errors.Is(err, os.ErrPermission) {
+				s.Unseen("%s", dir)
+			}
+		}
+	}
 	if len(s.unseen) == 0 {
 		return nil
 	}

@@ -12,6 +12,18 @@ import (
 // appArmorRules is the file of the host's own rules for all VMs of libvirt.
 const appArmorRules = "/etc/apparmor.d/local/abstractions/libvirt-qemu"
 
+// What is there where libvirt is installed: with its rules for AppArmor, at all.
+const (
+	appArmorOfVMs        = "/etc/apparmor.d/abstractions/libvirt-qemu"
+	libvirtConfiguration = "/etc/libvirt/qemu.conf"
+)
+
+// forVMs says whether a mount is, or may be, for VMs that are confined: where one has a
+// file of it, or a file of the host shows that there can be some.
+func (s *Scope) forVMs(m mounts.Mount, sign string) bool {
+	return s.machine.has(sign) || len(s.vmsAt(m)) > 0
+}
+
 // vmsAt gives the VMs that have a file of a mount.
 func (s *Scope) vmsAt(m mounts.Mount) []vm {
 	var list []vm
@@ -39,6 +51,9 @@ func lookAtAppArmor(_ context.Context, s *Scope) []Finding {
 		for _, v := range s.vmsAt(m) {
 			confined = confined || strings.HasPrefix(v.Label, "libvirt-") && strings.HasSuffix(v.Label, "(enforce)")
 		}
+		if !s.forVMs(m, appArmorOfVMs) {
+			continue
+		}
 		if confined || strings.Contains(rules, m.Mountpoint+"/") {
 			continue
 		}
@@ -62,7 +77,7 @@ func lookAtSELinux(_ context.Context, s *Scope) []Finding {
 	}
 	var list []Finding
 	for _, m := range s.Mounts {
-		if m.Context {
+		if m.Context || !s.forVMs(m, libvirtConfiguration) {
 			continue
 		}
 		f := Finding{Severity: Warning, Subject: m.Mountpoint,
