@@ -7,10 +7,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/mounts"
 )
@@ -60,8 +62,11 @@ Exit code 0: no problem, at most warnings and notes; 1: problems.`,
 }
 
 func consult(cmd *cobra.Command, args []string, asJSON bool) error {
-	scopes, err := hostScopes()
-	if len(args) > 0 {
+	var scopes []*doctor.Scope
+	var err error
+	if len(args) == 0 {
+		scopes, err = hostScopes()
+	} else {
 		var s *doctor.Scope
 		s, err = findScope(args[0])
 		scopes = []*doctor.Scope{s}
@@ -98,16 +103,17 @@ func hostScopes() ([]*doctor.Scope, error) {
 	}
 	var scopes []*doctor.Scope
 	seen := make(map[string]bool)
+	looked := lookAtSources(list)
 	for _, m := range list {
 		if !seen[m.Source] {
 			seen[m.Source] = true
-			scopes = append(scopes, sourceScope(m.Source, list))
+			scopes = append(scopes, sourceScope(m.Source, list, looked))
 		}
 	}
 	for _, path := range doctor.FilesOfVMs() {
 		if dir := diskOfFile(path); dir != "" && !seen[dir] {
 			seen[dir] = true
-			scopes = append(scopes, sourceScope(dir, list))
+			scopes = append(scopes, sourceScope(dir, list, looked))
 		}
 	}
 	return append(scopes, &doctor.Scope{Subject: "host", Host: true}), nil
@@ -128,17 +134,47 @@ func diskOfFile(path string) string {
 	return ""
 }
 
+// look is what a limited look at a path gave.
+type look struct {
+	info os.FileInfo // nil with an error
+	err  error
+}
+
+func lookSoon(path string) look {
+	info, err := doctor.StatSoon(path)
+	return look{info, err}
+}
+
+// lookAtSources looks at the sources of mounts, all at once: by the source's name.
+func lookAtSources(list []mounts.Mount) map[string]look {
+	looks := make([]look, len(list))
+	var looking sync.WaitGroup
+	for i, m := range list {
+		looking.Go(func() { looks[i] = lookSoon(m.Source) })
+	}
+	looking.Wait()
+	looked := make(map[string]look)
+	for i, m := range list {
+		looked[m.Source] = looks[i]
+	}
+	return looked
+}
+
 // sourceScope is what a mount's source names: a disk directory, also one that is
-// gone, or the image of a read-only mount without one.
-func sourceScope(source string, list []mounts.Mount) *doctor.Scope {
-	s := &doctor.Scope{Subject: source, Directory: source}
-	own, err := os.Stat(source)
-	if err == nil && !own.IsDir() {
+// gone or cannot be reached, or the image of a read-only mount without one.
+func sourceScope(source string, list []mounts.Mount, looked map[string]look) *doctor.Scope {
+	this, ok := looked[source]
+	if !ok {
+		this = lookSoon(source)
+	}
+	own := this.info
+	s := &doctor.Scope{Subject: source, Directory: source, Unreachable: errors.Is(this.err, aside.ErrNoAnswer)}
+	if own != nil && !own.IsDir() {
 		s.Directory, s.Image = "", source
 	}
 	for _, m := range list {
 		same := m.Source == source
-		if other, otherErr := os.Stat(m.Source); err == nil && otherErr == nil {
+		if other := looked[m.Source].info; own != nil && other != nil {
 			same = os.SameFile(own, other) // it may have several names
 		}
 		if same {
@@ -159,18 +195,31 @@ func findScope(arg string) (*doctor.Scope, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The mount table comes first, before any link is resolved: looking at a mount that
-	// hangs never ends.
-	path := abs
-	for _, resolve := range []func(string) (string, error){filepath.Abs, mounts.Resolve} {
-		if path, err = resolve(abs); err != nil {
-			return nil, err
-		}
+	slow, err := mounts.Remote()
+	if err != nil {
+		return nil, err
+	}
+	scopeOf := func(dir string) (*doctor.Scope, error) { return sourceScope(dir, list, lookAtSources(list)), nil }
+	// The mount table comes first, and links are resolved up to the first file system
+	// that may not answer: looking at a mount that hangs never ends.
+	path := mounts.ResolveUpTo(abs, slow)
+	for _, path := range []string{abs, path} {
 		if m, ok, err := mounts.Around(path); err != nil {
 			return nil, err
 		} else if ok {
-			return sourceScope(m.Source, list), nil
+			return scopeOf(m.Source)
 		}
+	}
+	if _, err := doctor.StatSoon(path); errors.Is(err, aside.ErrNoAnswer) {
+		return &doctor.Scope{Subject: path, Directory: path, Unreachable: true}, nil
+	}
+	if path, err = mounts.Resolve(path); err != nil {
+		return nil, err
+	}
+	if m, ok, err := mounts.Around(path); err != nil {
+		return nil, err
+	} else if ok {
+		return scopeOf(m.Source)
 	}
 	info, err := os.Stat(path)
 	switch {
@@ -183,7 +232,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 	case info.IsDir():
 		for _, dir := range []string{path, filepath.Dir(path)} {
 			if isDiskDirectory(dir) {
-				return sourceScope(dir, list), nil
+				return scopeOf(dir)
 			}
 		}
 		if _, err := os.Stat(filepath.Join(path, "chain.json")); errors.Is(err, os.ErrPermission) {
@@ -192,7 +241,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 		return nil, errors.New("it is a directory without chain.json, so no disk directory, and no varve mount")
 	}
 	if dir := diskOfFile(path); dir != "" {
-		return sourceScope(dir, list), nil
+		return scopeOf(dir)
 	}
 	// As the user gave it: a relative backing name is looked for beside that.
 	return &doctor.Scope{Subject: abs, Image: abs}, nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/doctor"
 	"varve/fs"
 )
 
@@ -59,14 +62,18 @@ func (e refusedError) Unwrap() error { return e.errno }
 
 // document reads status.json of a mounted disk, as it stands and decoded.
 func (t target) document() ([]byte, chain.Status, error) {
-	path := filepath.Join(t.mountpoint, "status.json")
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(filepath.Join(t.mountpoint, "status.json"))
+	return t.decoded(text, err)
+}
+
+// decoded decodes a status.json that was read.
+func (t target) decoded(text []byte, err error) ([]byte, chain.Status, error) {
 	if err != nil {
 		return nil, chain.Status{}, t.explain(err)
 	}
 	var st chain.Status
 	if err := json.Unmarshal(text, &st); err != nil {
-		return nil, chain.Status{}, fmt.Errorf("read %s: %w", path, err)
+		return nil, chain.Status{}, fmt.Errorf("read %s: %w", filepath.Join(t.mountpoint, "status.json"), err)
 	}
 	return text, st, nil
 }
@@ -76,40 +83,15 @@ const answerTime = 3 * time.Second
 
 // documentSoon is document for a mount that may hang.
 func (t target) documentSoon() (chain.Status, error) {
-	return soon(func() (chain.Status, error) {
-		_, st, err := t.document()
-		return st, err
-	})
+	_, st, err := t.decoded(aside.Ask(context.Background(), doctor.ReadErrand, filepath.Join(t.mountpoint, "status.json"), answerTime))
+	return st, err
 }
 
 // readSoon reads a file of a mount that may hang.
 func (t target) readSoon(name string) ([]byte, error) {
-	return soon(func() ([]byte, error) {
-		text, err := os.ReadFile(filepath.Join(t.mountpoint, name))
-		if err != nil {
-			return nil, t.explain(err)
-		}
-		return text, nil
-	})
-}
-
-// soon gives up after a moment. The reader that is left behind ends with the
-// process.
-func soon[T any](read func() (T, error)) (T, error) {
-	type answer struct {
-		value T
-		err   error
+	text, err := aside.Ask(context.Background(), doctor.ReadErrand, filepath.Join(t.mountpoint, name), answerTime)
+	if err != nil {
+		return nil, t.explain(err)
 	}
-	c := make(chan answer, 1)
-	go func() {
-		value, err := read()
-		c <- answer{value, err}
-	}()
-	select {
-	case a := <-c:
-		return a.value, a.err
-	case <-time.After(answerTime):
-		var none T
-		return none, fmt.Errorf("no answer within %s", answerTime)
-	}
+	return text, nil
 }

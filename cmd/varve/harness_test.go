@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/mounts"
 )
 
@@ -21,9 +23,18 @@ import (
 const asVarve = "VARVE_TEST_AS_VARVE"
 
 func TestMain(m *testing.M) {
+	if places := os.Getenv(asLoopback); places != "" {
+		os.Exit(serveLoopback(places))
+	}
 	if os.Getenv(asVarve) != "" {
 		main()
 		return
+	}
+	if places := os.Getenv(asLoopback); places != "" {
+		os.Exit(serveLoopback(places))
+	}
+	if code, ok := aside.Serve(os.Args, doctor.Errands()); ok {
+		os.Exit(code)
 	}
 	for _, tool := range []string{"qemu-img", "qemu-io", "fusermount3", "losetup", "mkfs.ext4", "setpriv", "strace"} {
 		if _, err := exec.LookPath(tool); err != nil {

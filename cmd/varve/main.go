@@ -12,6 +12,9 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/doctor"
 )
 
 // Exit codes. Scripts tell them apart.
@@ -23,6 +26,9 @@ const (
 )
 
 func main() {
+	if code, ok := aside.Serve(os.Args, doctor.Errands()); ok {
+		os.Exit(code)
+	}
 	if code, ok := asHelper(os.Args, os.Stdout, os.Stderr); ok {
 		os.Exit(code)
 	}

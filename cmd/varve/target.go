@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/mounts"
 )
 
@@ -154,6 +155,8 @@ func (t target) name() string {
 // explain adds the way out to an error of reaching into the mount.
 func (t target) explain(err error) error {
 	switch {
+	case errors.Is(err, aside.ErrNoAnswer):
+		return fmt.Errorf("no answer within %s", answerTime)
 	case errors.Is(err, syscall.ENOTCONN), errors.Is(err, syscall.ECONNABORTED):
 		return fmt.Errorf("the daemon of %s is gone; mount the disk there again, or clear the mountpoint with \"varve umount %s\"", t.mountpoint, t.mountpoint)
 	case errors.Is(err, os.ErrPermission) && t.owner >= 0 && t.owner != os.Geteuid():

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"sync"
 )
 
 // kind says what a check is made for; kinds add up.
@@ -60,14 +61,22 @@ type Report struct {
 func Run(ctx context.Context, scopes []*Scope) (Report, error) {
 	r := Report{Version: 1, Findings: []Finding{}}
 	m := newMachine("/")
-	for _, s := range scopes {
+	// What may have to be waited for is waited for once.
+	examined := make([][]Finding, len(scopes))
+	var looking sync.WaitGroup
+	for i, s := range scopes {
 		if s.machine == nil {
 			s.machine = m
 		}
-		for _, f := range s.examine(ctx) {
+		looking.Go(func() { examined[i] = s.examine(ctx) })
+		looking.Go(func() { s.ask(ctx) })
+	}
+	looking.Wait()
+	for i, s := range scopes {
+		for _, f := range examined[i] {
 			r.add(f)
 		}
-		s.ask()
+		s.refused()
 	}
 	for _, c := range checks() {
 		looked := false

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/aside"
 )
 
 // examineTime is how long looking at the files of one disk may take. A file on a
@@ -17,6 +19,8 @@ const examineTime = 30 * time.Second
 
 // noAnswer is the id of the finding about what gave none in time.
 const noAnswer = "no-answer"
+
+const lookAtHost = "look whether the host's and the network's disks answer (dmesg)"
 
 // diskChecks are the checks of a disk's or an image's files, which chain makes all at
 // once.
@@ -28,50 +32,48 @@ func diskChecks() []check {
 	return list
 }
 
-// examine has chain look at a scope's files.
+// examine has chain look at a scope's files, where their file system answers at all.
 func (s *Scope) examine(ctx context.Context) []Finding {
 	if s.Directory == "" && s.Image == "" {
 		return nil
 	}
-	path := s.Directory + s.Image
-	type answer struct {
-		found chain.Examination
-		err   error
+	path, errand := s.Directory, examineErrand
+	if path == "" {
+		path, errand = s.Image, examineImageErrand
 	}
-	given := make(chan answer, 1)
-	go func() {
-		var a answer
-		if s.Directory != "" {
-			a.found, a.err = chain.Examine(ctx, s.Directory, nil)
-		} else {
-			a.found, a.err = chain.ExamineImage(ctx, s.Image, nil)
-		}
-		given <- a
-	}()
-	var a answer
-	select {
-	case a = <-given:
-	case <-time.After(examineTime):
-		return []Finding{{Problem, noAnswer, path, fmt.Sprintf("looking at its files took more than %s; one of them may be on a file system that hangs", examineTime), "look whether the host's and the network's disks answer"}}
-	case <-ctx.Done():
-		return nil
+	if !s.Unreachable {
+		_, err := aside.Ask(ctx, statErrand, path, answerTime)
+		s.Unreachable = errors.Is(err, aside.ErrNoAnswer)
+	}
+	if s.Unreachable {
+		return []Finding{{Problem, noAnswer, path, fmt.Sprintf("the file system that it is on gives no answer within %s; nothing more could be looked at there", answerTime), lookAtHost}}
+	}
+	text, err := aside.Ask(ctx, errand, path, examineTime)
+	var found chain.Examination
+	if err == nil {
+		err = json.Unmarshal(text, &found)
 	}
 	switch {
-	case errors.Is(a.err, os.ErrPermission):
+	case ctx.Err() != nil:
+		return nil
+	case errors.Is(err, aside.ErrNoAnswer):
+		s.Unreachable = true
+		return []Finding{{Problem, noAnswer, path, fmt.Sprintf("looking at its files took more than %s; one of them may be on a file system that hangs", examineTime), lookAtHost}}
+	case errors.Is(err, os.ErrPermission):
 		s.Unseen("%s", path)
-	case errors.Is(a.err, os.ErrNotExist) && s.Directory != "":
+	case errors.Is(err, os.ErrNotExist) && s.Directory != "":
 		return []Finding{{Problem, "chain-json", s.Directory, "its chain.json is not there", "copy the whole directory somewhere first, then put the newest chain.json back from a backup"}}
-	case a.err != nil && ctx.Err() == nil:
-		return []Finding{{Problem, "layer-file", path, "it cannot be looked at: " + a.err.Error(), "make it readable"}}
+	case err != nil:
+		return []Finding{{Problem, "layer-file", path, "it cannot be looked at: " + err.Error(), "make it readable"}}
 	}
-	s.Size = a.found.Size
-	for _, l := range a.found.Layers {
+	s.Size = found.Size
+	for _, l := range found.Layers {
 		s.Layers = append(s.Layers, Layer(l))
 	}
-	for _, path := range a.found.Unseen {
+	for _, path := range found.Unseen {
 		s.Unseen("%s", path)
 	}
-	s.examined = a.found.Troubles
+	s.examined = found.Troubles
 	return nil
 }
 

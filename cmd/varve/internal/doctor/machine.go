@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/mounts"
 )
@@ -143,43 +145,8 @@ func idsIn(status string) (uid, gid int) {
 	return uid, gid
 }
 
-// maxLinks is how many symbolic links a path may lead through.
-const maxLinks = 40
-
-// resolve resolves the symbolic links of an absolute path, as far as that asks
-// no file system that may not answer; what is behind stays as it is.
-func (m *machine) resolve(path string) string {
-	slow := map[string]bool{}
-	for _, dir := range m.slow() {
-		slow[dir] = true
-	}
-	done, rest, links := "/", strings.Split(path, "/"), 0
-	for len(rest) > 0 {
-		name := rest[0]
-		rest = rest[1:]
-		next := filepath.Join(done, name)
-		if next == done || name == ".." {
-			done = next
-			continue
-		}
-		if slow[next] {
-			return filepath.Join(append([]string{next}, rest...)...)
-		}
-		target, err := os.Readlink(next)
-		switch {
-		case err != nil: // no link
-			done = next
-		case links == maxLinks:
-			return filepath.Clean(path)
-		default:
-			if links++; filepath.IsAbs(target) {
-				done = "/"
-			}
-			rest = append(strings.Split(target, "/"), rest...)
-		}
-	}
-	return done
-}
+// resolve is mounts.ResolveUpTo the file systems that may not answer.
+func (m *machine) resolve(path string) string { return mounts.ResolveUpTo(path, m.slow()) }
 
 // answers tells whether a path lies outside of all file systems that may not answer.
 func (m *machine) answers(path string) bool {
@@ -194,20 +161,11 @@ func (m *machine) answers(path string) bool {
 // soon is how long a file system that may hang is waited for.
 const soon = time.Second
 
-// statSoon is os.Stat with a time limit, for what may hang. What waits on ends
-// with the process.
-func statSoon(path string) (os.FileInfo, bool) {
-	got := make(chan os.FileInfo, 1)
-	go func() {
-		defer close(got)
-		if info, err := os.Stat(path); err == nil {
-			got <- info
-		}
-	}()
-	select {
-	case info, ok := <-got:
-		return info, ok
-	case <-time.After(soon):
-		return nil, false
+// StatSoon is os.Stat for what may hang: aside.ErrNoAnswer where there is no answer
+// within answerTime.
+func StatSoon(path string) (os.FileInfo, error) {
+	if _, err := aside.Ask(context.Background(), statErrand, path, answerTime); err != nil {
+		return nil, err
 	}
+	return os.Stat(path)
 }

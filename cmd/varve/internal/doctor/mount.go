@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/mounts"
 )
@@ -22,9 +24,8 @@ import (
 const answerTime = 3 * time.Second
 
 var (
-	errNoAnswer = errors.New("no answer")              // within answerTime
-	errHidden   = errors.New("something lies over it") // so it was not asked
-	errGone     = errors.New("unmounted meanwhile")
+	errHidden = errors.New("something lies over it") // so it was not asked
+	errGone   = errors.New("unmounted meanwhile")
 )
 
 // mountChecks are the checks of mounts.
@@ -43,41 +44,41 @@ type mountAnswer struct {
 	err    error
 }
 
-// ask asks each mount of a scope for its status.
-func (s *Scope) ask() {
-	for _, m := range s.Mounts {
-		a := mountAnswer{err: errHidden}
-		if _, _, hidden := hiddenBy(m); !hidden {
-			a = askMount(m.Mountpoint, answerTime)
-		}
-		if a.err != nil && !stillMounted(m) {
-			a.err = errGone
-		}
-		if errors.Is(a.err, os.ErrPermission) {
+// ask asks each mount of a scope for its status, all at once.
+func (s *Scope) ask(ctx context.Context) {
+	s.answers = make([]mountAnswer, len(s.Mounts))
+	var asked sync.WaitGroup
+	for i, m := range s.Mounts {
+		asked.Go(func() {
+			a := mountAnswer{err: errHidden}
+			if _, _, hidden := hiddenBy(m); !hidden {
+				a = askMount(ctx, m.Mountpoint, answerTime)
+			}
+			if a.err != nil && !stillMounted(m) {
+				a.err = errGone
+			}
+			s.answers[i] = a
+		})
+	}
+	asked.Wait()
+}
+
+// refused notes the mounts that may not be asked.
+func (s *Scope) refused() {
+	for i, m := range s.Mounts {
+		if errors.Is(s.answers[i].err, os.ErrPermission) {
 			s.Unseen("inside %s, which uid %d mounted", m.Mountpoint, m.UID)
 		}
-		s.answers = append(s.answers, a)
 	}
 }
 
-// askMount reads a mount's status.json. The reader of a mount that does not answer is
-// left behind and ends with the process.
-func askMount(mountpoint string, limit time.Duration) mountAnswer {
-	given := make(chan mountAnswer, 1)
-	go func() {
-		var a mountAnswer
-		text, err := os.ReadFile(filepath.Join(mountpoint, "status.json"))
-		if a.err = err; err == nil {
-			a.err = json.Unmarshal(text, &a.status)
-		}
-		given <- a
-	}()
-	select {
-	case a := <-given:
-		return a
-	case <-time.After(limit):
-		return mountAnswer{err: errNoAnswer}
+// askMount reads a mount's status.json.
+func askMount(ctx context.Context, mountpoint string, limit time.Duration) (a mountAnswer) {
+	text, err := aside.Ask(ctx, statusErrand, filepath.Join(mountpoint, "status.json"), limit)
+	if a.err = err; err == nil {
+		a.err = json.Unmarshal(text, &a.status)
 	}
+	return a
 }
 
 // lookAtStale finds mounts whose daemon is gone.
@@ -110,8 +111,8 @@ func lookAtHung(_ context.Context, s *Scope) []Finding {
 	for i, m := range s.Mounts {
 		err := s.answers[i].err
 		switch {
-		case errors.Is(err, errNoAnswer):
-			found = append(found, hung(m))
+		case errors.Is(err, aside.ErrNoAnswer):
+			found = append(found, s.hung(m))
 		case err == nil, errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED), errors.Is(err, os.ErrPermission), errors.Is(err, errHidden), errors.Is(err, errGone):
 		default:
 			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: "its status cannot be read: " + err.Error(), Fix: "see what varve.log in the disk directory says"})
@@ -121,10 +122,15 @@ func lookAtHung(_ context.Context, s *Scope) []Finding {
 }
 
 // hung tells what is known of a daemon that does not answer.
-func hung(m mounts.Mount) Finding {
+func (s *Scope) hung(m mounts.Mount) Finding {
 	f := Finding{Severity: Problem, Subject: m.Mountpoint,
 		What: fmt.Sprintf("its daemon gives no answer within %s", answerTime),
 		Fix:  "see what varve.log in the disk directory says; by force, which loses what is not flushed: varve umount --force " + chain.ShellWord(m.Mountpoint)}
+	if s.Unreachable {
+		f.What += ", and neither does the file system below the disk"
+		f.Fix = lookAtHost
+		return f
+	}
 	pid, _, held, err := chain.Holder(m.Source)
 	if err != nil || !held || pid == 0 {
 		return f
@@ -181,7 +187,7 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 				Fix: "umount " + chain.ShellWord(m.Mountpoint) + " takes the upper one away"})
 		}
 	}
-	if s.Directory == "" {
+	if s.Directory == "" || s.Unreachable {
 		return found
 	}
 	pid, mountpoint, held, err := chain.Holder(s.Directory)

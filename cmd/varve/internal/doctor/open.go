@@ -69,6 +69,9 @@ func (s *Scope) daemon() int {
 	if s.Directory == "" {
 		return 0
 	}
+	if s.Unreachable {
+		return -1
+	}
 	told := make(chan int, 1)
 	go func() {
 		pid, _, held, err := chain.Holder(s.Directory)

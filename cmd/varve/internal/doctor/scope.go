@@ -21,6 +21,10 @@ type Scope struct {
 	Image     string         // the image that was named, absolute; "" for a disk
 	Mounts    []mounts.Mount // of the disk, in the order in which they were mounted
 
+	// Unreachable is that the file system of its files does not answer: who looks at
+	// them may wait for ever. Run finds it out too.
+	Unreachable bool
+
 	// Run finds these out before the first check.
 	Size   int64   // guest bytes; 0 where they cannot be told
 	Layers []Layer // of the disk or the image's chain, as far as they can be told

@@ -40,6 +40,9 @@ func roomOf(path string) (room, error) {
 
 // lookAtSpace looks whether a disk's leaf can go on growing.
 func lookAtSpace(_ context.Context, s *Scope) []Finding {
+	if s.Unreachable {
+		return nil
+	}
 	r, err := roomOf(s.Directory)
 	if errors.Is(err, os.ErrPermission) {
 		s.Unseen("how full the file system of %s is", s.Directory)

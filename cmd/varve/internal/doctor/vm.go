@@ -280,8 +280,8 @@ func (s *Scope) judgeUser(v vm, m mounts.Mount) []Finding {
 		return []Finding{{Severity: Problem, Check: vmAccess, Subject: m.Mountpoint, Fix: fix,
 			What: refused + fmt.Sprintf("this mount lets in uid %d only", m.UID)}}
 	}
-	info, ok := statSoon(m.Mountpoint)
-	if !ok || mayPass(info, v.UID, v.GID) {
+	info, err := StatSoon(m.Mountpoint)
+	if err != nil || mayPass(info, v.UID, v.GID) {
 		return nil
 	}
 	return []Finding{{Severity: Problem, Check: vmAccess, Subject: m.Mountpoint, Fix: again,

@@ -145,12 +145,14 @@ func Around(path string) (Mount, bool, error) {
 }
 
 // Remote lists the mountpoints of file systems that are served by a program or
-// another host, which may not answer.
+// another host, which may not answer. The root is none of them: without it nothing
+// works at all.
 func Remote() ([]string, error) {
 	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		kind, _, _ := strings.Cut(i.FSType, ".")
 		switch kind {
-		case "fuse", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "autofs":
+		case "fuse", "fuseblk", "virtiofs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "autofs",
+			"lustre", "afs", "coda", "gfs2", "ocfs2", "gpfs", "beegfs", "beegfs_nodev", "glusterfs", "orangefs", "pvfs2", "vboxsf", "prl_fs", "vmhgfs":
 			return false, false
 		}
 		return true, false
@@ -160,7 +162,9 @@ func Remote() ([]string, error) {
 	}
 	var list []string
 	for _, i := range infos {
-		list = append(list, i.Mountpoint)
+		if i.Mountpoint != "/" {
+			list = append(list, i.Mountpoint)
+		}
 	}
 	return list, nil
 }
@@ -209,6 +213,45 @@ func Resolve(path string) (string, error) {
 		}
 		rest = filepath.Join(filepath.Base(dir), rest)
 	}
+}
+
+// maxLinks is how many symbolic links a path may lead through.
+const maxLinks = 40
+
+// ResolveUpTo resolves the symbolic links of an absolute path, as far as that asks
+// none of some mountpoints, which may not answer (Remote); what is behind stays as it
+// is.
+func ResolveUpTo(path string, slowMounts []string) string {
+	slow := map[string]bool{}
+	for _, dir := range slowMounts {
+		slow[dir] = true
+	}
+	done, rest, links := "/", strings.Split(path, "/"), 0
+	for len(rest) > 0 {
+		name := rest[0]
+		rest = rest[1:]
+		next := filepath.Join(done, name)
+		if next == done || name == ".." {
+			done = next
+			continue
+		}
+		if slow[next] {
+			return filepath.Join(append([]string{next}, rest...)...)
+		}
+		target, err := os.Readlink(next)
+		switch {
+		case err != nil: // no link
+			done = next
+		case links == maxLinks:
+			return filepath.Clean(path)
+		default:
+			if links++; filepath.IsAbs(target) {
+				done = "/"
+			}
+			rest = append(strings.Split(target, "/"), rest...)
+		}
+	}
+	return done
 }
 
 // OthersAllowed says whether an ordinary user may use allow_other (fuse.conf, mount.fuse3(8)).

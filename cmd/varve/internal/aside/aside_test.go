@@ -1,0 +1,72 @@
+package aside
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestMain(m *testing.M) {
+	if code, ok := Serve(os.Args, map[string]Errand{"read": os.ReadFile, "absent": func(string) ([]byte, error) { return nil, fs.ErrNotExist }}); ok {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// What a child reads comes as it is, and so does what went wrong.
+func TestAsk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a b\n")
+	if err := os.WriteFile(path, []byte("text\x00\xff\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var asked sync.WaitGroup
+	for range 4 {
+		asked.Go(func() {
+			if text, err := Ask(context.Background(), "read", path, time.Minute); err != nil || string(text) != "text\x00\xff\n" {
+				t.Errorf("%q, %v", text, err)
+			}
+		})
+	}
+	asked.Wait()
+	_, err := Ask(context.Background(), "read", path+"/below", time.Minute)
+	if !errors.Is(err, syscall.ENOTDIR) || err.Error() != "open "+path+"/below: not a directory" {
+		t.Errorf("%v", err)
+	}
+	if _, err := Ask(context.Background(), "absent", path, time.Minute); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if _, err := Ask(context.Background(), "unknown", path, time.Minute); err == nil {
+		t.Error("it did what it does not know")
+	}
+}
+
+// A child that waits is given up, at the limit or before, and ended.
+func TestAskGivesUp(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if _, err := Ask(context.Background(), "read", fifo, 100*time.Millisecond); !errors.Is(err, ErrNoAnswer) {
+		t.Errorf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(100*time.Millisecond, cancel)
+	if _, err := Ask(ctx, "read", fifo, time.Minute); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begun); took > 30*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	for end := time.Now().Add(20 * time.Second); leftBehind("read", fifo); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the child goes on")
+		}
+	}
+}
