@@ -155,7 +155,7 @@ func (t target) exportSource(name string, log *slog.Logger) (e overlay.Export, c
 	file := filepath.Join(t.mountpoint, "layers", name+".raw")
 	if name == "leaf" {
 		if !t.readOnly {
-			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", t.arg)
+			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", chain.ShellWord(t.arg))
 		}
 		file = filepath.Join(t.mountpoint, "disk.raw")
 	} else if err := chain.CheckName(name); err != nil && name != "base" {

@@ -99,7 +99,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		return nil
 	}
 	if background {
-		say(w.out, "%s: job %s runs in the background; \"varve status %s\" shows how far it is", w.title, id, w.target.arg)
+		say(w.out, "%s: job %s runs in the background; \"varve status %s\" shows how far it is", w.title, id, chain.ShellWord(w.target.arg))
 		return nil
 	}
 	bar := progress.New(w.out, w.title)
@@ -126,7 +126,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			bar.Clear()
-			return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, w.target.arg, id)
+			return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, chain.ShellWord(w.target.arg), id)
 		}
 	}
 }
@@ -191,7 +191,7 @@ func (w waiter) ended(bar *progress.Reporter, st chain.JobStatus) error {
 	case jobCancelled:
 		bar.Clear()
 		if st.Kind == jobDelete {
-			return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, w.target.arg)
+			return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, chain.ShellWord(w.target.arg))
 		}
 		return fmt.Errorf("job %s was cancelled", st.ID)
 	default:

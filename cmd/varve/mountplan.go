@@ -39,7 +39,7 @@ func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
 	if stale != nil {
 		if stale.Source != p.name() {
 			return plan{}, fmt.Errorf("at %s is a mount of another disk, %s, whose daemon is gone (%w); clear it with \"varve umount %s\", or mount elsewhere",
-				mountpoint, stale.Source, syscall.ENOTCONN, mountpoint)
+				mountpoint, stale.Source, syscall.ENOTCONN, chain.ShellWord(mountpoint))
 		}
 		p.stale = true
 	}

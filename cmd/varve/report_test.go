@@ -49,3 +49,15 @@ func TestDoctorQuotes(t *testing.T) {
 	tool(t, dir, "test", "!", "-e", "pwn")
 	says(t, dir, []string{"my top.qcow2"})
 }
+
+// A command that a message names works when it is pasted, also with a blank in a path.
+func TestMessagesQuote(t *testing.T) {
+	dir := hostDir(t)
+	if err := os.Mkdir(dir+"/my mnt", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	image(t, dir+"/my disk.raw", 1<<20, 0)
+	fails(t, dir, exitFailed, []string{`"varve mount 'my disk.raw' MOUNTPOINT" makes one`}, "snapshot", "my disk.raw", "one")
+	must(t, dir, "mount", "my disk.raw", "my mnt")
+	fails(t, dir, exitFailed, []string{`"varve umount '` + dir + `/my mnt'"`}, "rebase", "my disk.raw.varve", "--base", "x.raw")
+}

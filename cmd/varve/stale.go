@@ -50,7 +50,7 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 	say(stderr, "mount %s: at %s was a mount of this disk whose daemon was gone; unmounted it%s", arg, p.mountpoint, lost)
 	_, another, err := checkMountpoint(p.mountpoint)
 	if another != nil {
-		err = fmt.Errorf("at %s was another such mount below the first, of %s; clear it with \"varve umount %s\"", p.mountpoint, another.Source, p.mountpoint)
+		err = fmt.Errorf("at %s was another such mount below the first, of %s; clear it with \"varve umount %s\"", p.mountpoint, another.Source, chain.ShellWord(p.mountpoint))
 	}
 	return err
 }
@@ -92,7 +92,7 @@ func heldElsewhere(pid int, mountpoint string) error {
 	case err != nil || ownErr != nil:
 	case theirs != ours:
 		how = "mounted in another mount namespace"
-		end = fmt.Sprintf("; unmount it there: nsenter --target %d --mount varve umount %s", pid, mountpoint)
+		end = fmt.Sprintf("; unmount it there: nsenter --target %d --mount varve umount %s", pid, chain.ShellWord(mountpoint))
 	default:
 		how = "unmounted lazily while it was in use"
 		if uses, known := holders.Detached(pid); known {

@@ -135,7 +135,7 @@ func diskDirectory(path string) (string, error) {
 		return "", fmt.Errorf("it is an image; name its disk directory or mountpoint: %w", err)
 	}
 	if !isDiskDirectory(dir) {
-		return "", fmt.Errorf("it is an image without a disk directory; \"varve mount %s MOUNTPOINT\" makes one", filepath.Base(path))
+		return "", fmt.Errorf("it is an image without a disk directory; \"varve mount %s MOUNTPOINT\" makes one", chain.ShellWord(filepath.Base(path)))
 	}
 	return dir, nil
 }
@@ -158,7 +158,7 @@ func (t target) explain(err error) error {
 	case errors.Is(err, aside.ErrNoAnswer):
 		return fmt.Errorf("no answer within %s", answerTime)
 	case errors.Is(err, syscall.ENOTCONN), errors.Is(err, syscall.ECONNABORTED):
-		return fmt.Errorf("the daemon of %s is gone; mount the disk there again, or clear the mountpoint with \"varve umount %s\"", t.mountpoint, t.mountpoint)
+		return fmt.Errorf("the daemon of %s is gone; mount the disk there again, or clear the mountpoint with \"varve umount %s\"", t.mountpoint, chain.ShellWord(t.mountpoint))
 	case errors.Is(err, os.ErrPermission) && t.owner >= 0 && t.owner != os.Geteuid():
 		return fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.owner, t.mountpoint, err)
 	}
@@ -168,7 +168,7 @@ func (t target) explain(err error) error {
 // notMounted refuses a mounted disk, for what works on a disk directory only.
 func (t target) notMounted() error {
 	if t.mountpoint != "" {
-		return fmt.Errorf("it is mounted at %s; unmount it first with \"varve umount %s\"", t.mountpoint, t.mountpoint)
+		return fmt.Errorf("it is mounted at %s; unmount it first with \"varve umount %s\"", t.mountpoint, chain.ShellWord(t.mountpoint))
 	}
 	return nil
 }
