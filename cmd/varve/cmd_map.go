@@ -141,6 +141,9 @@ func replaceFile(path string, content []byte, mode os.FileMode) (err error) {
 	if err == nil && mode != 0 {
 		err = f.Chmod(mode)
 	}
+	if err == nil {
+		err = f.Sync() // or a power cut could leave an empty one in the old one's place
+	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(partial, path)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ func newMetricsCommand() *cobra.Command {
 		Long: `Prints what the file "metrics" in each mount says: requests, bytes, durations,
 cache, allocation, flushes, snapshots, jobs, layers, in Prometheus' text form,
 labelled with the disk and the mountpoint. varve_up is 0 for a mount that does
-not answer, and 1 for the others.
+not answer, and 1 for the others; where it was named, the exit code is 1 then.
 
 With --all these are the mounts of this host, as far as this user may read them.
 With -o the file is replaced whole or not at all, and anybody may read it: it is
@@ -55,14 +56,18 @@ varve-metrics.timer keeps up to date.`,
 			if err != nil {
 				return err
 			}
-			page, err := askMetrics(cmd.ErrOrStderr(), list, all)
+			page, silent, err := askMetrics(cmd.ErrOrStderr(), list, all)
 			switch {
 			case err != nil:
 				return err
 			case out != "" && out != toStdout:
-				return wrapped(cmd, out, writeMetricsFile(out, page))
+				err = wrapped(cmd, out, writeMetricsFile(out, page))
+			default:
+				_, err = cmd.OutOrStdout().Write(page)
 			}
-			_, err = cmd.OutOrStdout().Write(page)
+			if err == nil && silent && !all {
+				err = reportedError{exitFailed}
+			}
 			return err
 		},
 	}
@@ -115,8 +120,9 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 }
 
 // askMetrics asks all mounts at once and merges what they say. Of all mounts those
-// that belong to others are left out; of named ones that is an error.
-func askMetrics(stderr io.Writer, list []metricsTarget, all bool) ([]byte, error) {
+// that belong to others are left out; of named ones that is an error. silent says that
+// a mount gave no answer, of which stderr is told.
+func askMetrics(stderr io.Writer, list []metricsTarget, all bool) (page []byte, silent bool, err error) {
 	pages, failures := make([]*prom.Page, len(list)), make([]error, len(list))
 	var asked sync.WaitGroup
 	for i, t := range list {
@@ -134,17 +140,18 @@ func askMetrics(stderr io.Writer, list []metricsTarget, all bool) ([]byte, error
 		case errors.Is(err, os.ErrPermission) && all:
 			continue
 		case errors.Is(err, os.ErrPermission):
-			return nil, fmt.Errorf("metrics %s: %w", t.arg, err)
+			return nil, false, fmt.Errorf("metrics %s: %w", t.arg, err)
 		default:
+			silent = true
 			say(stderr, "metrics %s: %v", t.arg, err)
 		}
 		up.Bool(err == nil, t.labels()...)
 	}
 	ups, err := text.Page()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return prom.Merge(append([]*prom.Page{ups}, answers...)...), nil
+	return prom.Merge(append([]*prom.Page{ups}, answers...)...), silent, nil
 }
 
 func (t metricsTarget) labels() []prom.Label {
@@ -188,6 +195,10 @@ func writeMetricsFile(path string, page []byte) error {
 	return replaceFile(path, page, 0o644)
 }
 
+// largestPage is more than a page of metrics takes, which is 20 KiB for each mount,
+// and less than a disk.
+const largestPage = 1<<20 - 1
+
 // checkMetricsFile refuses to replace what holds no metrics: a disk's image, say.
 func checkMetricsFile(path string) error {
 	info, err := os.Stat(path)
@@ -209,6 +220,12 @@ func checkMetricsFile(path string) error {
 		head := make([]byte, len(begin))
 		if _, err := io.ReadFull(f, head); err == nil && string(head) == begin {
 			return nil
+		}
+		// What a power cut may leave of a page. A disk's image is larger.
+		if info.Size() <= largestPage {
+			if text, err := io.ReadAll(io.NewSectionReader(f, 0, largestPage)); err == nil && len(bytes.Trim(text, "\x00")) == 0 {
+				return nil
+			}
 		}
 	}
 	return fmt.Errorf("%s exists already and holds no metrics of varve; name another file", path)

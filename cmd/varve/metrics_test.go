@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -154,6 +155,27 @@ func TestMetricsFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, dir, "metrics", "mnt", "-o", file)
+	// A power cut may leave zeros of a page that was made without fsync. An image of
+	// zeros is none.
+	if err := os.WriteFile(file, make([]byte, 20000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must(t, dir, "metrics", "mnt", "-o", file)
+	image(t, dir+"/empty.raw", 1<<20, 0)
+	fails(t, dir, exitFailed, []string{"exists already and holds no metrics"}, "metrics", "mnt", "-o", "empty.raw")
+	trace := dir + "/trace"
+	cmd = command(dir, "metrics", "mnt", "-o", file)
+	cmd.Args = append([]string{"strace", "-f", "-e", "trace=fsync,rename,renameat,renameat2", "-o", trace, cmd.Path}, cmd.Args[1:]...)
+	if cmd.Path, err = exec.LookPath("strace"); err != nil {
+		t.Fatal(err)
+	}
+	if r := finish(t, cmd); r.code != exitDone {
+		t.Fatalf("%+v", r)
+	}
+	calls, err := os.ReadFile(trace)
+	if synced, renamed := strings.Index(string(calls), "fsync("), strings.Index(string(calls), "varve.prom"); err != nil || synced < 0 || renamed < synced {
+		t.Errorf("it is renamed before it is durable: %v\n%s", err, calls)
+	}
 }
 
 // A mount that hangs, or whose daemon is gone, holds up nothing, and says 0.
@@ -187,9 +209,16 @@ func TestMetricsOfADeadMount(t *testing.T) {
 			t.Errorf("stderr lacks %q: %s", word, r.stderr)
 		}
 	}
-	if r := must(t, dir, "metrics", "mnt", third); sampleOf(r.stdout, `varve_up{disk="`+dir+`/vm.raw.varve"`) != "0" ||
+	// Who names it is told by the exit code too.
+	if r := vv(t, dir, "metrics", "mnt", third); r.code != exitFailed || !strings.Contains(r.stderr, "metrics mnt: no answer within 3s") || sampleOf(r.stdout, `varve_up{disk="`+dir+`/vm.raw.varve"`) != "0" ||
 		sampleOf(r.stdout, `varve_up{disk="`+dir+`/three.varve"`) != "1" {
-		t.Errorf("by name:\n%.500s", r.stdout)
+		t.Errorf("by name: exit %d, %s\n%.500s", r.code, r.stderr, r.stdout)
+	}
+	if r := vv(t, dir, "metrics", second, "-o", "page"); r.code != exitFailed || r.stdout != "" {
+		t.Errorf("into a file: %+v", r)
+	}
+	if page, err := os.ReadFile(dir + "/page"); err != nil || sampleOf(string(page), `varve_up{disk="`+dir+`/two.varve"`) != "0" {
+		t.Errorf("the file has %v\n%.500s", err, page)
 	}
 }
 

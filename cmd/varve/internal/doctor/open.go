@@ -103,6 +103,9 @@ func (s *Scope) servers() map[int]bool {
 		}
 	}
 	found := map[int]bool{}
+	if s.Unreachable {
+		return found
+	}
 	for _, dir := range dirs {
 		if dir = s.machine.resolve(dir); !s.machine.answers(dir) {
 			continue

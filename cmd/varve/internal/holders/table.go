@@ -8,8 +8,11 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/cmd/varve/internal/mounts"
 )
 
 // Identity is a file by its device and inode, a block device by its numbers.
@@ -49,9 +52,56 @@ type Table struct {
 	all    []Handle
 }
 
-// ReadTable reads /proc and /sys below root, which is "/" but in tests. It never
-// waits for a file system.
+// identifyTime is how long a file system that may not answer is waited for, once for
+// each.
+const identifyTime = time.Second
+
+// ReadTable reads /proc and /sys below root, which is "/" but in tests. It waits no
+// longer than a second for each file system that may not answer, which NFS may do for
+// a file that is open; files there have no identity then.
 func ReadTable(root string) *Table {
+	slow, err := mounts.Remote()
+	return readTable(root, &identifier{all: err != nil, slow: slow, dead: map[string]bool{}, identify: Identify})
+}
+
+// identifier identifies open files.
+type identifier struct {
+	all      bool     // any file system may not answer
+	slow     []string // mountpoints of those that may not
+	dead     map[string]bool
+	identify func(path string) (Identity, bool)
+}
+
+// of identifies the file behind a link in /proc whose path is said to be this.
+func (i *identifier) of(link, path string) Identity {
+	at := ""
+	for _, m := range i.slow {
+		if mounts.Within(path, m) && len(m) > len(at) {
+			at = m
+		}
+	}
+	switch {
+	case at == "" && !i.all:
+		id, _ := i.identify(link)
+		return id
+	case i.dead[at]:
+		return Identity{}
+	}
+	told := make(chan Identity, 1)
+	go func() {
+		id, _ := i.identify(link)
+		told <- id
+	}()
+	select {
+	case id := <-told:
+		return id
+	case <-time.After(identifyTime):
+		i.dead[at] = true
+		return Identity{}
+	}
+}
+
+func readTable(root string, ids *identifier) *Table {
 	t := &Table{}
 	proc := filepath.Join(root, "proc")
 	entries, err := os.ReadDir(proc)
@@ -60,7 +110,7 @@ func ReadTable(root string) *Table {
 	}
 	for _, e := range entries {
 		if pid, err := strconv.Atoi(e.Name()); err == nil && pid != os.Getpid() {
-			t.process(filepath.Join(proc, e.Name()), pid)
+			t.process(filepath.Join(proc, e.Name()), pid, ids)
 		}
 	}
 	for _, f := range loopFiles(filepath.Join(root, "sys/block")) {
@@ -72,7 +122,7 @@ func ReadTable(root string) *Table {
 	return t
 }
 
-func (t *Table) process(dir string, pid int) {
+func (t *Table) process(dir string, pid int, ids *identifier) {
 	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
 	if err != nil {
 		if os.IsPermission(err) {
@@ -95,7 +145,7 @@ func (t *Table) process(dir string, pid int) {
 		if err != nil || !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "/dev/null") {
 			continue
 		}
-		id, _ := Identify(link)
+		id := ids.of(link, path)
 		path = strings.TrimSuffix(path, " (deleted)")
 		seen[path] = true
 		add(Handle{Path: path, ID: id, link: link})

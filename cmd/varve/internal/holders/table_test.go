@@ -4,7 +4,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 )
 
 // TestTable: what is open, mapped or attached is found with how, by name and by
@@ -94,6 +96,39 @@ func TestIsWriteLock(t *testing.T) {
 	} {
 		if isWriteLock(line) != want {
 			t.Errorf("%q", line)
+		}
+	}
+}
+
+// A file system that does not answer is waited for once, and the others are identified.
+func TestTableOfADeadFileSystem(t *testing.T) {
+	dead, lives := t.TempDir(), t.TempDir()
+	for _, path := range []string{dead + "/one", dead + "/two", lives + "/three"} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pid := sleeper(t, "exec 7<"+dead+"/one 8<"+dead+"/two 9<"+lives+"/three")
+	hang := make(chan bool)
+	t.Cleanup(func() { close(hang) })
+	ids := &identifier{slow: []string{"/nothing", dead}, dead: map[string]bool{}, identify: func(link string) (Identity, bool) {
+		if path, err := os.Readlink(link); err == nil && strings.HasPrefix(path, dead) {
+			<-hang
+		}
+		return Identify(link)
+	}}
+	begun := time.Now()
+	table := readTable("/", ids)
+	if took := time.Since(begun); took > 10*time.Second || !ids.dead[dead] || len(ids.dead) != 1 {
+		t.Errorf("it took %s, dead are %v", took, ids.dead)
+	}
+	known := map[string]bool{}
+	for _, h := range table.Of(func(h Handle) bool { return h.PID == pid }) {
+		known[filepath.Base(h.Path)] = h.ID != (Identity{})
+	}
+	for name, want := range map[string]bool{"one": false, "two": false, "three": true} {
+		if got, there := known[name]; !there || got != want {
+			t.Errorf("%s: there %v, identified %v", name, there, got)
 		}
 	}
 }
