@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/mounts"
 	"varve/fs/prom"
 )
@@ -97,7 +99,7 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 	}
 	seen := map[string]bool{}
 	for _, arg := range args {
-		t, err := findTarget(arg)
+		t, err := findMetricsTarget(arg)
 		if err == nil && t.mountpoint == "" {
 			err = errors.New("it is not mounted, and metrics are a mount's; \"varve status\" shows the disk")
 		}
@@ -117,6 +119,29 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 		list = append(list, found)
 	}
 	return list, nil
+}
+
+// findMetricsTarget is findTarget for a disk whose file system may hang. A mountpoint
+// is known by the mount table alone.
+func findMetricsTarget(arg string) (target, error) {
+	abs, err := filepath.Abs(arg)
+	if err != nil {
+		return target{}, err
+	}
+	slow, err := mounts.Remote()
+	if err != nil {
+		return target{}, err
+	}
+	path := mounts.ResolveUpTo(abs, slow)
+	if m, ok, err := mounts.At(path); err != nil {
+		return target{}, err
+	} else if ok {
+		return target{arg: arg, mountpoint: m.Mountpoint, owner: m.UID, readOnly: m.ReadOnly}, nil
+	}
+	if _, err := doctor.StatSoon(path); errors.Is(err, aside.ErrNoAnswer) {
+		return target{}, target{}.explain(err)
+	}
+	return findTarget(arg)
 }
 
 // askMetrics asks all mounts at once and merges what they say. Of all mounts those

@@ -117,16 +117,21 @@ func TestDiskOnAHangingHost(t *testing.T) {
 		})
 	}
 	running.Go(func() {
-		for range 2 {
-			r := within(t, 10*time.Second, dir, "metrics", "--all")
+		for code, args := range [][]string{exitDone: {"metrics", "--all"}, exitFailed: {"metrics", mnt, lost}} {
+			r := within(t, 10*time.Second, dir, args...)
 			up, lostUp := sampleOf(r.stdout, `varve_up{disk="`+dir+`/vm.raw.varve",mountpoint="`+mnt+`"}`), sampleOf(r.stdout, `varve_up{disk="`+host+`/lost.varve"`)
-			if r.code != exitDone || up != "1" || lostUp != "0" {
-				t.Errorf("exit %d, the other is up: %q, this one: %q\n%s", r.code, up, lostUp, r.stderr)
+			if r.code != code || up != "1" || lostUp != "0" {
+				t.Errorf("%v: exit %d, the other is up: %q, this one: %q\n%s", args, r.code, up, lostUp, r.stderr)
 			}
 		}
 		// What was left behind is one process, however often it was asked for.
 		if n := leftBehind(t, lost+"/metrics"); n != 1 {
 			t.Errorf("%d processes wait for the mount's metrics", n)
+		}
+	})
+	running.Go(func() {
+		if r := within(t, 10*time.Second, dir, "metrics", host+"/lost.varve"); r.code != exitFailed || !strings.Contains(r.stderr, "no answer within 3s") {
+			t.Errorf("metrics by the directory: exit %d, says %s%s", r.code, r.stdout, r.stderr)
 		}
 	})
 	running.Go(func() {

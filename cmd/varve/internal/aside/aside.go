@@ -84,8 +84,8 @@ func Serve(args []string, errands map[string]Errand) (code int, ok bool) {
 
 // Ask has a child do an errand. The error has the errno of what went wrong there, or
 // is ErrNoAnswer when it took longer than limit, or ctx's. A child of the same user
-// that was left behind with the same errand is waited for first, so that no more than
-// one waits for what never answers. It is safe for concurrent use.
+// that was left behind with the same errand is waited for first, so that who asks
+// again and again does not leave more and more behind. It is safe for concurrent use.
 func Ask(ctx context.Context, errand, path string, limit time.Duration) ([]byte, error) {
 	end := time.Now().Add(limit)
 	for leftBehind(errand, path) {
