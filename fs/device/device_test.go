@@ -134,7 +134,24 @@ func served(t *testing.T, f *oneFile) (path string, c *Conn, ended chan struct{}
 			t.Error(err)
 		}
 	})
-	return filepath.Join(dir, "file"), c, ended
+	path = filepath.Join(dir, "file")
+	refusePolls(t, path)
+	return path, c, ended
+}
+
+// refusePolls has the kernel ask for the first and last time whether files can be
+// polled. os.OpenFile asks it too, in a way that the garbage collector waits for and
+// that waits, in the same process, for us: both for ever then.
+func refusePolls(t *testing.T, path string) {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func closed(c chan struct{}) bool {
