@@ -80,7 +80,8 @@ check-fast: deps lint ## what takes under two minutes: lint and the short unit t
 
 .PHONY: test
 test: deps build lint ## everything, in under 20 minutes on 2 cores
-	$(GO) test -race -timeout 15m $(AS_ROOT) $(UNIT)
+	@# The power cuts come next, at more places; test-long has them with -race too.
+	$(GO) test -race -skip PowerCut -timeout 15m $(AS_ROOT) $(UNIT)
 	$(GO) test -run '$(CRASH)' -timeout 15m $(AS_ROOT) ./overlay -args -crash.runs=4 -crash.stride=1 -fault.stride=1
 	$(GO) test -run '$(CRASH)' -timeout 15m $(AS_ROOT) ./chain -args -crash.stride=3 -fault.stride=5
 	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -timeout 15m $(AS_ROOT) $(INTEGRATION)
