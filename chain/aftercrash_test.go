@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -376,5 +377,29 @@ func TestOlderManifestRemovesNothing(t *testing.T) {
 	must(t, os.WriteFile(name, newer, 0o600))
 	if got := at(t, openDisk(t, dir), 0); got != 3 {
 		t.Errorf("with the newest chain.json: %d, want 3", got)
+	}
+}
+
+// What has a layer's name beyond the next number and cannot be read is left alone, and
+// said to be that.
+func TestUnreadableStray(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	must(t, d.Close())
+	stray := filepath.Join(d.Dir(), layersDir, "000099.qcow2")
+	must(t, os.Mkdir(stray, 0o700))
+	const name = "000099.qcow2"
+	if _, err := Open(d.Dir(), OpenOptions{}); err == nil || !strings.Contains(err.Error(), name) || errors.Is(err, ErrChanged) {
+		t.Errorf("open: %v", err)
+	}
+	r, err := Check(context.Background(), d.Dir(), CheckOptions{})
+	if says := findingLines(r); err != nil || r.Errors == 0 || !strings.Contains(says, name) || !strings.Contains(says, "it cannot be read") {
+		t.Errorf("check: %v\n%s", err, says)
+	}
+	e, err := Examine(context.Background(), d.Dir(), nil)
+	if says := troubleLines(e); err != nil || !strings.Contains(says, "problem unowned-file "+name) || !strings.Contains(says, "it cannot be read") {
+		t.Errorf("examine: %v\n%s", err, says)
+	}
+	if _, err := os.Stat(stray); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"varve/overlay"
 )
 
 // byMount is the way out of what the next mount deals with by itself.
@@ -40,10 +42,15 @@ func (c *checker) checkDirectory() error {
 			c.notef("", path, "move it elsewhere", false, "it is no file of varve's")
 		case slices.Contains(m.Removing, file):
 			c.notef("", path, byMount, true, "the file of a layer that is gone was not removed yet")
-		case number >= m.Next && noData(c.fs, path) != nil:
-			c.blockf("", path, unknownWayOut, "it holds data, and chain.json, which is older, does not know it")
 		case number >= m.Next:
-			c.notef("", path, byMount, true, "a crash left the file of a layer that never came to be")
+			switch data, err := overlay.HasData(c.fs, path); {
+			case err != nil:
+				c.blockf("", path, "make it readable, or move it elsewhere", "chain.json does not know it, and it cannot be read: %v", err)
+			case data:
+				c.blockf("", path, unknownWayOut, "it holds data, and chain.json, which is older, does not know it")
+			default:
+				c.notef("", path, byMount, true, "a crash left the file of a layer that never came to be")
+			}
 		default:
 			c.notef("", path, "if nothing in it is missed, remove it", false, "no layer owns this file; varve leaves it alone")
 		}

@@ -227,10 +227,17 @@ func (e *examiner) directory(m *manifest, held bool) {
 		case slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return !l.Foreign && l.File == file }):
 		case !ours:
 			e.warn(examineUnowned, path, "move it elsewhere", "it is no file of varve's")
-		case number >= m.Next && !held && noData(e.fs, path) != nil:
-			e.problem(examineUnowned, path, unknownWayOut, "it holds data, and chain.json, which is older, does not know it")
-		case slices.Contains(m.Removing, file), number >= m.Next:
-			// What a crash left; the next mount removes it.
+		case slices.Contains(m.Removing, file), number >= m.Next && held:
+			// What a crash or a snapshot under way left; the next mount removes it.
+		case number >= m.Next:
+			switch data, err := overlay.HasData(e.fs, path); {
+			case errors.Is(err, os.ErrPermission):
+				e.unseen(path)
+			case err != nil:
+				e.problem(examineUnowned, path, "make it readable, or move it elsewhere", "chain.json does not know it, and it cannot be read: %w", err)
+			case data:
+				e.problem(examineUnowned, path, unknownWayOut, "it holds data, and chain.json, which is older, does not know it")
+			}
 		default:
 			e.warn(examineUnowned, path, "if nothing in it is missed, remove it", "no layer owns this file; varve leaves it alone%s", e.takes(path))
 		}

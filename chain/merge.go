@@ -293,7 +293,7 @@ func (d *Disk) punchSource(x *node, from, to int64) error {
 	if err != nil {
 		return err
 	}
-	// As they stand in the file: a hole for each 128 KiB takes ten times as long.
+	// As they stand in the file: a hole for each 128 KiB takes several times as long.
 	extents = slices.DeleteFunc(extents, func(e overlay.Extent) bool { return e.Kind != overlay.Data })
 	slices.SortFunc(extents, func(a, b overlay.Extent) int { return cmp.Compare(a.Host, b.Host) })
 	for i := 0; i < len(extents); i++ {

@@ -157,11 +157,14 @@ func (d *Disk) removeStrays() error {
 // put back from a backup does not know what came after it.
 func noData(fs overlay.FS, path string) error {
 	data, err := overlay.HasData(fs, path)
-	if err == nil && data {
-		err = fmt.Errorf("%w: %s holds data, and chain.json does not know it: "+
+	if err != nil {
+		return fmt.Errorf("see whether %s, which chain.json does not know, holds data: %w", path, err)
+	}
+	if data {
+		return fmt.Errorf("%w: %s holds data, and chain.json does not know it: "+
 			"is it an older one, from a backup? Put the newest one back, or move the file elsewhere if nothing in it is missed", ErrChanged, path)
 	}
-	return err
+	return nil
 }
 
 // openLayers opens every layer and checks the fingerprints. What fails is told of

@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"varve/cmd/varve/internal/doctor"
+	"varve/integration/harness"
 	"varve/overlay"
 )
 
@@ -115,7 +116,7 @@ func TestDoctorOfAMount(t *testing.T) {
 
 	program := exec.Command("sh", "-c", "exec 3<mnt/disk.raw && echo ready && read line")
 	program.Dir = dir
-	end := startHolder(t, program)
+	end := harness.Keep(t, program)
 	tool(t, dir, "fusermount3", "-uz", mnt)
 	says(t, dir, []string{"vm.raw"}, fmt.Sprintf("warning hidden-mount %s: pid %d ", disk, pid))
 	end()
@@ -172,13 +173,13 @@ func TestDoctorOfAClone(t *testing.T) {
 	}
 	container := exec.Command("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", self+" mount vm.raw mnt >&2 && echo ready && read line")
 	container.Dir, container.Env = dir, command(dir).Env
-	end := startHolder(t, container)
+	end := harness.Keep(t, container)
 	says(t, dir, []string{"clone"})
 	end()
 
 	writer := exec.Command("sh", "-c", "exec 3<>vm.raw.varve/layers/000002.qcow2 && echo ready && read line")
 	writer.Dir = dir
-	end = startHolder(t, writer)
+	end = harness.Keep(t, writer)
 	says(t, dir, []string{"clone"}, "problem open-files "+dir+"/clone.varve: pid ")
 	end()
 }

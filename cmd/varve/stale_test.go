@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +12,7 @@ import (
 	"time"
 
 	"varve/cmd/varve/internal/mounts"
+	"varve/integration/harness"
 )
 
 // killed kills the daemon of a disk directory and waits for its end. The mount
@@ -77,7 +76,7 @@ func TestStaleMountIsMended(t *testing.T) {
 				program := exec.Command("sh", "-c", "exec 3<>mnt/disk.raw && echo kept >&3 && sync mnt/disk.raw && { [ $1 = true ] || exec 3>&-; } && echo ready && read line", "sh", strconv.FormatBool(busy))
 				program.Dir = home
 				program.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-				startHolder(t, program)
+				harness.Keep(t, program)
 
 				killed(t, home+"/vm.raw.varve")
 				r := run("mount", "vm.raw", "mnt")
@@ -143,7 +142,7 @@ func TestLazilyUnmountedByAUser(t *testing.T) {
 	his := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	program := exec.Command("sh", "-c", "exec 3<mnt/disk.raw && echo ready && read line")
 	program.Dir, program.SysProcAttr = home, his
-	end := startHolder(t, program)
+	end := harness.Keep(t, program)
 	lazily := exec.Command("fusermount3", "-uz", mnt)
 	lazily.SysProcAttr = his
 	if out, err := lazily.CombinedOutput(); err != nil {
@@ -158,35 +157,6 @@ func TestLazilyUnmountedByAUser(t *testing.T) {
 	if r := asUser(t, nobody, home, dir, "mount", "vm.raw", "mnt"); r.code != exitDone {
 		t.Errorf("exit %d, says %q", r.code, r.stderr)
 	}
-}
-
-// startHolder starts a program that says "ready", and ends it at the end.
-func startHolder(t *testing.T, c *exec.Cmd) (end func()) {
-	t.Helper()
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := false
-	end = func() {
-		if !ended {
-			ended = true
-			_ = in.Close()
-			_ = c.Wait()
-		}
-	}
-	t.Cleanup(end)
-	if line, err := bufio.NewReader(io.LimitReader(out, 6)).ReadString('\n'); line != "ready\n" {
-		t.Fatalf("the program says %q, %v", line, err)
-	}
-	return end
 }
 
 // What another disk left, or another file system, is named and not touched.
@@ -264,7 +234,7 @@ func TestLazilyUnmounted(t *testing.T) {
 	put(t, mnt, "kept", 0)
 	program := exec.Command("sh", "-c", "exec 3<mnt/disk.raw && cd mnt/layers && echo ready && read line")
 	program.Dir = dir
-	end := startHolder(t, program)
+	end := harness.Keep(t, program)
 	loop := strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", mnt+"/layers/base.raw"))
 	t.Cleanup(func() { exec.Command("losetup", "-d", loop).Run() })
 	pid := daemonOf(t, dir+"/vm.raw.varve")
@@ -317,7 +287,7 @@ func TestMountedInAnotherNamespace(t *testing.T) {
 	there := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
 		varve.Path+" mount vm.varve mnt && echo ready && read line; "+varve.Path+" umount mnt")
 	there.Dir, there.Env, there.Stderr = dir, varve.Env, os.Stderr
-	end := startHolder(t, there)
+	end := harness.Keep(t, there)
 	pid := daemonOf(t, dir+"/vm.varve")
 	fails(t, dir, exitFailed, []string{
 		fmt.Sprintf("pid %d ", pid), "that cannot be seen from here (mounted in another mount namespace)",

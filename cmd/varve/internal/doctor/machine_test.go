@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"varve/cmd/varve/internal/mounts"
+	"varve/integration/harness"
 )
 
 // tree makes a directory of files, for parts of /proc, /sys and /etc.
@@ -304,8 +304,8 @@ func TestResolveStops(t *testing.T) {
 func TestOpenFiles(t *testing.T) {
 	s := fakeDisk(t)
 	base, disk := s.Layers[0].File, filepath.Join(s.Mounts[0].Mountpoint, "disk.raw")
-	reader := startHolder(t, "exec 7<"+base+" 8<"+disk)
-	writer := startHolder(t, "exec 7<>"+base)
+	reader := harness.KeepShell(t, "exec 7<"+base+" 8<"+disk)
+	writer := harness.KeepShell(t, "exec 7<>"+base)
 	got := summary(hostChecks(t, s))
 	want := []string{
 		fmt.Sprintf("problem open-files: pid %d sh has the base, %s, open to write: every write falsifies the layers above", writer, base),
@@ -315,29 +315,4 @@ func TestOpenFiles(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-}
-
-// startHolder starts a shell that does something and waits for the test's end.
-func startHolder(t *testing.T, script string) int {
-	t.Helper()
-	cmd := exec.Command("sh", "-c", script+"; echo ready; read line")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		stdin.Close()
-		cmd.Wait()
-	})
-	if _, err := stdout.Read(make([]byte, 8)); err != nil {
-		t.Fatal(err)
-	}
-	return cmd.Process.Pid
 }

@@ -2,35 +2,11 @@ package holders
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
-)
 
-// sleeper starts a process that does something with dir and waits.
-func sleeper(t *testing.T, script string) int {
-	t.Helper()
-	cmd := exec.Command("sh", "-c", script+"; echo ready; read line")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		stdin.Close()
-		cmd.Wait()
-	})
-	if _, err := stdout.Read(make([]byte, 8)); err != nil {
-		t.Fatal(err)
-	}
-	return cmd.Process.Pid
-}
+	"varve/integration/harness"
+)
 
 func TestProcesses(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -43,8 +19,8 @@ func TestProcesses(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "layers", "one.raw"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reader := sleeper(t, "exec 7<"+dir+"/layers/one.raw 8<"+dir+"/layers/one.raw")
-	inside := sleeper(t, "cd "+dir)
+	reader := harness.KeepShell(t, "exec 7<"+dir+"/layers/one.raw 8<"+dir+"/layers/one.raw")
+	inside := harness.KeepShell(t, "cd "+dir)
 
 	want := map[string]bool{
 		Use{PID: reader, Command: "sh", How: "open", What: "layers/one.raw"}.String(): true,

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"varve/integration/harness"
 )
 
 // TestTable: what is open, mapped or attached is found with how, by name and by
@@ -23,8 +25,8 @@ func TestTable(t *testing.T) {
 	if err := os.Link(file, other); err != nil {
 		t.Fatal(err)
 	}
-	reader := sleeper(t, "exec 7<"+file)
-	writer := sleeper(t, "exec 7<>"+other)
+	reader := harness.KeepShell(t, "exec 7<"+file)
+	writer := harness.KeepShell(t, "exec 7<>"+other)
 	id, ok := Identify(file)
 	if !ok {
 		t.Fatal("the file has no identity")
@@ -108,7 +110,7 @@ func TestTableOfADeadFileSystem(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	pid := sleeper(t, "exec 7<"+dead+"/one 8<"+dead+"/two 9<"+lives+"/three")
+	pid := harness.KeepShell(t, "exec 7<"+dead+"/one 8<"+dead+"/two 9<"+lives+"/three")
 	hang := make(chan bool)
 	t.Cleanup(func() { close(hang) })
 	ids := &identifier{slow: []string{"/nothing", dead}, dead: map[string]bool{}, identify: func(link string) (Identity, bool) {
