@@ -112,6 +112,7 @@ BENCH = @packaging/install-deps.sh --bench && $(GO) build -o bin/bench ./integra
 .PHONY: bench bench-quick bench-full
 bench: build ## varve beside its peers, against the targets, in under 30 minutes (BENCHDIR= BENCHFLAGS="-only REGEX -json FILE ...")
 	$(BENCH) -suite targets
+bench-quick: override BENCHFLAGS := -rounds 2 -seconds 1 $(BENCHFLAGS)
 bench-quick: build ## a part of that in under 5 minutes
 	$(BENCH) -suite quick
 bench-full: build ## every row, contestant and depth
