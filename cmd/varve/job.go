@@ -18,12 +18,18 @@ import (
 	"varve/cmd/varve/internal/progress"
 )
 
-// A waiting command looks how far its job is after firstPoll, then after twice as
-// long each time, up to jobPoll: where blocks are shared, a job is over at once.
+// A waiting command looks how far its job is after nextPoll, between firstPoll and
+// jobPoll.
 const (
 	firstPoll = 5 * time.Millisecond
 	jobPoll   = 200 * time.Millisecond
 )
+
+// nextPoll is a twentieth of how long the job has taken, so that its end is noticed
+// soon, and ten times what asking cost, so that asking does not hold it up.
+func nextPoll(elapsed, asking time.Duration) time.Duration {
+	return min(max(firstPoll, elapsed/20, 10*asking), jobPoll)
+}
 
 // job is a command whose work goes on in the background.
 type job struct {
@@ -103,7 +109,8 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		return nil
 	}
 	bar := progress.New(w.out, w.title)
-	for pause := firstPoll; ; pause = min(2*pause, jobPoll) {
+	for start := time.Now(); ; {
+		asked := time.Now()
 		_, st, err := w.target.document()
 		if err != nil {
 			bar.Clear()
@@ -123,7 +130,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		}
 		bar.Update(st.Job.DoneBytes, st.Job.TotalBytes)
 		select {
-		case <-time.After(pause):
+		case <-time.After(nextPoll(asked.Sub(start), time.Since(asked))):
 		case <-ctx.Done():
 			bar.Clear()
 			return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, chain.ShellWord(w.target.arg), id)
