@@ -32,8 +32,12 @@ type leafMove struct {
 	frontier int64        // guarded by mu
 }
 
-// moveStep is how much is moved while the writers wait, in guest bytes.
-const moveStep = 256 << 10
+// moveStep is how much is moved while the writers wait, in guest bytes; sharedMoveStep
+// of a layer that nobody writes, to a host that shares blocks.
+const (
+	moveStep       = 256 << 10
+	sharedMoveStep = 1 << 20
+)
 
 func (v *leafMove) write(off, length int64, f leafWrite) error {
 	v.mu.RLock()
@@ -136,19 +140,17 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 	into, from := x.layer().over(), c.layer().over()
 	below := x.backing()
 	source := liveSource{ownSource{c}}
-	copyRegion := func(off int64) (int64, error) {
+	copyRegion := func(off int64) (copied, held int64, err error) {
 		section := d.readers.enter()
-		held, _, err := heldBytes(source.ownSource, nil, off)
+		held, _, err = heldBytes(source.ownSource, nil, off)
 		d.readers.exit(section)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		step := int64(regionSize)
-		if held > 0 {
-			step = moveStep
-		}
-		var copied int64
-		for at := off; at < off+regionSize; at += step {
+		for at, step := off, int64(regionSize); at < off+regionSize; at += step {
+			if held > 0 {
+				step = d.moveBytes(into, off+regionSize-at)
+			}
 			moved := int64(0)
 			section := d.readers.enter()
 			err := d.moveStep(at+step, func() error {
@@ -161,30 +163,32 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 			d.readers.exit(section)
 			copied += moved
 			if err != nil {
-				return copied, err
+				return copied, held, err
 			}
 			into.StartWriteBack()
 			if err := j.pace(moved); err != nil {
-				return copied, err
+				return copied, held, err
 			}
 		}
 		j.progress(held)
-		return copied, nil
+		return copied, held, nil
 	}
 	// M1: c's flush makes it durable in x first, then takes it out of c's
 	// tables on disk; then it goes out of the regions; when no reader is left
-	// c's blocks go.
+	// c's blocks go, of this window alone: what has left the next one by now may
+	// be durable too, and has readers still.
 	settleWindow := func(start, end int64) error {
+		forget := into.Copied()
 		if err := from.Flush(); err != nil {
 			return err
 		}
 		d.dropRegions(c, start, end-start)
 		d.readers.synchronize()
-		into.ForgetCopied()
-		if err := from.Punch(); err != nil {
+		forget()
+		if err := from.PunchRange(start, end-start); err != nil {
 			return err
 		}
-		return into.Punch()
+		return into.PunchRange(start, end-start)
 	}
 	for {
 		if err := d.copyRegions(j, from.Size, copyRegion, settleWindow); err != nil {
@@ -212,6 +216,17 @@ func (d *Disk) sealMove(size func() int64) bool {
 	}
 	v.frontier = math.MaxInt64
 	return true
+}
+
+// moveBytes is how much of the next n bytes is moved in one step: more of a frozen
+// layer where the host shares blocks, for which a snapshot alone waits.
+func (d *Disk) moveBytes(into *overlay.Overlay, n int64) int64 {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	if d.move == nil && into.Shares() {
+		return min(n, sharedMoveStep)
+	}
+	return min(n, moveStep)
 }
 
 // moveStep moves one piece that ends at a guest offset, with the writers kept

@@ -41,6 +41,8 @@ type OpenOptions struct {
 	LockWait   time.Duration // how long to wait for another varve to let go
 	HoldJob    bool          // leave a recorded job for the next Open without this
 	JobRate    int64         // limit of jobs in bytes per second, see SetJobRate; 0: none
+
+	window int64 // of jobs, for tests; 0: copyWindow
 }
 
 func (o OpenOptions) withDefaults() OpenOptions {
@@ -52,6 +54,9 @@ func (o OpenOptions) withDefaults() OpenOptions {
 	}
 	if o.CacheBytes <= 0 {
 		o.CacheBytes = defaultCacheBytes
+	}
+	if o.window <= 0 {
+		o.window = copyWindow
 	}
 	return o
 }
@@ -69,6 +74,7 @@ type Disk struct {
 	lock     *dirLock
 	holdJob  bool // jobs are recorded, not run
 	pacer    *pacer
+	window   int64 // bytes that a job copies before it settles them
 	// maxSlices bounds the table slices that the leaf keeps in memory.
 	maxSlices int
 

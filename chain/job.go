@@ -164,18 +164,24 @@ func (d *Disk) runJob(j *job) {
 	}
 }
 
-// workOn does the job. A bug in it fails the job; the guest goes on.
-func (d *Disk) workOn(j *job) (err error) {
+func (d *Disk) workOn(j *job) error {
+	return d.survive(j, func() error {
+		if j.kind == jobFlatten {
+			return d.flattenLayer(j)
+		}
+		return d.mergeLayer(j)
+	})
+}
+
+// survive does a part of a job. A bug in it fails the job; the guest goes on.
+func (d *Disk) survive(j *job, work func() error) (err error) {
 	defer func() {
 		if bug := recover(); bug != nil {
 			d.log.Error("a job failed by a bug in varve; please report it", "job", j.id, "panic", bug, "stack", string(debug.Stack()))
 			err = fmt.Errorf("a bug in varve: %v", bug)
 		}
 	}()
-	if j.kind == jobFlatten {
-		return d.flattenLayer(j)
-	}
-	return d.mergeLayer(j)
+	return work()
 }
 
 // endJob takes a job that did not finish out of chain.json and settles what it

@@ -11,10 +11,16 @@ import (
 	"varve/overlay"
 )
 
-// copyWindow is how much a job copies before it makes that durable and gives
-// the source's blocks back: its use of extra space (M13). A step of a region
-// may come on top, which keeps it at 64 MiB.
-const copyWindow = 48 << 20
+const (
+	// copyWindow is how much a job copies before it makes that durable and gives
+	// the source's blocks back. A step of a region may come on top.
+	copyWindow = 16 << 20
+	// windowExtra is its use of extra space (M13): one window is copied while the
+	// one before it is made durable.
+	windowExtra = 2 * (copyWindow + regionSize)
+	// heldWindow ends a window of which most is shared: that takes no space.
+	heldWindow = 1 << 30
+)
 
 // mergeLayer merges an unnamed layer x with the one layer c that stands on it,
 // in the direction that moves less (M12):
@@ -153,20 +159,40 @@ func mergesUp(up, down int64, leaf, lowerWritable bool) bool {
 	return !lowerWritable || down >= up || leaf && down >= up/2
 }
 
-// copyRegions walks the target region by region: copyRegion copies one and
-// says how many bytes that were; settleWindow makes [from, to) final. size may
-// grow meanwhile.
-func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64) (int64, error), settleWindow func(from, to int64) error) error {
-	from, copied := int64(0), int64(0)
+// copyRegions walks the target region by region: copyRegion deals with one and
+// says how many bytes it has copied, and how many the source holds there;
+// settleWindow makes [from, to) final. A window is settled while the next one is
+// copied; all are when copyRegions returns nil, and none is being settled any more
+// when it returns an error. size may grow meanwhile.
+func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64) (copied, held int64, err error), settleWindow func(from, to int64) error) (err error) {
+	settle := func(start, end int64) error {
+		return d.survive(j, func() error { return settleWindow(start, end) })
+	}
+	settling := make(chan error, 1)
+	settling <- nil // who takes it may settle
+	defer func() {
+		if before := <-settling; before != nil {
+			err = before
+		}
+	}()
+	var from, copied, held int64
 	for off := int64(0); ; off += regionSize {
 		atEnd := off >= size()
-		if copied >= copyWindow || atEnd {
-			if off > from {
-				if err := settleWindow(from, off); err != nil {
-					return err
-				}
+		if atEnd || copied >= d.window || held >= heldWindow {
+			if err := <-settling; err != nil {
+				settling <- nil
+				return err
 			}
-			from, copied = off, 0
+			start, end := from, off
+			switch {
+			case start == end:
+				settling <- nil
+			case atEnd:
+				settling <- settle(start, end)
+			default:
+				go func() { settling <- settle(start, end) }()
+			}
+			from, copied, held = off, 0, 0
 		}
 		if j.ctx.Err() != nil {
 			return context.Cause(j.ctx)
@@ -174,24 +200,30 @@ func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64)
 		if atEnd {
 			return nil
 		}
-		n, err := copyRegion(off)
+		c, h, err := copyRegion(off)
 		if err != nil {
 			return err
 		}
-		copied += n
+		copied, held = copied+c, held+h
 	}
 }
 
 // jobPiece is how much a job copies, in guest bytes, before it looks at its rate
-// and whether it is to go on.
-const jobPiece = 1 << 20
+// and whether it is to go on: a region where the host shares blocks.
+func jobPiece(target *overlay.Overlay) int64 {
+	if target.Shares() {
+		return regionSize
+	}
+	return 1 << 20
+}
 
 // fillRegion copies one region up, in pieces.
 func (d *Disk) fillRegion(j *job, over *overlay.Overlay, source overlay.Source, off int64, below overlay.Backing) (int64, error) {
 	var copied int64
-	for at := off; at < min(off+regionSize, over.Size()); at += jobPiece {
+	for at, piece := off, int64(0); at < min(off+regionSize, over.Size()); at += piece {
+		piece = min(jobPiece(over), off+regionSize-at)
 		section := d.readers.enter()
-		n, err := over.Fill(source, at, jobPiece, below)
+		n, err := over.Fill(source, at, piece, below)
 		d.readers.exit(section)
 		copied += n
 		if err != nil {
@@ -210,26 +242,27 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 	source := ownSource{x}
 	below := x.backing()
 	j.covered = over.Size()
-	copyRegion := func(off int64) (int64, error) {
+	copyRegion := func(off int64) (copied, held int64, err error) {
 		section := d.readers.enter()
 		held, idle, err := heldBytes(source, below, off)
 		d.readers.exit(section)
 		if err != nil || idle {
-			return 0, err
+			return 0, 0, err
 		}
-		n, err := d.fillRegion(j, over, source, off, below)
+		copied, err = d.fillRegion(j, over, source, off, below)
 		j.progress(held)
-		return n, err
+		return copied, held, err
 	}
 	// M1: what was copied is durable in c before the old regions go; their
 	// readers are gone before the blocks of x do.
 	settleWindow := func(from, to int64) error {
+		forget := over.Copied()
 		if err := over.Flush(); err != nil {
 			return err
 		}
 		d.dropRegions(c, from, to-from)
 		d.readers.synchronize()
-		over.ForgetCopied()
+		forget()
 		return d.punchSource(x, from, to)
 	}
 	return d.copyRegions(j, over.Size, copyRegion, settleWindow)
@@ -437,20 +470,21 @@ func (d *Disk) flattenLayer(j *job) error {
 		return err
 	}
 	over, source := n.layer().over(), n.parent()
-	copyRegion := func(off int64) (int64, error) {
-		held, err := d.regionBytes(source, off>>regionBits, over.Size())
+	copyRegion := func(off int64) (copied, held int64, err error) {
+		held, err = d.regionBytes(source, off>>regionBits, over.Size())
 		if err != nil || held == 0 {
-			return 0, err
+			return 0, 0, err
 		}
-		copied, err := d.fillRegion(j, over, source, off, nil)
+		copied, err = d.fillRegion(j, over, source, off, nil)
 		j.progress(held)
-		return copied, err
+		return copied, held, err
 	}
 	settleWindow := func(_, _ int64) error {
+		forget := over.Copied()
 		if err := over.Flush(); err != nil {
 			return err
 		}
-		over.ForgetCopied()
+		forget()
 		return nil
 	}
 	if err := d.copyRegions(j, over.Size, copyRegion, settleWindow); err != nil {

@@ -199,7 +199,7 @@ func TestDiskAgainstModel(t *testing.T) {
 			if _, err := Create(disk, CreateOptions{Base: path}); err != nil {
 				t.Fatal(err)
 			}
-			target := &diskTarget{t: t, dir: disk, opts: OpenOptions{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), CacheBytes: 1 << 20}}
+			target := &diskTarget{t: t, dir: disk, opts: OpenOptions{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), CacheBytes: 1 << 20, window: 1}}
 			if err := target.open(); err != nil {
 				t.Fatal(err)
 			}

@@ -99,7 +99,7 @@ func newDisk(dir string, o OpenOptions) *Disk {
 	d.flushes.disk = d
 	d.handles.init()
 	d.counter.init(d)
-	d.holdJob, d.pacer = o.HoldJob, newPacer(o.JobRate)
+	d.holdJob, d.pacer, d.window = o.HoldJob, newPacer(o.JobRate), o.window
 	d.maxSlices = int(o.CacheBytes / 4 / 4096)
 	return d
 }

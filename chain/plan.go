@@ -263,7 +263,7 @@ func (s *planner) merge(x, c *layerRecord) error {
 	case up && x.Foreign:
 		s.extra(copied) // nothing of it is given back
 	default:
-		s.extra(min(copied, copyWindow+regionSize))
+		s.extra(min(copied, windowExtra))
 	}
 	merged := slices.Concat(upper, lower)
 	goes, keeps := x, c
@@ -559,7 +559,7 @@ func (d *Disk) roomFor(bound int64, operation string, names ...string) error {
 // mergeBound is what the merges after a delete surely do not need more of at once: a
 // window, and for a foreign layer, whose blocks are not given back, all of it.
 func (d *Disk) mergeBound(names []string) int64 {
-	bound := int64(copyWindow + regionSize)
+	bound := int64(windowExtra)
 	m, _ := d.tree()
 	for _, l := range m.Layers {
 		if l.Foreign && l.ID != m.Base && (l.Name == "" || slices.Contains(names, l.Name)) {

@@ -202,9 +202,9 @@ func (g *simGuest) story() string {
 	return strings.Join(g.trace[max(0, len(g.trace)-60):], "\n")
 }
 
-// openSim opens a disk on a simulated host.
+// openSim opens a disk on a simulated host. Jobs have a window for each region.
 func openSim(host *powercut.Host, dir string, log slog.Handler) (*Disk, error) {
-	return Open(dir, OpenOptions{FS: host, CacheBytes: 1 << 20, Log: slog.New(log)})
+	return Open(dir, OpenOptions{FS: host, CacheBytes: 1 << 20, Log: slog.New(log), window: 1})
 }
 
 func (g *simGuest) open() {

@@ -40,6 +40,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	_, err := Create(disk, CreateOptions{Base: path})
 	must(t, err)
 	d := openDisk(t, disk)
+	d.window = 1
 
 	place := func(i int64) int64 { // in bytes: around the edge of a region, and at the start
 		if i < sectors/2 {

@@ -139,26 +139,33 @@ func (c *Copier) StartWriteBack() {
 	_ = c.to.WriteBack(low, high-low)
 }
 
-// Forget drops from the host's page cache what Copy has copied, from where nobody
-// had it in the cache before. After a sync: what is not on the disk yet is not
-// dropped. Its error is a host's that cannot; nothing is lost by it.
-func (c *Copier) Forget() error {
-	var first error
-	for _, r := range c.copied.take() {
-		if err := r.file.DropRange(r.off, r.length); err != nil && first == nil {
-			first = err
+// Copied takes note of what Copy has copied until now, from where nobody had it in
+// the host's page cache before, and forget drops that from there. After a sync: what
+// is not on the disk yet is not dropped. Its error is a host's that cannot; nothing is
+// lost by it.
+func (c *Copier) Copied() (forget func() error) {
+	ranges := c.copied.take()
+	return func() error {
+		var first error
+		for _, r := range ranges {
+			if err := r.file.DropRange(r.off, r.length); err != nil && first == nil {
+				first = err
+			}
 		}
+		return first
 	}
-	return first
 }
 
 // StartWriteBack is that of Copier for what Fill and Overwrite have copied.
 func (o *Overlay) StartWriteBack() { o.copier.StartWriteBack() }
 
-// ForgetCopied is Copier.Forget for what Fill and Overwrite have copied. After a
-// Flush.
-func (o *Overlay) ForgetCopied() {
-	if err := o.copier.Forget(); err != nil {
-		o.log.Debug("cannot drop from the page cache", "file", o.file.Name(), "error", err)
+// Copied is Copier.Copied for what Fill and Overwrite have copied; forget comes after
+// a Flush.
+func (o *Overlay) Copied() (forget func()) {
+	drop := o.copier.Copied()
+	return func() {
+		if err := drop(); err != nil {
+			o.log.Debug("cannot drop from the page cache", "file", o.file.Name(), "error", err)
+		}
 	}
 }

@@ -107,8 +107,9 @@ func TestCrashDuringCopy(t *testing.T) {
 				}
 				return err
 			})
+			forget := c.o.Copied()
 			c.during("flush", c.o.Flush)
-			c.o.ForgetCopied()
+			forget()
 			c.cut("after the copy")
 			c.f.Watch(func(call interleave.Call) {
 				switch {
@@ -232,10 +233,11 @@ func TestCopyLeavesThePageCache(t *testing.T) {
 		if n, err := o.Fill(source, 0, size, nil); err != nil || n != size {
 			t.Fatal(n, err)
 		}
+		forget := o.Copied()
 		if err := o.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		o.ForgetCopied()
+		forget()
 		from, _ := f.Cached(0, size)
 		to, _ := o.file.Cached(0, 2*size)
 		if shared := o.file.(*hostFile); !shared.noClone.Load() {

@@ -233,12 +233,13 @@ func (q *punchQueue) forget() {
 	clear(q.pending)
 }
 
-func (q *punchQueue) due() []int64 {
+// due is which clusters, from one on and before end, have holes to be punched.
+func (q *punchQueue) due(from, end int64) []int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var clusters []int64
 	for c, p := range q.pending {
-		if p.seq <= q.durable {
+		if from <= c && c < end && p.seq <= q.durable {
 			clusters = append(clusters, c)
 		}
 	}

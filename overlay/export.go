@@ -74,10 +74,11 @@ func (e Export) Raw(ctx context.Context, f File) error {
 
 // finish makes an export durable, and leaves the page cache as it was.
 func finish(f File, c *Copier) error {
+	forget := c.Copied()
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	_ = c.Forget() // the export is there either way
+	_ = forget() // the export is there either way
 	return nil
 }
 

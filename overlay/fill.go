@@ -16,7 +16,7 @@ type Source interface {
 // set (something below would show through otherwise) and are left out when
 // not; unallocated ones are left to the layer below. What the guest wrote
 // wins: each cluster is filled by the owner of its stripe (M8). It returns the
-// bytes that were copied. A subcluster that source has only in part is copied
+// bytes that were read and written, without those that are shared. A subcluster that source has only in part is copied
 // whole, as seen through source. What source says must not change meanwhile.
 func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, error) {
 	length = min(length, o.Size()-off)
@@ -24,10 +24,24 @@ func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, 
 	if err != nil {
 		return 0, err
 	}
-	// The runs of whole clusters first, by themselves; then what is between.
-	return o.inRuns(source, all, off, length, func(off, length int64) (int64, error) {
-		return o.fillClusters(source, off, length, below)
+	return o.unshared(func() (int64, error) {
+		// The runs of whole clusters first, by themselves; then what is between.
+		return o.inRuns(source, all, off, length, func(off, length int64) (int64, error) {
+			return o.fillClusters(source, off, length, below)
+		})
 	})
+}
+
+// Shares says whether what Fill and Overwrite copied last took no copying: the host
+// shares blocks.
+func (o *Overlay) Shares() bool { return o.copier.shares.Load() }
+
+// unshared takes what is shared off the bytes that fill has filled. Nobody else
+// copies into this layer meanwhile.
+func (o *Overlay) unshared(fill func() (int64, error)) (int64, error) {
+	before := o.copier.shared.Load()
+	n, err := fill()
+	return max(0, n-(o.copier.shared.Load()-before)), err
 }
 
 // inRuns cuts a range into runs of whole clusters that source has as data and
@@ -35,7 +49,10 @@ func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, 
 // leaves to rest. It returns the bytes copied. A run of one cluster is no better
 // than a cluster alone.
 func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, rest func(off, length int64) (int64, error)) (int64, error) {
-	cs := o.clusterSize()
+	cs, ahead := o.clusterSize(), int64(aheadBytes)
+	if o.Shares() {
+		ahead = aheadShared
+	}
 	var copied int64
 	done := off // what is before is dealt with
 	upTo := func(end int64) error {
@@ -53,7 +70,7 @@ func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, res
 		}
 		at, end := (e.Start+cs-1)&^(cs-1), min(e.End(), o.Size())&^(cs-1)
 		for at < end {
-			n, err := o.emptyRun(at>>o.clusterBits, min(end-at, max(aheadBytes, 2*cs))>>o.clusterBits)
+			n, err := o.emptyRun(at>>o.clusterBits, min(end-at, max(ahead, 2*cs))>>o.clusterBits)
 			if err != nil {
 				return copied, err
 			}
@@ -169,9 +186,14 @@ func (o *Overlay) fillCluster(source Source, cluster int64, data, zero uint32) (
 
 // Overwrite merges down: what source has in the range replaces what this layer
 // has. Data is written, zeros are discarded, unallocated ranges are left. below
-// completes subclusters that source has in part. It returns the bytes copied.
-// Nobody else may write this layer meanwhile.
+// completes subclusters that source has in part. It returns the bytes that were read
+// and written, without those that are shared. Nobody else may write this layer
+// meanwhile.
 func (o *Overlay) Overwrite(source Source, off, length int64, below Backing) (int64, error) {
+	return o.unshared(func() (int64, error) { return o.overwrite(source, off, length, below) })
+}
+
+func (o *Overlay) overwrite(source Source, off, length int64, below Backing) (int64, error) {
 	extents, err := source.Map(nil, off, min(length, o.Size()-off))
 	if err != nil {
 		return 0, err

@@ -211,6 +211,19 @@ func (o *Op) blocked(states ...string) bool {
 	return false
 }
 
+// WaitsWith returns when the operation waits for another goroutine, which is in a
+// function, such as ".synchronize(".
+func (o *Op) WaitsWith(function string) {
+	o.tb.Helper()
+	o.Settles()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if strings.Contains(stacks(), function) {
+			return
+		}
+	}
+	o.tb.Fatalf("nobody is in %s after %v\n%s", function, patience, stacks())
+}
+
 func stacks() string {
 	for n := 1 << 20; ; n *= 2 {
 		p := make([]byte, n)

@@ -47,7 +47,7 @@ var writingMutants = []mutant{
 		"overlay.TestFlushWithoutRoom"),
 
 	one("M6", "a hole is punched before its zeros are durable", "overlay/discard.go",
-		"	for c, p := range q.pending {\n		if p.seq <= q.durable {", "	for c, p := range q.pending {\n		if p.seq <= q.durable+100 {",
+		"	for c, p := range q.pending {\n		if from <= c && c < end && p.seq <= q.durable {", "	for c, p := range q.pending {\n		if p.seq <= q.durable+100 {",
 		"overlay.TestPunchWaitsForTheFlush", "overlay.TestDiscardDuringFlush", "overlay.TestCrashDuringFlush").and(
 		"overlay/discard.go", "p := q.pending[cluster]; p != nil && p.seq <= q.durable {", "p := q.pending[cluster]; p != nil {"),
 	one("M6", "a hole waits for a flush that began before the discard", "overlay/discard.go",

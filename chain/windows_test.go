@@ -1,0 +1,158 @@
+package chain
+
+import (
+	"errors"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"varve/integration/interleave"
+)
+
+// windowedMerge is a merge of a disk with something to move in the first region and
+// in the second one, each a window of its own; "two" and the leaf are above. value is
+// what the source holds.
+func windowedMerge(t *testing.T, direction string) (d *Disk, fs *watchedFS, value byte, second int64) {
+	t.Helper()
+	d, fs = watchedDisk(t, 40<<20)
+	d.window = 1
+	second = regionSize + 256<<10
+	small, large := func(value byte) {
+		put(t, d, value, 0, 64<<10)
+		put(t, d, value, second, 64<<10)
+	}, func(value byte) { put(t, d, value, 32<<20, 1<<20) }
+	if direction == directionUp {
+		value = 1
+		small(1)
+	} else {
+		large(1)
+	}
+	must(t, d.Snapshot("one"))
+	if direction == directionUp {
+		large(2)
+	} else {
+		value = 2
+		small(2)
+	}
+	must(t, d.Snapshot("two"))
+	must(t, d.Flush())
+	return d, fs, value, second
+}
+
+// A window is settled while the next one is copied. What has left the source in the
+// next one keeps its blocks, also when it is durable in its new place already: its
+// readers have not been waited for (M1).
+func TestNextWindowKeepsItsBlocks(t *testing.T) {
+	for _, direction := range []string{directionUp, directionDown} {
+		t.Run(direction, func(t *testing.T) {
+			d, fs, value, second := windowedMerge(t, direction)
+			const length = 20000
+			for _, off := range []int64{0, second} { // the regions are resolved
+				must(t, reading(t, d, value, off, length).Wait())
+			}
+			j, x, c := readyMerge(t, d, "one", direction)
+			source := x
+			if direction == directionDown {
+				source = c
+			}
+			path := source.layer().path
+			place := func(off int64) int64 {
+				_, host, _, err := source.Place(off, length)
+				must(t, err)
+				return host
+			}
+			if direction == directionDown {
+				place = func(off int64) int64 {
+					_, host, _, err := source.placeLive(off, length)
+					must(t, err)
+					return host
+				}
+			}
+			hosts := map[int64]int64{0: place(0), second: place(second)}
+			lookedUp := func(off int64) (*interleave.Stop, *interleave.Op) {
+				stop := fs.StopAt(t, func(call interleave.Call) bool {
+					return call.Op == "read" && call.Path == path && !call.Done && call.Touches(hosts[off], length)
+				})
+				reader := reading(t, d, value, off, length)
+				stop.Reached()
+				return stop, reader
+			}
+			punch := func(off int64) *interleave.Stop {
+				stop := fs.StopAt(t, func(call interleave.Call) bool {
+					return call.Op == "punch" && call.Path == path && call.Done && call.Touches(hosts[off], length)
+				})
+				stop.Go()
+				return stop
+			}
+			firstGone, secondGone := punch(0), punch(second)
+			firstStop, first := lookedUp(0)
+			copyAll, finish := d.mergeSteps(direction)
+			merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
+			merge.WaitsWith(").synchronize(") // the first window for its reader, and the copying for that
+			secondStop, late := lookedUp(second)
+			must(t, d.Flush())
+			if firstGone.Passed() || secondGone.Passed() {
+				t.Error("a block was given back under a reader")
+			}
+			firstStop.Go()
+			first.Must()
+			firstGone.Reached()
+			merge.WaitsWith(").synchronize(") // the second one for its own
+			if secondGone.Passed() {
+				t.Error("a block of the next window was given back with the first")
+			}
+			secondStop.Go()
+			late.Must()
+			merge.Must()
+			if !secondGone.Passed() {
+				t.Error("the second window was not given back")
+			}
+			must(t, finish(j, x, c))
+			for _, off := range []int64{0, second} {
+				must(t, reading(t, d, value, off, length).Wait())
+			}
+		})
+	}
+}
+
+// A window that cannot be settled ends the job, with nothing given back, although
+// the next one is being copied already.
+func TestWindowThatCannotSettle(t *testing.T) {
+	for _, direction := range []string{directionUp, directionDown} {
+		t.Run(direction, func(t *testing.T) {
+			d, fs, value, second := windowedMerge(t, direction)
+			j, x, c := readyMerge(t, d, "one", direction)
+			target, source := c, x
+			if direction == directionDown {
+				target, source = x, c
+			}
+			written, given := target.layer().path, source.layer().path
+			stop := fs.StopAt(t, on("sync", written))
+			punched := fs.StopAt(t, on("punch", given))
+			punched.Go()
+			copyAll, _ := d.mergeSteps(direction)
+			merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
+			stop.Reached()
+			merge.Settles() // the next window is copied
+			var once atomic.Bool
+			fs.failing(func(call interleave.Call) error {
+				if call.Op == "write" && call.Path == written && once.CompareAndSwap(false, true) { // of its tables
+					return unix.ENOSPC
+				}
+				return nil
+			})
+			stop.Go()
+			if err := merge.Wait(); !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("got %v, want ENOSPC", err)
+			}
+			fs.failing(nil)
+			if punched.Passed() {
+				t.Error("blocks were given back that are not durable elsewhere")
+			}
+			for _, off := range []int64{0, second} {
+				must(t, reading(t, d, value, off, 20000).Wait())
+			}
+		})
+	}
+}
