@@ -72,8 +72,7 @@ func (b *bench) readRows(depths []int) []row {
 		{name: "read-4k-q32", unit: "/s", contestants: everyone, do: job(fioJob{rw: "randread", block: 4096, depth: 32})},
 		{name: "read-1m", unit: "MB/s", contestants: everyone, do: job(fioJob{rw: "read", block: mib, depth: 4})},
 		{name: "base-read-4k-q32", unit: "/s", contestants: layer, do: job(fioJob{rw: "randread", block: 4096, depth: 32})},
-		{name: "base-read-buffered", unit: "MB/s", contestants: layer,
-			do: job(fioJob{rw: "read", block: mib, depth: 1, buffered: true, bytes: b.size()})},
+		{name: "base-read-buffered", unit: "MB/s", contestants: layer, do: job(fioJob{rw: "read", block: mib, depth: 1, buffered: true})},
 	}
 	if b.suite == "quick" {
 		return rows[:3]
@@ -96,8 +95,7 @@ func (b *bench) readRows(depths []int) []row {
 			row{name: "read-" + j.name + "-q32", unit: "/s", contestants: everyone, do: job(fioJob{rw: "randread", block: j.block, depth: 32})})
 	}
 	return append(rows,
-		row{name: "read-buffered", unit: "MB/s", contestants: everyone,
-			do: job(fioJob{rw: "read", block: mib, depth: 1, buffered: true, bytes: b.size()})},
+		row{name: "read-buffered", unit: "MB/s", contestants: everyone, do: job(fioJob{rw: "read", block: mib, depth: 1, buffered: true})},
 		row{name: "read-4k-q1-cold", unit: "/s", contestants: everyone, before: cold, do: job(fioJob{rw: "randread", block: 4096, depth: 1})},
 		row{name: "read-4k-q32-cold", unit: "/s", contestants: everyone, before: cold, do: job(fioJob{rw: "randread", block: 4096, depth: 32})},
 		row{name: "read-1m-cold", unit: "MB/s", contestants: everyone, before: cold,
