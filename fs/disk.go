@@ -31,6 +31,7 @@ type disk interface {
 	OpenView(ctx context.Context, id string, who chain.Opener) (view, error)
 
 	Layers() []chain.LayerStatus
+	ViewFiles(id string) (chain.ViewFiles, error)
 	LayerAllocatedBytes(id string) (bytes int64, counted bool, err error)
 	Status() (chain.Status, error)
 	Metrics() chain.Metrics

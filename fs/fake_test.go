@@ -300,6 +300,10 @@ func (d *fakeDisk) Layers() []chain.LayerStatus {
 	})
 }
 
+func (d *fakeDisk) ViewFiles(id string) (chain.ViewFiles, error) {
+	return chain.ViewFiles{File: "/layers/" + id, Format: "qcow2", Digest: "digest"}, nil
+}
+
 func (d *fakeDisk) LayerAllocatedBytes(id string) (int64, bool, error) {
 	for _, l := range d.layers() {
 		if l.status.ID == id {

@@ -15,6 +15,11 @@ import (
 // disk.raw (for the leaf) carry: what status has of a layer.
 const attributePrefix = "user.varve."
 
+// FilesAttribute tells which files of the host a layer is read from at the moment
+// (chain.ViewFiles). It is for exports, and not among those that are listed: copied
+// with a file it would mean nothing.
+const FilesAttribute = attributePrefix + "files"
+
 // attribute is one of them.
 type attribute struct {
 	name    string
@@ -77,6 +82,8 @@ func (f *fileSystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name st
 		return 0, refusedXAttr(name)
 	case !ours:
 		return 0, fuse.ENODATA
+	case name == FilesAttribute:
+		return f.giveFiles(in.NodeId, dest)
 	}
 	for _, a := range attributes() {
 		if a.name != short {
@@ -95,6 +102,18 @@ func (f *fileSystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name st
 		return giveXAttr(dest, a.value(l))
 	}
 	return 0, fuse.ENODATA
+}
+
+func (f *fileSystem) giveFiles(node uint64, dest []byte) (uint32, fuse.Status) {
+	l, ok := f.attributed(node)
+	if !ok {
+		return 0, fuse.ENODATA
+	}
+	files, err := f.disk.ViewFiles(l.ID)
+	if err != nil {
+		return 0, f.status("getxattr", err)
+	}
+	return giveXAttr(dest, files.String())
 }
 
 // counted is a layer's status with its bytes counted.

@@ -48,6 +48,9 @@ func NewCopier(to File) *Copier { return &Copier{to: to} }
 // Copy copies n bytes that source has at off to a host offset of the file. Errors
 // are those of source and of the host; the range may be written in part then.
 func (c *Copier) Copy(source Source, off, host, n int64) error {
+	if s, ok := source.(Sectioned); ok {
+		return c.copySectioned(s, off, host, n)
+	}
 	placed, _ := source.(Placed)
 	for n > 0 {
 		piece := min(n, copyPiece)
@@ -60,7 +63,7 @@ func (c *Copier) Copy(source Source, off, host, n int64) error {
 			}
 			if f != nil {
 				cloned, err := c.clone(f, h, host, length)
-				if err != nil {
+				if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 					return fmt.Errorf("share %d bytes at guest offset %d with %s: %w", length, off, c.to.Name(), err)
 				}
 				if cloned > 0 {
@@ -83,7 +86,8 @@ func (c *Copier) Copy(source Source, off, host, n int64) error {
 }
 
 // clone shares as much of the range as is worth it, and says how many bytes from
-// its start on that is: 0 where it has to be copied.
+// its start on that is: 0 where it has to be copied, with errors.ErrUnsupported where
+// the host will not share it.
 func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
 	n &^= cloneUnit - 1
 	if n < minClone || (at|host)&(cloneUnit-1) != 0 {
@@ -91,10 +95,10 @@ func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
 	}
 	err := c.to.CloneRange(f, at, host, n)
 	c.shares.Store(err == nil)
-	if errors.Is(err, errors.ErrUnsupported) {
-		return 0, nil
+	if err != nil {
+		return 0, err
 	}
-	return n, err
+	return n, nil
 }
 
 func (c *Copier) copyPiece(source Source, from File, at, off, host, n int64) error {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,6 +57,10 @@ func ruleOf(mode LockMode) lockRule {
 // What the old mode has tested is not tested again. Whoever holds such a byte
 // now took it later, and will find ours and go: a change of mode, least of all
 // back to frozen, must not fail because somebody is just being refused.
+//
+// A frozen file that is to be written waits up to lockPatience for readers, with
+// its bytes held: a new one is refused meanwhile, so those who hold a file for a
+// short section, as an export does, cannot keep a job from it.
 func (h *hostFile) Lock(mode LockMode) error {
 	h.lockMu.Lock()
 	defer h.lockMu.Unlock()
@@ -69,18 +74,46 @@ func (h *hostFile) Lock(mode LockMode) error {
 			return h.lockFailed(err, rule.hold[:i], held)
 		}
 	}
-	for _, at := range rule.test {
-		if slices.Contains(old.test, at) {
-			continue
-		}
-		if err := h.testLock(at); err != nil {
-			return h.lockFailed(err, rule.hold, held)
-		}
+	wait := time.Duration(0)
+	if h.locked == LockFrozen {
+		wait = lockPatience
+	}
+	if err := h.testLocks(rule.test, old.test, time.Now().Add(wait)); err != nil {
+		return h.lockFailed(err, rule.hold, held)
 	}
 	if err := h.unlockAllBut(held, rule.hold); err != nil {
 		return err
 	}
 	h.locked = mode
+	return nil
+}
+
+const (
+	// lockPatience is how long a job waits for those who read what it is to write. It
+	// holds up other operations, and is longer than what an export takes at a time.
+	lockPatience = time.Second
+	// lockPoll is how often it looks.
+	lockPoll = 2 * time.Millisecond
+)
+
+// testLocks tests bytes that are not among known until none is held by anybody else.
+func (h *hostFile) testLocks(bytes, known []int64, deadline time.Time) error {
+	for _, at := range bytes {
+		if slices.Contains(known, at) {
+			continue
+		}
+		free, err := h.testLock(at)
+		for err == nil && !free && time.Now().Before(deadline) {
+			time.Sleep(lockPoll)
+			free, err = h.testLock(at)
+		}
+		if err != nil {
+			return err
+		}
+		if !free {
+			return h.lockedBy(at)
+		}
+	}
 	return nil
 }
 
@@ -117,17 +150,14 @@ func (h *hostFile) setLock(at int64, kind int16) error {
 	return err
 }
 
-// testLock fails when another description holds any lock on the byte.
-func (h *hostFile) testLock(at int64) error {
+// testLock says whether no other description holds any lock on the byte.
+func (h *hostFile) testLock(at int64) (free bool, err error) {
 	// Shared locks conflict with an exclusive one only.
 	want := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
-	err := h.control("test lock", func(fd int) error {
+	err = h.control("test lock", func(fd int) error {
 		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &want)
 	})
-	if err == nil && want.Type != unix.F_UNLCK {
-		return h.lockedBy(at)
-	}
-	return err
+	return want.Type == unix.F_UNLCK, err
 }
 
 // lockedBy makes the error for a byte that somebody else has locked.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -242,6 +243,52 @@ func TestLockChangeBesideATry(t *testing.T) {
 	}
 	if err := f.Lock(LockWritable); !errors.Is(err, ErrLocked) {
 		t.Errorf("from frozen to writable beside a reader: %v", err)
+	}
+}
+
+// TestLockWaitsForReaders: a frozen file that is to be written waits for those who read
+// it now, and lets no new ones in meanwhile; not for those who stay, and whoever opens
+// one for writing does not wait.
+func TestLockWaitsForReaders(t *testing.T) {
+	path := newQcow2(t, "", "4M")
+	f, reader, late := openHost(t, path, os.O_RDWR), openHost(t, path, os.O_RDONLY), openHost(t, path, os.O_RDONLY)
+	if err := errors.Join(f.Lock(LockFrozen), reader.Lock(LockFrozen)); err != nil {
+		t.Fatal(err)
+	}
+	locked := make(chan error, 1)
+	go func() { locked <- f.Lock(LockWritable) }()
+	time.Sleep(100 * time.Millisecond)
+	if err := late.Lock(LockFrozen); !errors.Is(err, ErrLocked) {
+		t.Errorf("a reader that comes while a writer waits: %v", err)
+	}
+	select {
+	case err := <-locked:
+		t.Errorf("beside a reader: %v", err)
+		locked <- err
+	default:
+	}
+	if err := reader.Lock(LockNone); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-locked; err != nil {
+		t.Errorf("after the reader has gone: %v", err)
+	}
+	if err := errors.Join(f.Lock(LockFrozen), reader.Lock(LockFrozen)); err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []LockMode{LockFrozen, LockNone} {
+		if err := f.Lock(mode); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		err := f.Lock(LockWritable)
+		took := time.Since(begun)
+		if waits := mode == LockFrozen; !errors.Is(err, ErrLocked) || waits != (took >= lockPatience) || took > 10*lockPatience {
+			t.Errorf("from mode %d, beside a reader that stays: %v after %v", mode, err, took)
+		}
+	}
+	if err := late.Lock(LockFrozen); err != nil {
+		t.Errorf("when the writer has given up: %v", err)
 	}
 }
 

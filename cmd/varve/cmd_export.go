@@ -82,7 +82,7 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 			return err
 		}
 	}
-	e, closeSource, err := t.exportSource(name, warnings(cmd.ErrOrStderr()))
+	e, closeSource, err := t.exportSource(name, out != toStdout && !flags.compress, warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
@@ -139,8 +139,8 @@ func alreadyThere(out string) error {
 
 // exportSource opens the view of a layer. Of a mounted disk it is read through
 // the mount: the daemon alone knows where content stands while its jobs move it,
-// and an open layer is not deleted.
-func (t target) exportSource(name string, log *slog.Logger) (e overlay.Export, closeSource func() error, err error) {
+// and an open layer is not deleted. With share its blocks are shared when they rest.
+func (t target) exportSource(name string, share bool, log *slog.Logger) (e overlay.Export, closeSource func() error, err error) {
 	if t.mountpoint == "" {
 		d, err := t.open(chain.OpenOptions{Log: log, ReadOnly: true})
 		if err != nil {
@@ -168,7 +168,13 @@ func (t target) exportSource(name string, log *slog.Logger) (e overlay.Export, c
 	if err != nil {
 		return e, nil, t.explain(err)
 	}
-	return overlay.Export{Source: rawView{image}, Size: image.Size()}, image.Close, nil
+	e = overlay.Export{Source: rawView{image}, Size: image.Size()}
+	if !share {
+		return e, image.Close, nil
+	}
+	shared := &sharedView{rawView: rawView{image}, file: image.File()}
+	e.Source = shared
+	return e, shared.Close, nil
 }
 
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
