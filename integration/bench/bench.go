@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,11 +17,12 @@ type bench struct {
 	ctx     context.Context
 	images  map[string]string // finished images by name
 	running map[contestant]*server
-	started []*server // in order
-	numbers int       // of scratch names
-	xfs     *bench    // see onXFS
-	small   *bench    // see quarter
-	within  bool      // is another's xfs or quarter
+	started []*server  // in order
+	numbers int        // of scratch names
+	orders  *rand.Rand // of the turns
+	xfs     *bench     // see onXFS
+	small   *bench     // see quarter
+	within  bool       // is another's xfs or quarter
 }
 
 func newBench(ctx context.Context, o options) (*bench, error) {
@@ -31,7 +33,7 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 	if o.dir, err = os.MkdirTemp(dir, "varve-bench-"); err != nil {
 		return nil, err
 	}
-	return &bench{options: o, ctx: ctx, images: map[string]string{}, running: map[contestant]*server{}}, nil
+	return &bench{options: o, ctx: ctx, images: map[string]string{}, running: map[contestant]*server{}, orders: rand.New(rand.NewPCG(1, 1))}, nil
 }
 
 // close ends every contestant, last first, and removes the scratch files.
@@ -97,10 +99,10 @@ func (b *bench) measure(r row) *rowResult {
 		return x.measure(r)
 	}
 	broken := map[contestant]bool{}
-	for round := range b.rounds {
-		for i := range r.contestants {
-			// Nobody always comes first.
-			c := r.contestants[(i+round)%len(r.contestants)]
+	for range b.rounds {
+		// Nobody always comes first, nor always after the same one.
+		for _, i := range b.orders.Perm(len(r.contestants)) {
+			c := r.contestants[i]
 			if b.ctx.Err() != nil {
 				return result
 			}

@@ -150,8 +150,8 @@ func (b *bench) startQSD(c contestant, s *server) error {
 		return err
 	}
 	d, err := launch(filepath.Join(s.dir, "log"), "qemu-storage-daemon",
-		"--blockdev", "driver=file,node-name=f,filename="+overlay,
-		"--blockdev", "driver=qcow2,node-name=q,file=f",
+		"--blockdev", "driver=file,node-name=f,discard=unmap,filename="+overlay,
+		"--blockdev", "driver=qcow2,node-name=q,discard=unmap,file=f", // without it a discard does nothing
 		"--export", "type=fuse,id=e,node-name=q,mountpoint="+s.file+",writable=on,growable=off",
 		"--chardev", "socket,path="+s.monitor+",server=on,wait=off,id=c", "--monitor", "chardev=c")
 	if err != nil {
