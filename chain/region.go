@@ -63,6 +63,9 @@ func (r *region) find(in uint32) int {
 
 // read fills p from guest offset off, which is in within the region.
 func (r *region) read(p []byte, off int64, in uint32) error {
+	if len(p) >= aheadFrom {
+		r.readAhead(in, in+uint32(len(p)))
+	}
 	for i := r.find(in); len(p) > 0; i++ {
 		s := &r.spans[i]
 		end := uint32(regionSize)
@@ -81,6 +84,37 @@ func (r *region) read(p []byte, off int64, in uint32) error {
 		p, off, in = p[len(part):], off+int64(len(part)), in+uint32(len(part))
 	}
 	return nil
+}
+
+// aheadFrom is from how many bytes on a read looks whether its pieces are in the
+// page cache: the look costs as much as reading some 4 KiB.
+const aheadFrom = 64 << 10
+
+// readAhead has the host begin to read all pieces of a range at once, when the first
+// of several is not in its page cache. One after the other each would wait for the
+// disk; the host reads ahead within a file, and these are in many.
+func (r *region) readAhead(in, end uint32) {
+	cold := false
+	for i := r.find(in); i < len(r.spans) && r.spans[i].start < end; i++ {
+		s := &r.spans[i]
+		stop := end
+		if i+1 < len(r.spans) {
+			stop = min(stop, r.spans[i+1].start)
+		}
+		if s.kind != overlay.Data || s.start <= in && stop == end {
+			continue
+		}
+		from := max(s.start, in)
+		host, n, file := s.host+int64(from-s.start), int64(stop-from), r.layers[s.layer].file
+		if !cold {
+			if cached, err := file.Cached(host, n); err != nil || cached >= n {
+				return
+			}
+			cold = true // and it is read next
+			continue
+		}
+		_ = file.WillNeed(host, n) // the read comes in any case
+	}
 }
 
 // regionIndex finds a node's regions without a lock, in two steps.

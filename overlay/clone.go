@@ -64,6 +64,13 @@ func (h *hostFile) Cached(off, length int64) (int64, error) {
 	return int64(stat.Cache) * int64(os.Getpagesize()), err
 }
 
+// WillNeed is posix_fadvise(2) with POSIX_FADV_WILLNEED.
+func (h *hostFile) WillNeed(off, length int64) error {
+	return h.control("read ahead", func(fd int) error {
+		return unix.Fadvise(fd, off, length, unix.FADV_WILLNEED)
+	})
+}
+
 // DropRange is posix_fadvise(2) with POSIX_FADV_DONTNEED.
 func (h *hostFile) DropRange(off, length int64) error {
 	return h.control("drop cache", func(fd int) error {

@@ -76,6 +76,7 @@ func (f *memoryFile) CloneRange(File, int64, int64, int64) error { return errors
 func (f *memoryFile) WriteBack(int64, int64) error               { return nil }
 func (f *memoryFile) Cached(int64, int64) (int64, error)         { return 0, errors.ErrUnsupported }
 func (f *memoryFile) DropRange(int64, int64) error               { return nil }
+func (f *memoryFile) WillNeed(int64, int64) error                { return nil }
 
 func (f *memoryFile) Datasync() error     { return nil }
 func (f *memoryFile) Sync() error         { return nil }

@@ -50,6 +50,8 @@ type File interface {
 	// Cached is how many bytes of the range the host holds in its page cache.
 	// errors.ErrUnsupported where it cannot tell.
 	Cached(off, length int64) (int64, error)
+	// WillNeed asks the host to begin reading the range into its page cache.
+	WillNeed(off, length int64) error
 	// DropRange asks the kernel to forget clean cached pages that lie within the
 	// range.
 	DropRange(off, length int64) error

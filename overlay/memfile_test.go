@@ -184,6 +184,7 @@ func (f *memFile) CloneRange(src File, srcOff, off, length int64) error {
 	return f.do("clone", off, length, func() error { return f.change(ch) })
 }
 func (f *memFile) WriteBack(int64, int64) error { return nil }
+func (f *memFile) WillNeed(int64, int64) error  { return nil }
 func (f *memFile) DropRange(off, length int64) error {
 	return f.do("drop range", off, length, func() error { return nil })
 }

@@ -97,6 +97,7 @@ func (f *file) CloneRange(src overlay.File, srcOff, off, n int64) error {
 // sync, and what it has in its cache after one is what it has on the disk.
 func (f *file) WriteBack(int64, int64) error { return nil }
 func (f *file) DropRange(int64, int64) error { return nil }
+func (f *file) WillNeed(int64, int64) error  { return nil }
 
 // Cached says that nothing is, so that jobs drop what they can.
 func (f *file) Cached(int64, int64) (int64, error) { return 0, nil }
