@@ -15,18 +15,22 @@ type Export struct {
 }
 
 // exportStep is how much an export maps and copies before it looks whether it is
-// to go on, in guest bytes.
+// to go on, in guest bytes: aheadShared where the host shares blocks.
 const exportStep = 1 << 20
 
-// each calls f for every extent with data, in pieces that end at multiples of
-// exportStep, and zero, where it is not nil, for what is between.
-func (e Export) each(ctx context.Context, f, zero func(off, n int64) error) error {
+// each calls f for every extent with data, in pieces of at most a step, and zero, where
+// it is not nil, for what is between. c is what f copies with, or nil.
+func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) error) error {
 	var extents []Extent
 	for off := int64(0); off < e.Size; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		end := min(e.Size, off+exportStep)
+		step := int64(exportStep)
+		if c != nil && c.shares.Load() {
+			step = aheadShared
+		}
+		end := min(e.Size, off+step)
 		var err error
 		if extents, err = e.Source.Map(extents[:0], off, end-off); err != nil {
 			return err
@@ -59,7 +63,7 @@ func (e Export) Raw(ctx context.Context, f File) error {
 		return err
 	}
 	c := NewCopier(f)
-	err := e.each(ctx, func(off, n int64) error {
+	err := e.each(ctx, c, func(off, n int64) error {
 		if err := c.Copy(e.Source, off, off, n); err != nil {
 			return err
 		}
@@ -86,7 +90,7 @@ func finish(f File, c *Copier) error {
 func (e Export) Stream(ctx context.Context, w io.Writer) error {
 	var zeros [64 << 10]byte
 	buf := make([]byte, copyPiece)
-	return e.each(ctx, func(off, n int64) error {
+	return e.each(ctx, nil, func(off, n int64) error {
 		for n > 0 {
 			part := buf[:min(n, copyPiece)]
 			if err := e.Source.ReadAt(part, off); err != nil {

@@ -100,7 +100,7 @@ func (w *qcow2Writer) copyAll(ctx context.Context) error {
 		first = last + 1
 		return nil
 	}
-	err := w.each(ctx, func(off, n int64) error {
+	err := w.each(ctx, w.copier, func(off, n int64) error {
 		from, to := off>>exportClusterBits, (off+n-1)>>exportClusterBits
 		from = max(from, last+1)
 		if from > to {
@@ -125,7 +125,7 @@ func (w *qcow2Writer) copyAll(ctx context.Context) error {
 func (w *qcow2Writer) compressAll(ctx context.Context) error {
 	var batch []int64
 	last := int64(-1)
-	err := w.each(ctx, func(off, n int64) error {
+	err := w.each(ctx, nil, func(off, n int64) error {
 		for c := max(off>>exportClusterBits, last+1); c <= (off+n-1)>>exportClusterBits; c++ {
 			batch = append(batch, c)
 			last = c
