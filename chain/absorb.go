@@ -140,13 +140,13 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 	into, from := x.layer().over(), c.layer().over()
 	below := x.backing()
 	source := liveSource{ownSource{c}}
-	copyRegion := func(off int64) (copied, held int64, err error) {
+	held := func(off int64) (int64, error) {
 		section := d.readers.enter()
-		held, _, err = heldBytes(source.ownSource, nil, off)
-		d.readers.exit(section)
-		if err != nil {
-			return 0, 0, err
-		}
+		defer d.readers.exit(section)
+		held, _, err := heldBytes(source.ownSource, nil, off)
+		return held, err
+	}
+	move := func(off, held int64) (copied int64, err error) {
 		for at, step := off, int64(regionSize); at < off+regionSize; at += step {
 			if held > 0 {
 				step = d.moveBytes(into, off+regionSize-at)
@@ -163,21 +163,20 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 			d.readers.exit(section)
 			copied += moved
 			if err != nil {
-				return copied, held, err
+				return copied, err
 			}
 			into.StartWriteBack()
 			if err := j.pace(moved); err != nil {
-				return copied, held, err
+				return copied, err
 			}
 		}
-		j.progress(held)
-		return copied, held, nil
+		return copied, nil
 	}
 	// M1: c's flush makes it durable in x first, then takes it out of c's
 	// tables on disk; then it goes out of the regions; when no reader is left
 	// c's blocks go, of this window alone: what has left the next one by now may
 	// be durable too, and has readers still.
-	settleWindow := func(start, end int64) error {
+	settle := func(start, end int64) error {
 		forget := into.Copied()
 		if err := from.Flush(); err != nil {
 			return err
@@ -191,7 +190,7 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		return into.PunchRange(start, end-start)
 	}
 	for {
-		if err := d.copyRegions(j, from.Size, copyRegion, settleWindow); err != nil {
+		if err := d.copyRegions(j, regionWork{d.window, from.Size, held, move, settle}); err != nil {
 			return err
 		}
 		if d.sealMove(from.Size) {

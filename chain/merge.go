@@ -12,12 +12,15 @@ import (
 )
 
 const (
-	// copyWindow is how much a job copies before it makes that durable and gives
-	// the source's blocks back. A step of a region may come on top.
-	copyWindow = 16 << 20
+	// copyWindow is how much a merge copies before it makes that durable and gives
+	// the source's blocks back.
+	copyWindow = 32 << 20
 	// windowExtra is its use of extra space (M13): one window is copied while the
 	// one before it is made durable.
-	windowExtra = 2 * (copyWindow + regionSize)
+	windowExtra = 2 * copyWindow
+	// flattenWindows is how many of them a flatten, which gives nothing back, makes
+	// durable at once.
+	flattenWindows = 4
 	// heldWindow ends a window of which most is shared: that takes no space.
 	heldWindow = 1 << 30
 )
@@ -159,14 +162,24 @@ func mergesUp(up, down int64, leaf, lowerWritable bool) bool {
 	return !lowerWritable || down >= up || leaf && down >= up/2
 }
 
-// copyRegions walks the target region by region: copyRegion deals with one and
-// says how many bytes it has copied, and how many the source holds there;
-// settleWindow makes [from, to) final. A window is settled while the next one is
-// copied; all are when copyRegions returns nil, and none is being settled any more
-// when it returns an error. size may grow meanwhile.
-func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64) (copied, held int64, err error), settleWindow func(from, to int64) error) (err error) {
-	settle := func(start, end int64) error {
-		return d.survive(j, func() error { return settleWindow(start, end) })
+// regionWork is what a job does with the regions of its target.
+type regionWork struct {
+	window int64        // how much is copied before it is settled
+	size   func() int64 // of the target; it may grow meanwhile
+	// held is how many bytes the source holds in a region that are to be dealt with.
+	held func(off int64) (int64, error)
+	// copy deals with the region, and says how many bytes were read and written.
+	copy func(off, held int64) (int64, error)
+	// settle makes what was copied to [from, to) final.
+	settle func(from, to int64) error
+}
+
+// copyRegions walks the target region by region. A window is settled while the next
+// one is copied; all are when copyRegions returns nil, and none is being settled any
+// more when it returns an error.
+func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
+	settle := func(from, to int64) error {
+		return d.survive(j, func() error { return w.settle(from, to) })
 	}
 	settling := make(chan error, 1)
 	settling <- nil // who takes it may settle
@@ -175,10 +188,15 @@ func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64)
 			err = before
 		}
 	}()
-	var from, copied, held int64
+	var from, copied, held int64 // of the window
 	for off := int64(0); ; off += regionSize {
-		atEnd := off >= size()
-		if atEnd || copied >= d.window || held >= heldWindow {
+		atEnd, next := off >= w.size(), int64(0)
+		if !atEnd {
+			if next, err = w.held(off); err != nil {
+				return err
+			}
+		}
+		if atEnd || copied > 0 && copied+next > w.window || held >= heldWindow {
 			if err := <-settling; err != nil {
 				settling <- nil
 				return err
@@ -200,11 +218,12 @@ func (d *Disk) copyRegions(j *job, size func() int64, copyRegion func(off int64)
 		if atEnd {
 			return nil
 		}
-		c, h, err := copyRegion(off)
+		n, err := w.copy(off, next)
 		if err != nil {
 			return err
 		}
-		copied, held = copied+c, held+h
+		j.progress(next)
+		copied, held = copied+n, held+next
 	}
 }
 
@@ -242,20 +261,24 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 	source := ownSource{x}
 	below := x.backing()
 	j.covered = over.Size()
-	copyRegion := func(off int64) (copied, held int64, err error) {
+	held := func(off int64) (int64, error) {
 		section := d.readers.enter()
+		defer d.readers.exit(section)
 		held, idle, err := heldBytes(source, below, off)
-		d.readers.exit(section)
-		if err != nil || idle {
-			return 0, 0, err
+		if idle {
+			held = 0
 		}
-		copied, err = d.fillRegion(j, over, source, off, below)
-		j.progress(held)
-		return copied, held, err
+		return held, err
+	}
+	fill := func(off, held int64) (int64, error) {
+		if held == 0 {
+			return 0, nil
+		}
+		return d.fillRegion(j, over, source, off, below)
 	}
 	// M1: what was copied is durable in c before the old regions go; their
 	// readers are gone before the blocks of x do.
-	settleWindow := func(from, to int64) error {
+	settle := func(from, to int64) error {
 		forget := over.Copied()
 		if err := over.Flush(); err != nil {
 			return err
@@ -265,7 +288,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		forget()
 		return d.punchSource(x, from, to)
 	}
-	return d.copyRegions(j, over.Size, copyRegion, settleWindow)
+	return d.copyRegions(j, regionWork{d.window, over.Size, held, fill, settle})
 }
 
 // coverGrowth copies up what lies behind the size that c had when the job looked
@@ -470,16 +493,14 @@ func (d *Disk) flattenLayer(j *job) error {
 		return err
 	}
 	over, source := n.layer().over(), n.parent()
-	copyRegion := func(off int64) (copied, held int64, err error) {
-		held, err = d.regionBytes(source, off>>regionBits, over.Size())
-		if err != nil || held == 0 {
-			return 0, 0, err
+	held := func(off int64) (int64, error) { return d.regionBytes(source, off>>regionBits, over.Size()) }
+	fill := func(off, held int64) (int64, error) {
+		if held == 0 {
+			return 0, nil
 		}
-		copied, err = d.fillRegion(j, over, source, off, nil)
-		j.progress(held)
-		return copied, held, err
+		return d.fillRegion(j, over, source, off, nil)
 	}
-	settleWindow := func(_, _ int64) error {
+	settle := func(_, _ int64) error {
 		forget := over.Copied()
 		if err := over.Flush(); err != nil {
 			return err
@@ -487,7 +508,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		forget()
 		return nil
 	}
-	if err := d.copyRegions(j, over.Size, copyRegion, settleWindow); err != nil {
+	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, held, fill, settle}); err != nil {
 		return err
 	}
 

@@ -47,6 +47,7 @@ func (b *bench) copyRows() []row {
 		row{name: "xfs-flatten-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeFlatten, do: inSeconds(doFlatten)},
 		row{name: "xfs-delete-up-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeDelete(true), do: inSeconds(doDelete)},
 		row{name: "xfs-delete-down-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeDelete(false), do: inSeconds(doDelete)},
+		row{name: "xfs-export-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: settle, do: inSeconds(doExport)},
 		b.loadRow())
 }
 

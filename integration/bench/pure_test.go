@@ -128,7 +128,8 @@ func TestVerdictsOnTwoSizes(t *testing.T) {
 	}{
 		{1.5, 1, true},
 		{4, 1, false},
-		{0.35, 0.1, true}, // 3.5 times, and a quarter of a second
+		{0.06, 0.02, true}, // 3 times, and 40 ms
+		{0.35, 0.1, false},
 		{1.2, 0.7, false},
 	} {
 		byWhat, missed := judged(t, &rowResult{Name: "xfs-flatten-4x", LowerBetter: true,

@@ -63,18 +63,16 @@ func targets() []target {
 			target{What: row + ": against cp", row: row, of: varve1, to: string(copyPlain), Least: 0.8},
 			target{What: row + ": against cp and sync", row: row, of: varve1, to: string(copySynced), Least: 0.8})
 	}
-	// On xfs cp clones the whole file in one call: no limit for what goes by pieces,
-	// except where the result is such a file too.
-	list = append(list, target{What: "export on xfs: against cp and sync", row: "xfs-export", of: varve1, to: string(copySynced), Least: 0.8})
-	for _, row := range []string{"flatten", "delete-up", "delete-down"} {
-		// A clone costs the same for any number of bytes; a copy takes four times as long.
-		list = append(list, target{What: row + " on xfs: time against that for a quarter of the bytes (or 0.3 s more)", row: "xfs-" + row + "-4x",
+	for _, row := range []string{"flatten", "delete-up", "delete-down", "export"} {
+		// A clone costs the same for any number of bytes; a copy takes four times as
+		// long. cp, which clones a whole file in one call, is in the rows without -4x.
+		list = append(list, target{What: row + " on xfs: time against that for a quarter of the bytes (or 50 ms more)", row: "xfs-" + row + "-4x",
 			Least: 1.5, most: true,
 			judge: func(r *rowResult) (float64, bool) { return r.quotient(varve1, varve1+quarterWords) },
 			unless: func(r *rowResult) bool {
 				all, ok := r.median(varve1)
 				quarter, ok2 := r.median(varve1 + quarterWords)
-				return ok && ok2 && all-quarter < 0.3
+				return ok && ok2 && all-quarter < 0.05
 			}})
 	}
 	for _, row := range []string{"snapshot-rewrite-q32", "snapshot-rewrite-8000", "snapshot-touch-8000"} {

@@ -15,7 +15,7 @@ var readingMutants = []mutant{
 		"		if err := over.Flush(); err != nil {\n			return err\n		}\n		d.dropRegions(c, from, to-from)", "		d.dropRegions(c, from, to-from)",
 		"chain.TestOrderOfHostCalls"),
 	one("M1", "up: the source goes before the copy is durable", "chain/merge.go",
-		"	settleWindow := func(from, to int64) error {\n		forget := over.Copied()\n", "	settleWindow := func(from, to int64) error {\n		forget := over.Copied()\n		if err := d.punchSource(x, from, to); err != nil {\n			return err\n		}\n",
+		"	settle := func(from, to int64) error {\n		forget := over.Copied()\n", "	settle := func(from, to int64) error {\n		forget := over.Copied()\n		if err := d.punchSource(x, from, to); err != nil {\n			return err\n		}\n",
 		"chain.TestOrderOfHostCalls", "chain.TestReaderAcrossAMerge"),
 	one("M1", "up: blocks of the next window go with a window's", "chain/merge.go",
 		"		return d.punchSource(x, from, to)\n", "		return d.punchSource(x, from, to+regionSize)\n",

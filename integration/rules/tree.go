@@ -69,7 +69,7 @@ var treeMutants = []mutant{
 		"chain.TestMergeOfAChangedLeaf"),
 
 	one("M13", "no windows", "chain/merge.go",
-		"	copyWindow = 16 << 20", "	copyWindow = 16 << 40",
+		"	copyWindow = 32 << 20", "	copyWindow = 32 << 40",
 		"chain.TestMergeNeedsLittleSpace"),
 	one("M13", "up: the source gives nothing back", "chain/merge.go",
 		"		err := l.file.PunchHole(e.Host, e.Length)\n", "		err := error(nil)\n",
