@@ -80,10 +80,7 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 	d.readers.synchronize() // nobody is about to keep a region of x
 	d.cache.drop(map[*node]bool{x: true}, 0, math.MaxInt64/2)
 	if from.Size() > into.Size() {
-		section := d.readers.enter()
-		err := into.Grow(from.Size(), x.backing())
-		d.readers.exit(section)
-		if err != nil {
+		if err := d.growWithin(into, from.Size(), x.backing()); err != nil {
 			return err
 		}
 	}
@@ -95,6 +92,13 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 		d.gate.Unlock()
 	}
 	return nil
+}
+
+// growWithin grows a layer within a grace section.
+func (d *Disk) growWithin(o *overlay.Overlay, size int64, below overlay.Backing) error {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	return o.Grow(size, below)
 }
 
 // keepBlocks leaves the punching of a leaf to the job that moves it, nil for
@@ -152,15 +156,15 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 				step = d.moveBytes(into, off+regionSize-at)
 			}
 			moved := int64(0)
-			section := d.readers.enter()
 			err := d.moveStep(at+step, func() error {
+				section := d.readers.enter()
+				defer d.readers.exit(section)
 				var err error
 				if moved, err = into.Overwrite(source, at, step, below); err != nil {
 					return err
 				}
 				return from.Unmap(at, step)
 			})
-			d.readers.exit(section)
 			copied += moved
 			if err != nil {
 				return copied, err
@@ -175,7 +179,7 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 	// M1: c's flush makes it durable in x first, then takes it out of c's
 	// tables on disk; then it goes out of the regions; when no reader is left
 	// c's blocks go, of this window alone: what has left the next one by now may
-	// be durable too, and has readers still.
+	// be durable too, and has readers still. What the guest discarded has none.
 	settle := func(start, end int64) error {
 		forget := into.Copied()
 		if err := from.Flush(); err != nil {
@@ -184,10 +188,10 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		d.dropRegions(c, start, end-start)
 		d.readers.synchronize()
 		forget()
-		if err := from.PunchRange(start, end-start); err != nil {
+		if err := from.PunchBefore(end); err != nil {
 			return err
 		}
-		return into.PunchRange(start, end-start)
+		return into.Punch()
 	}
 	for {
 		if err := d.copyRegions(j, regionWork{d.window, from.Size, held, move, settle}); err != nil {

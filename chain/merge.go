@@ -184,7 +184,7 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 	settling := make(chan error, 1)
 	settling <- nil // who takes it may settle
 	defer func() {
-		if before := <-settling; before != nil {
+		if before := <-settling; before != nil && !errors.Is(err, errClosing) {
 			err = before
 		}
 	}()
@@ -211,6 +211,11 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 				go func() { settling <- settle(start, end) }()
 			}
 			from, copied, held = off, 0, 0
+			if !atEnd { // the guest went on while the window before was waited for
+				if next, err = w.held(off); err != nil {
+					return err
+				}
+			}
 		}
 		if j.ctx.Err() != nil {
 			return context.Cause(j.ctx)
@@ -241,9 +246,11 @@ func (d *Disk) fillRegion(j *job, over *overlay.Overlay, source overlay.Source, 
 	var copied int64
 	for at, piece := off, int64(0); at < min(off+regionSize, over.Size()); at += piece {
 		piece = min(jobPiece(over), off+regionSize-at)
-		section := d.readers.enter()
-		n, err := over.Fill(source, at, piece, below)
-		d.readers.exit(section)
+		n, err := func() (int64, error) {
+			section := d.readers.enter()
+			defer d.readers.exit(section) // also when it panics: others wait for it
+			return over.Fill(source, at, piece, below)
+		}()
 		copied += n
 		if err != nil {
 			return copied, err

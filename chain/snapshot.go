@@ -229,11 +229,11 @@ func (d *Disk) growLeaf(leaf *node, size int64) error {
 	move := d.move
 	d.gate.RUnlock()
 	if move != nil {
-		if err := move.into.Grow(size, move.below); err != nil {
+		if err := d.growWithin(move.into, size, move.below); err != nil {
 			return err
 		}
 	}
-	return leaf.layer().over().Grow(size, leaf.backing())
+	return d.growWithin(leaf.layer().over(), size, leaf.backing())
 }
 
 // Resize grows the disk; ErrInvalid for a smaller size. What is new reads as
@@ -253,10 +253,7 @@ func (d *Disk) Resize(size int64) error {
 	if most := min(maxDiskBytes, leaf.layer().over().MaxSize()); size > most {
 		return fmt.Errorf("%w: %d bytes are more than the disk can have (%d)", ErrInvalid, size, most)
 	}
-	section := d.readers.enter()
-	err := d.growLeaf(leaf, size)
-	d.readers.exit(section)
-	if err != nil {
+	if err := d.growLeaf(leaf, size); err != nil {
 		return fmt.Errorf("grow to %d bytes: %w", size, err)
 	}
 	d.touch()

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -111,6 +112,68 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 			must(t, finish(j, x, c))
 			for _, off := range []int64{0, second} {
 				must(t, reading(t, d, value, off, length).Wait())
+			}
+		})
+	}
+}
+
+// What a guest discards behind the frontier of a leaf that moves is given back with one
+// of the next windows.
+func TestDiscardBehindTheFrontier(t *testing.T) {
+	d, fs := watchedDisk(t, 40<<20)
+	d.window = 1
+	put(t, d, 1, 0, 8<<20)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 0, 128<<10)
+	put(t, d, 2, regionSize, 64<<10)
+	put(t, d, 2, 2*regionSize, 64<<10)
+	must(t, d.Flush())
+	j, x, c := readyMerge(t, d, "one", directionDown)
+	into := x.layer().over()
+	stop := fs.StopAt(t, on("sync", x.layer().path))
+	copyAll, finish := d.mergeSteps(directionDown)
+	merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
+	stop.Reached()  // the first window is settled
+	merge.Settles() // the second one is copied
+	must(t, d.Discard(0, 128<<10))
+	stop.Go()
+	merge.Must()
+	if into.PunchesWait() {
+		t.Error("the discarded blocks were not given back")
+	}
+	must(t, finish(j, x, c))
+	if a, b := at(t, d, 0), at(t, d, regionSize); a != 0 || b != 2 {
+		t.Errorf("got %d and %d, want 0 and 2", a, b)
+	}
+}
+
+// A bug that shows while a window is copied and the one before is settled fails the
+// job, and nothing else.
+func TestPanicBesideASettle(t *testing.T) {
+	for _, direction := range []string{directionUp, directionDown} {
+		t.Run(direction, func(t *testing.T) {
+			d, fs, value, second := windowedMerge(t, direction)
+			must(t, d.Flush())
+			var settling atomic.Bool
+			fs.Watch(func(call interleave.Call) {
+				// The source's blocks are not given back before its readers are gone.
+				switch {
+				case call.Op == "sync":
+					settling.Store(true)
+				case call.Op == "write" && call.Length == 64<<10 && settling.Load():
+					panic("a bug")
+				}
+			})
+			id, err := d.Delete("one")
+			must(t, err)
+			s, err := d.WaitJob(t.Context(), id)
+			must(t, err)
+			fs.Watch(nil)
+			if s.State != jobFailed || !strings.Contains(s.Error, "a bug") {
+				t.Errorf("the job: %+v", s)
+			}
+			for _, off := range []int64{0, second} {
+				must(t, reading(t, d, value, off, 20000).Wait())
 			}
 		})
 	}

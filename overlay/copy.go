@@ -33,13 +33,21 @@ const (
 )
 
 // Copier copies content into a file of the host: it shares blocks where that can
-// be done and reads and writes the rest. Not safe for concurrent use, except for
-// Copy by several at a time to different places.
+// be done and reads and writes the rest. Copy may be called by several at a time, to
+// different places, and Copied beside it.
 type Copier struct {
 	to     File
 	copied copiedRanges
 	shared atomic.Int64 // bytes that took no copying
-	shares atomic.Bool  // so it was at the last try
+	shares atomic.Bool  // see judge
+}
+
+// judge takes note of how much of what was dealt with, in bytes, was shared: whether
+// that is most of it says how large the next piece may be.
+func (c *Copier) judge(all, shared int64) {
+	if all > 0 {
+		c.shares.Store(2*shared > all)
+	}
 }
 
 // NewCopier copies into a file, which stays the caller's.
@@ -94,7 +102,6 @@ func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
 		return 0, nil
 	}
 	err := c.to.CloneRange(f, at, host, n)
-	c.shares.Store(err == nil)
 	if err != nil {
 		return 0, err
 	}

@@ -123,6 +123,9 @@ func TestCrashDuringCopy(t *testing.T) {
 			_, err := c.o.Overwrite(source, 0, hotBytes, c.below)
 			c.must(err)
 			c.f.Watch(nil)
+			if c.o.Shares() != shared {
+				t.Errorf("shared %v: it says %v", shared, c.o.Shares())
+			}
 			if (clones > 0) != shared || reads == 0 { // some of it is compressed
 				t.Errorf("shared %v: %d calls share, %d write", shared, clones, reads)
 			}

@@ -121,7 +121,7 @@ func (o *Overlay) clearSubclusters(s *slice, i int, cluster int64, mask uint32, 
 	}
 	o.wrote()
 	if held := uint32(old) & mask; held != 0 {
-		o.punch.add(cluster, held)
+		o.punch.add(cluster, held, !zero)
 	}
 	return nil
 }
@@ -141,7 +141,7 @@ func (o *Overlay) zeroPart(cluster, in, n int64, below Backing) error {
 
 // Unmap takes a range, of whole subclusters or to the layer's end, out of the
 // layer: the layer below answers for it again. The blocks are punched after the
-// next Flush, by Punch. For merges only: it changes what the layer itself says.
+// next Flush, by Punch or PunchBefore. For merges only: it changes what the layer itself says.
 func (o *Overlay) Unmap(off, length int64) error {
 	if err := o.Failed(); err != nil {
 		return err
@@ -196,13 +196,14 @@ type punchQueue struct {
 }
 
 type pendingPunch struct {
-	mask uint32
-	seq  uint64 // the flush whose completion makes it due
+	mask     uint32
+	seq      uint64 // the flush whose completion makes it due
+	unmapped bool   // some of it, by Unmap
 }
 
 // add queues subclusters whose entry was changed already: a flush that
 // captures from now on has the change.
-func (q *punchQueue) add(cluster int64, mask uint32) {
+func (q *punchQueue) add(cluster int64, mask uint32, unmapped bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	p := q.pending[cluster]
@@ -211,6 +212,7 @@ func (q *punchQueue) add(cluster int64, mask uint32) {
 		q.pending[cluster] = p
 	}
 	p.mask |= mask
+	p.unmapped = p.unmapped || unmapped
 	p.seq = q.captured + 1
 }
 
@@ -233,13 +235,13 @@ func (q *punchQueue) forget() {
 	clear(q.pending)
 }
 
-// due is which clusters, from one on and before end, have holes to be punched.
-func (q *punchQueue) due(from, end int64) []int64 {
+// due is which clusters have holes to be punched, from end on none that Unmap made.
+func (q *punchQueue) due(end int64) []int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var clusters []int64
 	for c, p := range q.pending {
-		if from <= c && c < end && p.seq <= q.durable {
+		if (c < end || !p.unmapped) && p.seq <= q.durable {
 			clusters = append(clusters, c)
 		}
 	}

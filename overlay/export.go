@@ -35,6 +35,10 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 		if extents, err = e.Source.Map(extents[:0], off, end-off); err != nil {
 			return err
 		}
+		var data, shared int64
+		if c != nil {
+			shared = c.shared.Load()
+		}
 		for _, x := range extents {
 			do := f
 			if x.Kind == Zero || x.Kind == Unallocated {
@@ -43,9 +47,13 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 			if do == nil {
 				continue
 			}
+			data += x.Length
 			if err := do(x.Start, x.Length); err != nil {
 				return err
 			}
+		}
+		if c != nil {
+			c.judge(data, c.shared.Load()-shared)
 		}
 		off = end
 		if e.Progress != nil {

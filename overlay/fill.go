@@ -32,8 +32,8 @@ func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, 
 	})
 }
 
-// Shares says whether what Fill and Overwrite copied last took no copying: the host
-// shares blocks.
+// Shares says whether most of what Fill or Overwrite dealt with last took no copying:
+// the host shares blocks, and the content stands in pieces that are worth it.
 func (o *Overlay) Shares() bool { return o.copier.shares.Load() }
 
 // unshared takes what is shared off the bytes that fill has filled. Nobody else
@@ -41,7 +41,9 @@ func (o *Overlay) Shares() bool { return o.copier.shares.Load() }
 func (o *Overlay) unshared(fill func() (int64, error)) (int64, error) {
 	before := o.copier.shared.Load()
 	n, err := fill()
-	return max(0, n-(o.copier.shared.Load()-before)), err
+	shared := o.copier.shared.Load() - before
+	o.copier.judge(n, shared)
+	return max(0, n-shared), err
 }
 
 // inRuns cuts a range into runs of whole clusters that source has as data and

@@ -29,6 +29,35 @@ func TestPunchWaitsForTheFlush(t *testing.T) {
 	m.judge()
 }
 
+// What a merge took out behind the window that it settles has readers still; what the
+// guest discarded there has none (M1).
+func TestPunchBefore(t *testing.T) {
+	m := newOverlayModel(t, 1, 4<<20, 4<<20, 0)
+	const part = 128 << 10
+	m.must(m.write(7, 1<<20, 4*part))
+	m.must(m.o.Unmap(1<<20, part))
+	m.must(m.o.Unmap(1<<20+part, part))
+	m.must(m.o.Discard(1<<20+2*part, part, m.backing()))
+	m.must(m.o.Flush())
+	freed := func(punch func() error) int64 {
+		before, err := m.o.File().Stat()
+		m.must(err)
+		m.must(punch())
+		after, err := m.o.File().Stat()
+		m.must(err)
+		return before.Blocks - after.Blocks
+	}
+	if n := freed(func() error { return m.o.PunchBefore(1<<20 + part) }); n != 2*part {
+		t.Errorf("%d bytes came free, want the window and the discard, %d", n, 2*part)
+	}
+	if n := freed(m.o.Punch); n != part {
+		t.Errorf("%d bytes came free afterwards, want %d", n, part)
+	}
+	copy(m.want[1<<20:], m.below[1<<20:1<<20+2*part])
+	clear(m.want[1<<20+2*part : 1<<20+3*part])
+	m.compare()
+}
+
 // A write to a place whose hole is queued takes it off the queue (M6).
 func TestWriteCancelsThePunch(t *testing.T) {
 	m := newOverlayModel(t, 1, 4<<20, 4<<20, 0)

@@ -20,16 +20,17 @@ func (o *Overlay) PunchesWait() bool {
 // Punch gives back the blocks of discarded and unmapped subclusters whose
 // entries a completed Flush made durable. Nothing is lost when it fails: the
 // blocks stay in use.
-func (o *Overlay) Punch() error { return o.PunchRange(0, math.MaxInt64) }
+func (o *Overlay) Punch() error { return o.PunchBefore(math.MaxInt64) }
 
-// PunchRange is Punch for the clusters that begin in a range of guest bytes.
-func (o *Overlay) PunchRange(off, length int64) error {
+// PunchBefore is Punch without the blocks of what Unmap took out from a guest offset
+// on, a whole cluster's: they have readers still.
+func (o *Overlay) PunchBefore(end int64) error {
 	if o.Failed() != nil {
 		return nil // what is durable is not known any more
 	}
 	o.punch.running.Lock()
 	defer o.punch.running.Unlock()
-	clusters := o.punch.due(off>>o.clusterBits, (off+length)>>o.clusterBits)
+	clusters := o.punch.due(end >> o.clusterBits)
 	slices.Sort(clusters)
 	for batch := range slices.Chunk(clusters, punchBatch) {
 		if err := o.punchAll(batch); err != nil {

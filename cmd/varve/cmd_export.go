@@ -169,7 +169,8 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 		return e, nil, t.explain(err)
 	}
 	e = overlay.Export{Source: rawView{image}, Size: image.Size()}
-	if !share {
+	// Which files are shared another user's daemon must not say.
+	if !share || t.owner != 0 && t.owner != os.Geteuid() {
 		return e, image.Close, nil
 	}
 	shared := &sharedView{rawView: rawView{image}, file: image.File()}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"sync"
 	"time"
 
@@ -138,6 +139,9 @@ func (s *sharedView) begin() bool {
 	begun := time.Now()
 	section, err := s.open(begun.Add(openTime))
 	took := time.Since(begun)
+	if err == nil && took > openTime { // and so would the next one, with jobs waiting
+		err = errors.Join(os.ErrDeadlineExceeded, section.Close())
+	}
 	if err != nil {
 		s.never = errors.Is(err, unix.ENODATA) // a daemon of another version
 		s.pause(took)

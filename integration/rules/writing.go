@@ -47,7 +47,7 @@ var writingMutants = []mutant{
 		"overlay.TestFlushWithoutRoom"),
 
 	one("M6", "a hole is punched before its zeros are durable", "overlay/discard.go",
-		"	for c, p := range q.pending {\n		if from <= c && c < end && p.seq <= q.durable {", "	for c, p := range q.pending {\n		if p.seq <= q.durable+100 {",
+		"	for c, p := range q.pending {\n		if (c < end || !p.unmapped) && p.seq <= q.durable {", "	for c, p := range q.pending {\n		if p.seq <= q.durable+100 {",
 		"overlay.TestPunchWaitsForTheFlush", "overlay.TestDiscardDuringFlush", "overlay.TestCrashDuringFlush").and(
 		"overlay/discard.go", "p := q.pending[cluster]; p != nil && p.seq <= q.durable {", "p := q.pending[cluster]; p != nil {"),
 	one("M6", "a hole waits for a flush that began before the discard", "overlay/discard.go",
@@ -72,8 +72,8 @@ var writingMutants = []mutant{
 		"	o.punch.cancel(cluster, mask)\n	if err := o.writeNew", "	if err := o.writeNew",
 		"overlay.TestWriteCancelsThePunch").and("overlay/punch.go", "	mask &^= uint32(bitmap)\n", "	_ = bitmap\n"),
 	one("M6", "a discard again keeps its old turn", "overlay/discard.go",
-		"	if p == nil {\n		p = new(pendingPunch)\n		q.pending[cluster] = p\n	}\n	p.mask |= mask\n	p.seq = q.captured + 1",
-		"	if p == nil {\n		p = new(pendingPunch)\n		q.pending[cluster] = p\n		p.seq = q.captured + 1\n	}\n	p.mask |= mask",
+		"		q.pending[cluster] = p\n	}\n	p.mask |= mask\n	p.unmapped = p.unmapped || unmapped\n	p.seq = q.captured + 1",
+		"		q.pending[cluster] = p\n		p.seq = q.captured + 1\n	}\n	p.mask |= mask\n	p.unmapped = p.unmapped || unmapped",
 		"overlay.TestDiscardDuringFlush"),
 
 	one("M7", "refcounts are not written ahead", "overlay/alloc.go",
