@@ -13,7 +13,7 @@ import (
 // second second. The requests that complete within a second from the beginning of
 // a snapshot are compared with those of the same seconds without.
 const (
-	loadSeconds = 12 // each command may take a second under full load
+	loadSeconds = 10 // each command may take a second under full load
 	snapshots   = 3
 	untilFirst  = 1500 * time.Millisecond // until the first snapshot, from fio's start
 	between     = 2 * time.Second
