@@ -16,8 +16,9 @@ type Source interface {
 // set (something below would show through otherwise) and are left out when
 // not; unallocated ones are left to the layer below. What the guest wrote
 // wins: each cluster is filled by the owner of its stripe (M8). It returns the
-// bytes that were read and written, without those that are shared. A subcluster that source has only in part is copied
-// whole, as seen through source. What source says must not change meanwhile.
+// bytes that were read and written, without those that are shared. A subcluster
+// that source has only in part is copied whole, as seen through source. What
+// source says must not change meanwhile.
 func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, error) {
 	length = min(length, o.Size()-off)
 	all, err := source.Map(nil, off, length)
