@@ -87,7 +87,7 @@ func (r *region) read(p []byte, off int64, in uint32) error {
 }
 
 // aheadFrom is from how many bytes on a read looks whether its pieces are in the
-// page cache: the look costs as much as reading some 4 KiB.
+// page cache: a smaller one has few of them.
 const aheadFrom = 64 << 10
 
 // readAhead has the host begin to read all pieces of a range at once, when the first

@@ -38,7 +38,8 @@ const (
 type Copier struct {
 	to     File
 	copied copiedRanges
-	shared atomic.Int64 // bytes that took no copying
+	dealt  atomic.Int64 // bytes that Copy was given
+	shared atomic.Int64 // those that took no copying
 	shares atomic.Bool  // see judge
 }
 
@@ -56,6 +57,7 @@ func NewCopier(to File) *Copier { return &Copier{to: to} }
 // Copy copies n bytes that source has at off to a host offset of the file. Errors
 // are those of source and of the host; the range may be written in part then.
 func (c *Copier) Copy(source Source, off, host, n int64) error {
+	c.dealt.Add(n)
 	if s, ok := source.(Sectioned); ok {
 		return c.copySectioned(s, off, host, n)
 	}

@@ -35,9 +35,9 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 		if extents, err = e.Source.Map(extents[:0], off, end-off); err != nil {
 			return err
 		}
-		var data, shared int64
+		var dealt, shared int64 // of what f copies now, which may be what it was given before
 		if c != nil {
-			shared = c.shared.Load()
+			dealt, shared = c.dealt.Load(), c.shared.Load()
 		}
 		for _, x := range extents {
 			do := f
@@ -47,13 +47,12 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 			if do == nil {
 				continue
 			}
-			data += x.Length
 			if err := do(x.Start, x.Length); err != nil {
 				return err
 			}
 		}
 		if c != nil {
-			c.judge(data, c.shared.Load()-shared)
+			c.judge(c.dealt.Load()-dealt, c.shared.Load()-shared)
 		}
 		off = end
 		if e.Progress != nil {
