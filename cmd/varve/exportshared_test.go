@@ -31,7 +31,38 @@ func openShared(t *testing.T, mnt, name string) *sharedView {
 			t.Error(err)
 		}
 	})
-	return e.Source.(*sharedView)
+	shared, ok := e.Source.(*sharedView)
+	if !ok {
+		t.Fatalf("an export reads %T", e.Source)
+	}
+	return shared
+}
+
+// Another user's daemon is not asked of which files a view is made: it could name any
+// that root can open.
+func TestSectionsOfTrustedDaemonsOnly(t *testing.T) {
+	dir, mnt := mounted(t, 8<<20, 1<<20)
+	must(t, dir, "snapshot", "mnt", "one")
+	where, err := findTarget(mnt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if where.owner != os.Geteuid() {
+		t.Errorf("the mount is of user %d", where.owner)
+	}
+	for owner, want := range map[int]bool{os.Geteuid(): true, 0: true, nobody: false} {
+		where.owner = owner
+		e, closeSource, err := where.exportSource("one", true, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, shared := e.Source.(*sharedView); shared != want {
+			t.Errorf("a mount of user %d: %T", owner, e.Source)
+		}
+		if err := closeSource(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // wordAt reads some bytes of a section, "" where there is none to be had.

@@ -85,6 +85,9 @@ var outsideMutants = []mutant{
 	one("M18", "a section does not end by itself", "cmd/varve/exportshared.go",
 		"		if s.section == section {", "		if false {",
 		"cmd/varve.TestSectionEnds"),
+	one("M18", "an export trusts any user's daemon", "cmd/varve/cmd_export.go",
+		"t.owner != 0 && t.owner != os.Geteuid()", "t.owner < -1",
+		"cmd/varve.TestSectionsOfTrustedDaemonsOnly"),
 
 	one("M19", "no default_permissions", "fs/mount.go",
 		"append([]string{\"default_permissions\"}, given.kernel...)", "given.kernel",
