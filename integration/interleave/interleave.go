@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -196,32 +197,36 @@ func (o *Op) Settles() {
 // blocked looks at the goroutine as the runtime shows it: it waits for a lock,
 // in one of some further states, or for readers to go.
 func (o *Op) blocked(states ...string) bool {
-	for g := range strings.SplitSeq(stacks(), "\n\n") {
-		rest, ok := strings.CutPrefix(g, o.id+"[")
-		if !ok {
-			continue
-		}
-		for _, s := range append(states, "sync.", "semacquire") {
-			if strings.HasPrefix(rest, s) {
-				return true
-			}
-		}
-		return strings.Contains(rest, ".synchronize(")
-	}
-	return false
+	stack, ok := o.stack(stacks())
+	return ok && (hasPrefix(stack, append(states, "sync.", "semacquire")) || strings.Contains(stack, ".synchronize("))
 }
 
-// WaitsWith returns when the operation waits for another goroutine, which is in a
-// function, such as ".synchronize(".
+// stack finds the goroutine's among all; it begins with its state.
+func (o *Op) stack(all string) (string, bool) {
+	for g := range strings.SplitSeq(all, "\n\n") {
+		if rest, ok := strings.CutPrefix(g, o.id+"["); ok {
+			return rest, true
+		}
+	}
+	return "", false
+}
+
+func hasPrefix(s string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
+}
+
+// WaitsWith returns when the operation waits for word of another goroutine (for a
+// lock it may wait on its way there), which is in a function, such as ".synchronize(".
 func (o *Op) WaitsWith(function string) {
 	o.tb.Helper()
-	o.Settles()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if strings.Contains(stacks(), function) {
+		all := stacks()
+		stack, ok := o.stack(all)
+		if ok && hasPrefix(stack, []string{"chan receive", "select"}) && strings.Contains(all, function) {
 			return
 		}
 	}
-	o.tb.Fatalf("nobody is in %s after %v\n%s", function, patience, stacks())
+	o.tb.Fatalf("the operation does not wait for one in %s after %v\n%s", function, patience, stacks())
 }
 
 func stacks() string {
