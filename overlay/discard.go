@@ -241,18 +241,24 @@ func (q *punchQueue) due(end int64) []int64 {
 	defer q.mu.Unlock()
 	var clusters []int64
 	for c, p := range q.pending {
-		if (c < end || !p.unmapped) && p.seq <= q.durable {
+		if q.isDue(c, p, end) {
 			clusters = append(clusters, c)
 		}
 	}
 	return clusters
 }
 
-func (q *punchQueue) dueMask(cluster int64) uint32 {
+// dueMask is what of a cluster is due, 0 for nothing. The caller owns its stripe, so
+// that nothing is added meanwhile.
+func (q *punchQueue) dueMask(cluster, end int64) uint32 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if p := q.pending[cluster]; p != nil && p.seq <= q.durable {
+	if p := q.pending[cluster]; p != nil && q.isDue(cluster, p, end) {
 		return p.mask
 	}
 	return 0
+}
+
+func (q *punchQueue) isDue(cluster int64, p *pendingPunch, end int64) bool {
+	return (cluster < end || !p.unmapped) && p.seq <= q.durable
 }

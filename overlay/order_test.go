@@ -1,6 +1,11 @@
 package overlay
 
-import "testing"
+import (
+	"bytes"
+	"testing"
+
+	"varve/integration/interleave"
+)
 
 // Blocks go only when the entries that make them dead are durable (M6): what
 // was moved to the layer below, and taken out of the table in memory, is still
@@ -56,6 +61,37 @@ func TestPunchBefore(t *testing.T) {
 	copy(m.want[1<<20:], m.below[1<<20:1<<20+2*part])
 	clear(m.want[1<<20+2*part : 1<<20+3*part])
 	m.compare()
+}
+
+// A discard in the next window that is due makes PunchBefore list its cluster. A merge
+// that takes the rest of that cluster out before its turn comes, and a flush, must not
+// let that rest go with the window that is settled: it has readers still (M1).
+func TestPunchBeforeMeetsAMove(t *testing.T) {
+	c := newCrashTest(t)
+	c.must(c.o.WriteAt(bytes.Repeat([]byte{1}, 3*oneCluster), 0, c.below))
+	c.must(c.o.Unmap(0, oneCluster)) // the window that is settled
+	const next = 2 * oneCluster      // in the next one
+	c.must(c.o.Discard(next, 1024, c.below))
+	c.must(c.o.Flush())
+	place, err := c.o.Lookup(next+4096, 512) // a reader has looked it up
+	c.must(err)
+	stop := c.f.StopAt(t, at("punch"))
+	punch := interleave.Start(t, func() error { return c.o.PunchBefore(oneCluster) })
+	stop.Reached() // the first hole
+	c.must(c.o.Unmap(next, oneCluster))
+	c.must(c.o.Flush())
+	stop.Go()
+	punch.Must()
+	p := make([]byte, 512)
+	c.must(c.o.ReadHost(p, place.Host))
+	if p[0] != 1 {
+		t.Errorf("a block of the next window was given back with this one: its reader gets %d, want 1", p[0])
+	}
+	c.must(c.o.PunchBefore(next + oneCluster))
+	c.must(c.o.ReadHost(p, place.Host))
+	if p[0] != 0 {
+		t.Error("it is not given back with its own")
+	}
 }
 
 // A write to a place whose hole is queued takes it off the queue (M6).

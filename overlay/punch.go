@@ -30,10 +30,11 @@ func (o *Overlay) PunchBefore(end int64) error {
 	}
 	o.punch.running.Lock()
 	defer o.punch.running.Unlock()
-	clusters := o.punch.due(end >> o.clusterBits)
+	end >>= o.clusterBits
+	clusters := o.punch.due(end)
 	slices.Sort(clusters)
 	for batch := range slices.Chunk(clusters, punchBatch) {
-		if err := o.punchAll(batch); err != nil {
+		if err := o.punchAll(batch, end); err != nil {
 			if errors.Is(err, errors.ErrUnsupported) {
 				o.punch.forget() // a host without holes: discarded blocks stay in use
 				return nil
@@ -55,8 +56,8 @@ const (
 )
 
 // punchAll goes through clusters as they stand in the file, which is not as they
-// stand in the guest: neighbours there go in one call.
-func (o *Overlay) punchAll(clusters []int64) error {
+// stand in the guest: neighbours there go in one call. end is a cluster, as for due.
+func (o *Overlay) punchAll(clusters []int64, end int64) error {
 	type place struct{ host, cluster int64 }
 	places := make([]place, len(clusters))
 	for i, c := range clusters {
@@ -73,20 +74,20 @@ func (o *Overlay) punchAll(clusters []int64) error {
 	var run []int64
 	for i, p := range places {
 		if len(run) > 0 && (p.host != places[i-1].host+o.clusterSize() || int64(len(run))<<o.clusterBits >= holeBytes) {
-			if err := o.punchRun(run); err != nil {
+			if err := o.punchRun(run, end); err != nil {
 				return err
 			}
 			run = run[:0]
 		}
 		run = append(run, p.cluster)
 	}
-	return o.punchRun(run)
+	return o.punchRun(run, end)
 }
 
 // punchRun punches clusters that stand one behind the other in the file.
-func (o *Overlay) punchRun(clusters []int64) error {
+func (o *Overlay) punchRun(clusters []int64, end int64) error {
 	for len(clusters) > 0 {
-		n, err := o.punchSome(clusters)
+		n, err := o.punchSome(clusters, end)
 		if err != nil {
 			return err
 		}
@@ -98,13 +99,14 @@ func (o *Overlay) punchRun(clusters []int64) error {
 // punchSome punches the first clusters of a run, as many as can be had without
 // waiting, and at least one. It owns their stripes, so that no write to them is under
 // way, and looks again: a write since the discard took its subclusters off the queue,
-// and only bits that are not allocated may go.
-func (o *Overlay) punchSome(clusters []int64) (n int, err error) {
+// Unmap may have added some that have readers, and only bits that are not allocated
+// may go.
+func (o *Overlay) punchSome(clusters []int64, end int64) (n int, err error) {
 	n, unlock := o.ownStripes(clusters)
 	defer unlock()
 	var from, to int64 // the hole so far
 	for _, c := range clusters[:n] {
-		host, mask, err := o.takePunch(c)
+		host, mask, err := o.takePunch(c, end)
 		if err != nil {
 			return 0, errors.Join(err, o.punchHole(from, to))
 		}
@@ -151,8 +153,8 @@ func (o *Overlay) ownStripes(clusters []int64) (n int, unlock func()) {
 
 // takePunch takes a cluster, whose stripe is the caller's, off the queue, and gives
 // its place in the file and the subclusters that may go.
-func (o *Overlay) takePunch(cluster int64) (host int64, mask uint32, err error) {
-	mask = o.punch.dueMask(cluster)
+func (o *Overlay) takePunch(cluster, end int64) (host int64, mask uint32, err error) {
+	mask = o.punch.dueMask(cluster, end)
 	if mask == 0 {
 		return 0, 0, nil
 	}
