@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/integration/interleave"
 	"varve/overlay"
 )
 
@@ -196,5 +197,31 @@ func TestLockOfASimulatedFileSystem(t *testing.T) {
 	}
 	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
 		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// The lock file of a mounted disk was removed, and somebody opens the disk while a
+// snapshot has made the file of its new leaf and not committed it: the open is refused,
+// since the layers are locked, but it has removed that file as a stray.
+func TestRemovedLockAndASnapshot(t *testing.T) {
+	d, fs := watchedDisk(t, 4<<20) // such a file system is not locked
+	put(t, d, 1, 0, 4096)
+	stop := fs.StopAt(t, func(c interleave.Call) bool {
+		return c.Op == "rename" && filepath.Base(c.Path) == manifestName && !c.Done
+	})
+	snapshot := interleave.Start(t, func() error { return d.Snapshot("one") })
+	stop.Reached()
+	if other, err := Open(d.Dir(), OpenOptions{}); err == nil {
+		other.Close()
+		t.Fatal("the disk is open twice")
+	} else {
+		t.Log(err)
+	}
+	stop.Go()
+	snapshot.Must()
+	put(t, d, 2, 0, 4096)
+	must(t, d.Flush())
+	if _, err := os.Stat(layerPath(d, "")); err != nil {
+		t.Errorf("the guest writes to a file that is gone: %v", err)
 	}
 }

@@ -54,15 +54,15 @@ func openUnderLock(dir string, o OpenOptions, lock *dirLock, chainFile *manifest
 	if err := d.setModified(m); err != nil {
 		return nil, err
 	}
-	if !o.ReadOnly {
-		if err := d.removeStrays(); err != nil {
-			return nil, err
-		}
-	}
 	if err := d.openLayers(o); err != nil {
 		return nil, err
 	}
 	if !o.ReadOnly {
+		// With the leaf locked: somebody may have removed the lock file of a mounted
+		// disk, whose new leaf looks like a stray until chain.json names it (M18).
+		if err := d.removeStrays(); err != nil {
+			return nil, err
+		}
 		d.holdReserve()
 		if err := d.putInOrder(); err != nil {
 			return nil, err
