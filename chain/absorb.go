@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"errors"
 	"math"
 	"sync"
 
@@ -101,6 +102,13 @@ func (d *Disk) growWithin(o *overlay.Overlay, size int64, below overlay.Backing)
 	return o.Grow(size, below)
 }
 
+// shrinkWithin makes a layer smaller within a grace section.
+func (d *Disk) shrinkWithin(o *overlay.Overlay, size int64, below overlay.Backing) error {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	return o.Shrink(size, below)
+}
+
 // keepBlocks leaves the punching of a leaf to the job that moves it, nil for
 // none: what moved is punched when nobody looks for it any more, not when a
 // flush makes it due (M1).
@@ -113,7 +121,7 @@ func (d *Disk) keepBlocks(o *overlay.Overlay) {
 // stopAbsorbing takes beginAbsorbing back, for a merge that does not finish:
 // what was moved stays moved, and writes go to the leaf again. Called with opMu
 // held.
-func (d *Disk) stopAbsorbing(m *manifest) error {
+func (d *Disk) stopAbsorbing(m *manifest) (failed error) {
 	d.gate.Lock()
 	d.move = nil
 	d.gate.Unlock()
@@ -123,12 +131,14 @@ func (d *Disk) stopAbsorbing(m *manifest) error {
 		if over == nil || parent == nil || !parent.absorbing.Load() {
 			continue
 		}
+		// Where that fails, the next flush of c flushes x before it.
 		if err := over.Flush(); err != nil {
-			return err
+			failed = errors.Join(failed, err)
+		} else {
+			over.FlushAfter(nil)
 		}
-		over.FlushAfter(nil)
 		// Nobody writes x any more, and nobody may look for what moved where it
-		// was: settling punches it.
+		// was: settling punches it, also when only that flush succeeds.
 		parent.absorbing.Store(false)
 		parent.view.forget()
 		d.nodes[rec.ID].live.forget()
@@ -136,7 +146,7 @@ func (d *Disk) stopAbsorbing(m *manifest) error {
 		d.readers.synchronize()
 	}
 	d.keepBlocks(nil)
-	return nil
+	return failed
 }
 
 // copyDown moves everything from c into x, region by region.

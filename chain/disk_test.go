@@ -313,6 +313,30 @@ func TestJobGoesOn(t *testing.T) {
 	}
 }
 
+// A leaf that qemu-img has made smaller stays so when it moves down, and what lay behind
+// its end does not come back.
+func TestShrunkLeafMovesDown(t *testing.T) {
+	d, _ := testDisk(t, 8<<20)
+	put(t, d, 1, 0, 8<<20)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 0, 4096)
+	leaf := layerPath(d, "")
+	must(t, d.Close())
+	if out, err := exec.Command("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", leaf, "4M").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	d = openDisk(t, d.Dir())
+	id, err := d.Delete("one")
+	finish(t, d, id, err)
+	if d.Size() != 4<<20 {
+		t.Errorf("after the delete the disk has %d bytes, had %d", d.Size(), 4<<20)
+	}
+	must(t, d.Resize(8<<20))
+	if a, b, c := at(t, d, 100), at(t, d, 1<<20), at(t, d, 6<<20); a != 2 || b != 1 || c != 0 {
+		t.Errorf("the disk reads %d, %d and %d, want 2, 1 and 0", a, b, c)
+	}
+}
+
 // What another tool did to the leaf of an unmounted disk is kept (M17).
 func TestLeafChangedByAnotherTool(t *testing.T) {
 	for _, c := range []struct {

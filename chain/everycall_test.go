@@ -16,6 +16,20 @@ import (
 
 var everyCall = flag.Int("everycall.stride", 0, "the test of every call of a job stops at each how manieth one; 0 for the default")
 
+// callStride is the flag's value or its default.
+func callStride() int {
+	switch {
+	case *everyCall > 0:
+		return *everyCall
+	case os.Getenv("VARVE_LONG") != "":
+		return 1
+	case testing.Short():
+		return 37
+	default:
+		return 23
+	}
+}
+
 // jobCase is a job and the disk that it runs on.
 type jobCase struct {
 	mergeCase
@@ -26,16 +40,7 @@ type jobCase struct {
 // lets something else come, and looks at every view: meanwhile, when the job has
 // ended, and after the disk was closed and opened again (M14).
 func TestEveryCallOfAJob(t *testing.T) {
-	stride := *everyCall
-	switch {
-	case stride > 0:
-	case os.Getenv("VARVE_LONG") != "":
-		stride = 1
-	case testing.Short():
-		stride = 37
-	default:
-		stride = 23
-	}
+	stride := callStride()
 	var cases []jobCase
 	for _, m := range mergeCases {
 		cases = append(cases, jobCase{mergeCase: m})

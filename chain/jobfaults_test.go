@@ -3,15 +3,20 @@ package chain
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"varve/integration/interleave"
 	"varve/integration/powercut"
 	"varve/overlay"
 )
@@ -245,4 +250,131 @@ func TestMergeOfAChangedLeaf(t *testing.T) {
 	if n := len(d.Layers()); n != 2 {
 		t.Errorf("%d layers are left, want the base and the leaf", n)
 	}
+}
+
+// Jobs on a host that refuses some writes in a row: what is read in memory stays, as do
+// the views after another open (M14).
+func TestFaultsInARow(t *testing.T) {
+	stride, rows := 2*callStride(), []int{2, 4}
+	if os.Getenv("VARVE_LONG") != "" {
+		stride, rows = 1, []int{2, 3, 4, 5, 6}
+	}
+	seed := 0
+	for _, leafOnly := range []bool{false, true} {
+		for _, work := range []string{directionUp, directionDown, jobFlatten} {
+			for _, errno := range []unix.Errno{unix.ENOSPC, unix.EIO} {
+				for _, row := range rows {
+					seed++
+					name := fmt.Sprintf("%s, leaf only %v, %v %d times", work, leafOnly, errno, row)
+					t.Run(name, func(t *testing.T) {
+						for n := 4 + 5*seed%stride; !t.Failed(); n += stride {
+							if !faultsInARow(t, work, leafOnly, errno, n, row) {
+								return
+							}
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// faultsInARow has some calls of a job fail, from the nth on; false when it has no
+// such call.
+func faultsInARow(t *testing.T, work string, leafOnly bool, errno unix.Errno, n, row int) bool {
+	d, fs := watchedDisk(t, 40<<20+1536)
+	d.window = 1
+	small := func(value byte) {
+		put(t, d, value, 0, 64<<10)
+		put(t, d, value, regionSize+256<<10, 64<<10)
+		put(t, d, value, regionSize+1<<20+100, 300)
+		must(t, d.Discard(2*regionSize+3<<20, 1<<20))
+		put(t, d, value, 40<<20+100, 1000)
+	}
+	large := func(value byte) {
+		put(t, d, value, 24<<20, 5<<20)
+		must(t, d.Discard(regionSize+256<<10, 16<<10))
+		put(t, d, value, 0, 8192)
+	}
+	lower, upper := large, small
+	if work == directionUp {
+		lower, upper = small, large
+	}
+	lower(1)
+	must(t, d.Snapshot("one"))
+	upper(2)
+	flattened := leafName
+	if !leafOnly {
+		flattened = "two"
+		must(t, d.Snapshot("two"))
+		put(t, d, 3, 100, 5000)
+		must(t, d.Snapshot("three"))
+		put(t, d, 4, regionSize+300<<10, 5000)
+	}
+	must(t, d.Flush())
+	views := everyView{"": make([]byte, d.Size())}
+	must(t, d.ReadAt(views[""], 0))
+	if !leafOnly {
+		for _, name := range []string{"two", "three"} {
+			views[name] = viewOf(t, d, name)
+		}
+	}
+	check := func(when string) {
+		t.Helper()
+		if err := views.check(d); err != nil {
+			t.Fatalf("call %d: %s: %v", n, when, err)
+		}
+	}
+	over := func() {
+		if j := d.lastJob(); j != nil {
+			<-j.done
+		}
+	}
+
+	var calls, hit atomic.Int64
+	fs.failing(func(call interleave.Call) error {
+		switch call.Op {
+		case "write", "truncate", "allocate":
+			if c := int(calls.Add(1)); c >= n && c < n+row {
+				hit.Add(1)
+				return errno
+			}
+		}
+		return nil
+	})
+	var err error
+	if work == jobFlatten {
+		_, err = d.Flatten(flattened)
+	} else {
+		_, err = d.Delete("one")
+	}
+	if err == nil {
+		over()
+	}
+	fs.failing(nil)
+	check("after the job")
+	if err := d.WriteAt(bytes.Repeat([]byte{9}, 100), 50); err == nil {
+		views[""] = bytes.Clone(views[""])
+		copy(views[""][50:], bytes.Repeat([]byte{9}, 100))
+		check("after a write")
+		_ = d.Flush() // a layer whose fdatasync failed stays failed
+		d.punchLeaf()
+		check("after a flush")
+	}
+	if errno != unix.ENOSPC {
+		_ = d.Close()
+		return hit.Load() > 0
+	}
+	must(t, d.Flush())
+	if _, err := d.DeleteUnnamed(); err == nil {
+		over()
+		check("after it went on")
+	}
+	_ = d.Close() // what could not be settled, the next Open settles
+	d, err = Open(d.Dir(), OpenOptions{})
+	must(t, err)
+	over()
+	check("after another open")
+	must(t, d.Close())
+	return hit.Load() > 0
 }

@@ -410,6 +410,10 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	d.install(m, nil)
 	j.writes.Store(&writes)
 
+	// x may be larger: it was so before, or grew when c could not.
+	if err := d.shrinkWithin(x.layer().over(), c.size(), x.backing()); err != nil {
+		return err
+	}
 	m = d.edit()
 	xr, cr := m.layer(x.id), m.layer(c.id)
 	for _, child := range m.children(c.id) {
@@ -478,18 +482,25 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 // dropRegions forgets what is resolved, in a range, for a node's view and for
 // all that stand on it.
 func (d *Disk) dropRegions(n *node, off, length int64) {
-	m, nodes := d.tree()
-	affected := map[*node]bool{n: true}
-	for _, l := range m.above(n.id) {
-		if a := nodes[l.ID]; a != nil {
-			affected[a] = true
+	for m, nodes := d.tree(); ; {
+		affected := map[*node]bool{n: true}
+		for _, l := range m.above(n.id) {
+			if a := nodes[l.ID]; a != nil {
+				affected[a] = true
+			}
+		}
+		for a := range affected {
+			// Their content stays, but not always what of it is a hole.
+			a.view.forget()
+		}
+		d.cache.drop(affected, off, length)
+		// What is resolved from here on is right; a node that came before may have
+		// something older.
+		before := m
+		if m, nodes = d.tree(); m == before {
+			return
 		}
 	}
-	for a := range affected {
-		// Their content stays, but not always what of it is a hole.
-		a.view.forget()
-	}
-	d.cache.drop(affected, off, length)
 }
 
 // flattenLayer copies into a layer all that it needs from below, and takes its

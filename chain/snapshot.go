@@ -223,17 +223,24 @@ func findSnapshot(m *manifest, name string) (*layerRecord, error) {
 }
 
 // growLeaf grows the layer into which the leaf is being moved first: it must
-// take every write that is routed to it.
+// take every write that is routed to it. Where the end of the disk has moved there, the
+// leaf gets nothing of its own, which would hide what is written there.
 func (d *Disk) growLeaf(leaf *node, size int64) error {
 	d.gate.RLock()
 	move := d.move
 	d.gate.RUnlock()
+	over, below := leaf.layer().over(), leaf.backing()
 	if move != nil {
 		if err := d.growWithin(move.into, size, move.below); err != nil {
 			return err
 		}
+		move.mu.RLock() // the frontier stays
+		defer move.mu.RUnlock()
+		if move.frontier > over.Size()&^(over.SubclusterSize()-1) {
+			below = nil
+		}
 	}
-	return d.growWithin(leaf.layer().over(), size, leaf.backing())
+	return d.growWithin(over, size, below)
 }
 
 // Resize grows the disk; ErrInvalid for a smaller size. What is new reads as

@@ -52,3 +52,33 @@ func TestGrowFar(t *testing.T) {
 		t.Errorf("asked %d times, at most %d are needed", below.asked, most)
 	}
 }
+
+// A layer that shrinks keeps what is left, gives back what was behind, and shows zeros
+// there when it grows again; also within a subcluster, and with a longer L1 table.
+func TestShrink(t *testing.T) {
+	for _, size := range []int64{3<<20 + 5120, 3 << 20, 512, 4<<20 - 512} {
+		m := newOverlayModel(t, 1, 4<<20, 8<<20, 0)
+		m.must(m.write(7, 0, 4<<20))
+		m.must(m.o.Grow(1<<30, m.backing()))
+		m.must(m.o.Shrink(size, m.backing()))
+		m.want = m.want[:size]
+		m.compare()
+		m.must(m.o.Flush())
+		m.must(m.o.Punch())
+		info, err := m.o.File().Stat()
+		m.must(err)
+		const tables = 512 << 10
+		if rest := (size + 4095) &^ 4095; info.Blocks > rest+tables {
+			t.Errorf("%d bytes are left on the host of a layer that shrank to %d", info.Blocks, size)
+		}
+		m.must(m.o.Close()) // killed
+		qemuCheck(t, m.path, true)
+		m.open(true)
+		m.compare()
+		m.must(m.o.Grow(6<<20, m.backing()))
+		m.want = append(m.want, make([]byte, 6<<20-size)...)
+		m.compare()
+		m.must(m.write(9, 5<<20, 4096))
+		m.judge()
+	}
+}

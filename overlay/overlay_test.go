@@ -124,8 +124,16 @@ func (m *overlayModel) step() string {
 		m.must(m.o.Reserve(off, n))
 		return fmt.Sprintf("reserve %d+%d", off, n)
 	case 5:
-		if m.rnd.IntN(8) != 0 {
+		switch m.rnd.IntN(8) {
+		default:
 			return "nothing"
+		case 0:
+		case 1:
+			// QEMU shows no part of a sector at the end of a qcow2 file, but does of a raw one.
+			size := (int64(len(m.want)) - min(m.rnd.Int64N(256<<10), int64(len(m.want))/2)) &^ 511
+			m.want = m.want[:size]
+			m.must(m.o.Shrink(size, m.backing()))
+			return fmt.Sprintf("shrink to %d", size)
 		}
 		more := m.rnd.Int64N(1 << 20)
 		if len(m.below) > len(m.want) {

@@ -91,6 +91,29 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 			return err
 		}
 	}
+	return o.setSize(size)
+}
+
+// Shrink makes the layer smaller, of which nobody looks at what lies behind any more.
+// That is given back by the next Punch after a Flush, and reads as zeros when the layer
+// grows again. The L1 table keeps its length. Writes before the new end may go on; it
+// excludes growths and flushes.
+func (o *Overlay) Shrink(size int64, below Backing) error {
+	old := o.Size()
+	if size >= old {
+		return nil
+	}
+	if err := o.Failed(); err != nil {
+		return err
+	}
+	if err := o.discard(size, old-size, below); err != nil {
+		return err
+	}
+	return o.setSize(size)
+}
+
+// setSize makes all that is published durable, and then the size.
+func (o *Overlay) setSize(size int64) error {
 	o.flushMu.Lock()
 	defer o.flushMu.Unlock()
 	if err := o.flushLocked(); err != nil {
