@@ -392,7 +392,6 @@ func (d *Disk) settleFile(file *layer, l *layerRecord) error {
 		return fmt.Errorf("settle %s: %w", l.label(), err)
 	}
 	l.Fingerprint, l.Writing = print, false
-	l.Size = file.size() // a merge that did not finish may have left it larger
 	if n := d.nodes[l.ID]; n != nil {
 		n.own.forget()
 		d.forgetHidden(n)
