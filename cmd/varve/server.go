@@ -74,12 +74,8 @@ func (m *server) run() error {
 	if m.flags.allowOther && os.Geteuid() != 0 && !mounts.OthersAllowed("/etc/fuse.conf") {
 		return errors.New("allow_other needs a line \"user_allow_other\" in /etc/fuse.conf")
 	}
-	if m.plan.create {
-		made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format})
-		if err != nil {
-			return err
-		}
-		sayCreated(m.stderr, made)
+	if err := m.makeDisk(); err != nil {
+		return err
 	}
 	if err := m.openLog(); err != nil {
 		return err
@@ -99,6 +95,22 @@ func (m *server) run() error {
 		m.log.Info("closed", "disk", d.Dir())
 	}
 	return errors.Join(err, m.closeLog())
+}
+
+// makeDisk makes the disk directory, where the plan says that there is none.
+func (m *server) makeDisk() error {
+	if !m.plan.create {
+		return nil
+	}
+	made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format})
+	switch {
+	case errors.Is(err, chain.ErrExist): // another mount was quicker: opening says which
+	case err != nil:
+		return err
+	default:
+		sayCreated(m.stderr, made)
+	}
+	return nil
 }
 
 // openLog chooses where the log goes: to stderr in the foreground and under
