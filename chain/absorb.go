@@ -29,8 +29,11 @@ type leafMove struct {
 	from  *overlay.Overlay // c, the leaf
 	over  overlay.Backing  // what is below c: x and all below it
 
+	// growing keeps the frontier where it is while the disk grows, and writers do not
+	// wait for it. Taken before mu.
+	growing  sync.Mutex
 	mu       sync.RWMutex // writers share it, the mover owns it for a step
-	frontier int64        // guarded by mu
+	frontier int64        // changed with both
 }
 
 // moveStep is how much is moved while the writers wait, in guest bytes; sharedMoveStep
@@ -58,6 +61,8 @@ func (v *leafMove) write(off, length int64, f leafWrite) error {
 
 // step owns the routing while one piece moves.
 func (v *leafMove) step(end int64, move func() error) error {
+	v.growing.Lock()
+	defer v.growing.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err := move(); err != nil {
@@ -80,6 +85,10 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 	c.live.forget()         // it is relative to x
 	d.readers.synchronize() // nobody is about to keep a region of x
 	d.cache.drop(map[*node]bool{x: true}, 0, math.MaxInt64/2)
+	// The disk may grow meanwhile: what x holds behind the leaf's end must not be seen.
+	if err := d.shrinkWithin(into, from.Size(), x.backing()); err != nil {
+		return err
+	}
 	if from.Size() > into.Size() {
 		if err := d.growWithin(into, from.Size(), x.backing()); err != nil {
 			return err
@@ -222,6 +231,8 @@ func (d *Disk) sealMove(size func() int64) bool {
 	if v == nil {
 		return true
 	}
+	v.growing.Lock()
+	defer v.growing.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.frontier < size() {

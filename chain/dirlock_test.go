@@ -225,3 +225,25 @@ func TestRemovedLockAndASnapshot(t *testing.T) {
 		t.Errorf("the guest writes to a file that is gone: %v", err)
 	}
 }
+
+// An older chain.json, put back from a backup, is refused before anything is written:
+// then the newest one can be put back.
+func TestOlderManifestTouchesNothing(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	put(t, d, 1, 0, 4096)
+	must(t, d.Resize(40<<40)) // the L1 table moves, and a cluster in the file is free
+	name := filepath.Join(d.Dir(), manifestName)
+	older, err := os.ReadFile(name)
+	must(t, err)
+	must(t, d.Snapshot("two"))
+	put(t, d, 3, 0, 4096)
+	must(t, d.Close())
+	newest, err := os.ReadFile(name)
+	must(t, err)
+	must(t, os.WriteFile(name, older, 0o600))
+	if _, err := Open(d.Dir(), OpenOptions{}); !errors.Is(err, ErrChanged) {
+		t.Fatalf("the older one: %v", err)
+	}
+	must(t, os.WriteFile(name, newest, 0o600))
+	must(t, openDisk(t, d.Dir()).Close())
+}

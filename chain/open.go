@@ -54,13 +54,19 @@ func openUnderLock(dir string, o OpenOptions, lock *dirLock, chainFile *manifest
 	if err := d.setModified(m); err != nil {
 		return nil, err
 	}
+	var strays []string
+	if !o.ReadOnly {
+		if strays, err = d.findStrays(); err != nil { // before anything is written
+			return nil, err
+		}
+	}
 	if err := d.openLayers(o); err != nil {
 		return nil, err
 	}
 	if !o.ReadOnly {
 		// With the leaf locked: somebody may have removed the lock file of a mounted
 		// disk, whose new leaf looks like a stray until chain.json names it (M18).
-		if err := d.removeStrays(); err != nil {
+		if err := d.removeStrays(strays); err != nil {
 			return nil, err
 		}
 		d.holdReserve()
@@ -120,32 +126,38 @@ func (d *Disk) abandon() {
 	}
 }
 
-// removeStrays removes files that a crash left behind (D19): those of layers that
-// chain.json says are gone, and those made for a number that no committed
-// chain.json counts as used (M15), which are empty.
-func (d *Disk) removeStrays() error {
-	for _, file := range d.manifest.Removing {
-		d.unlink(file)
-	}
+// findStrays gives the files that were made for a number which no committed chain.json
+// counts as used (M15). They are empty; else they are refused.
+func (d *Disk) findStrays() (paths []string, err error) {
 	names, err := d.fs.ReadDir(filepath.Join(d.dir, layersDir))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	removed := false
 	for _, name := range names {
 		if n, ok := layerFileNumber(layersDir + "/" + name); ok && n >= d.manifest.Next {
 			path := filepath.Join(d.dir, layersDir, name)
 			if err := noData(d.fs, path); err != nil {
-				return err
+				return nil, err
 			}
-			d.log.Info("removing a file that no layer owns", "file", name)
-			if err := d.fs.Remove(path); err != nil {
-				return err
-			}
-			removed = true
+			paths = append(paths, path)
 		}
 	}
-	if !removed {
+	return paths, nil
+}
+
+// removeStrays removes files that a crash left behind (D19): those of layers that
+// chain.json says are gone, and those that findStrays has found.
+func (d *Disk) removeStrays(found []string) error {
+	for _, file := range d.manifest.Removing {
+		d.unlink(file)
+	}
+	for _, path := range found {
+		d.log.Info("removing a file that no layer owns", "file", filepath.Base(path))
+		if err := d.fs.Remove(path); err != nil {
+			return err
+		}
+	}
+	if len(found) == 0 {
 		return nil
 	}
 	// Before a commit counts its number as used.

@@ -148,7 +148,7 @@ func (s *planner) revert(name string) error {
 	if err != nil {
 		return err
 	}
-	if l.OwnBytes > 0 {
+	if l.OwnBytes > 0 || !s.m.standsOnNamed(old) {
 		s.SetAside, s.m.SetAside = &l, old.ID
 	}
 	leaf := &layerRecord{ID: layerID(s.m.newNumber()), Format: formatQcow2}

@@ -160,6 +160,13 @@ func (d *Disk) blockDisk() (unblock func(), err error) {
 	return func() { d.handles.unblock("") }, nil
 }
 
+// standsOnNamed says that what a layer stands on can be had by name. Else the layer
+// alone keeps it: a merge downwards that was cancelled may have moved all that it held.
+func (m *manifest) standsOnNamed(l *layerRecord) bool {
+	parent := m.layer(l.Parent)
+	return parent == nil || parent.Name != "" || parent.ID == m.Base
+}
+
 // setAside flushes the leaf and makes it a frozen, unnamed layer in m, which is to
 // be committed: the one that is set aside, in place of an earlier one, unless
 // nothing was written to it. Called with opMu held and disk.raw not open.
@@ -175,7 +182,8 @@ func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
 	}
 	old.Frozen, old.Size = now(), l.size()
 	old.Writing, old.Fingerprint = true, nil // as after a crash, until it is settled
-	empty := own == 0 && (old.Parent == "" || m.layer(old.Parent).Size == old.Size)
+	parent := m.layer(old.Parent)
+	empty := own == 0 && m.standsOnNamed(old) && (parent == nil || parent.Size == old.Size)
 	if !empty {
 		m.SetAside = old.ID
 	}

@@ -234,8 +234,8 @@ func (d *Disk) growLeaf(leaf *node, size int64) error {
 		if err := d.growWithin(move.into, size, move.below); err != nil {
 			return err
 		}
-		move.mu.RLock() // the frontier stays
-		defer move.mu.RUnlock()
+		move.growing.Lock()
+		defer move.growing.Unlock()
 		if move.frontier > over.Size()&^(over.SubclusterSize()-1) {
 			below = nil
 		}

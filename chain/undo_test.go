@@ -190,3 +190,20 @@ func TestUndoForgetsWhatWasCounted(t *testing.T) {
 		t.Errorf("%d bytes of its own", own)
 	}
 }
+
+// A merge downwards was cancelled when all of the leaf had moved: a revert keeps it for
+// undo, although the leaf's own file is empty.
+func TestUndoAfterACancelledMove(t *testing.T) {
+	d, _ := testDisk(t, 8<<20)
+	put(t, d, 1, 0, 4<<20)
+	must(t, d.Snapshot("one"))
+	put(t, d, 2, 5<<20, 1<<20)
+	j, x, c := readyMerge(t, d, "one", directionDown)
+	must(t, d.copyDown(j, x, c))
+	d.endJob(j, jobOutcome{state: jobCancelled})
+	must(t, d.Revert("base"))
+	must(t, d.Undo())
+	if got := at(t, d, 5<<20); got != 2 {
+		t.Errorf("after revert and undo the disk reads %d, want 2", got)
+	}
+}

@@ -220,52 +220,6 @@ func TestWindowThatCannotSettle(t *testing.T) {
 	}
 }
 
-// A disk whose size is no multiple of a subcluster grows when its leaf has moved down:
-// the growth writes its last subcluster into the layer that was emptied already.
-func TestUnevenDiskGrowsBehindAMove(t *testing.T) {
-	const size = 8<<20 + 1536
-	build := func(t *testing.T) (*Disk, *watchedFS, *job, *node, *node) {
-		d, fs := watchedDisk(t, size)
-		put(t, d, 1, 0, 4<<20)
-		must(t, d.Snapshot("one"))
-		put(t, d, 2, 5<<20, 1<<20)
-		put(t, d, 2, 8<<20, 1536)
-		must(t, d.Flush())
-		j, x, c := readyMerge(t, d, "one", directionDown)
-		return d, fs, j, x, c
-	}
-	t.Run("before the end", func(t *testing.T) {
-		d, _, j, x, c := build(t)
-		must(t, d.copyDown(j, x, c))
-		must(t, d.Resize(24<<20))
-		put(t, d, 9, 8<<20, 512)
-		if got := at(t, d, 8<<20); got != 9 {
-			t.Errorf("the guest reads %d, and has written 9", got)
-		}
-		must(t, d.finishDown(j, x, c))
-		if got := at(t, d, 8<<20); got != 9 {
-			t.Errorf("for good: the guest reads %d, and has written 9", got)
-		}
-	})
-	t.Run("while the last window is settled", func(t *testing.T) {
-		d, fs, j, x, c := build(t)
-		stop := fs.StopAt(t, on("punch", c.layer().path))
-		merge := interleave.Start(t, func() error { return d.copyDown(j, x, c) })
-		stop.Reached()
-		must(t, d.Resize(24<<20))
-		put(t, d, 9, 8<<20, 512)
-		if got := at(t, d, 8<<20); got != 9 {
-			t.Errorf("the guest reads %d, and has written 9", got)
-		}
-		stop.Go()
-		merge.Must()
-		must(t, d.finishDown(j, x, c))
-		if got := at(t, d, 8<<20); got != 9 {
-			t.Errorf("for good: the guest reads %d, and has written 9", got)
-		}
-	})
-}
-
 // A merge down of a frozen layer is cancelled, and the flush that takes it back meets a
 // full host for a moment: what has moved must not be punched while regions show it.
 func TestCancelledMoveOnAFullHost(t *testing.T) {
@@ -298,50 +252,6 @@ func TestCancelledMoveOnAFullHost(t *testing.T) {
 	for _, off := range []int64{0, second} {
 		if err := reading(t, d, value, off, length).Wait(); err != nil {
 			t.Errorf("at %d: %v", off, err)
-		}
-	}
-}
-
-// A growth that the host refuses for the leaf alone, after the layer into which it moves
-// has grown, does not come true when the move is over.
-func TestRefusedGrowthStaysRefused(t *testing.T) {
-	for _, snapshot := range []bool{false, true} {
-		const size, more = 8 << 20, 3 << 30
-		d, fs := watchedDisk(t, size)
-		put(t, d, 1, 0, 4<<20)
-		must(t, d.Snapshot("one"))
-		put(t, d, 2, 5<<20, 1<<20)
-		must(t, d.Flush())
-		j, x, c := readyMerge(t, d, "one", directionDown)
-		path := c.layer().path
-		fs.failing(func(call interleave.Call) error {
-			if call.Path == path && (call.Op == "allocate" || call.Op == "write" || call.Op == "truncate") {
-				return unix.ENOSPC
-			}
-			return nil
-		})
-		if err := d.Resize(more); !errors.Is(err, unix.ENOSPC) {
-			t.Fatalf("Resize gives %v", err)
-		}
-		fs.failing(nil)
-		if x.layer().size() != more {
-			t.Fatalf("the layer below has %d bytes: this tests nothing", x.layer().size())
-		}
-		if snapshot {
-			must(t, d.Snapshot("two"))
-		}
-		must(t, d.copyDown(j, x, c))
-		must(t, d.finishDown(j, x, c))
-		if d.Size() != size {
-			t.Errorf("the disk has %d bytes, and the growth to %d was refused", d.Size(), more)
-		}
-		if got := at(t, d, 5<<20); got != 2 {
-			t.Errorf("it reads %d", got)
-		}
-		must(t, d.Close())
-		report, err := Check(t.Context(), d.Dir(), CheckOptions{FS: fs})
-		if err != nil || report.Errors != 0 {
-			t.Errorf("%v %+v", err, report)
 		}
 	}
 }

@@ -150,15 +150,20 @@ func (o *Overlay) Unmap(off, length int64) error {
 		if o.findTable(cluster) == nil {
 			return nil
 		}
-		m := o.stripe(cluster)
-		m.Lock()
-		defer m.Unlock()
-		s, i, err := o.findSlice(cluster)
-		if err != nil {
-			return err
-		}
-		return o.clearSubclusters(s, i, cluster, o.subMask(in, n), false)
+		return o.unmapCluster(cluster, in, n)
 	})
+}
+
+// unmapCluster is Unmap within a cluster for which there is a table.
+func (o *Overlay) unmapCluster(cluster, in, n int64) error {
+	m := o.stripe(cluster)
+	m.Lock()
+	defer m.Unlock()
+	s, i, err := o.findSlice(cluster)
+	if err != nil {
+		return err
+	}
+	return o.clearSubclusters(s, i, cluster, o.subMask(in, n), false)
 }
 
 // Reserve gives a range space on the host, so that later writes to it do not

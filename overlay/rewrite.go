@@ -83,6 +83,9 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 		return err
 	}
 	o.changed.resize(size)
+	if err := o.clearBehind(old, below); err != nil {
+		return err
+	}
 	if below != nil {
 		if err := o.keepTail(old, below); err != nil {
 			return err
@@ -106,10 +109,48 @@ func (o *Overlay) Shrink(size int64, below Backing) error {
 	if err := o.Failed(); err != nil {
 		return err
 	}
-	if err := o.discard(size, old-size, below); err != nil {
+	if err := o.clearBehind(size, below); err != nil {
 		return err
 	}
 	return o.setSize(size)
+}
+
+// clearBehind leaves nothing behind a layer's end, where QEMU keeps the rest of the last
+// cluster when it makes an image smaller: zeros in the end's own subcluster when that
+// has data, no entries behind it.
+func (o *Overlay) clearBehind(end int64, below Backing) error {
+	cluster, in := end>>o.clusterBits, end&(o.clusterSize()-1)
+	first := (in + o.subSize() - 1) &^ (o.subSize() - 1)
+	if in < first {
+		if err := o.clearPart(cluster, in, first-in, below); err != nil {
+			return err
+		}
+	}
+	for behind := int64(len(*o.tables.Load())) << o.tableBits; cluster < behind; first = 0 {
+		if o.findTable(cluster) == nil {
+			cluster = (cluster>>o.tableBits + 1) << o.tableBits
+			continue
+		}
+		if first < o.clusterSize() {
+			if err := o.unmapCluster(cluster, first, o.clusterSize()-first); err != nil {
+				return err
+			}
+		}
+		cluster++
+	}
+	return nil
+}
+
+// clearPart makes part of a subcluster zeros where it has data.
+func (o *Overlay) clearPart(cluster, in, n int64, below Backing) error {
+	m := o.stripe(cluster)
+	m.Lock()
+	defer m.Unlock()
+	e, err := o.Lookup(cluster<<o.clusterBits+in, n)
+	if err != nil || e.Kind != Data {
+		return err
+	}
+	return o.zeroPart(cluster, in, n, below)
 }
 
 // setSize makes all that is published durable, and then the size.

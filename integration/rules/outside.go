@@ -71,7 +71,7 @@ var outsideMutants = []mutant{
 		"			time.Sleep(lockPoll)\n", "			_ = h.unlockAllBut([]int64{lockWrites, lockResizes}, nil)\n			time.Sleep(lockPoll)\n",
 		"overlay.TestLockWaitsForReaders"),
 	one("M18", "strays are removed before the leaf is locked", "chain/open.go",
-		"	if err := d.openLayers(o); err != nil {", "	if err := d.removeStrays(); err != nil {\n		return nil, err\n	}\n	if err := d.openLayers(o); err != nil {",
+		"	if err := d.openLayers(o); err != nil {", "	if err := d.removeStrays(strays); err != nil {\n		return nil, err\n	}\n	if err := d.openLayers(o); err != nil {",
 		"chain.TestRemovedLockAndASnapshot"),
 	one("M18", "an export locks nothing", "chain/atrest.go",
 		"overlay.OpenImage(fs, path, format, overlay.LockFrozen)", "overlay.OpenImage(fs, path, format, overlay.LockNone)",

@@ -129,7 +129,7 @@ var writingMutants = []mutant{
 		"	if below == nil || bitmap>>32>>sub&1 != 0 {", "	if below == nil || bitmap>>32>>sub&1 > 1 {",
 		"overlay.TestCrashDuringFlush"),
 	one("M8", "moving down does not keep writers out of the cluster", "overlay/discard.go",
-		"		m := o.stripe(cluster)\n		m.Lock()\n		defer m.Unlock()\n		s, i, err := o.findSlice(cluster)", "		s, i, err := o.findSlice(cluster)",
+		"	m := o.stripe(cluster)\n	m.Lock()\n	defer m.Unlock()\n	s, i, err := o.findSlice(cluster)", "	s, i, err := o.findSlice(cluster)",
 		"overlay.TestPunchInFlight"),
 }
 
