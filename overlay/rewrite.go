@@ -83,10 +83,14 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 		return err
 	}
 	o.changed.resize(size)
-	if err := o.clearBehind(old, below); err != nil {
+	if err := o.clearBehind(old); err != nil {
 		return err
 	}
-	if below != nil {
+	if below == nil {
+		if err := o.clearTail(old, nil); err != nil {
+			return err
+		}
+	} else {
 		if err := o.keepTail(old, below); err != nil {
 			return err
 		}
@@ -109,23 +113,20 @@ func (o *Overlay) Shrink(size int64, below Backing) error {
 	if err := o.Failed(); err != nil {
 		return err
 	}
-	if err := o.clearBehind(size, below); err != nil {
+	if err := o.clearTail(size, below); err != nil {
+		return err
+	}
+	if err := o.clearBehind(size); err != nil {
 		return err
 	}
 	return o.setSize(size)
 }
 
-// clearBehind leaves nothing behind a layer's end, where QEMU keeps the rest of the last
-// cluster when it makes an image smaller: zeros in the end's own subcluster when that
-// has data, no entries behind it.
-func (o *Overlay) clearBehind(end int64, below Backing) error {
+// clearBehind leaves no entries behind the subcluster of a layer's end: QEMU keeps the
+// rest of the last cluster when it makes an image smaller.
+func (o *Overlay) clearBehind(end int64) error {
 	cluster, in := end>>o.clusterBits, end&(o.clusterSize()-1)
 	first := (in + o.subSize() - 1) &^ (o.subSize() - 1)
-	if in < first {
-		if err := o.clearPart(cluster, in, first-in, below); err != nil {
-			return err
-		}
-	}
 	for behind := int64(len(*o.tables.Load())) << o.tableBits; cluster < behind; first = 0 {
 		if o.findTable(cluster) == nil {
 			cluster = (cluster>>o.tableBits + 1) << o.tableBits
@@ -141,16 +142,21 @@ func (o *Overlay) clearBehind(end int64, below Backing) error {
 	return nil
 }
 
-// clearPart makes part of a subcluster zeros where it has data.
-func (o *Overlay) clearPart(cluster, in, n int64, below Backing) error {
+// clearTail makes zeros of what the end's own subcluster has behind it, if that has data.
+func (o *Overlay) clearTail(end int64, below Backing) error {
+	in := end & (o.subSize() - 1)
+	if in == 0 {
+		return nil
+	}
+	cluster := end >> o.clusterBits
 	m := o.stripe(cluster)
 	m.Lock()
 	defer m.Unlock()
-	e, err := o.Lookup(cluster<<o.clusterBits+in, n)
+	e, err := o.Lookup(end, o.subSize()-in)
 	if err != nil || e.Kind != Data {
 		return err
 	}
-	return o.zeroPart(cluster, in, n, below)
+	return o.zeroPart(cluster, end&(o.clusterSize()-1), o.subSize()-in, below)
 }
 
 // setSize makes all that is published durable, and then the size.
