@@ -410,7 +410,7 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	d.install(m, nil)
 	j.writes.Store(&writes)
 
-	// x may be larger: it was so before, or grew when c could not.
+	// x is larger when it grew and c could not.
 	if err := d.shrinkWithin(x.layer().over(), c.size(), x.backing()); err != nil {
 		return err
 	}

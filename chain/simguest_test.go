@@ -441,9 +441,11 @@ func (g *simGuest) rename(from, to string) error {
 func (g *simGuest) resize(size int64) error {
 	err := g.during(fmt.Sprint("resize ", size), 0,
 		func(w world) { w[""].Grow(size) }, func() error { return g.d.Resize(size) })
-	if err != nil && g.faulty && size > g.world().size() {
+	if err == nil {
+		g.grown = nil
+	} else if g.grown == nil && g.faulty && size > g.world().size() {
 		// The size may have reached the disk although fdatasync says that it
-		// did not. Then no more is written.
+		// did not. Then no more is written, and no other size either.
 		g.grown = g.world().Clone()
 		g.grown[""].Grow(size)
 	}
@@ -502,6 +504,10 @@ func (g *simGuest) reopen() error {
 	g.d = d
 	if err == nil {
 		return nil
+	}
+	if g.grown != nil && d.Size() == g.grown.size() {
+		g.event("the growth that failed had reached the disk", true, func(ws *worlds) { *ws = worlds{g.grown} })
+		g.grown = nil
 	}
 	if err := g.world().check(d, false); err != nil {
 		return fmt.Errorf("%w: %w", errLive, err)
