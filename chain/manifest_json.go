@@ -27,6 +27,8 @@ type manifestFields struct {
 	NextJob   int            `json:"next_job"`
 	Removing  []string       `json:"removing"`
 	Clones    []*cloneRecord `json:"clones"`
+
+	MountOptions *string `json:"mount_options"`
 }
 
 type layerFields struct {
@@ -78,7 +80,7 @@ func (m *manifest) MarshalJSON() ([]byte, error) {
 		Version: m.Version, Next: m.Next, Leaf: m.Leaf, SetAside: orNull(m.SetAside),
 		BlankSize: m.BlankSize, Base: orNull(m.Base), Modified: timeOrNull(m.Modified),
 		Layers: layers, Job: m.Job, NextJob: m.NextJob, Removing: append([]string{}, m.Removing...),
-		Clones: append([]*cloneRecord{}, m.Clones...),
+		Clones: append([]*cloneRecord{}, m.Clones...), MountOptions: m.MountOptions,
 	}, m.extra)
 }
 
@@ -101,7 +103,8 @@ func (m *manifest) UnmarshalJSON(data []byte) error {
 	*m = manifest{
 		Version: f.Version, Next: f.Next, Leaf: f.Leaf, SetAside: orEmpty(f.SetAside),
 		BlankSize: f.BlankSize, Base: orEmpty(f.Base), Modified: modified,
-		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, Removing: f.Removing, Clones: f.Clones, extra: extra,
+		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, Removing: f.Removing, Clones: f.Clones,
+		MountOptions: f.MountOptions, extra: extra,
 	}
 	return nil
 }

@@ -57,12 +57,21 @@ func mountOptions(options []string) (givenOptions, error) {
 		case option == "default_permissions": // always set
 		case valued && (key == "context" || key == "fscontext" || key == "defcontext" || key == "rootcontext"):
 			g.kernel = append(g.kernel, option)
-		case option == "defaults", option == "auto", option == "noauto", option == "user", option == "nouser",
-			option == "users", option == "owner", option == "group", option == "nofail", option == "_netdev",
-			option == "comment", valued && key == "comment", strings.HasPrefix(option, "x-"):
+		case MeantForOthers(option):
 		default:
 			return givenOptions{}, fmt.Errorf("unknown mount option %q", option)
 		}
 	}
 	return g, nil
+}
+
+// MeantForOthers says whether an option of "mount -o" speaks to other programs, as
+// options of /etc/fstab do, and means nothing to the mount.
+func MeantForOthers(option string) bool {
+	key, _, valued := strings.Cut(option, "=")
+	switch option {
+	case "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "comment":
+		return true
+	}
+	return valued && key == "comment" || strings.HasPrefix(option, "x-")
 }

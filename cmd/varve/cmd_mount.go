@@ -26,6 +26,9 @@ MOUNTPOINT is an empty directory. Point the VM at MOUNTPOINT/disk.raw. An image
 is raw unless its name ends in .qcow2 or --format says so; the format is decided
 once and never guessed from what a guest may have written.
 
+A mount that is given none of the options below but -f and -r has those of the
+disk's last one, and says which; --defaults mounts it without.
+
 -o takes allow_other, ro, uid=, gid=, umask=, cache=, job_rate=, disk= and
 format= as the flags do, and the usual ones of mount(8) such as noatime.`,
 		Example: `  varve mount ubuntu.raw /mnt/vm1          # first time: makes ubuntu.raw.varve
@@ -37,6 +40,7 @@ format= as the flags do, and the usual ones of mount(8) such as noatime.`,
 			if err := takes("SOURCE", "MOUNTPOINT")(cmd, args); err != nil {
 				return err
 			}
+			flags.noteTold(cmd.Flags())
 			if err := flags.check(); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}

@@ -84,6 +84,9 @@ func mountHelperArgs(given []string) ([]string, error) {
 		return nil, nil
 	}
 	args := []string{"mount"}
+	if len(*options) == 0 {
+		args = append(args, "--defaults") // what fstab says counts, also where it says nothing
+	}
 	for _, list := range *options {
 		kept, err := helperOptions(list, *sloppy)
 		if err != nil {
@@ -108,7 +111,7 @@ func helperOptions(list string, sloppy bool) (string, error) {
 		case sloppy && !knownOption(option):
 			continue
 		}
-		kept = append(kept, strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(option))
+		kept = append(kept, escapeOption(option))
 	}
 	return strings.Join(kept, ","), nil
 }

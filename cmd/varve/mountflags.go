@@ -25,6 +25,9 @@ type mountFlags struct {
 	cache      sizeValue
 	jobRate    rateValue
 	options    optionsValue
+	defaults   bool     // nothing of the last mount's options
+	told       bool     // some option was given
+	keys       []string // which, by their names in -o
 }
 
 // defaultUmask leaves nothing to others.
@@ -48,6 +51,7 @@ func (m *mountFlags) register(f *pflag.FlagSet) {
 	f.Var(&m.cache, "cache", "`SIZE` of the memory for looked-up places, with K, M, G")
 	f.Var(&m.jobRate, "job-rate", "let deletes and flattens copy `RATE` bytes per second at most, with K, M, G")
 	f.VarP(&m.options, "option", "o", "mount `OPTIONS` as of mount(8), separated by commas")
+	f.BoolVar(&m.defaults, "defaults", false, "do not use the options of the disk's last mount")
 }
 
 // check looks for what single flags cannot see.
@@ -150,6 +154,7 @@ func (o *optionsValue) set(option string) error {
 			return fmt.Errorf("%s takes no value", key)
 		}
 	}
+	m.given(key)
 	switch key {
 	case "allow_other":
 		m.allowOther = true
@@ -190,6 +195,11 @@ func setID(id *uint32, key, value string) error {
 	}
 	*id = uint32(n)
 	return nil
+}
+
+// escapeOption writes an option so that splitOptions gives it back whole.
+func escapeOption(option string) string {
+	return strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(option)
 }
 
 // splitOptions parts options at commas; a backslash takes the meaning from the

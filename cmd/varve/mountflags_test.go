@@ -15,6 +15,7 @@ func parseMountFlags(args ...string) (*mountFlags, error) {
 	if err := set.Parse(args); err != nil {
 		return nil, err
 	}
+	m.noteTold(set)
 	return m, m.check()
 }
 

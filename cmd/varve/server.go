@@ -67,6 +67,9 @@ func (m *server) run() error {
 	if m.plan, err = makePlan(m.flags, m.source, m.mountpoint); err != nil {
 		return err
 	}
+	if err := m.recallMount(); err != nil {
+		return err
+	}
 	// All paths are absolute now, and a working directory would be kept busy.
 	if err := os.Chdir("/"); err != nil {
 		return err
@@ -188,6 +191,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 	if err != nil {
 		return explainMount(err)
 	}
+	m.rememberMount(d)
 	if err := m.ready(signals); err != nil {
 		if unmountErr := mount.Unmount(); unmountErr != nil {
 			return errors.Join(err, unmountErr)

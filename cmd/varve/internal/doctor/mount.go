@@ -88,13 +88,7 @@ func lookAtStale(_ context.Context, s *Scope) []Finding {
 		if err := s.answers[i].err; !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 			continue
 		}
-		mount, at := "varve mount", chain.ShellWord(m.Mountpoint)
-		if m.ReadOnly {
-			mount += " --read-only"
-		}
-		if m.AllowOther {
-			mount += " --allow-other"
-		}
+		mount, at := s.mountAgain(m), chain.ShellWord(m.Mountpoint)
 		found = append(found, Finding{
 			Severity: Problem, Subject: m.Mountpoint,
 			What: "its daemon is gone: whoever opens a file there is told \"Transport endpoint is not connected\"",
@@ -103,6 +97,27 @@ func lookAtStale(_ context.Context, s *Scope) []Finding {
 		})
 	}
 	return found
+}
+
+// mountAgain is the command that mounts a disk with the options of a mount that is gone,
+// without its arguments: those that chain.json remembers, or else what the kernel's mount
+// table tells. A read-only mount is not remembered.
+func (s *Scope) mountAgain(m mounts.Mount) string {
+	words := ""
+	if m.AllowOther {
+		words = "allow_other"
+	}
+	if m.ReadOnly {
+		words = strings.TrimSuffix("ro,"+words, ",")
+	} else if !s.Unreachable {
+		if last, err := chain.MountOptions(m.Source); err == nil && last.Known {
+			words = last.Words
+		}
+	}
+	if words == "" {
+		return "varve mount"
+	}
+	return "varve mount -o " + chain.ShellWord(words)
 }
 
 // lookAtHung finds mounts whose daemon does not answer, or not as varve does.
