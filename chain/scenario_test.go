@@ -52,8 +52,8 @@ var scenarios = []scenario{
 	}},
 	{"snapshots, rename, revert there and back", onRaw, func(g *simGuest) error {
 		return all(
-			g.write(atStart, 9, false), g.snapshot("one", 0),
-			g.write(atStart, 9, false), g.write(atEdge, 16, false), g.snapshot("two", 2),
+			g.remember("umask=007"), g.write(atStart, 9, false), g.snapshot("one", 0),
+			g.write(atStart, 9, false), g.write(atEdge, 16, false), g.snapshot("two", 2), g.remember(""),
 			g.rename("one", "first"), g.write(atStart+4, 9, false), g.flush(0),
 			g.revert("first"), g.write(atRegion, 16, false), g.snapshot("branch", 0),
 			g.revert("two"), g.write(atStart, 4, false), g.revert(baseName), g.compare(),

@@ -438,6 +438,11 @@ func (g *simGuest) rename(from, to string) error {
 		func(w world) { w[to] = w[from]; delete(w, from) }, op)
 }
 
+// remember keeps the options of a mount, which no view shows.
+func (g *simGuest) remember(words string) error {
+	return g.during("remember "+words, 0, func(world) {}, func() error { return g.d.RememberMount(words) })
+}
+
 func (g *simGuest) resize(size int64) error {
 	err := g.during(fmt.Sprint("resize ", size), 0,
 		func(w world) { w[""].Grow(size) }, func() error { return g.d.Resize(size) })
