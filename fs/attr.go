@@ -46,7 +46,7 @@ func (f *fileSystem) attr(node uint64, a *fuse.Attr) (valid time.Duration, err e
 		// A view does not change, and its name is looked up every time. If
 		// its attributes were asked for every time too, so they would be
 		// before each read from the page cache.
-		return f.layerAttr(l, a)
+		return f.layerAttr(node, l, a)
 	case isText(node):
 		a.Mode = unix.S_IFREG | 0o444&^f.umask
 		a.Size = uint64(f.textSize[node-nodeStatus].Load())
@@ -105,8 +105,10 @@ func (f *fileSystem) diskAttr(a *fuse.Attr) error {
 	return nil
 }
 
-func (f *fileSystem) layerAttr(l chain.LayerStatus, a *fuse.Attr) (valid time.Duration, err error) {
-	a.Mode = unix.S_IFREG | 0o444&^f.umask
+func (f *fileSystem) layerAttr(node uint64, l chain.LayerStatus, a *fuse.Attr) (valid time.Duration, err error) {
+	owner := f.layers.of(node, f.layerOwner())
+	a.Mode = unix.S_IFREG | owner.mode
+	a.Owner = fuse.Owner{Uid: owner.uid, Gid: owner.gid}
 	a.Blksize = imageBlock
 	a.Size = uint64(l.Size)
 	setTime(a, frozenAt(l))
@@ -119,6 +121,11 @@ func (f *fileSystem) layerAttr(l chain.LayerStatus, a *fuse.Attr) (valid time.Du
 		return notCounted, nil
 	}
 	return fixedAttrs, nil
+}
+
+// layerOwner is whom a layer's file belongs to until chown or chmod says otherwise.
+func (f *fileSystem) layerOwner() fileOwner {
+	return fileOwner{mode: viewModes &^ f.umask, uid: f.uid, gid: f.gid}
 }
 
 // frozenAt is when a layer's view became what it is.
@@ -226,6 +233,11 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		// A shell's ">" truncates before it writes, and touch is harmless.
 	case (isLayer(in.NodeId) || isPart(in.NodeId)) && resize:
 		return fuse.EACCES
+	case isLayer(in.NodeId) && in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_MTIME) == 0 && in.Valid&ownership != 0:
+		if _, ok := f.layerByNode(in.NodeId); !ok {
+			return fuse.Status(unix.ESTALE)
+		}
+		f.layers.set(in.NodeId, &in.SetAttrInCommon, f.layerOwner())
 	default:
 		return fuse.EPERM
 	}

@@ -31,6 +31,7 @@ type fileSystem struct {
 	through    passthrough
 	parts      partTables
 	owner      diskOwner
+	layers     layerOwners
 	remembered remembered
 	notify     notifier
 	unexpected repeatFilter

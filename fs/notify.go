@@ -71,6 +71,7 @@ func (n *notifier) end() {
 func (f *fileSystem) changed(c chain.Change) {
 	if c.Layers {
 		f.layersChanged.Store(time.Now().UnixNano())
+		f.layers.keep(func(node uint64) bool { _, there := f.layerByNode(node); return there })
 	}
 	f.notify.add(c)
 }

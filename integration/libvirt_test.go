@@ -55,9 +55,7 @@ func TestLibvirt(t *testing.T) {
 				t.Errorf("the domain was\n%s\nand is\n%s", defined, again)
 			}
 			d.Run("undefine", l.name)
-			if i == 1 {
-				l.readLayer(way.driver)
-			}
+			l.readLayer(way.driver, i == 0)
 
 			views := m.SaveViews()
 			m.Unmount() // also from under libvirtd, which still runs
@@ -185,12 +183,25 @@ func (l *libvirtScenario) growAndRefuse() {
 	l.destroy(g)
 }
 
-// readLayer gives the domain a snapshot as a second disk, read-only.
-func (l *libvirtScenario) readLayer(driver string) {
+// readLayer gives the domain a snapshot as a second disk, read-only: from the start, or
+// plugged in while it runs.
+func (l *libvirtScenario) readLayer(driver string, plugIn bool) {
 	const begin = "bs=1M count=8"
 	layer := l.m.Layer("one")
-	l.d.Define(l.name, l.p, libvirt.Disk(l.m.Raw(), driver)+libvirt.ReadOnlyDisk(layer, driver))
+	disks := libvirt.Disk(l.m.Raw(), driver)
+	if !plugIn {
+		disks += libvirt.ReadOnlyDisk(layer, driver)
+	}
+	l.d.Define(l.name, l.p, disks)
 	g := l.start()
+	if plugIn {
+		device := filepath.Join(l.TempDir(), "layer.xml")
+		if err := os.WriteFile(device, []byte(libvirt.ReadOnlyDisk(layer, driver)), 0o644); err != nil {
+			l.Fatal(err)
+		}
+		l.d.Run("attach-device", l.name, device, "--live")
+		g.Run("until [ -b /dev/vdb ]; do sleep 0.1; done")
+	}
 	want, _, _ := strings.Cut(harness.Shell(l.T, "dd if='"+layer+"' "+begin+" status=none | sha256sum"), " ")
 	if got, _, _ := strings.Cut(g.Run("dd if=/dev/vdb "+begin+" 2>/dev/null | sha256sum"), " "); got != want {
 		l.Errorf("the guest reads other bytes from layers/one.raw than the host: %s, %s", got, want)
