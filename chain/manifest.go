@@ -44,9 +44,10 @@ type manifest struct {
 	Job       *jobRecord     // nil for none
 	NextJob   int            // number of the next job
 	Clones    []*cloneRecord // never changed in place
-	// MountOptions are those of the last writable mount, as OpenOptions.MountOptions
-	// gave them; nil where none was told.
+	// MountOptions and Mountpoint are those of the last writable mount, as RememberMount
+	// was told them; nil and "" where it was not.
 	MountOptions *string
+	Mountpoint   string
 	// Removing are files of layers that are gone, as in layerRecord.File: they
 	// are unlinked after the commit that took the layers out, and by the next
 	// Open when a crash came between.

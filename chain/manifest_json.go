@@ -29,6 +29,7 @@ type manifestFields struct {
 	Clones    []*cloneRecord `json:"clones"`
 
 	MountOptions *string `json:"mount_options"`
+	Mountpoint   *string `json:"mountpoint"`
 }
 
 type layerFields struct {
@@ -81,6 +82,7 @@ func (m *manifest) MarshalJSON() ([]byte, error) {
 		BlankSize: m.BlankSize, Base: orNull(m.Base), Modified: timeOrNull(m.Modified),
 		Layers: layers, Job: m.Job, NextJob: m.NextJob, Removing: append([]string{}, m.Removing...),
 		Clones: append([]*cloneRecord{}, m.Clones...), MountOptions: m.MountOptions,
+		Mountpoint: orNull(m.Mountpoint),
 	}, m.extra)
 }
 
@@ -104,7 +106,7 @@ func (m *manifest) UnmarshalJSON(data []byte) error {
 		Version: f.Version, Next: f.Next, Leaf: f.Leaf, SetAside: orEmpty(f.SetAside),
 		BlankSize: f.BlankSize, Base: orEmpty(f.Base), Modified: modified,
 		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, Removing: f.Removing, Clones: f.Clones,
-		MountOptions: f.MountOptions, extra: extra,
+		MountOptions: f.MountOptions, Mountpoint: orEmpty(f.Mountpoint), extra: extra,
 	}
 	return nil
 }

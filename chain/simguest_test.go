@@ -440,7 +440,7 @@ func (g *simGuest) rename(from, to string) error {
 
 // remember keeps the options of a mount, which no view shows.
 func (g *simGuest) remember(words string) error {
-	return g.during("remember "+words, 0, func(world) {}, func() error { return g.d.RememberMount(words) })
+	return g.during("remember "+words, 0, func(world) {}, func() error { return g.d.RememberMount("/mnt", words) })
 }
 
 func (g *simGuest) resize(size int64) error {

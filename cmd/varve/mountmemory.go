@@ -80,20 +80,20 @@ func (m *server) recallMount() error {
 	if m.flags.told || m.plan.dir == "" || m.plan.create {
 		return nil
 	}
-	last, err := chain.MountOptions(m.plan.dir)
-	if err != nil || last.Words == "" {
+	last, err := chain.LastMount(m.plan.dir)
+	if err != nil || last.Options == "" {
 		return nil // opening the disk says what is wrong with chain.json
 	}
 	for _, owner := range last.Owners {
 		if owner != 0 && owner != os.Geteuid() {
-			say(m.stderr, "mount %s: the options of its last mount are not used, for uid %d can have changed them; they were: -o %s", m.source, owner, chain.ShellWord(last.Words))
+			say(m.stderr, "mount %s: the options of its last mount are not used, for uid %d can have changed them; they were: -o %s", m.source, owner, chain.ShellWord(last.Options))
 			return nil
 		}
 	}
-	if err := m.flags.recall(last.Words); err != nil {
-		return fmt.Errorf("chain.json remembers options of the last mount that cannot be used, %q: %w; give others, or mount with --defaults", last.Words, err)
+	if err := m.flags.recall(last.Options); err != nil {
+		return fmt.Errorf("chain.json remembers options of the last mount that cannot be used, %q: %w; give others, or mount with --defaults", last.Options, err)
 	}
-	say(m.stderr, "mount %s: as it was last mounted, with -o %s (--defaults mounts it without)", m.source, chain.ShellWord(last.Words))
+	say(m.stderr, "mount %s: as it was last mounted, with -o %s (--defaults mounts it without)", m.source, chain.ShellWord(last.Options))
 	return nil
 }
 
@@ -103,7 +103,7 @@ func (m *server) rememberMount(d *chain.Disk) {
 	if d.ReadOnly() {
 		return
 	}
-	if err := d.RememberMount(m.flags.words()); err != nil {
+	if err := d.RememberMount(m.plan.mountpoint, m.flags.words()); err != nil {
 		m.log.Warn("the options of this mount are not remembered for the next one", "error", err)
 	}
 }

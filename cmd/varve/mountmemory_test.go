@@ -45,7 +45,7 @@ func TestMountRemembersOptions(t *testing.T) {
 	must(t, dir, "mount", "vm.raw", "mnt", "--allow-other", "--uid", "65534", "--gid", "65533", "--umask", "007", "--cache", "8M",
 		"--job-rate", "1M", "-o", "noatime,nofail,x-systemd.automount")
 	isOurs("told")
-	if last, err := chain.MountOptions(disk); err != nil || last.Words != words {
+	if last, err := chain.LastMount(disk); err != nil || last.Options != words || last.Mountpoint != dir+"/mnt" {
 		t.Errorf("chain.json has %+v, %v", last, err)
 	}
 
@@ -121,7 +121,7 @@ func TestMountMemoryIsNotTrusted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := d.RememberMount(words); err != nil {
+		if err := d.RememberMount(dir+"/mnt", words); err != nil {
 			t.Fatal(err)
 		}
 		if err := d.Close(); err != nil {

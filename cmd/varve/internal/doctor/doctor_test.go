@@ -158,7 +158,7 @@ func TestMountFindings(t *testing.T) {
 func TestStaleMountsOptions(t *testing.T) {
 	for want, m := range map[string]mounts.Mount{
 		"varve mount /img/ro.raw '/mnt/my disk'; a service: systemctl restart varve@NAME; ": {},
-		"varve mount -o ro,allow_other /img/ro.raw '/mnt/my disk'; a service: ":     {ReadOnly: true, AllowOther: true},
+		"varve mount -o ro,allow_other /img/ro.raw '/mnt/my disk'; a service: ":             {ReadOnly: true, AllowOther: true},
 	} {
 		m.Mountpoint, m.Source = "/mnt/my disk", "/img/ro.raw"
 		s := &Scope{Mounts: []mounts.Mount{m}, answers: []mountAnswer{{err: unix.ENOTCONN}}}

@@ -110,8 +110,8 @@ func (s *Scope) mountAgain(m mounts.Mount) string {
 	if m.ReadOnly {
 		words = strings.TrimSuffix("ro,"+words, ",")
 	} else if !s.Unreachable {
-		if last, err := chain.MountOptions(m.Source); err == nil && last.Known {
-			words = last.Words
+		if last, err := chain.LastMount(m.Source); err == nil && last.Known {
+			words = last.Options
 		}
 	}
 	if words == "" {
