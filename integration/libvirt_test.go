@@ -180,6 +180,54 @@ func (l *libvirtScenario) growAndRefuse() {
 		l.Errorf("the domain was repointed:\n%s", out)
 	}
 	g.Verify()
+	l.overlayAndSavedMemory(g)
+}
+
+// overlayAndSavedMemory: while an image of libvirt's stands on disk.raw, and while libvirt
+// keeps the domain's memory, no revert makes disk.raw something else; doctor says both,
+// and how to come back.
+func (l *libvirtScenario) overlayAndSavedMemory(g *guest.Guest) {
+	says := func(r harness.Result, code int, words ...string) {
+		l.Helper()
+		for _, w := range words {
+			if r.Code != code || !strings.Contains(r.Stdout+r.Stderr, w) {
+				l.Errorf("exit code %d, no %q in\n%s%s", r.Code, w, r.Stdout, r.Stderr)
+			}
+		}
+	}
+	overlay := filepath.Join(filepath.Dir(l.m.Point), l.name+".x1") // where QEMU's user gets
+	l.d.Run("snapshot-create-as", l.name, "x1", "--disk-only", "--no-metadata", "--diskspec", "vda,file="+overlay)
+	g.Run("echo in the overlay >/data/overlay && sync")
+	pivot := "virsh blockcommit " + l.name + " " + overlay + " --active --pivot"
+	says(l.d.Inside(harness.Varve(), "snapshot", l.m.Point, "beside"), 0,
+		overlay+", which stands on disk.raw, takes the writes of VM "+l.name, "what the guest wrote there is not in the snapshot", pivot)
+	says(l.d.Inside(harness.Varve(), "revert", l.m.Point, "one"), 1, overlay+", which stands on disk.raw", pivot)
+	says(l.d.Inside(harness.Varve(), "doctor", "--json", l.m.Point), 1, "vm-overlay", overlay, pivot)
+	l.d.Run("blockcommit", l.name, overlay, "--active", "--pivot")
+	if err := os.Remove(overlay); err != nil {
+		l.Fatal(err)
+	}
+	if out := g.Run("cat /data/overlay"); out != "in the overlay\n" {
+		l.Errorf("after the commit the guest reads %q", out)
+	}
+	if out := l.d.Run("domblklist", l.name); !strings.Contains(out, l.m.Raw()) {
+		l.Errorf("after the commit the domain has\n%s", out)
+	}
+
+	l.d.Run("managedsave", l.name)
+	g.WaitGone()
+	remove := "virsh -c qemu:///system managedsave-remove " + l.name
+	for _, command := range [][]string{{"revert", l.m.Point, "one"}, {"undo", l.m.Point}, {"resize", l.m.Point, "1G"}} {
+		says(l.d.Inside(harness.Varve(), command...), 1, "keeps the memory of ", "of domain "+l.name, "destroy the guest's file systems", remove, "--discard-saved-state")
+	}
+	says(l.d.Inside(harness.Varve(), "doctor", "--json", l.m.Point), 1, "vm-saved", "of domain "+l.name, remove)
+	says(l.d.Inside(harness.Varve(), "revert", l.m.Point, "one", "--discard-saved-state"), 0, "gave up saved memory")
+	if out := l.d.Run("dominfo", l.name); !strings.Contains(out, "Managed save:   no") {
+		l.Errorf("the domain is\n%s", out)
+	}
+	says(l.d.Inside(harness.Varve(), "doctor", l.m.Point), 0)
+	g = l.start()
+	g.Run("[ ! -e /data/overlay ]")
 	l.destroy(g)
 }
 

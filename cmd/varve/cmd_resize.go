@@ -9,7 +9,8 @@ import (
 )
 
 func newResizeCommand() *cobra.Command {
-	return &cobra.Command{
+	var saved savedStateFlag
+	c := &cobra.Command{
 		Use:   "resize DISK SIZE",
 		Short: "Grow the disk",
 		Long: `Grows the disk to SIZE bytes; K, M, G, T stand for KiB, MiB, GiB, TiB. What is
@@ -24,9 +25,14 @@ A running VM sees the new size once it is told, with QEMU's block_resize or
 			if err != nil {
 				return wrongUse(cmd, "%w", err)
 			}
+			if err := saved.clear(cmd, args[0], false); err != nil {
+				return err
+			}
 			return perform(cmd, args[0], operation{"resize", strconv.FormatInt(size, 10), func(d *chain.Disk) error {
 				return d.Resize(size)
 			}})
 		},
 	}
+	saved.register(c.Flags())
+	return c
 }

@@ -8,13 +8,16 @@ import (
 
 func newRevertCommand() *cobra.Command {
 	var dry dryRun
+	var saved savedStateFlag
 	c := &cobra.Command{
 		Use:   "revert DISK NAME",
 		Short: "Go back to a snapshot",
 		Long: `Makes disk.raw what it was at a snapshot, or with "base" what it was before
 anything was written.
 
-The VM must be off: while disk.raw is open a revert is refused. What was written
+The VM must be off: while disk.raw is open a revert is refused. So it is while libvirt
+keeps the VM's memory (virsh managedsave), which --discard-saved-state gives up, or an
+image of QEMU's stands on disk.raw. What was written
 since the last snapshot is set aside as a layer without a name, not deleted:
 "varve undo" takes the revert back. Snapshots that are newer than NAME stay, as
 a branch.`,
@@ -31,11 +34,15 @@ a branch.`,
 			if dry.on {
 				return dry.show(cmd, args[0], "revert", name)
 			}
+			if err := saved.clear(cmd, args[0], true); err != nil {
+				return err
+			}
 			return perform(cmd, args[0], operation{"revert", name, func(d *chain.Disk) error {
 				return d.Revert(name)
 			}})
 		},
 	}
 	dry.register(c.Flags())
+	saved.register(c.Flags())
 	return c
 }

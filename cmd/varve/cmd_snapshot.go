@@ -49,7 +49,11 @@ With --auto the name is the time, such as auto-20261122T183000Z, and is printed.
 }
 
 func snapshot(cmd *cobra.Command, arg, name string) error {
-	return perform(cmd, arg, operation{"snapshot", name, func(d *chain.Disk) error { return d.Snapshot(name) }})
+	err := perform(cmd, arg, operation{"snapshot", name, func(d *chain.Disk) error { return d.Snapshot(name) }})
+	if err == nil {
+		warnOfOverlays(cmd, arg) // now: the snapshot need not wait for that
+	}
+	return err
 }
 
 // snapshotByTime waits for the next second where this one has a snapshot already.

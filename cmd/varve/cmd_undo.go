@@ -8,6 +8,7 @@ import (
 
 func newUndoCommand() *cobra.Command {
 	var forget, background bool
+	var saved savedStateFlag
 	c := &cobra.Command{
 		Use:   "undo DISK [--forget]",
 		Short: "Take the last revert back",
@@ -15,7 +16,8 @@ func newUndoCommand() *cobra.Command {
 it was before the revert. What was written since is set aside in turn, so a
 second undo takes the first one back.
 
-The VM must be off: while disk.raw is open an undo is refused. One leaf at most
+The VM must be off: while disk.raw is open an undo is refused, and so it is for the
+same reasons as a revert. One leaf at most
 is set aside: a revert in which something had been written removes the one
 before. "varve tree" shows it with its bytes.
 
@@ -30,10 +32,14 @@ With --forget it is removed instead, and its space comes free.`,
 			if background {
 				return wrongUse(cmd, "--background is for --forget")
 			}
+			if err := saved.clear(cmd, args[0], true); err != nil {
+				return err
+			}
 			return perform(cmd, args[0], operation{"undo", "leaf", (*chain.Disk).Undo})
 		},
 	}
 	c.Flags().BoolVar(&forget, "forget", false, "remove what was set aside")
+	saved.register(c.Flags())
 	c.Flags().BoolVar(&background, "background", false, "with --forget: return when it is recorded")
 	return c
 }

@@ -195,3 +195,16 @@ func (d *Daemon) Log(domain string) string {
 	text, _ := os.ReadFile(filepath.Join(d.dir, "log/libvirt/qemu", domain+".log"))
 	return string(text)
 }
+
+// Inside runs a program where the daemon runs: it sees the daemon's directories as those
+// of the host, and the virtual machines among the processes.
+func (d *Daemon) Inside(name string, args ...string) harness.Result {
+	d.t.Helper()
+	parent := d.cmd.Process.Pid
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(strings.TrimSpace(string(children)), " ")
+	return harness.Try(d.t, "nsenter", append([]string{"--target", first, "--mount", "--pid", "--", name}, args...)...)
+}

@@ -21,9 +21,28 @@ type domain struct {
 			File string `xml:"file,attr"`
 			Dev  string `xml:"dev,attr"`
 		} `xml:"source"`
-		ReadOnly  *struct{} `xml:"readonly"`
-		Transient *struct{} `xml:"transient"`
+		Backing   *backingStore `xml:"backingStore"`
+		ReadOnly  *struct{}     `xml:"readonly"`
+		Transient *struct{}     `xml:"transient"`
 	} `xml:"devices>disk"`
+}
+
+// backingStore is what a disk stands on, by libvirt's knowledge of it.
+type backingStore struct {
+	Source struct {
+		File string `xml:"file,attr"`
+	} `xml:"source"`
+	Backing *backingStore `xml:"backingStore"`
+}
+
+// files are the paths of all that stands below, top first.
+func (b *backingStore) files() (list []string) {
+	for ; b != nil; b = b.Backing {
+		if filepath.IsAbs(b.Source.File) {
+			list = append(list, filepath.Clean(b.Source.File))
+		}
+	}
+	return list
 }
 
 // defined gives the VMs that libvirt would start. hidden says that there are some
@@ -78,6 +97,7 @@ func parseDomain(text []byte) (vm, bool) {
 			Format:   format,
 			ReadOnly: disk.ReadOnly != nil || disk.Transient != nil || disk.Device == "cdrom",
 			NoFlush:  disk.Driver.Cache == "unsafe",
+			Below:    disk.Backing.files(),
 		})
 	}
 	return v, true

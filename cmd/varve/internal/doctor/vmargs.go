@@ -12,6 +12,8 @@ type vmDisk struct {
 	ReadOnly bool   // never written by the VM; also with snapshot=on
 	NoFlush  bool   // flushes are ignored (cache=unsafe)
 	NoLock   bool   // opened without a lock (file.locking=off)
+
+	Below []string // what it stands on, as far as libvirt's XML says, top first
 }
 
 // commandLine is what the command line of a VM, or of another program of QEMU's,

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/mounts"
+)
+
+// A VM that is off can still have its memory kept, to be resumed with the disk as it
+// was; and an image of QEMU's can stand on disk.raw. Both are destroyed when disk.raw
+// becomes something else. disk.raw itself is not open then, so only libvirt's files, and
+// headers, tell.
+
+// savedStateFlag is --discard-saved-state, of commands that change disk.raw while the VM
+// is off.
+type savedStateFlag struct{ discard bool }
+
+func (s *savedStateFlag) register(f *pflag.FlagSet) {
+	f.BoolVar(&s.discard, "discard-saved-state", false, "give up the memory that libvirt keeps of a VM that was saved on this disk")
+}
+
+// clear refuses to go on while somebody outside of varve relies on the content of the
+// disk that arg names. With --discard-saved-state it has libvirt remove saved memory.
+// overlays says whether an image on top of disk.raw is a reason too.
+func (s *savedStateFlag) clear(cmd *cobra.Command, arg string, overlays bool) error {
+	t, err := findTarget(arg)
+	if err != nil {
+		return nil // the command itself says it
+	}
+	for _, k := range t.stakes() {
+		switch {
+		case k.Saved && s.discard:
+			if err := discardState(k, cmd.ErrOrStderr()); err != nil {
+				return wrapped(cmd, arg, err)
+			}
+		case k.Saved:
+			return wrapped(cmd, arg, fmt.Errorf("%s: it would destroy the guest's file systems; %s, or use --discard-saved-state", k.What, k.Fix))
+		case overlays:
+			return wrapped(cmd, arg, fmt.Errorf("%s: it would stand on something else; %s", k.What, k.Fix))
+		}
+	}
+	if s.discard && slices.ContainsFunc(t.stakes(), func(k doctor.Stake) bool { return k.Saved }) {
+		return wrapped(cmd, arg, errors.New("libvirt still keeps the memory of a VM that was saved on this disk"))
+	}
+	return nil
+}
+
+// stakes are what relies on the content of the disk.
+func (t target) stakes() []doctor.Stake {
+	list, err := mounts.List()
+	if err != nil {
+		return nil
+	}
+	list = slices.DeleteFunc(list, func(m mounts.Mount) bool {
+		return m.Mountpoint != t.mountpoint && (t.dir == "" || m.Source != t.dir)
+	})
+	return doctor.Stakes(t.dir, list)
+}
+
+// discardState has libvirt remove the saved memory of a domain.
+func discardState(k doctor.Stake, stderr io.Writer) error {
+	words, user := k.Discard()
+	if user != "" {
+		words = append([]string{"runuser", "-u", user, "--"}, words...)
+	}
+	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("give up the saved memory with %q: %w: %s", strings.Join(words, " "), err, strings.TrimSpace(string(out)))
+	}
+	say(stderr, "gave up saved memory: %s", k.What)
+	return nil
+}
+
+// warnOfOverlays says what a snapshot of disk.raw does not have in it.
+func warnOfOverlays(cmd *cobra.Command, arg string) {
+	t, err := findTarget(arg)
+	if err != nil {
+		return
+	}
+	for _, k := range t.stakes() {
+		if !k.Saved {
+			say(cmd.ErrOrStderr(), "%s %s: %s: what the guest wrote there is not in the snapshot; %s", cmd.Name(), arg, k.What, k.Fix)
+		}
+	}
+}
