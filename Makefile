@@ -30,7 +30,7 @@ TESTRUN = $(GO) build -o bin/testrun ./integration/testrun && bin/testrun $(AS_R
 # Tests mount, attach loop devices and become other users. As root they have a
 # home, and so a build cache, of their own.
 ifneq ($(shell id -u),0)
-AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,VARVE_LONG,VARVE_RACE env PATH=$(PATH)'
+AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,VARVE_LONG,VARVE_RACE,VARVE_PATIENCE env PATH=$(PATH)'
 endif
 
 .DEFAULT_GOAL := help
