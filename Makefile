@@ -21,13 +21,16 @@ DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.2.1
 NFPM := $(GO) run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 
 UNIT        := ./overlay/... ./chain/... ./fs/... ./cmd/...
-INTEGRATION := ./integration/...
 CRASH       := PowerCut|Faults$$
+
+# Runs the tests in parts, some at a time, shows what it does and finds what hangs;
+# what the parts are is in integration/testrun/parts.go.
+TESTRUN = $(GO) build -o bin/testrun ./integration/testrun && bin/testrun $(AS_ROOT)
 
 # Tests mount, attach loop devices and become other users. As root they have a
 # home, and so a build cache, of their own.
 ifneq ($(shell id -u),0)
-AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,VARVE_LONG,VARVE_RACE env PATH=$(PATH)'
+AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,VARVE_LONG,VARVE_RACE,VARVE_PATIENCE env PATH=$(PATH)'
 endif
 
 .DEFAULT_GOAL := help
@@ -76,15 +79,11 @@ lint: ## gofmt, go vet, staticcheck, the import rule
 
 .PHONY: check-fast
 check-fast: deps lint ## what takes under two minutes: lint and the short unit tests
-	$(GO) test -short -timeout 2m $(AS_ROOT) $(UNIT)
+	@$(TESTRUN) fast
 
 .PHONY: test
 test: deps build lint ## everything, in under 20 minutes on 2 cores
-	@# The power cuts come next, at more places; test-long has them with -race too.
-	$(GO) test -race -skip PowerCut -timeout 15m $(AS_ROOT) $(UNIT)
-	$(GO) test -run '$(CRASH)' -timeout 15m $(AS_ROOT) ./overlay -args -crash.runs=4 -crash.stride=1 -fault.stride=1
-	$(GO) test -run '$(CRASH)' -timeout 15m $(AS_ROOT) ./chain -args -crash.stride=3 -fault.stride=5
-	VARVE_BIN=$(CURDIR)/bin/varve $(GO) test -count=1 -timeout 15m $(AS_ROOT) $(INTEGRATION)
+	@export VARVE_BIN='$(CURDIR)/bin/varve'; $(TESTRUN) test
 
 # Every place of every record, every call of every scenario, then seed after seed.
 CRASHFOR ?= 30m
@@ -95,8 +94,7 @@ crash: ## power cuts and faults, simulated, for CRASHFOR=30m, from SEED=1 on
 
 .PHONY: test-long
 test-long: deps build lint ## what takes longer: more seeds and steps, varve itself with the race detector
-	VARVE_LONG=1 $(GO) test -race -count=1 -timeout 60m $(AS_ROOT) $(UNIT)
-	VARVE_LONG=1 VARVE_RACE=1 $(GO) test -count=1 -timeout 120m $(AS_ROOT) $(INTEGRATION)
+	@$(TESTRUN) long
 
 SOAK ?= 30m
 .PHONY: soak

@@ -199,11 +199,14 @@ func TestCountsAfterAKillAndBesideAJob(t *testing.T) {
 		func() (string, error) { return d.Flatten("s2") },
 	} {
 		_, before := slowCounts(t, d)
-		must(t, d.SetJobRate(16<<20)) // some looks beside it
+		must(t, d.SetJobRate(1)) // a byte a second, for the first looks
 		id, err := begin()
 		must(t, err)
 		looks := 0
 		for running := true; running; looks++ {
+			if looks == 2 {
+				must(t, d.SetJobRate(16<<20))
+			}
 			select {
 			case <-d.job.done:
 				running = false

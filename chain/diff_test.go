@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/integration/bulk"
 	"varve/overlay"
 )
 
@@ -53,7 +54,12 @@ func wholeView(t testing.TB, d *Disk, name string) []byte {
 // it, and it is in order. It gives how many bytes really differ.
 func judgeDiff(t testing.TB, d *Disk, a, b string, list []Difference) (differing int64) {
 	t.Helper()
-	ofA, ofB := wholeView(t, d, a), wholeView(t, d, b)
+	return judgeDiffOf(t, d, a, b, wholeView(t, d, a), wholeView(t, d, b), list)
+}
+
+// judgeDiffOf is judgeDiff of two views that have been read.
+func judgeDiffOf(t testing.TB, d *Disk, a, b string, ofA, ofB []byte, list []Difference) (differing int64) {
+	t.Helper()
 	size := int64(max(len(ofA), len(ofB)))
 	common := int64(min(len(ofA), len(ofB)))
 	known := map[string]bool{InZeros: true, InEnd: true}
@@ -68,7 +74,7 @@ func judgeDiff(t testing.TB, d *Disk, a, b string, list []Difference) (differing
 		if i > 0 && x.Start == at && list[i-1].A == x.A && list[i-1].B == x.B {
 			t.Errorf("%s and %s: %+v should be one with %+v", a, b, x, list[i-1])
 		}
-		if !bytes.Equal(ofA[min(at, common):min(x.Start, common)], ofB[min(at, common):min(x.Start, common)]) {
+		if !bulk.Equal(ofA[min(at, common):min(x.Start, common)], ofB[min(at, common):min(x.Start, common)]) {
 			t.Errorf("%s and %s differ between %d and %d, which is not listed", a, b, at, x.Start)
 		}
 		for _, side := range []struct {
@@ -81,22 +87,18 @@ func judgeDiff(t testing.TB, d *Disk, a, b string, list []Difference) (differing
 				}
 				continue
 			}
-			if part := side.view[x.Start:x.End()]; side.place == InZeros && len(bytes.TrimLeft(part, "\x00")) > 0 {
+			if part := side.view[x.Start:x.End()]; side.place == InZeros && !bulk.IsZero(part) {
 				t.Errorf("%+v is not zeros", x)
 			}
 		}
 		if x.A == InEnd || x.B == InEnd {
 			differing += x.Length
 		} else {
-			for k := x.Start; k < x.End(); k++ {
-				if ofA[k] != ofB[k] {
-					differing++
-				}
-			}
+			differing += bulk.Differing(ofA[x.Start:x.End()], ofB[x.Start:x.End()])
 		}
 		at = x.End()
 	}
-	if !bytes.Equal(ofA[min(at, common):common], ofB[min(at, common):common]) || at < size && size > common {
+	if !bulk.Equal(ofA[min(at, common):common], ofB[min(at, common):common]) || at < size && size > common {
 		t.Errorf("%s and %s differ behind %d, which is not listed", a, b, at)
 	}
 	return differing
@@ -211,11 +213,10 @@ func TestDiffOfRandomChains(t *testing.T) {
 			dir := t.TempDir()
 			base := filepath.Join(dir, "base.raw")
 			content := make([]byte, size)
+			noise := rand.NewChaCha8([32]byte{byte(seed)})
 			for at := 0; at < len(content); at += 1 << 20 {
 				if random.IntN(3) > 0 {
-					for i := range content[at:min(len(content), at+1<<20)] {
-						content[at+i] = byte(random.IntN(256))
-					}
+					_, _ = noise.Read(content[at:min(len(content), at+1<<20)]) // never fails
 				}
 			}
 			must(t, os.WriteFile(base, content, 0o600))
@@ -249,13 +250,17 @@ func TestDiffOfRandomChains(t *testing.T) {
 			put(t, d, 77, 5000, 9000)
 			lists := map[[2]string][]Difference{}
 			all := append([]string{"base", "leaf"}, names...)
+			views := map[string][]byte{}
+			for _, name := range all {
+				views[name] = wholeView(t, d, name)
+			}
 			for i, a := range all {
 				for _, b := range all[i:] {
 					list := diffOf(t, d, a, b)
 					if a == b && len(list) > 0 {
 						t.Errorf("%s differs from itself: %v", a, list)
 					}
-					judgeDiff(t, d, a, b, list)
+					judgeDiffOf(t, d, a, b, views[a], views[b], list)
 					lists[[2]string{a, b}] = list
 				}
 			}
@@ -283,7 +288,7 @@ func punchZeros(path string) error {
 		return err
 	}
 	for at := 0; at+4096 <= len(p); at += 4096 {
-		if len(bytes.TrimLeft(p[at:at+4096], "\x00")) == 0 {
+		if bulk.IsZero(p[at : at+4096]) {
 			if err := f.PunchHole(int64(at), 4096); err != nil {
 				return err
 			}
@@ -338,11 +343,14 @@ func TestDiffDuringMerges(t *testing.T) {
 			for _, p := range pairs {
 				want = append(want, plain(diffOf(t, d, p[0], p[1])))
 			}
-			must(t, d.SetJobRate(16<<20))
+			must(t, d.SetJobRate(1)) // a byte a second: it goes on when it was looked at often enough
 			id, err := d.Delete("two")
 			must(t, err)
 			looks := 0
 			for running := true; running; looks++ {
+				if looks == 3 {
+					must(t, d.SetJobRate(16<<20))
+				}
 				running = d.lastJob().running()
 				for i, p := range pairs {
 					if got := plain(diffOf(t, d, p[0], p[1])); !slices.Equal(got, want[i]) {
@@ -374,7 +382,7 @@ func TestDiffDuringAFlatten(t *testing.T) {
 	put(t, d, 2, 10<<20, 1<<20)
 	must(t, d.Snapshot("two"))
 	put(t, d, 3, 20<<20, 1<<20)
-	must(t, d.SetJobRate(64<<20))
+	must(t, d.SetJobRate(1)) // a byte a second, for the first look
 	id, err := d.Flatten("two")
 	must(t, err)
 	for running := true; running; {
@@ -384,6 +392,7 @@ func TestDiffDuringAFlatten(t *testing.T) {
 		if list := diffOf(t, d, "two", "leaf"); len(list) != 1 || list[0].Start != 20<<20 || list[0].Length != 1<<20 {
 			t.Errorf("two and leaf: %v", list)
 		}
+		must(t, d.SetJobRate(64<<20))
 	}
 	finish(t, d, id, nil)
 	if list := diffOf(t, d, "one", "two"); len(list) == 0 || list[0].Start != 0 || list[len(list)-1].End() != 48<<20 {

@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"varve/integration/bulk"
 	"varve/integration/interleave"
+	"varve/integration/patience"
 )
 
 var everyCall = flag.Int("everycall.stride", 0, "the test of every call of a job stops at each how manieth one; 0 for the default")
@@ -80,16 +82,15 @@ func (v everyView) check(d *Disk) error {
 			defer view.Close()
 			read, size = view.ReadAt, view.Size()
 		}
-		got := make([]byte, size)
-		if err := read(got, 0); err != nil {
+		if size != int64(len(want)) {
+			return fmt.Errorf("the view %q has %d bytes, want %d", name, size, len(want))
+		}
+		at, err := bulk.Differ(read, want)
+		if err != nil {
 			return err
 		}
-		if !bytes.Equal(got, want) {
-			i := 0
-			for i < min(len(got), len(want)) && got[i] == want[i] {
-				i++
-			}
-			return fmt.Errorf("the view %q differs at %d: %d bytes, want %d", name, i, len(got), len(want))
+		if at >= 0 {
+			return fmt.Errorf("the view %q differs at %d", name, at)
 		}
 	}
 	return nil
@@ -129,7 +130,7 @@ func (c jobCase) run(t *testing.T, action string, n int) bool {
 		_, err = d.WaitJob(context.Background(), id)
 		return err
 	})
-	for end := time.Now().Add(time.Minute); !stop.Passed(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience.Hang); !stop.Passed(); time.Sleep(time.Millisecond) {
 		if job.Returned() && !stop.Passed() {
 			must(t, job.Wait())
 			return false

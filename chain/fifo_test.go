@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/integration/patience"
 )
 
 // TestFifos: a FIFO where a file should be, in a directory that a hostile header
@@ -79,7 +81,7 @@ func TestFifos(t *testing.T) {
 			go func() { done <- c.do(root) }()
 			select {
 			case err = <-done:
-			case <-time.After(time.Minute):
+			case <-time.After(patience.Hang):
 				t.Error("it waits for somebody to write to the FIFO")
 				// Let it go on.
 				release, err := os.OpenFile(fifo, os.O_RDWR, 0)

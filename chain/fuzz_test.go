@@ -14,12 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"varve/integration/patience"
 	"varve/integration/powercut"
 	"varve/overlay"
 )
 
 // hangLimit is far above what any input takes.
-const hangLimit = 2 * time.Minute
+var hangLimit = patience.Hang
 
 // Files of the hostile disks, in memory.
 const (

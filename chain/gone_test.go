@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 	"weak"
+
+	"varve/integration/patience"
 )
 
 // A layer that is gone is held by nothing in memory, however it went: its tables
@@ -100,7 +102,7 @@ func TestGoneLayersAreForgotten(t *testing.T) {
 				}
 				return left
 			}
-			for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			for deadline := time.Now().Add(patience.Hang); ; time.Sleep(10 * time.Millisecond) {
 				held := left()
 				if len(held) == 0 {
 					break

@@ -3,6 +3,7 @@ package chain
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -259,6 +260,8 @@ func TestFaultsInARow(t *testing.T) {
 	if os.Getenv("VARVE_LONG") != "" {
 		stride, rows = 1, []int{2, 3, 4, 5, 6}
 	}
+	base := filepath.Join(t.TempDir(), "base.raw")
+	must(t, sparseBase(base))
 	seed := 0
 	for _, leafOnly := range []bool{false, true} {
 		for _, work := range []string{directionUp, directionDown, jobFlatten} {
@@ -267,8 +270,9 @@ func TestFaultsInARow(t *testing.T) {
 					seed++
 					name := fmt.Sprintf("%s, leaf only %v, %v %d times", work, leafOnly, errno, row)
 					t.Run(name, func(t *testing.T) {
+						f := rowOfFaults{base: base, work: work, leafOnly: leafOnly, errno: errno, row: row}
 						for n := 4 + 5*seed%stride; !t.Failed(); n += stride {
-							if !faultsInARow(t, work, leafOnly, errno, n, row) {
+							if !f.run(t, n) {
 								return
 							}
 						}
@@ -279,10 +283,41 @@ func TestFaultsInARow(t *testing.T) {
 	}
 }
 
-// faultsInARow has some calls of a job fail, from the nth on; false when it has no
-// such call.
-func faultsInARow(t *testing.T, work string, leafOnly bool, errno unix.Errno, n, row int) bool {
-	d, fs := watchedDisk(t, 40<<20+1536)
+// sparseBase makes a raw image of 40 MiB and three sectors that holds data only around
+// the places where TestFaultsInARow writes: holes are read fast.
+func sparseBase(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	const mib = 1 << 20
+	err = f.Truncate(40*mib + 1536)
+	for _, data := range [][2]int64{{0, mib}, {16 * mib, 18 * mib}, {23 * mib, 30 * mib}, {34 * mib, 37 * mib}, {40 * mib, 40*mib + 1536}} {
+		if err == nil {
+			_, err = f.WriteAt(bytes.Repeat([]byte("some base data. "), int(data[1]-data[0])/16), data[0])
+		}
+	}
+	return errors.Join(err, f.Close())
+}
+
+// rowOfFaults is a job of which some calls in a row fail.
+type rowOfFaults struct {
+	base     string // of the disk
+	work     string
+	leafOnly bool
+	errno    unix.Errno
+	row      int
+	views    everyView // before the job; the same in each run
+}
+
+// run has some calls of the job fail, from the nth on; false when it has no such call.
+func (f *rowOfFaults) run(t *testing.T, n int) bool {
+	work, leafOnly, errno, row := f.work, f.leafOnly, f.errno, f.row
+	dir := filepath.Join(t.TempDir(), "vm.varve")
+	_, err := Create(dir, CreateOptions{Base: f.base})
+	must(t, err)
+	fs := newWatchedFS()
+	d := openWatched(t, fs, dir)
 	d.window = 1
 	small := func(value byte) {
 		put(t, d, value, 0, 64<<10)
@@ -312,13 +347,16 @@ func faultsInARow(t *testing.T, work string, leafOnly bool, errno unix.Errno, n,
 		put(t, d, 4, regionSize+300<<10, 5000)
 	}
 	must(t, d.Flush())
-	views := everyView{"": make([]byte, d.Size())}
-	must(t, d.ReadAt(views[""], 0))
-	if !leafOnly {
-		for _, name := range []string{"two", "three"} {
-			views[name] = viewOf(t, d, name)
+	if f.views == nil {
+		f.views = everyView{"": make([]byte, d.Size())}
+		must(t, d.ReadAt(f.views[""], 0))
+		if !leafOnly {
+			for _, name := range []string{"two", "three"} {
+				f.views[name] = viewOf(t, d, name)
+			}
 		}
 	}
+	views := f.views
 	check := func(when string) {
 		t.Helper()
 		if err := views.check(d); err != nil {
@@ -342,7 +380,6 @@ func faultsInARow(t *testing.T, work string, leafOnly bool, errno unix.Errno, n,
 		}
 		return nil
 	})
-	var err error
 	if work == jobFlatten {
 		_, err = d.Flatten(flattened)
 	} else {
@@ -354,7 +391,8 @@ func faultsInARow(t *testing.T, work string, leafOnly bool, errno unix.Errno, n,
 	fs.failing(nil)
 	check("after the job")
 	if err := d.WriteAt(bytes.Repeat([]byte{9}, 100), 50); err == nil {
-		views[""] = bytes.Clone(views[""])
+		before := bytes.Clone(views[""][50:150])
+		defer copy(views[""][50:150], before)
 		copy(views[""][50:], bytes.Repeat([]byte{9}, 100))
 		check("after a write")
 		_ = d.Flush() // a layer whose fdatasync failed stays failed

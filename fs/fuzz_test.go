@@ -12,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/integration/patience"
 )
 
 // hangLimit is far above what any input takes.
-const hangLimit = 2 * time.Minute
+var hangLimit = patience.Hang
 
 // writeErrnos are what a write to a control file may fail with as long as the
 // host is well.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/integration/patience"
 )
 
 // countingDisk counts the reads of views that arrive.
@@ -108,7 +109,7 @@ func TestBaseIsReadByTheKernel(t *testing.T) {
 		t.Error("no read of the snapshot came through us")
 	}
 	// The kernel tells of a close late.
-	for end := time.Now().Add(10 * time.Second); s.fs.through.count() > 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience.Hang); s.fs.through.count() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d files are still registered", s.fs.through.count())
 		}

@@ -11,6 +11,7 @@ import (
 
 	"varve/integration/guest"
 	"varve/integration/harness"
+	"varve/integration/patience"
 )
 
 // guestDisk is the size of the guest's disk in bytes.
@@ -18,7 +19,7 @@ const guestDisk = 192 << 20
 
 // guestJobLimit is how long a delete or a flatten may take beside a guest under
 // software emulation.
-const guestJobLimit = 2 * time.Minute
+var guestJobLimit = patience.Hang
 
 // baseKinds are the images that a guest's disk is mounted from. make gives the
 // image to mount and the foreign files with their names in layers/, top first.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/integration/harness"
+	"varve/integration/patience"
 )
 
 // sharedLines is how many extents of a file have blocks in common with another one,
@@ -281,7 +282,7 @@ func TestExportsDuringJobs(t *testing.T) {
 	if shares == 0 {
 		t.Error("no export shares blocks")
 	}
-	w.m.WaitJob(time.Minute)
+	w.m.WaitJob(patience.Hang)
 	w.m.Unmount()
 	harness.Run(t, harness.Varve(), "check", w.m.Disk)
 	log, err := os.ReadFile(filepath.Join(w.m.Disk, "varve.log"))

@@ -18,6 +18,7 @@ import (
 
 	"varve/integration/harness"
 	"varve/integration/model"
+	"varve/integration/patience"
 	"varve/integration/stamps"
 )
 
@@ -327,7 +328,7 @@ func (c *controller) compare(name string) {
 // judge looks at everything once more, at the end.
 func (c *controller) judge() {
 	c.Helper()
-	c.m.WaitJob(2 * time.Minute)
+	c.m.WaitJob(patience.Hang)
 	if !bytes.Equal(load(c.T, c.m.Raw())[soakBulk:soakBulk+soakBulkSize], c.bulk) {
 		c.Error("the bulk area is not what was written")
 	}
@@ -347,7 +348,7 @@ func (s *soak) tidy() {
 	s.Helper()
 	m := s.target.m
 	for {
-		m.WaitJob(2 * time.Minute)
+		m.WaitJob(patience.Hang)
 		names, err := s.target.Names()
 		if err != nil {
 			s.Fatal(err)
@@ -359,7 +360,7 @@ func (s *soak) tidy() {
 		}
 		before := m.Status().Job
 		m.Do("delete", line)
-		if after := m.WaitJob(2 * time.Minute); len(names) == 0 && (after == nil || before != nil && after.ID == before.ID) {
+		if after := m.WaitJob(patience.Hang); len(names) == 0 && (after == nil || before != nil && after.ID == before.ID) {
 			return // nothing is left to merge
 		}
 	}

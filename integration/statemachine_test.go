@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/integration/harness"
 	"varve/integration/model"
+	"varve/integration/patience"
 )
 
 var (
@@ -112,7 +112,7 @@ func (m *mountTarget) Revert(name string) error {
 }
 
 func (m *mountTarget) WaitJob() error {
-	if job := m.m.WaitJob(time.Minute); job != nil && job.State != "done" && job.State != "cancelled" {
+	if job := m.m.WaitJob(patience.Hang); job != nil && job.State != "done" && job.State != "cancelled" {
 		return fmt.Errorf("job %s (%s): %s: %s", job.ID, job.Kind, job.State, job.Error)
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	stdflate "compress/flate"
+
+	"varve/integration/patience"
 )
 
 // What hostile images must not do, whatever they say: crash, hang, cost more
@@ -19,7 +21,7 @@ import (
 
 // hangLimit is how long one input may take before it counts as a hang. It is
 // far above what any takes, on a busy machine too.
-const hangLimit = 2 * time.Minute
+var hangLimit = patience.Hang
 
 // readLimit is how many reads of the file one input may cause.
 const readLimit = 1 << 20

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"varve/integration/patience"
 )
 
 // tool runs a program that must succeed and gives its standard output.
@@ -168,8 +170,8 @@ func keepOpen(tb testing.TB, path string, args ...string) *keptOpen {
 		if err != nil {
 			tb.Fatalf("qemu-io did not open %s: %v\n%s", path, err, k.out.Bytes())
 		}
-	case <-time.After(20 * time.Second):
-		tb.Fatalf("qemu-io did not open %s in 20 s", path)
+	case <-time.After(patience.Hang):
+		tb.Fatalf("qemu-io did not open %s", path)
 	}
 	return k
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	testpatience "varve/integration/patience"
 )
 
 // Adopting an image is no hole: no file is opened that the user was not shown,
@@ -53,7 +55,7 @@ func trace(t *testing.T, dir, mnt string, use func(), args ...string) traced {
 	go func() { ended <- cmd.Wait() }()
 	wait := func(what string, there func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(2 * time.Minute); !there(); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(testpatience.Hang); !there(); time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				_ = cmd.Process.Kill()
 				t.Fatalf("varve %s: %s does not end", strings.Join(args, " "), what)

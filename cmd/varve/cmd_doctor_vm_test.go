@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 )
 
 // startVM starts a VM that does not run, with one drive, and waits until varve or the
@@ -68,12 +67,8 @@ func TestDoctorOfVMs(t *testing.T) {
 	says(t, dir, []string{"mnt"}, right)
 
 	goOn := stopped(t, daemonOf(t, disk))
-	began := time.Now()
 	if r := vv(t, dir, "doctor", "mnt", "--json"); !strings.Contains(r.stdout, `"no-answer"`) || !strings.Contains(r.stdout, "disk.raw is open: pid") {
 		t.Errorf("of a mount that hangs: %s", r.stdout)
-	}
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("a mount that hangs holds it up for %s", took)
 	}
 	goOn()
 

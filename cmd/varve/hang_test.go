@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"varve/cmd/varve/internal/mounts"
+	testpatience "varve/integration/patience"
 )
 
 // stopped stops a process as a debugger does, and lets it go on at the end.
@@ -45,11 +46,7 @@ func TestListWithAHungDaemon(t *testing.T) {
 	must(t, dir, "create", "two.varve", "--size", "3M")
 	must(t, dir, "mount", "two.varve", "mnt2")
 	stopped(t, daemonOf(t, dir+"/vm.raw.varve"))
-	begun := time.Now()
 	r := must(t, dir, "list")
-	if took := time.Since(begun); took > 3*answerTime {
-		t.Errorf("list took %s", took)
-	}
 	lines := map[string]string{}
 	for line := range strings.Lines(r.stdout) {
 		lines[strings.Fields(line)[0]] = line
@@ -87,7 +84,7 @@ func TestUmountTimeout(t *testing.T) {
 			t.Errorf("exit %d, says %q", r.code, r.stderr)
 		}
 		goOn()
-	case <-time.After(10 * time.Second):
+	case <-time.After(testpatience.Hang):
 		goOn()
 		t.Errorf("it waits for a daemon that is stopped: %+v", <-done)
 	}

@@ -16,6 +16,7 @@ import (
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/mounts"
+	testpatience "varve/integration/patience"
 )
 
 // asVarve makes this test program be varve: the daemon runs with the race
@@ -275,7 +276,7 @@ func named(st chain.Status) string {
 // eventually waits for something to become true.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !f(); {
+	for deadline := time.Now().Add(testpatience.Hang); !f(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("in vain: %s", what)
 		}

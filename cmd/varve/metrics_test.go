@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
@@ -189,11 +188,7 @@ func TestMetricsOfADeadMount(t *testing.T) {
 	must(t, dir, "mount", "three.varve", third)
 	stopped(t, daemonOf(t, dir+"/vm.raw.varve"))
 	killed(t, dir+"/two.varve")
-	begun := time.Now()
 	r := must(t, dir, "metrics", "--all")
-	if took := time.Since(begun); took > 3*answerTime {
-		t.Errorf("it took %s", took)
-	}
 	for place, want := range map[string]string{
 		`vm.raw.varve",mountpoint="` + mnt: "0", `two.varve",mountpoint="` + second: "0", `three.varve",mountpoint="` + third: "1",
 	} {

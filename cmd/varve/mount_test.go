@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	testpatience "varve/integration/patience"
 )
 
 func TestFirstAndNextMount(t *testing.T) {
@@ -246,7 +247,7 @@ func TestForegroundService(t *testing.T) {
 	defer socket.Close()
 	told := func() string {
 		t.Helper()
-		if err := socket.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		if err := socket.SetReadDeadline(time.Now().Add(testpatience.Hang)); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 4096)

@@ -19,6 +19,7 @@ import (
 
 	"varve/chain"
 	"varve/fs"
+	testpatience "varve/integration/patience"
 )
 
 // terminal is a pseudo-terminal: what runs on it, and what it shows.
@@ -95,7 +96,7 @@ func begin(t *testing.T, dir string, master, slave *os.File, args ...string) *ru
 // until reads until all that was written since the last call satisfies f.
 func (r *running) until(what string, f func(text string) bool) string {
 	r.t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(testpatience.Hang)
 	for {
 		if text := r.text.String(); f(text) {
 			r.text.Reset()
@@ -123,7 +124,7 @@ func (r *running) interrupt() int {
 	go func() { r.cmd.Wait(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(testpatience.Hang):
 		r.t.Fatal("it does not end at Ctrl-C")
 	}
 	return r.cmd.ProcessState.ExitCode()

@@ -13,13 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
-)
 
-// How long things may take under software emulation on a busy machine.
-const (
-	bootLimit    = 3 * time.Minute
-	commandLimit = 3 * time.Minute
-	offLimit     = time.Minute
+	"varve/integration/patience"
 )
 
 // kernelArguments is the guest kernel's command line.
@@ -79,8 +74,8 @@ func (g *Guest) waitReady() {
 		if !ok || !strings.HasPrefix(line, "VARVE ready") {
 			t.Fatalf("the guest said %q and not that it is ready\n%s", line, g.logs())
 		}
-	case <-time.After(bootLimit):
-		t.Fatalf("the guest did not boot within %v\n%s", bootLimit, g.logs())
+	case <-time.After(patience.Hang):
+		t.Fatalf("the guest did not boot within %v\n%s", patience.Hang, g.logs())
 	}
 }
 
@@ -192,7 +187,7 @@ func (g *Guest) Run(line string) string {
 		g.t.Fatalf("send %q to the guest: %v\n%s", line, err, g.logs())
 	}
 	var out strings.Builder
-	limit := time.After(commandLimit)
+	limit := time.After(patience.Hang)
 	for {
 		select {
 		case answer, ok := <-g.lines:
@@ -207,7 +202,7 @@ func (g *Guest) Run(line string) string {
 			}
 			out.WriteString(answer + "\n")
 		case <-limit:
-			g.t.Fatalf("in the guest, %q took longer than %v\n%s%s", line, commandLimit, out.String(), g.logs())
+			g.t.Fatalf("in the guest, %q took longer than %v\n%s%s", line, patience.Hang, out.String(), g.logs())
 		}
 	}
 }
@@ -245,10 +240,10 @@ func (g *Guest) written() int {
 func (g *Guest) WaitFsynced(n int) {
 	g.t.Helper()
 	want := g.written() + n
-	deadline := time.Now().Add(commandLimit)
+	deadline := time.Now().Add(patience.Hang)
 	for g.written() < want {
 		if time.Now().After(deadline) {
-			g.t.Fatalf("the guest's writer made %d files, not %d, within %v\n%s", g.written(), want, commandLimit, g.logs())
+			g.t.Fatalf("the guest's writer made %d files, not %d, within %v\n%s", g.written(), want, patience.Hang, g.logs())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -276,8 +271,8 @@ func (g *Guest) PowerOff() {
 		if g.exitErr != nil {
 			g.t.Fatalf("QEMU: %v\n%s", g.exitErr, g.logs())
 		}
-	case <-time.After(offLimit):
-		g.t.Fatalf("the guest is not off after %v\n%s", offLimit, g.logs())
+	case <-time.After(patience.Hang):
+		g.t.Fatalf("the guest is not off after %v\n%s", patience.Hang, g.logs())
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"varve/integration/patience"
 )
 
 // Prepared is a guest whose QEMU another program starts, such as libvirt: what
@@ -43,7 +45,7 @@ func Prepare(t testing.TB) *Prepared {
 // commands. It can be called again for the next boot.
 func (p *Prepared) Wait() *Guest {
 	p.t.Helper()
-	if err := p.listener.SetDeadline(time.Now().Add(bootLimit)); err != nil {
+	if err := p.listener.SetDeadline(time.Now().Add(patience.Hang)); err != nil {
 		p.t.Fatal(err)
 	}
 	g := &Guest{t: p.t, dir: p.dir, lines: make(chan string, 1000), exited: make(chan struct{})}
@@ -65,7 +67,7 @@ func (g *Guest) WaitGone() {
 	g.t.Helper()
 	select {
 	case <-g.exited:
-	case <-time.After(offLimit):
-		g.t.Fatalf("the guest is still there after %v\n%s", offLimit, g.logs())
+	case <-time.After(patience.Hang):
+		g.t.Fatalf("the guest is still there after %v\n%s", patience.Hang, g.logs())
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"varve/integration/harness"
+
+	"varve/integration/patience"
 )
 
 // qmpSocket is where QEMU listens for QMP, the protocol of its monitor.
@@ -28,7 +30,7 @@ func (g *Guest) State() string {
 // WaitState waits until the machine is in a state.
 func (g *Guest) WaitState(state string) {
 	g.t.Helper()
-	harness.Eventually(g.t, commandLimit, func() error {
+	harness.Eventually(g.t, patience.Hang, func() error {
 		if now := g.State(); now != state {
 			return fmt.Errorf("the guest is %q, want %q\n%s", now, state, g.logs())
 		}
@@ -50,7 +52,7 @@ func (g *Guest) qmp(command string, into any) {
 		g.t.Fatalf("%v\n%s", err, g.logs())
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(commandLimit)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience.Hang)); err != nil {
 		g.t.Fatal(err)
 	}
 	answers := bufio.NewScanner(conn)

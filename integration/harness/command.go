@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"varve/integration/patience"
 )
 
 // Result is what a command left.
@@ -16,7 +18,7 @@ type Result struct {
 }
 
 // commandLimit ends a command that hangs, so that the test says which it was.
-const commandLimit = 5 * time.Minute
+var commandLimit = patience.Hang
 
 // Try runs a command to its end. It fails the test only when the command
 // cannot be started or does not end.

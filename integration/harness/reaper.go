@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+
+	"varve/integration/patience"
 )
 
 // startReaper starts a process that outlives this one and, when this one is
@@ -92,7 +94,7 @@ func sweep(dir string) (found []string) {
 	}
 
 	// A daemon whose mount is gone ends by itself, after its flush.
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience.Hang)
 	for {
 		left := processesOf(dir)
 		if len(left) == 0 {

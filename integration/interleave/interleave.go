@@ -13,10 +13,9 @@ import (
 	"sync"
 	"testing"
 	"time"
-)
 
-// patience is how long a test waits for what must happen.
-const patience = 60 * time.Second
+	"varve/integration/patience"
+)
 
 // Call is a call to the host. Length is in bytes; Done says that it was made
 // already, and returns next.
@@ -97,8 +96,8 @@ func (s *Stop) Reached() {
 	s.tb.Helper()
 	select {
 	case <-s.reached:
-	case <-time.After(patience):
-		s.tb.Fatalf("nobody came to the place in %v\n%s", patience, stacks())
+	case <-time.After(patience.Hang):
+		s.tb.Fatalf("nobody came to the place in %v\n%s", patience.Hang, stacks())
 	}
 }
 
@@ -154,8 +153,8 @@ func (o *Op) Wait() error {
 	select {
 	case <-o.done:
 		return o.err
-	case <-time.After(patience):
-		o.tb.Fatalf("the operation is not over after %v\n%s", patience, stacks())
+	case <-time.After(patience.Hang):
+		o.tb.Fatalf("the operation is not over after %v\n%s", patience.Hang, stacks())
 		return nil
 	}
 }
@@ -172,7 +171,7 @@ func (o *Op) Must() {
 // fails the test when it ends instead.
 func (o *Op) Waits() {
 	o.tb.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience.Hang); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if o.Returned() {
 			o.tb.Fatalf("the operation did not wait; it returned %v", o.err)
 		}
@@ -180,18 +179,18 @@ func (o *Op) Waits() {
 			return
 		}
 	}
-	o.tb.Fatalf("the operation neither waits nor ends in %v\n%s", patience, stacks())
+	o.tb.Fatalf("the operation neither waits nor ends in %v\n%s", patience.Hang, stacks())
 }
 
 // Settles returns when the operation is over or waits for anything.
 func (o *Op) Settles() {
 	o.tb.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience.Hang); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if o.Returned() || o.blocked("chan receive", "select") {
 			return
 		}
 	}
-	o.tb.Fatalf("the operation neither waits nor ends in %v\n%s", patience, stacks())
+	o.tb.Fatalf("the operation neither waits nor ends in %v\n%s", patience.Hang, stacks())
 }
 
 // blocked looks at the goroutine as the runtime shows it: it waits for a lock,
@@ -219,14 +218,14 @@ func hasPrefix(s string, prefixes []string) bool {
 // lock it may wait on its way there), which is in a function, such as ".synchronize(".
 func (o *Op) WaitsWith(function string) {
 	o.tb.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience.Hang); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		all := stacks()
 		stack, ok := o.stack(all)
 		if ok && hasPrefix(stack, []string{"chan receive", "select"}) && strings.Contains(all, function) {
 			return
 		}
 	}
-	o.tb.Fatalf("the operation does not wait for one in %s after %v\n%s", function, patience, stacks())
+	o.tb.Fatalf("the operation does not wait for one in %s after %v\n%s", function, patience.Hang, stacks())
 }
 
 func stacks() string {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/integration/harness"
+	"varve/integration/patience"
 )
 
 // User is the uid and gid as which virtual machines run: those of Debian's
@@ -169,7 +170,7 @@ func (d *Daemon) stop() {
 	_ = d.cmd.Process.Kill()
 	select {
 	case <-d.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience.Hang):
 		d.t.Errorf("libvirtd (pid %d) did not end", d.cmd.Process.Pid)
 		return
 	}

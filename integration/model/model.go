@@ -4,12 +4,13 @@
 package model
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sort"
+
+	"varve/integration/bulk"
 )
 
 // Target is the real disk. An error from it is a finding.
@@ -340,16 +341,13 @@ func (r *run) compareOne(name string) error {
 
 // differ is nil when got is want, else it says where the first difference is.
 func differ(what string, off int64, got, want []byte) error {
-	if bytes.Equal(got, want) {
+	if bulk.Equal(got, want) {
 		return nil
 	}
 	if len(got) != len(want) {
 		return fmt.Errorf("%s has %d bytes, want %d", what, len(got), len(want))
 	}
-	i := 0
-	for got[i] == want[i] {
-		i++
-	}
+	i := bulk.First(got, want)
 	last := len(got) - 1
 	for got[last] == want[last] {
 		last--

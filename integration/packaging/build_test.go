@@ -7,12 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"varve/integration/harness"
+	"varve/integration/patience"
 )
 
-const limit = 20 * time.Second
+var limit = patience.Hang
 
 // checkoutCopy is a copy of the checkout to run make in: bin/ of the checkout is
 // what other tests run.

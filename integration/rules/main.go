@@ -22,6 +22,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"varve/integration/patience"
 )
 
 // mutant breaks a rule.
@@ -37,10 +39,12 @@ type mutant struct {
 type edit struct{ file, old, new string }
 
 // Time-outs end tests that hang: of a mutant, and of the tree as it is, where
-// all tests of a package run at once.
+// all tests of a package run at once. What a mutant has made impossible its tests
+// wait for no longer than mutantPatience.
 const (
-	mutantTimeout   = 5 * time.Minute
-	baselineTimeout = 20 * time.Minute
+	mutantTimeout   = 10 * time.Minute
+	baselineTimeout = 2 * time.Hour
+	mutantPatience  = time.Minute
 )
 
 func main() {
@@ -155,18 +159,19 @@ type tester struct {
 
 // test runs some tests of a package, on the tree or on a build overlay.
 func (t *tester) test(pkg string, names []string, overlay string) (output string, err error) {
-	timeout := baselineTimeout
+	timeout, env := baselineTimeout, append(os.Environ(), t.env...)
 	args := []string{"test", "-count=1", "-vet=off", "-v", "-run", "^(" + strings.Join(names, "|") + ")$"}
 	if overlay != "" {
 		timeout = mutantTimeout
 		args = append(args, "-overlay", overlay)
+		env = append(env, patience.Variable+"="+mutantPatience.String())
 	}
 	args = append(args, "-timeout", timeout.String())
 	if t.exec != "" {
 		args = append(args, "-exec", t.exec)
 	}
 	cmd := exec.Command("go", append(args, "./"+pkg)...)
-	cmd.Env = append(os.Environ(), t.env...)
+	cmd.Env = env
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

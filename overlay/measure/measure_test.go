@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"varve/integration/patience"
 )
 
 func TestCounter(t *testing.T) {
@@ -111,7 +113,7 @@ func TestPlacesApart(t *testing.T) {
 			<-held
 		})
 	}
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience.Hang); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		mu.Lock()
 		n := len(seen)
 		mu.Unlock()

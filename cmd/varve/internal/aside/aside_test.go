@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"varve/integration/patience"
 )
 
 func TestMain(m *testing.M) {
@@ -52,19 +54,15 @@ func TestAskGivesUp(t *testing.T) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	begun := time.Now()
 	if _, err := Ask(context.Background(), "read", fifo, 100*time.Millisecond); !errors.Is(err, ErrNoAnswer) {
 		t.Errorf("%v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(100*time.Millisecond, cancel)
-	if _, err := Ask(ctx, "read", fifo, time.Minute); !errors.Is(err, context.Canceled) {
+	if _, err := Ask(ctx, "read", fifo, patience.Hang); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	if took := time.Since(begun); took > 30*time.Second {
-		t.Errorf("it took %s", took)
-	}
-	for end := time.Now().Add(20 * time.Second); leftBehind("read", fifo); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience.Hang); leftBehind("read", fifo); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the child goes on")
 		}

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestMain plays the daemon when Start has run this test program again.
@@ -100,11 +99,23 @@ func TestStart(t *testing.T) {
 }
 
 func TestInterruptedStart(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	code, said, err := start(t, ctx, "patient")
-	if code != 4 || said != "waiting\n" || err != nil {
-		t.Errorf("code %d, said %q, error %v", code, said, err)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	said := make(chan string, 1)
+	go func() {
+		p := make([]byte, len("waiting\n"))
+		n, _ := io.ReadFull(r, p) // what is missing shows below
+		cancel()
+		said <- string(p[:n])
+	}()
+	code, err := Start(ctx, []string{"patient"}, w)
+	w.Close()
+	if words := <-said; code != 4 || words != "waiting\n" || err != nil {
+		t.Errorf("code %d, said %q, error %v", code, words, err)
 	}
 }
 

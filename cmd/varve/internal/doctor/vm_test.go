@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/mounts"
+	"varve/integration/patience"
 )
 
 // fakeDisk is a disk of files that no daemon serves: what a VM is given is told
@@ -86,7 +87,7 @@ func startQEMU(t *testing.T, cwd string, args ...string) int {
 		<-ended
 	})
 	// The monitor greets early, and answers when everything is set up.
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience.Hang); ; time.Sleep(10 * time.Millisecond) {
 		if answersAt(monitor) {
 			return cmd.Process.Pid
 		}

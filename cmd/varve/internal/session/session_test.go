@@ -12,6 +12,8 @@ import (
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
+
+	"varve/integration/patience"
 )
 
 func TestLoginGroup(t *testing.T) {
@@ -115,7 +117,7 @@ func bus(t *testing.T, result string) *systemd {
 
 func TestLeave(t *testing.T) {
 	s := bus(t, "done")
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience.Hang)
 	defer cancel()
 	unit, err := Leave(ctx, "varve mount /mnt/vm1")
 	if err != nil {
@@ -149,7 +151,7 @@ func TestLeaveFails(t *testing.T) {
 	} {
 		t.Run(result, func(t *testing.T) {
 			bus(t, result)
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience.Hang)
 			defer cancel()
 			if _, err := Leave(ctx, "x"); err == nil || !strings.Contains(err.Error(), words) {
 				t.Errorf("Leave: %v", err)
