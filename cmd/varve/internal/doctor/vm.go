@@ -176,12 +176,16 @@ func (s *Scope) what(l Layer) string {
 }
 
 // right is what a VM is to be given instead.
-func (s *Scope) right() string {
+func (s *Scope) right(v vm, d vmDisk) string {
+	without := ""
+	if v.PID == 0 && len(d.Below) > 0 {
+		without = "; take out the disk's <backingStore> with all that is in it, too: with that it does not start"
+	}
 	switch {
 	case len(s.Mounts) > 0:
-		return "give it " + filepath.Join(s.Mounts[0].Mountpoint, "disk.raw") + " (format raw) instead"
+		return "give it " + filepath.Join(s.Mounts[0].Mountpoint, "disk.raw") + " (format raw) instead" + without
 	case s.Directory != "":
-		return fmt.Sprintf("mount the disk (varve mount %s MOUNTPOINT), and give it MOUNTPOINT/disk.raw (format raw) instead", chain.ShellWord(s.Directory))
+		return fmt.Sprintf("mount the disk (varve mount %s MOUNTPOINT), and give it MOUNTPOINT/disk.raw (format raw) instead", chain.ShellWord(s.Directory)) + without
 	}
 	return "give it the image on top"
 }
@@ -196,15 +200,15 @@ func (s *Scope) judgeLayer(v vm, d vmDisk, l Layer) (Finding, bool) {
 	case l.State == "leaf" && len(s.Mounts) == 0:
 		return Finding{Severity: Warning,
 			What: fmt.Sprintf("%s has %s to write: while it runs the disk cannot be mounted", v.who(), s.what(l)),
-			Fix:  v.end() + ", then " + s.right()}, true
+			Fix:  v.end() + ", then " + s.right(v, d)}, true
 	case l.State == "leaf":
 		return Finding{Severity: Problem,
 			What: fmt.Sprintf("%s has %s to write, past the mount: two writers destroy it", v.who(), s.what(l)),
-			Fix:  v.end() + " now, then " + s.right() + s.checkAfter(v)}, true
+			Fix:  v.end() + " now, then " + s.right(v, d) + s.checkAfter(v)}, true
 	}
 	return Finding{Severity: Problem,
 		What: fmt.Sprintf("%s has %s to write: every write falsifies the layers above", v.who(), s.what(l)),
-		Fix:  v.end() + ", then " + s.right() + s.checkAfter(v)}, true
+		Fix:  v.end() + ", then " + s.right(v, d) + s.checkAfter(v)}, true
 }
 
 // checkAfter is what to do when something may have been written already.
@@ -233,7 +237,15 @@ func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Fin
 	case "":
 		add(Warning, vmOptions, "has disk.raw without a format: QEMU guesses it from what the guest has written", "give it format=raw")
 	default:
-		add(Warning, vmOptions, fmt.Sprintf("has disk.raw as %s, and it is raw", d.Format), "give it format=raw, in libvirt <driver type='raw'/>")
+		severity, fix := Warning, "give it format=raw"
+		if v.PID == 0 {
+			severity, fix = Problem, v.end()+", and write type='raw' into the disk's <driver>" // libvirt lets QEMU guess nothing
+		}
+		add(severity, vmOptions, fmt.Sprintf("has disk.raw as %s, and it is raw", d.Format), fix)
+	}
+	if v.PID == 0 && len(d.Below) > 0 {
+		add(Problem, vmOptions, fmt.Sprintf("has disk.raw on %s, by the <backingStore> that libvirt has kept: with that it does not start", d.Below[0]),
+			v.end()+", and take out the disk's <backingStore> with all that is in it")
 	}
 	if d.NoFlush && !d.ReadOnly {
 		add(Warning, vmOptions, "ignores the guest's flushes (cache=unsafe): a power cut takes what the guest believes to be safe", "give it cache=none")
