@@ -78,7 +78,7 @@ lint: ## gofmt, go vet, staticcheck, the import rule
 	if [ $$status != 0 ]; then echo "$$out"; exit 1; fi
 
 .PHONY: check-fast
-check-fast: deps lint ## what takes under two minutes: lint and the short unit tests
+check-fast: deps lint ## what takes two minutes once the linters are built: lint and the short unit tests
 	@$(TESTRUN) fast
 
 .PHONY: test
