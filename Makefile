@@ -30,7 +30,7 @@ TESTRUN = $(GO) build -o bin/testrun ./integration/testrun && bin/testrun $(AS_R
 # Tests mount, attach loop devices and become other users. As root they have a
 # home, and so a build cache, of their own.
 ifneq ($(shell id -u),0)
-AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,VARVE_LONG,VARVE_RACE,VARVE_PATIENCE env PATH=$(PATH)'
+AS_ROOT := -exec 'sudo --preserve-env=VARVE_BIN,VARVE_LONG,VARVE_RACE,VARVE_PATIENCE,VARVE_TURN,GOGC env PATH=$(PATH)'
 endif
 
 .DEFAULT_GOAL := help
@@ -78,11 +78,11 @@ lint: ## gofmt, go vet, staticcheck, the import rule
 	if [ $$status != 0 ]; then echo "$$out"; exit 1; fi
 
 .PHONY: check-fast
-check-fast: deps lint ## what takes under two minutes: lint and the short unit tests
+check-fast: deps lint ## what takes two minutes once the linters are built: lint and the short unit tests
 	@$(TESTRUN) fast
 
 .PHONY: test
-test: deps build lint ## everything, in under 20 minutes on 2 cores
+test: deps build lint ## everything that is tested; some 10 minutes on 2 idle cores
 	@export VARVE_BIN='$(CURDIR)/bin/varve'; $(TESTRUN) test
 
 # Every place of every record, every call of every scenario, then seed after seed.

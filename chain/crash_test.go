@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"varve/integration/powercut"
+	"varve/integration/turn"
 	"varve/overlay"
 )
 
@@ -268,7 +269,7 @@ func (c *crashJudge) replay(g *simGuest, log []powercut.Op) {
 	g.t.Helper()
 	ws := worlds{g.known[0].Clone()}
 	player := powercut.NewPlayer(g.began, log)
-	for place := c.rnd.IntN(flags.Stride); ; {
+	for place := turn.Of(c.rnd.IntN(flags.Stride), flags.Stride); ; {
 		op, ok := player.Next()
 		if !ok {
 			return

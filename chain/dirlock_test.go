@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/integration/interleave"
+	"varve/integration/patience"
 	"varve/overlay"
 )
 
@@ -86,7 +87,7 @@ func TestLockOfAnotherProcess(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		kill()
 	}()
-	lock, err := lockDir(fs, dir, true, "", time.Minute)
+	lock, err := lockDir(fs, dir, true, "", patience.Hang)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"varve/integration/bulk"
 	"varve/integration/interleave"
 	"varve/integration/patience"
+	"varve/integration/turn"
 )
 
 var everyCall = flag.Int("everycall.stride", 0, "the test of every call of a job stops at each how manieth one; 0 for the default")
@@ -58,7 +59,7 @@ func TestEveryCallOfAJob(t *testing.T) {
 			t.Run(c.name+", "+action, func(t *testing.T) {
 				runs := 0
 				// Other places for each pair, so that a stride leaves out others.
-				for n := 1 + (i+5*k)%stride; c.run(t, action, n); n += stride {
+				for n := 1 + turn.Of(i+5*k, stride); c.run(t, action, n); n += stride {
 					runs++
 				}
 				t.Logf("%d places", runs)

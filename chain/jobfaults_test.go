@@ -19,6 +19,7 @@ import (
 
 	"varve/integration/interleave"
 	"varve/integration/powercut"
+	"varve/integration/turn"
 	"varve/overlay"
 )
 
@@ -271,7 +272,7 @@ func TestFaultsInARow(t *testing.T) {
 					name := fmt.Sprintf("%s, leaf only %v, %v %d times", work, leafOnly, errno, row)
 					t.Run(name, func(t *testing.T) {
 						f := rowOfFaults{base: base, work: work, leafOnly: leafOnly, errno: errno, row: row}
-						for n := 4 + 5*seed%stride; !t.Failed(); n += stride {
+						for n := 4 + turn.Of(5*seed, stride); !t.Failed(); n += stride {
 							if !f.run(t, n) {
 								return
 							}

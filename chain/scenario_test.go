@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"varve/integration/powercut"
+	"varve/integration/turn"
 )
 
 // scenario is a short piece of a disk's life, in which every call to the host
@@ -197,7 +198,7 @@ func TestFaults(t *testing.T) {
 					if reads {
 						stride *= 7
 					}
-					for n := 1 + (i+k)%stride; ; n += stride {
+					for n := 1 + turn.Of(i+k, stride); ; n += stride {
 						f := &faultRun{scenario: s, at: n, reads: reads, err: kind.err}
 						if err := f.run(t, uint64(n)); err != nil {
 							t.Fatalf("call %d, %s, failed with %s: %v\nsteps:\n%s", n, f.what, kind.name, err, f.g.story())

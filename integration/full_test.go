@@ -6,13 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
 	"varve/integration/guest"
 	"varve/integration/harness"
+	"varve/integration/patience"
 )
 
 // fullHosts are file systems that get full, as small as they can be.
@@ -148,7 +148,7 @@ func (f *fullHost) finishes() {
 		{"delete", f.m.Point, "one"}, {"snapshot", f.m.Point, "three"}, {"flatten", f.m.Point, "two"},
 	} {
 		harness.Run(f.T, harness.Varve(), args...)
-		f.m.FinishJob(2 * time.Minute)
+		f.m.FinishJob(patience.Hang)
 	}
 	delete(f.views, "one")
 	f.viewsHold()

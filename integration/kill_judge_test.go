@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"varve/integration/harness"
+	"varve/integration/patience"
 	"varve/integration/stamps"
 )
 
@@ -79,7 +80,7 @@ func (r *killRun) judgeSnapshot(l harness.ManifestLayer) {
 func (r *killRun) judgeMount(leaf string) (verified int) {
 	r.Helper()
 	r.judgeViews(leaf)
-	r.m.FinishJob(2 * time.Minute)
+	r.m.FinishJob(patience.Hang)
 	harness.Eventually(r.T, time.Minute, func() error {
 		if j := harness.ReadManifest(r.T, r.disk).Job; j != nil {
 			return fmt.Errorf("chain.json still has job %s (%s)", j.ID, j.Kind)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/integration/harness"
+	"varve/integration/patience"
 	"varve/integration/stamps"
 )
 
@@ -445,7 +446,7 @@ func (r *killRun) prune() {
 		r.m.Do("delete", ours[i])
 		delete(r.views, ours[i])
 		ours = slices.Delete(ours, i, i+1)
-		r.m.FinishJob(2 * time.Minute)
+		r.m.FinishJob(patience.Hang)
 	}
 }
 

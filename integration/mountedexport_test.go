@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -231,11 +232,16 @@ func TestExportsDuringJobs(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	w := &exportWorld{t: t, m: harness.MountDisk(t, raw), rand: rand.New(rand.NewPCG(seed, 1)), model: model, views: map[string][]byte{}}
-	until := time.Now().Add(long)
+	until, late := time.Now().Add(long), time.Now().Add(long+patience.Hang)
 	var exports sync.WaitGroup
-	done, shares := 0, 0
+	done := 0
+	var shares atomic.Int64 // exports that share blocks; one there must be, however slow the machine is
+	more := func() bool {
+		now := time.Now()
+		return now.Before(until) || shares.Load() == 0 && now.Before(late) && !t.Failed()
+	}
 	exports.Go(func() {
-		for i := 0; time.Now().Before(until); i++ {
+		for i := 0; more(); i++ {
 			name := w.any()
 			if name == "" {
 				time.Sleep(10 * time.Millisecond)
@@ -263,7 +269,7 @@ func TestExportsDuringJobs(t *testing.T) {
 					t.Error(err)
 				}
 			} else if shared, _ := sharedLines(t, out); shared > 0 {
-				shares++
+				shares.Add(1)
 			}
 			got, err := os.ReadFile(out)
 			if err != nil || !bytes.Equal(got, want) {
@@ -273,13 +279,13 @@ func TestExportsDuringJobs(t *testing.T) {
 			done++
 		}
 	})
-	for time.Now().Before(until) && !t.Failed() {
+	for more() && !t.Failed() {
 		w.write()
 		w.do()
 	}
 	exports.Wait()
-	t.Logf("%d exports, of which %d share blocks; %d changes", done, shares, w.next)
-	if shares == 0 {
+	t.Logf("%d exports, of which %d share blocks; %d changes", done, shares.Load(), w.next)
+	if shares.Load() == 0 {
 		t.Error("no export shares blocks")
 	}
 	w.m.WaitJob(patience.Hang)

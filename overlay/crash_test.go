@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/integration/powercut"
+	"varve/integration/turn"
 	"varve/overlay"
 )
 
@@ -375,7 +376,7 @@ func (g *layerGuest) replay(log []powercut.Op, seed uint64) *layerJudge {
 	c := &layerJudge{t: g.t, rnd: rand.New(rand.NewPCG(seed, 2)), seen: map[powercut.Version]bool{}}
 	v := g.first.Clone()
 	player := powercut.NewPlayer(g.before, log)
-	for place := c.rnd.IntN(flags.Stride); ; {
+	for place := turn.Of(c.rnd.IntN(flags.Stride), flags.Stride); ; {
 		op, ok := player.Next()
 		if !ok {
 			return c
@@ -442,7 +443,7 @@ func TestLayerFaults(t *testing.T) {
 					if reads && k > 0 {
 						break
 					}
-					for n := 1; ; n += flags.FaultStride {
+					for n := 1 + turn.Of(k, flags.FaultStride); ; n += flags.FaultStride {
 						what, err := layerFault(t, bits, uint64(k+1), n, reads, kind)
 						if err != nil {
 							t.Fatalf("call %d, %s, failed with %v: %v", n, what, kind, err)

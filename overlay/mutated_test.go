@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"varve/integration/turn"
 )
 
 var (
@@ -18,17 +20,23 @@ var (
 	mutatedSeed   = flag.Uint64("mutated.seed", 0, "the one image to show, by its number; 0 for all")
 )
 
-// mutatedCount is how many images a test shows to qemu-img.
-func mutatedCount(short, usual, long int) int {
+// mutatedNumbers are the first and the last of the images that a test shows to
+// qemu-img, of 4000; their numbers begin at 1.
+func mutatedNumbers(short, usual int) (first, last uint64) {
+	const all = 4000
+	n := usual
 	switch {
+	case *mutatedSeed != 0:
+		return *mutatedSeed, *mutatedSeed
 	case *mutatedImages > 0:
-		return *mutatedImages
+		return 1, uint64(*mutatedImages)
 	case os.Getenv("VARVE_LONG") != "":
-		return long
+		n = all
 	case testing.Short():
-		return short
+		n = short
 	}
-	return usual
+	first = uint64(1 + turn.Window(n, all))
+	return first, first + uint64(n) - 1
 }
 
 // randomScript is a script for mutate: mostly one change.
@@ -65,13 +73,11 @@ var readerStricter = []string{
 func TestMutatedImagesAgainstQEMU(t *testing.T) {
 	t.Parallel()
 	seeds := qemuSeeds(t)
-	n := mutatedCount(24, 400, 4000)
+	first, last := mutatedNumbers(20, 200)
+	n := int(last - first + 1)
 	both, partly, oursOnly, qemuOnly, neither := 0, 0, 0, 0, 0
 	reasons := map[string]int{}
-	for number := uint64(1); number <= uint64(n); number++ {
-		if *mutatedSeed != 0 && number != *mutatedSeed {
-			continue
-		}
+	for number := first; number <= last; number++ {
 		rnd := rand.New(rand.NewPCG(number, 7))
 		s := seeds[rnd.IntN(len(seeds))]
 		script := randomScript(rnd)
@@ -252,12 +258,10 @@ func judgeMutatedMap(t *testing.T, what, path string) {
 func TestDamagedLayersAgainstQEMU(t *testing.T) {
 	t.Parallel()
 	seeds := ownSeeds(t)
-	n := mutatedCount(12, 200, 4000)
+	first, last := mutatedNumbers(10, 100)
+	n := int(last - first + 1)
 	right := 0
-	for number := uint64(1); number <= uint64(n); number++ {
-		if *mutatedSeed != 0 && number != *mutatedSeed {
-			continue
-		}
+	for number := first; number <= last; number++ {
 		rnd := rand.New(rand.NewPCG(number, 8))
 		s := seeds[rnd.IntN(len(seeds))]
 		script := randomScript(rnd)

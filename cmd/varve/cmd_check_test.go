@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"varve/chain"
+	testpatience "varve/integration/patience"
 )
 
 // diskToCheck makes a disk with two snapshots that is not mounted, and raw files
@@ -164,7 +165,7 @@ func TestCheckAfterAKill(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	daemon.wait(60 * time.Second)
+	daemon.wait(testpatience.Hang)
 	daemon.close()
 	if err := syscall.Unmount(mnt, syscall.MNT_DETACH); err != nil {
 		t.Fatal(err)

@@ -84,7 +84,7 @@ func hostDir(t *testing.T) string {
 				pid, _, _, _ := chain.Holder(m.Source)
 				daemon := processEnd(pid)
 				syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH)
-				daemon.wait(20 * time.Second)
+				daemon.wait(testpatience.Hang)
 				daemon.close()
 			}
 		}

@@ -9,10 +9,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"varve/cmd/varve/internal/mounts"
 	"varve/integration/harness"
+	testpatience "varve/integration/patience"
 )
 
 // killed kills the daemon of a disk directory and waits for its end. The mount
@@ -25,7 +25,7 @@ func killed(t *testing.T, disk string) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	daemon.wait(30 * time.Second)
+	daemon.wait(testpatience.Hang)
 }
 
 // mountsAt counts the mounts at a place.

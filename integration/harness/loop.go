@@ -7,7 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+
+	"varve/integration/patience"
 )
 
 // Loop is an attached loop device.
@@ -48,7 +49,7 @@ func (l *Loop) Detach() {
 	}
 	// losetup returns before the kernel has let go of the file.
 	state := "/sys/block/" + filepath.Base(l.Device) + "/loop/backing_file"
-	Eventually(l.t, 5*time.Second, func() error {
+	Eventually(l.t, patience.Hang, func() error {
 		if file, err := os.ReadFile(state); err == nil {
 			return fmt.Errorf("%s still holds %s", l.Device, file)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"varve/chain"
+	"varve/integration/patience"
 )
 
 // Mount is a disk that `varve mount` mounted.
@@ -86,7 +87,7 @@ func (m *Mount) Unmount() {
 	if mounted, err := mountinfo.Mounted(m.Point); err != nil || mounted {
 		m.t.Fatalf("varve umount returned, and %s is still a mount (%v)", m.Point, err)
 	}
-	Eventually(m.t, 5*time.Second, func() error {
+	Eventually(m.t, patience.Hang, func() error {
 		if running(m.PID) {
 			return fmt.Errorf("the daemon (pid %d) still runs after varve umount", m.PID)
 		}

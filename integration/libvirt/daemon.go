@@ -119,7 +119,7 @@ func Start(t testing.TB) *Daemon {
 		_ = d.cmd.Wait()
 		close(d.done)
 	}()
-	harness.Eventually(t, 30*time.Second, func() error {
+	harness.Eventually(t, patience.Hang, func() error {
 		select {
 		case <-d.done:
 			t.Fatalf("libvirtd ended:\n%s", d.out)

@@ -4,8 +4,8 @@
 //	go build -o bin/testrun ./integration/testrun
 //	bin/testrun [-exec COMMAND] [-still 15m] [-lanes 2] [-slowest 10] SUITE
 //
-// A suite is a list of parts (parts.go); a part is one `go test`. As many parts run
-// at a time as there are processors. No test has a time limit, for nobody knows how
+// A suite is a list of parts (parts.go); a part is one `go test`. A few parts run
+// at a time. No test has a time limit, for nobody knows how
 // slow a machine is: a test binary is ended, with the stacks of all its goroutines,
 // when it has printed nothing for -still (watch.go).
 //
@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"varve/integration/turn"
 )
 
 // Exit codes.
@@ -50,7 +52,8 @@ func runMain(args []string, stderr io.Writer) int {
 	flags := flag.NewFlagSet("testrun", flag.ContinueOnError)
 	flags.StringVar(&o.exec, "exec", "", "run the test binaries by this command, as go test does")
 	flags.DurationVar(&o.still, "still", 15*time.Minute, "end a test binary that has printed nothing for this time")
-	flags.IntVar(&o.lanes, "lanes", runtime.NumCPU(), "how many parts run at a time")
+	// Many tests wait, for a disk or for a program: one more than there are processors.
+	flags.IntVar(&o.lanes, "lanes", runtime.NumCPU()+1, "how many parts run at a time")
 	flags.IntVar(&o.slowest, "slowest", 0, "name that many of the slowest tests at the end")
 	only := flags.String("only", "", "run only the parts whose title contains this text")
 	flags.SetOutput(stderr)
@@ -80,11 +83,22 @@ func runMain(args []string, stderr io.Writer) int {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	setTurn()
 	d := newDisplay(os.Stdout, terminalWidth(os.Stdout))
 	if newRunner(o, d).run(ctx, parts) {
 		return 0
 	}
 	return exitFailed
+}
+
+// setTurn has the tests try other places than yesterday, unless somebody has said which.
+func setTurn() {
+	value := os.Getenv(turn.Variable)
+	if value == "" {
+		value = fmt.Sprint(time.Now().Unix() / (24 * 60 * 60))
+		os.Setenv(turn.Variable, value) // fails for bad names only
+	}
+	fmt.Printf("the same places again: %s=%s\n", turn.Variable, value)
 }
 
 // terminalWidth gives the columns of a terminal on each call; nil when f is none.

@@ -16,23 +16,35 @@ type part struct {
 	alone     bool // nothing runs beside it
 }
 
-const crash = "PowerCut|Faults$"
+// Tests of chain and overlay that run in parts of their own, without the race detector,
+// by their names: test-long has them with it.
+const (
+	// The simulated power cuts and faults: at more places than in the unit tests.
+	crash = "PowerCut|Faults$"
+	// Nothing runs beside what these try, and they touch much memory or wait for
+	// qemu-img.
+	single = "AgainstQEMU|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz"
+)
 
 // suites are what can be run. Of parts that run beside each other the longest come
 // first, so that none is left for the end.
 var suites = map[string][]part{
 	"test": {
-		// The power cuts and faults come at more places than in the unit tests, and
-		// without the race detector: test-long has them with it.
-		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=PowerCut"}},
-		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=PowerCut"}},
+		{title: "integration", packages: []string{"./integration"}},
+		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
 		{title: "power cuts and faults of a disk", packages: []string{"./chain"}, flags: []string{"-run=" + crash},
-			testFlags: []string{"-crash.stride=3", "-fault.stride=5"}},
-		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
-			testFlags: []string{"-crash.runs=4", "-crash.stride=1", "-fault.stride=1"}},
+			testFlags: []string{"-crash.stride=3", "-fault.stride=5"}, env: crashes},
 		{title: "the program, with the race detector", packages: []string{"./cmd/..."}, flags: []string{"-race"}},
+		{title: "chain and overlay, one thing at a time", packages: []string{"./chain/...", "./overlay/..."}, flags: []string{"-run=" + single, "-skip=" + crash}},
+		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
+			testFlags: []string{"-crash.runs=4", "-crash.stride=1", "-fault.stride=1"}, env: crashes},
+		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
+		{title: "integration, one piece each", packages: []string{
+			"./integration/bench", "./integration/bigchain", "./integration/bulk", "./integration/guest", "./integration/harness",
+			"./integration/packaging", "./integration/patience", "./integration/powercut", "./integration/rules", "./integration/stamps",
+			"./integration/testrun", "./integration/turn", "./integration/words",
+		}},
 		{title: "FUSE, with the race detector", packages: []string{"./fs/..."}, flags: []string{"-race"}},
-		{title: "integration", packages: []string{"./integration/..."}},
 	},
 	"fast": {
 		{title: "chain", packages: []string{"./chain/..."}, flags: []string{"-short"}},
@@ -49,7 +61,11 @@ var suites = map[string][]part{
 	},
 }
 
-var long = []string{"VARVE_LONG=1"}
+var (
+	long = []string{"VARVE_LONG=1"}
+	// A host in memory makes garbage by the gigabyte.
+	crashes = []string{"GOGC=400"}
+)
 
 func suiteNames() []string { return slices.Sorted(maps.Keys(suites)) }
 

@@ -242,3 +242,76 @@ func TestArguments(t *testing.T) {
 		t.Errorf("-exec %s, want %s", got, want)
 	}
 }
+
+// Every test of the checkout is in a part of the suite "test", and what a part leaves
+// out another one has.
+func TestEveryTestIsInAPart(t *testing.T) {
+	const root = "../.."
+	files, err := filepath.Glob(filepath.Join(root, "*", "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, deeper := range []string{"*/*/*_test.go", "*/*/*/*_test.go", "*/*/*/*/*_test.go"} {
+		more, err := filepath.Glob(filepath.Join(root, deeper))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, more...)
+	}
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(\w+ \*testing\.[TF]\)`)
+	used := map[string]bool{}
+	n := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, err := filepath.Rel(root, filepath.Dir(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range declared.FindAllStringSubmatch(string(text), -1) {
+			n++
+			in := 0
+			for _, p := range suites["test"] {
+				if p.has("./"+dir, m[1]) {
+					used[p.title] = true
+					in++
+				}
+			}
+			if in != 1 {
+				t.Errorf("%s of %s is in %d parts", m[1], dir, in)
+			}
+		}
+	}
+	if n < 500 {
+		t.Errorf("only %d tests are found", n)
+	}
+	for _, p := range suites["test"] {
+		if !used[p.title] {
+			t.Errorf("the part %q has no test", p.title)
+		}
+	}
+}
+
+// has says whether a part runs a test of a package.
+func (p part) has(pkg, test string) bool {
+	run := true
+	for _, f := range p.flags {
+		if pattern, ok := strings.CutPrefix(f, "-run="); ok {
+			run = run && regexp.MustCompile(pattern).MatchString(test)
+		}
+		if pattern, ok := strings.CutPrefix(f, "-skip="); ok {
+			run = run && !regexp.MustCompile(pattern).MatchString(test)
+		}
+	}
+	if !run {
+		return false
+	}
+	for _, own := range p.packages {
+		if below, all := strings.CutSuffix(own, "/..."); own == pkg || all && (pkg == below || strings.HasPrefix(pkg, below+"/")) {
+			return true
+		}
+	}
+	return false
+}

@@ -30,20 +30,20 @@ func TestAsk(t *testing.T) {
 	var asked sync.WaitGroup
 	for range 4 {
 		asked.Go(func() {
-			if text, err := Ask(context.Background(), "read", path, time.Minute); err != nil || string(text) != "text\x00\xff\n" {
+			if text, err := Ask(context.Background(), "read", path, patience.Hang); err != nil || string(text) != "text\x00\xff\n" {
 				t.Errorf("%q, %v", text, err)
 			}
 		})
 	}
 	asked.Wait()
-	_, err := Ask(context.Background(), "read", path+"/below", time.Minute)
+	_, err := Ask(context.Background(), "read", path+"/below", patience.Hang)
 	if !errors.Is(err, syscall.ENOTDIR) || err.Error() != "open "+path+"/below: not a directory" {
 		t.Errorf("%v", err)
 	}
-	if _, err := Ask(context.Background(), "absent", path, time.Minute); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Ask(context.Background(), "absent", path, patience.Hang); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
-	if _, err := Ask(context.Background(), "unknown", path, time.Minute); err == nil {
+	if _, err := Ask(context.Background(), "unknown", path, patience.Hang); err == nil {
 		t.Error("it did what it does not know")
 	}
 }

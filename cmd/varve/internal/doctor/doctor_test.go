@@ -16,6 +16,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/mounts"
+	"varve/integration/patience"
 )
 
 func TestSpace(t *testing.T) {
@@ -177,7 +178,7 @@ func TestAskMountGivesUp(t *testing.T) {
 	if a := askMount(context.Background(), dir, 300*time.Millisecond); !errors.Is(a.err, aside.ErrNoAnswer) {
 		t.Errorf("got %v", a.err)
 	}
-	if a := askMount(context.Background(), t.TempDir(), time.Minute); !errors.Is(a.err, os.ErrNotExist) {
+	if a := askMount(context.Background(), t.TempDir(), patience.Hang); !errors.Is(a.err, os.ErrNotExist) {
 		t.Errorf("got %v", a.err)
 	}
 }
