@@ -50,9 +50,11 @@ type server struct {
 // run mounts and returns when the mount is gone and all is written. An error
 // may mean that the last writes are lost.
 func (m *server) run() error {
-	// A terminal that goes away is no reason to stop, and a signal that comes
-	// before there is a mount takes effect when there is one.
-	signal.Ignore(syscall.SIGHUP)
+	// A terminal that goes away is no reason to stop, and neither is the reader of
+	// the log: without this Go ends a program that writes to a broken pipe on
+	// stderr. A signal that comes before there is a mount takes effect when there
+	// is one.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
