@@ -65,6 +65,8 @@ func (m *server) run() error {
 		debug.SetGCPercent(gcPercent)
 	}
 
+	liftFileSize()
+
 	var err error
 	if m.plan, err = makePlan(m.flags, m.source, m.mountpoint); err != nil {
 		return err
@@ -100,6 +102,17 @@ func (m *server) run() error {
 		m.log.Info("closed", "disk", d.Dir())
 	}
 	return errors.Join(err, m.closeLog())
+}
+
+// liftFileSize takes away a soft limit of the size of files, which is a shell's, as far
+// as the hard one lets it: the files of a disk grow for long after that shell. Go does
+// the same for open files.
+func liftFileSize() {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit) == nil && limit.Cur < limit.Max {
+		limit.Cur = limit.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit) // the limit stays then
+	}
 }
 
 // makeDisk makes the disk directory, where the plan says that there is none.
