@@ -123,12 +123,21 @@ func (m *server) makeDisk() error {
 	made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format})
 	switch {
 	case errors.Is(err, chain.ErrExist): // another mount was quicker: opening says which
+	case m.flags.disk == "" && noPlaceBeside(err):
+		return fmt.Errorf("%w; beside the image no disk directory can be made, say where it shall be: --disk DIR", err)
 	case err != nil:
 		return err
 	default:
 		sayCreated(m.stderr, made)
 	}
 	return nil
+}
+
+// noPlaceBeside says whether a disk directory could not be made for the place's sake:
+// a medium that is only read, another user's directory, a name that leaves no room for
+// the ending.
+func noPlaceBeside(err error) bool {
+	return errors.Is(err, syscall.EROFS) || errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.ENAMETOOLONG)
 }
 
 // openLog chooses where the log goes: to stderr in the foreground and under
