@@ -84,6 +84,11 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
 		defer cancel()
 	}
+	if !flags.force && !flags.lazy {
+		if err := t.checkInPlace(); err != nil {
+			return err
+		}
+	}
 	if flags.force {
 		if err := t.force(cmd.ErrOrStderr()); err != nil {
 			return err
