@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"log/syslog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -141,7 +140,7 @@ func noPlaceBeside(err error) bool {
 }
 
 // openLog chooses where the log goes: to stderr in the foreground and under
-// systemd, else to a file in the disk directory. A read-only mount writes
+// systemd, else to a file in the disk directory, and to syslog what that cannot take. A read-only mount writes
 // nothing there, so it tells syslog, where there is one.
 func (m *server) openLog() error {
 	var out io.Writer
@@ -151,7 +150,7 @@ func (m *server) openLog() error {
 		out = m.stderr
 	case m.flags.readOnly:
 		out = io.Discard
-		if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_NOTICE, "varve"); err == nil {
+		if w, err := systemLog(); err == nil {
 			out, m.closeLog = w, w.Close
 		}
 	default:
@@ -159,7 +158,8 @@ func (m *server) openLog() error {
 		if err != nil {
 			return err
 		}
-		out, m.closeLog = f, f.Close
+		log := &lastResort{file: f, open: systemLog}
+		out, m.closeLog = log, log.Close
 	}
 	m.log = slog.New(slog.NewTextHandler(out, nil))
 	return nil
