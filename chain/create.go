@@ -1,10 +1,12 @@
 package chain
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -153,7 +155,7 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 		return Created{}, err
 	}
 
-	temp := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".creating")
+	temp := tempFor(dir)
 	lock, err := claimTemp(fs, temp)
 	if err != nil {
 		return Created{}, err
@@ -178,6 +180,19 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 		return Created{}, errors.Join(err, removeDisk(fs, at))
 	}
 	return Created{Dir: dir, Files: plan.files}, nil
+}
+
+// tempFor is where a disk directory is written until it is whole. It is the same for
+// all who would make it, so that they meet there. A name that leaves no room for the
+// ending (NAME_MAX) is cut, with a digest of the whole of it instead.
+func tempFor(dir string) string {
+	const ending = ".creating"
+	name := filepath.Base(dir)
+	if most := unix.NAME_MAX - len(".") - len(ending); len(name) > most {
+		digest := fmt.Sprintf("-%x", sha256.Sum256([]byte(name)))[:17]
+		name = strings.ToValidUTF8(name[:most-len(digest)], "") + digest
+	}
+	return filepath.Join(filepath.Dir(dir), "."+name+ending)
 }
 
 // diskPlan is a disk that is to be made.

@@ -15,7 +15,7 @@ func (e *examiner) layers(m *manifest, held bool) error {
 			return err
 		}
 		path := l.path(e.dir)
-		if !e.readable(l, path) {
+		if !e.readable(l, path, held) {
 			continue
 		}
 		// What is being written is not judged (M16): neither the leaf of a mount nor
@@ -33,7 +33,7 @@ func (e *examiner) layers(m *manifest, held bool) error {
 }
 
 // readable says whether a layer's file can be opened.
-func (e *examiner) readable(l *layerRecord, path string) bool {
+func (e *examiner) readable(l *layerRecord, path string, held bool) bool {
 	err := checkFile(e.fs, path)
 	if err == nil {
 		var f overlay.File
@@ -47,6 +47,9 @@ func (e *examiner) readable(l *layerRecord, path string) bool {
 		e.unseen(path)
 	case errors.Is(err, os.ErrNotExist) && l.Foreign:
 		e.problem(examineFile, path, "put it back, or say where it is now: varve rebase "+ShellWord(e.dir)+" --base PATH", "the file of %s is not there", l.label())
+	case errors.Is(err, os.ErrNotExist) && held:
+		e.problem(examineFile, path, "do not unmount the disk: its daemon still has the file open. Copy disk.raw, and what is needed of layers/, out of the mount, and make a new disk on the copy",
+			"the file of %s was removed while the disk is mounted", l.label())
 	case errors.Is(err, os.ErrNotExist):
 		e.problem(examineFile, path, "put it back from a backup", "the file of %s is not there", l.label())
 	default:

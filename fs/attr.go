@@ -97,11 +97,11 @@ func (f *fileSystem) diskAttr(a *fuse.Attr) error {
 	if !atime.IsZero() {
 		a.Atime, a.Atimensec = uint64(atime.Unix()), uint32(atime.Nanosecond())
 	}
-	n, _, err := f.disk.AllocatedBytes() // asked again every time
+	n, counted, err := f.disk.AllocatedBytes() // asked again every time
 	if err != nil {
 		return err
 	}
-	setBlocks(a, n)
+	setImageBlocks(a, n, counted)
 	return nil
 }
 
@@ -116,7 +116,7 @@ func (f *fileSystem) layerAttr(node uint64, l chain.LayerStatus, a *fuse.Attr) (
 	if err != nil {
 		return 0, err
 	}
-	setBlocks(a, n)
+	setImageBlocks(a, n, counted)
 	if !counted {
 		return notCounted, nil
 	}
@@ -126,6 +126,15 @@ func (f *fileSystem) layerAttr(node uint64, l chain.LayerStatus, a *fuse.Attr) (
 // layerOwner is whom a layer's file belongs to until chown or chmod says otherwise.
 func (f *fileSystem) layerOwner() fileOwner {
 	return fileOwner{mode: viewModes &^ f.umask, uid: f.uid, gid: f.gid}
+}
+
+// setImageBlocks tells st_blocks of an image. 0 says that nothing in it is data:
+// "tar --sparse" then does not read it at all. So that is told only when it is known.
+func setImageBlocks(a *fuse.Attr, bytes int64, counted bool) {
+	if !counted {
+		bytes = max(bytes, min(int64(a.Size), attrBlock))
+	}
+	setBlocks(a, bytes)
 }
 
 // frozenAt is when a layer's view became what it is.

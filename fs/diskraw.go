@@ -43,14 +43,14 @@ func (f *fileSystem) writeDisk(in *fuse.WriteIn, data []byte) (uint32, fuse.Stat
 		}
 	}
 	if err := f.disk.WriteAt(data, off); err != nil {
-		return 0, f.status("write disk.raw", err)
+		return 0, f.diskStatus("write disk.raw", err)
 	}
 	// M9: with FOPEN_DIRECT_IO no FSYNC follows a synchronous write. The
 	// kernel sets O_DSYNC here for O_DSYNC and O_SYNC of the open file and
 	// for RWF_DSYNC and RWF_SYNC of the call alike.
 	if in.Flags&unix.O_DSYNC != 0 {
 		if err := f.disk.Flush(); err != nil {
-			return 0, f.status("flush a synchronous write", err)
+			return 0, f.diskStatus("flush a synchronous write", err)
 		}
 	}
 	return uint32(len(data)), fuse.OK
@@ -105,5 +105,5 @@ func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	if off >= end {
 		return fuse.OK
 	}
-	return f.status("fallocate disk.raw", do(off, end-off))
+	return f.diskStatus("fallocate disk.raw", do(off, end-off))
 }

@@ -428,10 +428,22 @@ func TestErrnosReachTheCaller(t *testing.T) {
 		{fmt.Errorf("write: %w", overlay.ErrFailed), unix.EIO},
 		{errors.New("anything"), unix.EIO},
 		{fmt.Errorf("host: %w", unix.ENOSYS), unix.EIO},
+		// QEMU stops a VM for ENOSPC alone.
+		{fmt.Errorf("allocate: %w", &os.PathError{Op: "write", Path: "x", Err: unix.EDQUOT}), unix.ENOSPC},
+		{fmt.Errorf("allocate: %w", &os.PathError{Op: "truncate", Path: "x", Err: unix.EFBIG}), unix.ENOSPC},
 	} {
-		d.failWith("WriteAt", c.err)
-		if _, err := unix.Pwrite(int(file.Fd()), []byte{1}, 0); err != c.want {
-			t.Errorf("write that fails with %q: %v, want %v", c.err, err, c.want)
+		for call, do := range map[string]func() error{
+			"WriteAt": func() error { _, err := unix.Pwrite(int(file.Fd()), []byte{1}, 0); return err },
+			"Flush":   func() error { return unix.Fsync(int(file.Fd())) },
+			"Discard": func() error {
+				return unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096)
+			},
+		} {
+			d.failWith(call, c.err)
+			if err := do(); err != c.want {
+				t.Errorf("%s that fails with %q: %v, want %v", call, c.err, err, c.want)
+			}
+			d.failWith(call, nil)
 		}
 	}
 	d.failWith("ReadAt", fmt.Errorf("L2 table: %w", overlay.ErrCorrupt))

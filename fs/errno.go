@@ -95,3 +95,16 @@ func (f *fileSystem) status(what string, err error) fuse.Status {
 	}
 	return fuse.Status(errno)
 }
+
+// diskStatus is status for what changes disk.raw. A used-up quota and a file that
+// may not grow further are a full host to whoever uses a disk: a disk has no such
+// errors, and QEMU stops its VM for ENOSPC (werror=enospc) where any other errno
+// reaches the guest, which then gives up its file system. The log has the host's own.
+func (f *fileSystem) diskStatus(what string, err error) fuse.Status {
+	switch status := f.status(what, err); status {
+	case fuse.Status(unix.EDQUOT), fuse.Status(unix.EFBIG):
+		return fuse.Status(unix.ENOSPC)
+	default:
+		return status
+	}
+}

@@ -36,6 +36,7 @@ type fakeDisk struct {
 
 	// See fake_inside_test.go.
 	slowCount bool
+	uncounted bool // no figure of allocated bytes is known yet
 	pieces    [][]chain.Difference
 	diffs     int // open ones
 }
@@ -204,6 +205,9 @@ func (d *fakeDisk) SeekHole(off int64) (int64, error) {
 func (d *fakeDisk) AllocatedBytes() (int64, bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.uncounted {
+		return 0, false, nil
+	}
 	return int64(len(d.mapped)) * fakeBlock, true, nil
 }
 func (d *fakeDisk) ModTime() time.Time {
@@ -307,6 +311,9 @@ func (d *fakeDisk) ViewFiles(id string) (chain.ViewFiles, error) {
 func (d *fakeDisk) LayerAllocatedBytes(id string) (int64, bool, error) {
 	for _, l := range d.layers() {
 		if l.status.ID == id {
+			if d.uncounted {
+				return 0, false, nil
+			}
 			return int64(len(l.mapped)) * fakeBlock, true, nil
 		}
 	}

@@ -108,7 +108,7 @@ func (f *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status
 	if in.NodeId != nodeDisk {
 		return fuse.OK
 	}
-	return f.status("fsync", f.disk.Flush())
+	return f.diskStatus("fsync", f.disk.Flush())
 }
 
 // Flush, which close(2) sends, is not implemented: a close promises nothing,

@@ -2,8 +2,11 @@ package overlay
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // allocator gives out host clusters in the order of the file, and keeps the
@@ -114,7 +117,18 @@ func (a *allocator) giveBack(host int64) {
 // blocks that they need in front. A batch has room for both: it is at least
 // twice n, and a block serves thousands of clusters.
 func (a *allocator) extend(f File, n int64) error {
-	end := a.end + max(a.batch, 2*n)
+	err := a.extendBy(f, max(a.batch, 2*n))
+	// Near the largest size that the host allows a file, what is needed may fit
+	// where a batch does not.
+	for batch := a.batch / 2; errors.Is(err, unix.EFBIG) && batch >= 2*n; batch /= 2 {
+		err = a.extendBy(f, batch)
+	}
+	return err
+}
+
+// extendBy adds as many clusters as that, all or none.
+func (a *allocator) extendBy(f File, batch int64) error {
+	end := a.end + batch
 	table := a.table
 	if last := (end - 1) / a.perBlock(); last >= int64(len(table)) {
 		// The table on disk is too small as well; the flush that writes the new

@@ -14,6 +14,14 @@ type faultyFile struct {
 	File
 	write func(off int64) error
 	sync  func() error
+	most  int64 // the largest size that the host allows the file; 0 for any
+}
+
+func (f *faultyFile) Truncate(size int64) error {
+	if f.most > 0 && size > f.most {
+		return unix.EFBIG
+	}
+	return f.File.Truncate(size)
 }
 
 func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
@@ -75,6 +83,43 @@ func TestFlushWithoutRoom(t *testing.T) {
 	m.must(m.o.Flush())
 	m.must(m.o.Close())
 	m.open(true) // as after a crash: only what was flushed
+	m.compare()
+	m.judge()
+}
+
+// Where the host allows a file no more than some size (RLIMIT_FSIZE, 16 TiB on ext4) all
+// of that is used, a write that needs more fails and nothing else, and a flush then is no
+// end either.
+func TestLargestFile(t *testing.T) {
+	m := newOverlayModel(t, 1, 16<<20, 0, 0)
+	f := m.faulty()
+	info, err := f.Stat()
+	m.must(err)
+	f.most = info.Size + 1<<20
+	var refused error
+	written := int64(0)
+	for off := int64(0); off < 8<<20 && refused == nil; off += 64 << 10 {
+		if refused = m.write(1, off, 64<<10); refused == nil {
+			written += 64 << 10
+		}
+	}
+	if !errors.Is(refused, unix.EFBIG) || written < 1<<19 {
+		t.Fatalf("%d bytes could be written, then: %v", written, refused)
+	}
+	f.write = func(int64) error { return unix.EFBIG }
+	if err := m.o.Flush(); !errors.Is(err, unix.EFBIG) {
+		t.Fatalf("flush: %v", err)
+	}
+	if err := m.o.Failed(); err != nil {
+		t.Fatalf("the layer failed for good: %v", err)
+	}
+	f.write = nil
+	m.must(m.o.Flush())
+	f.most = 0
+	m.must(m.write(2, 12<<20, 1<<20))
+	m.must(m.o.Flush())
+	m.must(m.o.Close())
+	m.open(true)
 	m.compare()
 	m.judge()
 }

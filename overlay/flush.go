@@ -81,10 +81,11 @@ func (o *Overlay) flushCapture(c *captured) error {
 // errSync marks a failed fdatasync: what it was to write back is lost.
 var errSync = errors.New("fdatasync")
 
-// noRoom says that a write met a full host file system and left the file as it
-// was, so that a flush can be tried again once there is room.
+// noRoom says that a write met a full host file system, a used-up quota or the
+// largest size of a file, and left the file as it was, so that a flush can be tried
+// again once there is room.
 func noRoom(err error) bool {
-	return (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && !errors.Is(err, errSync)
+	return (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)) && !errors.Is(err, errSync)
 }
 
 // release takes a capture back: its entries wait for the next flush. The data

@@ -208,7 +208,7 @@ func (s rawView) ReadAt(p []byte, off int64) error {
 // exportFile writes OUT under another name beside it, which it gets at the end.
 func exportFile(ctx context.Context, e overlay.Export, out string, flags exportFlags) (err error) {
 	host := overlay.HostFS()
-	partial := filepath.Join(filepath.Dir(out), fmt.Sprintf(".%s.%d.partial", filepath.Base(out), os.Getpid()))
+	partial := partialBeside(out)
 	f, err := host.Open(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return fmt.Errorf("make %s: %w", out, underlying(err))
@@ -228,6 +228,8 @@ func exportFile(ctx context.Context, e overlay.Export, out string, flags exportF
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("write %s: %w; what was written is removed again, name a place with more room", out, unix.ENOSPC)
+	case errors.Is(err, unix.EFBIG):
+		return fmt.Errorf("write %s: %w; the file system there, or a limit of this process (ulimit -f), allows no file of that size: name another place, or take --format qcow2, which leaves out what is zeros", out, unix.EFBIG)
 	case err != nil:
 		return fmt.Errorf("write %s: %w", out, err)
 	}

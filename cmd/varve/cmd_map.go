@@ -132,7 +132,7 @@ func checkPicture(path string) error {
 // replaceFile writes a file whole or not at all, with a mode, or with 0 what the
 // umask leaves.
 func replaceFile(path string, content []byte, mode os.FileMode) (err error) {
-	partial := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d.partial", filepath.Base(path), os.Getpid()))
+	partial := partialBeside(path)
 	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return fmt.Errorf("make %s: %w", path, underlying(err))

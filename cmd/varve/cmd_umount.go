@@ -84,6 +84,11 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
 		defer cancel()
 	}
+	if !flags.force && !flags.lazy {
+		if err := t.checkInPlace(); err != nil {
+			return err
+		}
+	}
 	if flags.force {
 		if err := t.force(cmd.ErrOrStderr()); err != nil {
 			return err
@@ -260,6 +265,6 @@ func checkClosed(stderr io.Writer, t target, dead bool) error {
 		say(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", t.arg)
 		return nil
 	}
-	return fmt.Errorf("unmounted, but the daemon could not close the disk in order and what was written last may be lost; %s says why",
+	return fmt.Errorf("unmounted, but the daemon could not close the disk in order and what was written last may be lost; %s says why, or the system's log where that could not be written",
 		filepath.Join(t.dir, logName))
 }

@@ -13,6 +13,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
 )
@@ -26,6 +28,7 @@ const (
 )
 
 func main() {
+	keepOwnersRights()
 	if code, ok := aside.Serve(os.Args, doctor.Errands()); ok {
 		os.Exit(code)
 	}
@@ -33,6 +36,12 @@ func main() {
 		os.Exit(code)
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// keepOwnersRights clears those bits of the umask that would take rights from the
+// owner of a file: the next command, or the mount, could not open what this one made.
+func keepOwnersRights() {
+	unix.Umask(unix.Umask(0o077) &^ 0o700)
 }
 
 // run is varve with its arguments, as a test can call it.

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -69,6 +71,10 @@ func (p plan) name() string {
 func checkMountpoint(path string) (at string, stale *mounts.Mount, err error) {
 	if at, err = mounts.Resolve(path); err != nil {
 		return "", nil, err
+	}
+	// The lock file and status.json name the mountpoint, as text; so do lists, a line each.
+	if !utf8.ValidString(at) || strings.Contains(at, "\n") {
+		return "", nil, fmt.Errorf("the mountpoint %q is not UTF-8 text, or has a line break in it; mount elsewhere", path)
 	}
 	// The mount table first: what is mounted there may not answer.
 	fsType, source, mounted, err := mounts.Top(at)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"log/syslog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -50,9 +49,11 @@ type server struct {
 // run mounts and returns when the mount is gone and all is written. An error
 // may mean that the last writes are lost.
 func (m *server) run() error {
-	// A terminal that goes away is no reason to stop, and a signal that comes
-	// before there is a mount takes effect when there is one.
-	signal.Ignore(syscall.SIGHUP)
+	// A terminal that goes away is no reason to stop, and neither is the reader of
+	// the log: without this Go ends a program that writes to a broken pipe on
+	// stderr. A signal that comes before there is a mount takes effect when there
+	// is one.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -62,6 +63,8 @@ func (m *server) run() error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+
+	liftFileSize()
 
 	var err error
 	if m.plan, err = makePlan(m.flags, m.source, m.mountpoint); err != nil {
@@ -100,6 +103,17 @@ func (m *server) run() error {
 	return errors.Join(err, m.closeLog())
 }
 
+// liftFileSize takes away a soft limit of the size of files, which is a shell's, as far
+// as the hard one lets it: the files of a disk grow for long after that shell. Go does
+// the same for open files.
+func liftFileSize() {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit) == nil && limit.Cur < limit.Max {
+		limit.Cur = limit.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit) // the limit stays then
+	}
+}
+
 // makeDisk makes the disk directory, where the plan says that there is none.
 func (m *server) makeDisk() error {
 	if !m.plan.create {
@@ -108,6 +122,8 @@ func (m *server) makeDisk() error {
 	made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format})
 	switch {
 	case errors.Is(err, chain.ErrExist): // another mount was quicker: opening says which
+	case m.flags.disk == "" && noPlaceBeside(err):
+		return fmt.Errorf("%w; beside the image no disk directory can be made, say where it shall be: --disk DIR", err)
 	case err != nil:
 		return err
 	default:
@@ -116,8 +132,15 @@ func (m *server) makeDisk() error {
 	return nil
 }
 
+// noPlaceBeside says whether a disk directory could not be made for the place's sake:
+// a medium that is only read, another user's directory, a name that leaves no room for
+// the ending.
+func noPlaceBeside(err error) bool {
+	return errors.Is(err, syscall.EROFS) || errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.ENAMETOOLONG)
+}
+
 // openLog chooses where the log goes: to stderr in the foreground and under
-// systemd, else to a file in the disk directory. A read-only mount writes
+// systemd, else to a file in the disk directory, and to syslog what that cannot take. A read-only mount writes
 // nothing there, so it tells syslog, where there is one.
 func (m *server) openLog() error {
 	var out io.Writer
@@ -127,7 +150,7 @@ func (m *server) openLog() error {
 		out = m.stderr
 	case m.flags.readOnly:
 		out = io.Discard
-		if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_NOTICE, "varve"); err == nil {
+		if w, err := systemLog(); err == nil {
 			out, m.closeLog = w, w.Close
 		}
 	default:
@@ -135,7 +158,8 @@ func (m *server) openLog() error {
 		if err != nil {
 			return err
 		}
-		out, m.closeLog = f, f.Close
+		log := &lastResort{file: f, open: systemLog}
+		out, m.closeLog = log, log.Close
 	}
 	m.log = slog.New(slog.NewTextHandler(out, nil))
 	return nil

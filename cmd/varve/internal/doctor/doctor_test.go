@@ -28,14 +28,14 @@ func TestSpace(t *testing.T) {
 		want   []Severity
 		words  string
 	}{
-		{"plenty", room{50 * gib, 100 * gib, 1e6, 1e7}, 40 * gib, nil, ""},
-		{"file system that makes inodes as needed", room{50 * gib, 100 * gib, 0, 0}, 0, nil, ""},
-		{"more promised than there", room{50 * gib, 100 * gib, 1e6, 1e7}, 60 * gib, []Severity{Note}, "60 GiB"},
-		{"below 5 %", room{4 * gib, 100 * gib, 1e6, 1e7}, gib, []Severity{Warning}, "4 GiB of 100 GiB free"},
-		{"below 5 % of much", room{400 * gib, 10000 * gib, 1e6, 1e7}, gib, nil, ""},
-		{"full", room{1 << 20, 100 * gib, 1e6, 1e7}, 0, []Severity{Problem}, "ENOSPC"},
-		{"no inodes", room{50 * gib, 100 * gib, 3, 1e7}, 0, []Severity{Problem}, "3 inodes left"},
-		{"neither", room{0, 100 * gib, 0, 1e7}, 0, []Severity{Problem, Problem}, ""},
+		{"plenty", room{50 * gib, 100 * gib, 1e6, 1e7, false}, 40 * gib, nil, ""},
+		{"file system that makes inodes as needed", room{50 * gib, 100 * gib, 0, 0, false}, 0, nil, ""},
+		{"more promised than there", room{50 * gib, 100 * gib, 1e6, 1e7, false}, 60 * gib, []Severity{Note}, "60 GiB"},
+		{"below 5 %", room{4 * gib, 100 * gib, 1e6, 1e7, false}, gib, []Severity{Warning}, "4 GiB of 100 GiB free"},
+		{"below 5 % of much", room{400 * gib, 10000 * gib, 1e6, 1e7, false}, gib, nil, ""},
+		{"full", room{1 << 20, 100 * gib, 1e6, 1e7, false}, 0, []Severity{Problem}, "ENOSPC"},
+		{"no inodes", room{50 * gib, 100 * gib, 3, 1e7, false}, 0, []Severity{Problem}, "3 inodes left"},
+		{"neither", room{0, 100 * gib, 0, 1e7, false}, 0, []Severity{Problem, Problem}, ""},
 	} {
 		got := spaceFindings(c.room, c.growth)
 		if len(got) != len(c.want) {

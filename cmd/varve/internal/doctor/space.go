@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,7 @@ type room struct {
 	bytes, total int64
 	inodes       uint64 // 0 of 0 where a file system makes them as needed
 	allInodes    uint64
+	readOnly     bool // the file system takes no writes, or this mount of it does not
 }
 
 func roomOf(path string) (room, error) {
@@ -35,7 +37,36 @@ func roomOf(path string) (room, error) {
 	if os.Geteuid() == 0 { // for whom the reserved blocks are
 		free = st.Bfree
 	}
-	return room{int64(free) * st.Bsize, int64(st.Blocks) * st.Bsize, st.Ffree, st.Files}, nil
+	return room{int64(free) * st.Bsize, int64(st.Blocks) * st.Bsize, st.Ffree, st.Files, st.Flags&unix.ST_RDONLY != 0 || inEmergency(path)}, nil
+}
+
+// inEmergency says whether the file system of a path takes no more writes since it met
+// an error. Since Linux 6.15 ext4 does not say so in statfs(2): its options in the mount
+// table tell (seen with Linux 6.18).
+func inEmergency(path string) bool {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return false
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	for line := range strings.Lines(string(table)) {
+		// proc_pid_mountinfo(5): the third field is the device, the last one the
+		// options of the file system.
+		fields := strings.Fields(line)
+		if len(fields) < 3 || fields[2] != device {
+			continue
+		}
+		for option := range strings.SplitSeq(fields[len(fields)-1], ",") {
+			if option == "emergency_ro" || option == "shutdown" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // lookAtSpace looks whether a disk's leaf can go on growing.
@@ -50,8 +81,15 @@ func lookAtSpace(_ context.Context, s *Scope) []Finding {
 	if err != nil {
 		return nil // the directory is gone, which is told of already
 	}
+	if r.readOnly && s.mountedForWriting() {
+		return []Finding{{Severity: Problem, What: "the host's file system is read-only: the guest's writes fail, and so does the log; what was not flushed before is lost",
+			Fix: "see dmesg for why (often errors of the device). Stop what uses the disk, unmount it, repair the host's file system (fsck) and mount it writable again, then mount the disk"}}
+	}
 	return spaceFindings(r, s.growth())
 }
+
+// mountedForWriting says whether a mount of the disk lets its guest write.
+func (s *Scope) mountedForWriting() bool { return len(s.Mounts) > 0 && s.writable() }
 
 // spaceFindings judges the room for a leaf that can grow by some bytes.
 func spaceFindings(r room, growth int64) []Finding {

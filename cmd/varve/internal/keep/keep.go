@@ -54,8 +54,10 @@ type rule struct {
 	last   string
 }
 
-// Apply decides on snapshots, newest first. now tells which of them are in the future:
-// none of these counts as the newest for Within. An error for a pattern that is none,
+// Apply decides on snapshots, newest first. now tells which of them are in the future,
+// as a clock that was wrong leaves them: these stay, count for no rule, and are not the
+// newest for Within. Otherwise each of them would take the place of a newer snapshot
+// for as long as its time has not come. An error for a pattern that is none,
 // or that no snapshot matches.
 func (p Policy) Apply(list []Snapshot, now time.Time) ([]Decision, error) {
 	if err := p.checkNames(list); err != nil {
@@ -86,6 +88,11 @@ func (p Policy) Apply(list []Snapshot, now time.Time) ([]Decision, error) {
 		}
 		if !p.Within.zero() && s.Time.After(p.Within.Before(newest)) {
 			d.Reasons = append(d.Reasons, "within "+p.Within.String())
+		}
+		if s.Time.After(now) {
+			d.Reasons = append(d.Reasons, "in the future")
+			decisions[n] = d
+			continue
 		}
 		for _, r := range rules {
 			if r.keeps(s.Time, n, n == len(list)-1) {

@@ -53,6 +53,8 @@ func TestApply(t *testing.T) {
 		{"one that is newest and oldest", Policy{Yearly: 3}, sundays[:1], sundays[:1]},
 		{"ISO weeks go over the end of a year", Policy{Weekly: 1}, []string{"2024-12-28", "2024-12-30", "2025-01-05"}, []string{"2025-01-05"}},
 		{"the newest in the future is no measure", Policy{Within: Duration{Days: 1}}, []string{"2025-11-01", "2025-11-02", "2031-01-01"}, []string{"2025-11-02", "2031-01-01"}},
+		{"what is in the future takes no place of the last", Policy{Last: 1}, []string{"2025-11-01", "2025-11-02", "2031-01-01", "2099-01-01"}, []string{"2025-11-02", "2031-01-01", "2099-01-01"}},
+		{"nor of a day's", Policy{Daily: 2}, []string{"2025-11-01 10:00", "2025-11-01 11:00", "2025-11-02 11:00", "2031-01-01", "2099-01-01"}, []string{"2025-11-01 11:00", "2025-11-02 11:00", "2031-01-01", "2099-01-01"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var list []Snapshot
