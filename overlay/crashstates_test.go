@@ -300,8 +300,13 @@ func TestWriteDuringFlush(t *testing.T) {
 	if testing.Short() {
 		step = 2
 	}
+	var last *crashTest
 	for at := 1; ; at += step {
 		c := newCrashTest(t)
+		if last != nil { // up to the write the states are those of the last time
+			c.seed, c.seen = last.seed, last.seen
+		}
+		last = c
 		c.write(1, 0, 50<<10)
 		c.flush()
 		c.scribble(11)

@@ -33,11 +33,11 @@ var suites = map[string][]part{
 		{title: "integration", packages: []string{"./integration"}},
 		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
 		{title: "power cuts and faults of a disk", packages: []string{"./chain"}, flags: []string{"-run=" + crash},
-			testFlags: []string{"-crash.stride=3", "-fault.stride=5"}, env: crashes},
+			testFlags: []string{"-crash.stride=5", "-fault.stride=10"}, env: crashes},
 		{title: "the program, with the race detector", packages: []string{"./cmd/..."}, flags: []string{"-race"}},
 		{title: "chain and overlay, one thing at a time", packages: []string{"./chain/...", "./overlay/..."}, flags: []string{"-run=" + single, "-skip=" + crash}},
 		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
-			testFlags: []string{"-crash.runs=4", "-crash.stride=1", "-fault.stride=1"}, env: crashes},
+			testFlags: []string{"-crash.runs=4", "-crash.stride=2", "-fault.stride=2"}, env: crashes},
 		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
 		{title: "integration, one piece each", packages: []string{
 			"./integration/bench", "./integration/bigchain", "./integration/bulk", "./integration/guest", "./integration/harness",
