@@ -169,10 +169,11 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		held, _, err := heldBytes(source.ownSource, nil, off)
 		return held, err
 	}
-	move := func(off, held int64) (copied int64, err error) {
-		for at, step := off, int64(regionSize); at < off+regionSize; at += step {
+	// What a guest writes into a hole, between the look and the step, moves with it.
+	move := func(off, end, held int64) (copied int64, err error) {
+		for at, step := off, end-off; at < end; at += step {
 			if held > 0 {
-				step = d.moveBytes(into, off+regionSize-at)
+				step = d.moveBytes(into, end-at)
 			}
 			moved := int64(0)
 			err := d.moveStep(at+step, func() error {
@@ -213,7 +214,7 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		return into.Punch()
 	}
 	for {
-		if err := d.copyRegions(j, regionWork{d.window, from.Size, held, move, settle}); err != nil {
+		if err := d.copyRegions(j, regionWork{d.window, from.Size, d.within(source.Next), held, move, settle}); err != nil {
 			return err
 		}
 		if d.sealMove(from.Size) {

@@ -64,22 +64,41 @@ func (c *count) forget() {
 // data of the layer below it hides, so that a look counts only where something
 // changed since the last one.
 type liveCount struct {
-	mu     sync.Mutex
-	layer  *layer // nil: not counted yet
-	parent *node
-	more   []int32 // a region has 16 MiB
-	own    []int32
-	hides  []int32
-	view   int64 // sum of more
-	mapped int64 // sum of own
-	hidden int64 // sum of hides
+	mu      sync.Mutex
+	layer   *layer // nil: not counted yet
+	parent  *node
+	regions regionCounts
+	view    int64 // sum of more
+	mapped  int64 // sum of own
+	hidden  int64 // sum of hides
 }
 
-func (c *liveCount) put(i int, more, own, hides int32) {
-	c.view += int64(more) - int64(c.more[i])
-	c.mapped += int64(own) - int64(c.own[i])
-	c.hidden += int64(hides) - int64(c.hides[i])
-	c.more[i], c.own[i], c.hides[i] = more, own, hides
+// regionCount is what is counted of a region, which has 16 MiB.
+type regionCount struct{ more, own, hides int32 }
+
+// regionCounts has those of the regions in which something was counted, and none of a
+// hole.
+type regionCounts map[int64]*[chunkRegions]regionCount
+
+// at is the place of a region's count.
+func (c *regionCounts) at(i int64) *regionCount {
+	if *c == nil {
+		*c = make(regionCounts)
+	}
+	chunk := (*c)[i/chunkRegions]
+	if chunk == nil {
+		chunk = new([chunkRegions]regionCount)
+		(*c)[i/chunkRegions] = chunk
+	}
+	return &chunk[i%chunkRegions]
+}
+
+func (c *liveCount) put(i int64, now regionCount) {
+	was := c.regions.at(i)
+	c.view += int64(now.more) - int64(was.more)
+	c.mapped += int64(now.own) - int64(was.own)
+	c.hidden += int64(now.hides) - int64(was.hides)
+	*was = now
 }
 
 // frozen says that the node's layer is not being written.
@@ -139,7 +158,7 @@ func (d *Disk) frozenCount(n *node) (counts storedCounts, ok bool) {
 func (c *liveCount) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.layer, c.parent, c.more, c.own, c.hides = nil, nil, nil, nil, nil
+	c.layer, c.parent, c.regions = nil, nil, nil
 	c.view, c.mapped, c.hidden = 0, 0, 0
 }
 
@@ -154,51 +173,46 @@ func (d *Disk) recountLive(n *node, l *layer, parent *node, until time.Time) (do
 		return false, nil
 	}
 	size := n.size()
-	regions := int((size + regionSize - 1) >> regionBits)
-	if grown := regions - len(c.more); grown > 0 {
-		c.more = append(c.more, make([]int32, grown)...)
-		c.own = append(c.own, make([]int32, grown)...)
-		c.hides = append(c.hides, make([]int32, grown)...)
-	}
-	for i := range c.more {
+	for at, more := over.NextChanged(0); more; at, more = over.NextChanged(at + regionSize) {
+		d.cache.steps.Inc()
 		// Asked before it is counted: a change while it is makes the next look
 		// count again.
-		if !over.TakeChanged(int64(i) << regionBits) {
+		if !over.TakeChanged(at) {
 			continue
 		}
 		if time.Now().After(until) {
-			over.MarkChanged(int64(i)<<regionBits, 1)
+			over.MarkChanged(at, 1)
 			return false, nil
 		}
-		if err := d.recountRegion(c, n, l, i, size); err != nil {
-			over.MarkChanged(int64(i)<<regionBits, 1)
+		if err := d.recountRegion(c, n, l, at>>regionBits, size); err != nil {
+			over.MarkChanged(at, 1)
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-func (d *Disk) recountRegion(c *liveCount, n *node, l *layer, i int, size int64) error {
-	own, err := d.mappedBytes(l, int64(i)<<regionBits, size)
+func (d *Disk) recountRegion(c *liveCount, n *node, l *layer, i int64, size int64) error {
+	own, err := d.mappedBytes(l, i<<regionBits, size)
 	if err != nil {
 		return err
 	}
-	more, err := d.regionBytes(n, int64(i), size)
+	more, err := d.regionBytes(n, i, size)
 	if err != nil {
 		return err
 	}
 	if parent := n.parent(); parent != nil {
-		less, err := d.regionBytes(parent, int64(i), parent.size())
+		less, err := d.regionBytes(parent, i, parent.size())
 		if err != nil {
 			return err
 		}
 		more -= less
 	}
-	hides, err := d.hiddenIn(n, int64(i)<<regionBits)
+	hides, err := d.hiddenIn(n, i<<regionBits)
 	if err != nil {
 		return err
 	}
-	c.put(i, int32(more), int32(own), int32(hides))
+	c.put(i, regionCount{int32(more), int32(own), int32(hides)})
 	return nil
 }
 

@@ -191,9 +191,8 @@ type passLayer struct {
 	extents []overlay.Extent
 	more    int64 // than the view below, so far
 	own     int64
-	hides   int64 // of the layer below, see node.hides
-	// Of the leaf, for each region.
-	mores, owns, hidden []int32
+	hides   int64        // of the layer below, see node.hides
+	regions regionCounts // of the leaf
 }
 
 // countPath counts the views of a node and all below it that are not known, in one
@@ -210,12 +209,13 @@ func (d *Disk) countPath(ctx context.Context, tip *node) error {
 			size = max(size, path[i].node.size())
 		}
 	}
-	for off := int64(0); off < size; off += overlay.TouchedSpans * regionSize {
+	for off := int64(0); off < size; {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		started := time.Now()
-		if err := d.countSpans(path, off, size); err != nil {
+		var err error
+		if off, err = d.countSpans(path, off, size); err != nil {
 			return err
 		}
 		tellSoFar(path)
@@ -246,8 +246,6 @@ func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
 			n.live.mu.Lock()
 			p.unknown = !n.live.of(link.layer, link.parent)
 			n.live.mu.Unlock()
-			regions := (n.size() + regionSize - 1) >> regionBits
-			p.mores, p.owns, p.hidden = make([]int32, regions), make([]int32, regions), make([]int32, regions)
 		} else {
 			_, view := n.view.get(link.layer)
 			_, own := n.own.get(link.layer)
@@ -262,19 +260,27 @@ func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
 	return path, need
 }
 
-// countSpans counts the regions of 1 GiB in which a layer that is to be counted
-// maps something.
-func (d *Disk) countSpans(path []passLayer, off, size int64) error {
+// countSpans counts, of the first 1 GiB at or behind off in which a layer holds
+// anything, the regions in which one that is to be counted does, and says where to go
+// on.
+func (d *Disk) countSpans(path []passLayer, off, size int64) (next int64, err error) {
+	d.cache.steps.Inc()
 	section := d.readers.enter()
 	defer d.readers.exit(section)
-	wanted := uint64(0)
 	for i := range path {
 		if p := &path[i]; p.node.link.Load() != p.link || p.node.absorbing.Load() {
-			return errTreeChanged
+			return off, errTreeChanged
 		}
+	}
+	if off, err = nextOfPath(path, off); err != nil || off >= size {
+		return off, err
+	}
+	off &^= regionSize - 1
+	wanted := uint64(0)
+	for i := range path {
 		if path[i].unknown {
 			if err := touched(path, i, off); err != nil {
-				return err
+				return off, err
 			}
 			wanted |= path[i].touched
 		}
@@ -282,7 +288,7 @@ func (d *Disk) countSpans(path []passLayer, off, size int64) error {
 	for i := range path {
 		if wanted != 0 && !path[i].unknown {
 			if err := touched(path, i, off); err != nil {
-				return err
+				return off, err
 			}
 		}
 	}
@@ -290,11 +296,11 @@ func (d *Disk) countSpans(path []passLayer, off, size int64) error {
 		r := bits.TrailingZeros64(w)
 		if at := off + int64(r)<<regionBits; at < size {
 			if err := countPassRegion(path, at, r); err != nil {
-				return err
+				return off, err
 			}
 		}
 	}
-	return nil
+	return off + overlay.TouchedSpans*regionSize, nil
 }
 
 // touched asks a layer of the path in which regions it maps something.
@@ -354,8 +360,8 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 				hides = hiddenBytes(path[i-1].extents, p.extents)
 			}
 			p.hides += hides
-			if index := int(at >> regionBits); p.live && index < len(p.mores) {
-				p.mores[index], p.owns[index], p.hidden[index] = int32(here-below), int32(own), int32(hides)
+			if p.live && at < p.node.size() {
+				*p.regions.at(at >> regionBits) = regionCount{int32(here - below), int32(own), int32(hides)}
 			}
 		}
 		below = here
@@ -392,7 +398,7 @@ func (d *Disk) keepCounts(path []passLayer) {
 		case p.live:
 			if c := &p.node.live; p.unknown {
 				c.mu.Lock()
-				c.layer, c.parent, c.more, c.own, c.hides = p.layer, p.link.parent, p.mores, p.owns, p.hidden
+				c.layer, c.parent, c.regions = p.layer, p.link.parent, p.regions
 				c.view, c.mapped, c.hidden = p.more, p.own, p.hides
 				c.mu.Unlock()
 			}

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"varve/overlay"
@@ -164,6 +165,7 @@ func (x *Diff) Next(dst []Difference, until time.Time) (list []Difference, more 
 
 // region compares one region and tells add of what differs.
 func (x *Diff) region(add func(Difference)) error {
+	x.disk.cache.steps.Inc()
 	section := x.disk.readers.enter()
 	defer x.disk.readers.exit(section)
 	a, err := x.node(x.A)
@@ -174,9 +176,12 @@ func (x *Diff) region(add func(Difference)) error {
 	if err != nil {
 		return err
 	}
+	shared := sharedNode(a, b)
+	if x.at, err = x.next(a, b, shared); err != nil || x.at == x.end {
+		return err
+	}
 	i := x.at >> regionBits
 	stop := min(x.end, (i+1)<<regionBits)
-	shared := sharedNode(a, b)
 	s := diffSides{names: make(map[*layer]string)}
 	if s.a, err = s.resolve(a, shared, i); err != nil {
 		return err
@@ -190,6 +195,34 @@ func (x *Diff) region(add func(Difference)) error {
 	}
 	x.at = stop
 	return nil
+}
+
+// next is where, at what is compared or behind it, one of the layers that the views do
+// not share may hold something: before that both views are the same. A layer that is
+// shorter than what is compared hides what the shared ones hold behind its end (M2).
+func (x *Diff) next(a, b, shared *node) (int64, error) {
+	best, ends := int64(math.MaxInt64), x.end
+	for _, side := range []*node{a, b} {
+		for n := side; n != nil && n != shared; n = n.parent() {
+			l := n.layer()
+			if l == nil {
+				continue
+			}
+			next, err := l.nextOwn(x.at)
+			if err != nil {
+				return 0, err
+			}
+			best, ends = min(best, next), min(ends, l.size())
+		}
+	}
+	if shared != nil && ends < x.end && best > x.at {
+		next, err := shared.nextHeld(max(x.at, ends))
+		if err != nil {
+			return 0, err
+		}
+		best = min(best, next)
+	}
+	return max(x.at, min(best, x.end)), nil
 }
 
 // node is a view's node now: the leaf's changes with every snapshot.

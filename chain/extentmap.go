@@ -199,15 +199,15 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 		u.wanted = !c.known[u.index] || u.upTo == 0
 		lowest = min(lowest, u.upTo)
 	}
+	chunks, err := d.mapChunks(path, off, end)
+	if err != nil {
+		return err
+	}
 	// Layers above those of which a unit is final are asked each time, and those below
 	// only where one of them holds something.
-	touched := make([][]uint64, (end-off+mapChunk-1)/mapChunk)
 	ask := func(from, to int) error {
-		for i := range touched {
-			if touched[i] == nil {
-				touched[i] = make([]uint64, len(path))
-			}
-			if err := d.mapTouched(path, from, to, off+int64(i)*mapChunk, touched[i]); err != nil {
+		for _, c := range chunks {
+			if err := d.mapTouched(path, from, to, c.off, c.touched); err != nil {
 				return err
 			}
 		}
@@ -217,11 +217,17 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 		return err
 	}
 	regions := func(visit func(u *mapUnit, at int64, layer func(i int) bool) error) error {
-		for at := off; at < end; at += regionSize {
-			masks, bit := touched[(at-off)/mapChunk], (at-off)%mapChunk>>regionBits
-			err := visit(&units[(at-off)/c.unit()], at, func(i int) bool { return masks[i]>>bit&1 != 0 })
-			if err != nil {
-				return err
+		for _, chunk := range chunks {
+			d.cache.steps.Inc()
+			for bit := range int64(overlay.TouchedSpans) {
+				at := chunk.off + bit<<regionBits
+				if at >= end {
+					break
+				}
+				err := visit(&units[(at-off)/c.unit()], at, func(i int) bool { return chunk.touched[i]>>bit&1 != 0 })
+				if err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -247,7 +253,7 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 			c.clear(units[i].index)
 		}
 	}
-	err := regions(func(u *mapUnit, at int64, layer func(i int) bool) error {
+	err = regions(func(u *mapUnit, at int64, layer func(i int) bool) error {
 		if !u.wanted {
 			return nil
 		}
@@ -264,6 +270,34 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 		}
 	}
 	return nil
+}
+
+// mapPiece is a piece of mapChunk bytes in which a layer of the path may hold something:
+// touched says of each in which regions, see Touched.
+type mapPiece struct {
+	off     int64
+	touched []uint64
+}
+
+// mapChunks finds the pieces between two offsets.
+func (d *Disk) mapChunks(path []passLayer, off, end int64) (list []mapPiece, err error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	for i := range path {
+		if path[i].node.link.Load() != path[i].link {
+			return nil, errTreeChanged
+		}
+	}
+	for at := off; at < end; {
+		if at, err = nextOfPath(path, at); err != nil || at >= end {
+			break
+		}
+		d.cache.steps.Inc()
+		at = off + (at-off)&^(mapChunk-1)
+		list = append(list, mapPiece{at, make([]uint64, len(path))})
+		at += mapChunk
+	}
+	return list, err
 }
 
 // mapUnit is a unit of the step under way.

@@ -28,7 +28,7 @@ func (d *Disk) seek(n *node, off int64, data bool) (int64, error) {
 		if found && at < size {
 			return at, nil
 		}
-		off = off&^(regionSize-1) + regionSize
+		off = at
 	}
 	if data {
 		return 0, io.EOF
@@ -36,10 +36,17 @@ func (d *Disk) seek(n *node, off int64, data bool) (int64, error) {
 	return size, nil
 }
 
-// seekRegion looks within the region of off.
+// seekRegion looks within the region of off, or goes over the hole that begins at off.
+// Where it finds nothing at is where to go on.
 func (d *Disk) seekRegion(n *node, off int64, data bool) (at int64, found bool, err error) {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
+	if next, err := n.nextHeld(off); err != nil || next > off {
+		if !data {
+			return off, true, err
+		}
+		return next, false, err
+	}
 	r, err := n.resolved(off >> regionBits)
 	if err != nil {
 		return 0, false, err
@@ -49,7 +56,7 @@ func (d *Disk) seekRegion(n *node, off int64, data bool) (at int64, found bool, 
 			return max(off, r.base+int64(r.spans[i].start)), true, nil
 		}
 	}
-	return 0, false, nil
+	return r.base + regionSize, false, nil
 }
 
 // resolved is the region of a view, cached where the view is frozen, made for

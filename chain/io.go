@@ -123,7 +123,11 @@ func (d *Disk) WriteAt(p []byte, off int64) error {
 // Discard makes the range, which must lie within the disk, read as zeros and
 // gives its blocks back.
 func (d *Disk) Discard(off, length int64) error {
-	return d.inPieces(off, length, (*overlay.Overlay).Discard)
+	return d.inPieces(off, length, (*overlay.Overlay).Discard, func(off int64) (int64, error) {
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		return d.leaf.Load().nextHeld(off)
+	})
 }
 
 // Reserve gives the range, which must lie within the disk, space on the host;
@@ -131,20 +135,28 @@ func (d *Disk) Discard(off, length int64) error {
 func (d *Disk) Reserve(off, length int64) error {
 	return d.inPieces(off, length, func(o *overlay.Overlay, off, length int64, _ overlay.Backing) error {
 		return o.Reserve(off, length)
-	})
+	}, func(off int64) (int64, error) { return off, nil })
 }
 
-func (d *Disk) inPieces(off, length int64, f leafWrite) error {
+// inPieces runs f on a range, in pieces. Between two next says from where on there is
+// something to do.
+func (d *Disk) inPieces(off, length int64, f leafWrite, next func(off int64) (int64, error)) error {
 	if err := d.checkRange(off, length); err != nil {
 		return err
 	}
 	defer d.touch()
-	for length > 0 {
-		n := min(length, discardPiece-off%discardPiece)
+	for end := off + length; off < end; {
+		d.cache.steps.Inc()
+		n := min(end-off, discardPiece-off%discardPiece)
 		if err := d.write(off, n, f); err != nil {
 			return err
 		}
-		off, length = off+n, length-n
+		if off += n; off < end {
+			var err error
+			if off, err = next(off); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

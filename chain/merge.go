@@ -166,12 +166,29 @@ func mergesUp(up, down int64, leaf, lowerWritable bool) bool {
 type regionWork struct {
 	window int64        // how much is copied before it is settled
 	size   func() int64 // of the target; it may grow meanwhile
+	// next is from where on, at off or behind it, the source may hold something.
+	next func(off int64) (int64, error)
 	// held is how many bytes the source holds in a region that are to be dealt with.
 	held func(off int64) (int64, error)
-	// copy deals with the region, and says how many bytes were read and written.
-	copy func(off, held int64) (int64, error)
+	// copy deals with a region, or with a hole of several, and says how many bytes were
+	// read and written.
+	copy func(off, end, held int64) (int64, error)
 	// settle makes what was copied to [from, to) final.
 	settle func(from, to int64) error
+}
+
+// look says what is to be dealt with next: a region and what the source holds there, or
+// a hole of any length.
+func (w regionWork) look(off int64) (end, held int64, err error) {
+	next, err := w.next(off)
+	if err != nil {
+		return 0, 0, err
+	}
+	if end = min(next, w.size()+regionSize-1) &^ (regionSize - 1); end > off {
+		return end, 0, nil
+	}
+	held, err = w.held(off)
+	return off + regionSize, held, err
 }
 
 // copyRegions walks the target region by region. A window is settled while the next
@@ -189,10 +206,11 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 		}
 	}()
 	var from, copied, held int64 // of the window
-	for off := int64(0); ; off += regionSize {
+	for off, upTo := int64(0), int64(0); ; off = upTo {
+		d.cache.steps.Inc()
 		atEnd, next := off >= w.size(), int64(0)
 		if !atEnd {
-			if next, err = w.held(off); err != nil {
+			if upTo, next, err = w.look(off); err != nil {
 				return err
 			}
 		}
@@ -212,7 +230,7 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 			}
 			from, copied, held = off, 0, 0
 			if !atEnd { // the guest went on while the window before was waited for
-				if next, err = w.held(off); err != nil {
+				if upTo, next, err = w.look(off); err != nil {
 					return err
 				}
 			}
@@ -223,12 +241,21 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 		if atEnd {
 			return nil
 		}
-		n, err := w.copy(off, next)
+		n, err := w.copy(off, upTo, next)
 		if err != nil {
 			return err
 		}
 		j.progress(next)
 		copied, held = copied+n, held+next
+	}
+}
+
+// within has f run within a grace section.
+func (d *Disk) within(f func(off int64) (int64, error)) func(off int64) (int64, error) {
+	return func(off int64) (int64, error) {
+		section := d.readers.enter()
+		defer d.readers.exit(section)
+		return f(off)
 	}
 }
 
@@ -277,7 +304,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		}
 		return held, err
 	}
-	fill := func(off, held int64) (int64, error) {
+	fill := func(off, _, held int64) (int64, error) {
 		if held == 0 {
 			return 0, nil
 		}
@@ -295,7 +322,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		forget()
 		return d.punchSource(x, from, to)
 	}
-	return d.copyRegions(j, regionWork{d.window, over.Size, held, fill, settle})
+	return d.copyRegions(j, regionWork{d.window, over.Size, d.within(source.Next), held, fill, settle})
 }
 
 // coverGrowth copies up what lies behind the size that c had when the job looked
@@ -512,7 +539,7 @@ func (d *Disk) flattenLayer(j *job) error {
 	}
 	over, source := n.layer().over(), n.parent()
 	held := func(off int64) (int64, error) { return d.regionBytes(source, off>>regionBits, over.Size()) }
-	fill := func(off, held int64) (int64, error) {
+	fill := func(off, _, held int64) (int64, error) {
 		if held == 0 {
 			return 0, nil
 		}
@@ -526,7 +553,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		forget()
 		return nil
 	}
-	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, held, fill, settle}); err != nil {
+	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, d.within(source.Next), held, fill, settle}); err != nil {
 		return err
 	}
 

@@ -102,6 +102,12 @@ func (n *node) IsZero(off, length int64) (bool, error) {
 			}
 		}
 		off += stop - in
+		if off < end {
+			var err error
+			if off, err = n.nextHeld(off); err != nil {
+				return false, err
+			}
+		}
 	}
 	return true, nil
 }
@@ -152,6 +158,21 @@ func (n *node) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, e
 				dst = append(dst, e)
 			}
 			off = next
+		}
+		if off == end {
+			break
+		}
+		next, err := n.nextHeld(off)
+		if err != nil {
+			return dst, err
+		}
+		if hole := min(next, end) - off; hole > 0 {
+			if last := &dst[len(dst)-1]; last.Kind == overlay.Zero {
+				last.Length += hole
+			} else {
+				dst = append(dst, overlay.Extent{Start: off, Length: hole, Kind: overlay.Zero})
+			}
+			off += hole
 		}
 	}
 	return dst, nil

@@ -58,6 +58,9 @@ func (d *Disk) dataBytesOfRegion(id string, off, end int64) (bytes, next int64, 
 			return 0, off, err
 		}
 	}
+	if next, err := n.nextHeld(off); err != nil || next > off {
+		return 0, min(next, end), err
+	}
 	i := off >> regionBits
 	var r *region
 	if n.frozen() {

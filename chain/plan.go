@@ -76,6 +76,7 @@ func (d *Disk) plan(operation string, names []string) (Plan, error) {
 	m, nodes := d.tree()
 	s := &planner{
 		d: d, before: m, m: m.clone(), parts: make(map[string][]*node), own: make(map[string]int64), share: d.sharesBlocks(),
+		runs: make(map[string]planRun),
 		Plan: Plan{Version: 1, Operation: operation, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: -1},
 	}
 	for id, n := range nodes {
@@ -112,6 +113,7 @@ type planner struct {
 	// merges so far.
 	parts map[string][]*node
 	own   map[string]int64 // bytes that they map together, where that is known
+	runs  map[string]planRun
 	share bool
 }
 
@@ -234,26 +236,22 @@ func (s *planner) writable(l *layerRecord) bool {
 
 // merge plays the merge of x with what stands on it, c (see mergeLayer).
 func (s *planner) merge(x, c *layerRecord) error {
-	upper, lower := s.parts[c.ID], s.parts[x.ID]
-	both, err := s.d.visible(slices.Concat(upper, lower))
+	upper, lower, err := s.runsOf(x, c, false)
 	if err != nil {
 		return err
 	}
-	alone, err := s.d.visible(lower)
-	if err != nil {
-		return err
-	}
-	held := both[:len(upper)].mapped()
-	up := mergesUp(alone.mapped(), held, c.ID == s.m.Leaf, s.writable(x))
-	copied := both[len(upper):].data()
-	growth := copied
+	up := mergesUp(lower.mapped(), upper.mapped(), c.ID == s.m.Leaf, s.writable(x))
 	if !up {
-		copied = both[:len(upper)].data()
-		under, err := s.d.visible(slices.Concat(lower, upper))
-		if err != nil {
+		if upper, lower, err = s.runsOf(x, c, true); err != nil {
 			return err
 		}
-		growth = under[len(lower):].data()
+	}
+	both := planRun{upper.scan, upper.first, lower.last}
+	copied := both.data() - upper.data()
+	growth := copied
+	if !up {
+		copied = upper.data()
+		growth = both.scan.below[both.scan.cell(both.first, both.last)]
 	}
 	s.CopyBytes += copied
 	switch {
@@ -265,7 +263,6 @@ func (s *planner) merge(x, c *layerRecord) error {
 	default:
 		s.extra(min(copied, windowExtra))
 	}
-	merged := slices.Concat(upper, lower)
 	goes, keeps := x, c
 	if !up {
 		// c's file goes; for people x does.
@@ -280,7 +277,8 @@ func (s *planner) merge(x, c *layerRecord) error {
 	}
 	s.Gone = append(s.Gone, l)
 	keeps.Parent = x.Parent
-	s.parts[keeps.ID], s.own[keeps.ID] = merged, both.mapped()
+	s.parts[keeps.ID] = slices.Concat(s.parts[c.ID], s.parts[x.ID])
+	s.own[keeps.ID], s.runs[keeps.ID] = both.mapped(), both
 	if !up {
 		keeps.File = x.File
 	}
@@ -319,13 +317,24 @@ func (s *planner) layer(id string) (PlanLayer, error) {
 	if n == nil || n.layer() == nil {
 		return l, nil
 	}
-	own, err := s.d.visible([]*node{n})
-	if err != nil {
-		return l, err
+	var err error
+	if l.OwnBytes, err = s.ownBytes(n); err != nil {
+		return l, fmt.Errorf("count layer %s: %w", id, err)
 	}
-	l.OwnBytes = own.mapped()
 	l.HostBytes, err = s.d.hostBytes(n)
 	return l, err
+}
+
+// ownBytes is how many bytes a layer maps that there was before.
+func (s *planner) ownBytes(n *node) (int64, error) {
+	if n.frozen() {
+		if bytes, known := n.own.get(n.layer()); known {
+			return bytes, nil
+		}
+	}
+	section := s.d.readers.enter()
+	defer s.d.readers.exit(section)
+	return n.layer().ownBytes()
 }
 
 // hostBytesOf is what a file of ours takes on the host.
@@ -380,84 +389,6 @@ func changedChains(a, b *manifest) (before, after [][]string) {
 	return before, after
 }
 
-// layerBytes is how much of a layer no layer above it hides.
-type layerBytes struct{ dataBytes, zeroBytes int64 }
-
-// shares is layerBytes of several layers, top first.
-type shares []layerBytes
-
-func (s shares) data() (total int64) {
-	for _, l := range s {
-		total += l.dataBytes
-	}
-	return total
-}
-
-func (s shares) mapped() (total int64) {
-	for _, l := range s {
-		total += l.dataBytes + l.zeroBytes
-	}
-	return total
-}
-
-// visible counts what layers, top first, map themselves and those above do not hide.
-func (d *Disk) visible(nodes []*node) (shares, error) {
-	total := make(shares, len(nodes))
-	var size int64
-	for _, n := range nodes {
-		size = max(size, n.size())
-	}
-	var extents, open, left []overlay.Extent
-	for off := int64(0); off < size; off += regionSize {
-		open = append(open[:0], overlay.Extent{Start: off, Length: min(regionSize, size-off)})
-		for i, n := range nodes {
-			if len(open) == 0 {
-				break
-			}
-			section := d.readers.enter()
-			l, err := n.layer(), error(nil)
-			if extents = extents[:0]; l != nil && l.size() > off {
-				extents, err = l.state.Load().Map(extents, off, min(regionSize, l.size()-off))
-			}
-			d.readers.exit(section)
-			if err != nil {
-				return nil, fmt.Errorf("count layer %s: %w", n.id, err)
-			}
-			left = left[:0]
-			k := 0
-			for _, h := range open {
-				at := h.Start
-				for ; k < len(extents) && extents[k].Start < h.End(); k++ {
-					start, end := max(extents[k].Start, h.Start), min(extents[k].End(), h.End())
-					if extents[k].Kind == overlay.Unallocated || start >= end {
-						if extents[k].End() > h.End() {
-							break
-						}
-						continue
-					}
-					if start > at {
-						left = append(left, overlay.Extent{Start: at, Length: start - at})
-					}
-					at = end
-					if extents[k].Kind == overlay.Zero {
-						total[i].zeroBytes += end - start
-					} else {
-						total[i].dataBytes += end - start
-					}
-					if extents[k].End() > h.End() {
-						break
-					}
-				}
-				if at < h.End() {
-					left = append(left, overlay.Extent{Start: at, Length: h.End() - at})
-				}
-			}
-			open, left = left, open
-		}
-	}
-	return total, nil
-}
-
 // missing is how many bytes of data of the views below a node its layer does not hide:
 // what a flatten copies.
 func (d *Disk) missing(n *node) (total int64, err error) {
@@ -466,32 +397,37 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 		return 0, nil
 	}
 	var extents []overlay.Extent
-	count := func(off, size int64) error {
+	size := min(n.size(), parent.size())
+	count := func(off int64) (next int64, err error) {
 		section := d.readers.enter()
 		defer d.readers.exit(section)
+		if off, err = parent.nextHeld(off); err != nil || off >= size {
+			return off, err
+		}
+		off &^= regionSize - 1
+		next = off + regionSize
 		r := parent.regions.get(off >> regionBits)
 		if r == nil {
 			if r, err = parent.resolve(off >> regionBits); err != nil {
-				return err
+				return off, err
 			}
 		}
 		if r.dataBytes(size) == 0 {
-			return nil
+			return next, nil
 		}
 		extents, err = n.layer().state.Load().Map(extents[:0], off, min(regionSize, size-off))
 		if err != nil {
-			return err
+			return off, err
 		}
 		for _, e := range extents {
 			if e.Kind == overlay.Unallocated {
-				total += r.dataBytes(e.End()) - r.dataBytes(e.Start)
+				total += r.dataBetween(e.Start-off, e.End()-off)
 			}
 		}
-		return nil
+		return next, nil
 	}
-	size := min(n.size(), parent.size())
-	for off := int64(0); off < size; off += regionSize {
-		if err := count(off, size); err != nil {
+	for off := int64(0); off < size; {
+		if off, err = count(off); err != nil {
 			return 0, fmt.Errorf("count layer %s: %w", n.id, err)
 		}
 	}

@@ -174,6 +174,7 @@ type regionCache struct {
 
 	hits, misses measure.Counter // regions asked for that were there, or had to be resolved
 	evictions    measure.Counter // regions that gave way to others
+	steps        measure.Counter // what walks over guest space looked at, piece by piece
 }
 
 // insert publishes a region that was resolved at a generation. When regions
@@ -265,6 +266,7 @@ func (n *node) region(i int64) (*region, error) {
 // resolve asks the layers from the node's own downwards, each only about what
 // those above left open, and stops at a view whose region is resolved.
 func (n *node) resolve(i int64) (*region, error) {
+	n.cache.steps.Inc()
 	r := &region{base: i << regionBits, node: n, at: i}
 	b := builders.Get().(*regionBuilder)
 	defer b.putBack()

@@ -146,12 +146,19 @@ func (o *Overlay) Unmap(off, length int64) error {
 	if err := o.Failed(); err != nil {
 		return err
 	}
-	return o.byCluster(off, min(length, o.Size()-off), func(cluster, in, n int64) error {
-		if o.findTable(cluster) == nil {
-			return nil
+	for end := min(off+length, o.Size()); off < end; {
+		if o.findTable(off>>o.clusterBits) == nil {
+			off = nextReach(o.index.Load(), off, end, o.tableBits+o.clusterBits)
+			continue
 		}
-		return o.unmapCluster(cluster, in, n)
-	})
+		in := off & (o.clusterSize() - 1)
+		n := min(end-off, o.clusterSize()-in)
+		if err := o.unmapCluster(off>>o.clusterBits, in, n); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
 }
 
 // unmapCluster is Unmap within a cluster for which there is a table.

@@ -18,13 +18,36 @@ type Export struct {
 // to go on, in guest bytes: aheadShared where the host shares blocks.
 const exportStep = 1 << 20
 
+// exportHole is how much of a hole is written as zeros before that, where it is.
+const exportHole = 64 << 20
+
 // each calls f for every extent with data, in pieces of at most a step, and zero, where
 // it is not nil, for what is between. c is what f copies with, or nil.
 func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) error) error {
 	var extents []Extent
+	skipper, _ := e.Source.(Skipper)
 	for off := int64(0); off < e.Size; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if skipper != nil {
+			next, err := skipper.Next(off)
+			if err != nil {
+				return err
+			}
+			if hole := min(next, e.Size) - off; hole > 0 {
+				if zero != nil {
+					hole = min(hole, exportHole) // so that the context is heard
+					if err := zero(off, hole); err != nil {
+						return err
+					}
+				}
+				off += hole
+				if e.Progress != nil {
+					e.Progress(off, e.Size)
+				}
+				continue
+			}
 		}
 		step := int64(exportStep)
 		if c != nil && c.shares.Load() {

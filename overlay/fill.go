@@ -1,6 +1,10 @@
 package overlay
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
 
 // Source is what a merge copies from: a layer's own extents, and the content
 // as it is seen through it.
@@ -9,6 +13,15 @@ type Source interface {
 	Map(dst []Extent, off, length int64) ([]Extent, error)
 	// ReadAt reads the content seen from the source down, zeros past its end.
 	ReadAt(p []byte, off int64) error
+}
+
+// Skipper is a Source that knows how far nothing follows.
+type Skipper interface {
+	Source
+	// Next is where, at off or behind it, the source may hold something, off itself where
+	// that is not known. Before it is nothing but zeros, or of a layer alone nothing of
+	// its own. Where nothing follows it is the size of the source or more.
+	Next(off int64) (int64, error)
 }
 
 // Fill copies up: what source has in the range goes into the subclusters about
@@ -28,9 +41,37 @@ func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, 
 	return o.unshared(func() (int64, error) {
 		// The runs of whole clusters first, by themselves; then what is between.
 		return o.inRuns(source, all, off, length, func(off, length int64) (int64, error) {
-			return o.fillClusters(source, off, length, below)
+			return o.fillClusters(source, all, off, length, below)
 		})
 	})
+}
+
+// nothingToFill is how many bytes from off on, whole clusters or all up to end, a fill
+// passes over: source says nothing there, or that it is zeros which are there already.
+// extents are source's. How far it looks below at once far says.
+func (o *Overlay) nothingToFill(extents []Extent, off, end, far int64, below Backing) (int64, error) {
+	i, found := slices.BinarySearchFunc(extents, off, func(e Extent, off int64) int { return cmp.Compare(e.Start, off) })
+	if !found {
+		i--
+	}
+	e := extents[i]
+	if e.Kind != Unallocated && e.Kind != Zero {
+		return 0, nil
+	}
+	stop := end
+	if e.End() < end {
+		stop = e.End() &^ (o.clusterSize() - 1)
+	}
+	if stop <= off || e.Kind == Unallocated || below == nil {
+		return max(0, stop-off), nil
+	}
+	if stop-off > far {
+		stop = (off + far) &^ (o.clusterSize() - 1)
+	}
+	if zero, err := below.IsZero(off, stop-off); err != nil || !zero {
+		return 0, err
+	}
+	return stop - off, nil
 }
 
 // Shares says whether most of what Fill or Overwrite dealt with last took no copying:
@@ -97,44 +138,64 @@ func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, res
 }
 
 // fillClusters is Fill cluster by cluster.
-func (o *Overlay) fillClusters(source Source, off, length int64, below Backing) (int64, error) {
+func (o *Overlay) fillClusters(source Source, all []Extent, off, length int64, below Backing) (int64, error) {
 	var copied int64
 	var extents []Extent
-	err := o.byCluster(off, length, func(cluster, in, n int64) error {
-		if err := o.Failed(); err != nil {
-			return err
+	far := minFar
+	for end := off + length; off < end; {
+		n, err := o.nothingToFill(all, off, end, far, below)
+		if err != nil {
+			return copied, err
 		}
-		base := cluster << o.clusterBits
-		m := o.stripe(cluster)
-		m.Lock()
-		defer m.Unlock()
-		e, err := o.Lookup(base+in, n)
-		if err != nil || (e.Kind != Unallocated && e.Length == n) {
-			return err
+		if n > 0 {
+			off, far = off+n, min(2*far, maxFar)
+			continue
 		}
-		if extents, err = source.Map(extents[:0], base+in, n); err != nil {
-			return err
-		}
-		data, zero := o.wanted(extents, base)
-		if zero != 0 {
-			blank := below == nil
-			if !blank {
-				if blank, err = below.IsZero(base, o.clusterSize()); err != nil {
-					return err
-				}
-			}
-			if blank {
-				zero = 0
-			}
-		}
-		if data|zero == 0 {
-			return nil
-		}
-		c, err := o.fillCluster(source, cluster, data, zero)
+		far = minFar
+		in := off & (o.clusterSize() - 1)
+		n = min(end-off, o.clusterSize()-in)
+		c, err := o.fillPart(source, &extents, off>>o.clusterBits, in, n, below)
 		copied += c
-		return err
-	})
-	return copied, err
+		if err != nil {
+			return copied, err
+		}
+		off += n
+	}
+	return copied, nil
+}
+
+// fillPart is Fill of a range within a cluster. room is for extents.
+func (o *Overlay) fillPart(source Source, room *[]Extent, cluster, in, n int64, below Backing) (int64, error) {
+	if err := o.Failed(); err != nil {
+		return 0, err
+	}
+	base := cluster << o.clusterBits
+	m := o.stripe(cluster)
+	m.Lock()
+	defer m.Unlock()
+	e, err := o.Lookup(base+in, n)
+	if err != nil || (e.Kind != Unallocated && e.Length == n) {
+		return 0, err
+	}
+	if *room, err = source.Map((*room)[:0], base+in, n); err != nil {
+		return 0, err
+	}
+	data, zero := o.wanted(*room, base)
+	if zero != 0 {
+		blank := below == nil
+		if !blank {
+			if blank, err = below.IsZero(base, o.clusterSize()); err != nil {
+				return 0, err
+			}
+		}
+		if blank {
+			zero = 0
+		}
+	}
+	if data|zero == 0 {
+		return 0, nil
+	}
+	return o.fillCluster(source, cluster, data, zero)
 }
 
 // wanted sorts a cluster's subclusters by what source has in them: data to be

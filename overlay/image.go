@@ -24,6 +24,7 @@ type Image struct {
 	// Of qcow2 only.
 	header     *Header
 	l1         []uint64
+	index      *tableIndex // of l1
 	l2         l2Format
 	compressed compressedReader
 }
@@ -82,6 +83,12 @@ func NewImage(f File, format string) (*Image, error) {
 	im.compressed = compressedReader{file: f, format: &im.l2, compression: h.CompressionType}
 	if im.l1, err = readL1(f, h); err != nil {
 		return nil, err
+	}
+	im.index = newTableIndex(len(im.l1))
+	for i, entry := range im.l1 {
+		if entry != 0 {
+			im.index.set(i)
+		}
 	}
 	return im, nil
 }
@@ -162,6 +169,9 @@ func (im *Image) mapTables(list *extentList, pos, limit int64) error {
 		end := min((i+1)<<span, limit)
 		entry := im.l1[i]
 		if entry == 0 { // the hot case: a layer that says nothing here
+			if end < limit {
+				end = nextReach(im.index, end, limit, span)
+			}
 			list.add(Unallocated, pos, end, 0)
 		} else if err := im.mapTable(list, entry, i, pos, end); err != nil {
 			return err
@@ -264,11 +274,8 @@ func (im *Image) OwnBytes() (int64, error) {
 	step := min(int64(clustersAtOnce)<<im.header.ClusterBits, int64(1)<<span)
 	total := int64(0)
 	var extents []Extent
-	for i, entry := range im.l1 {
-		if entry == 0 {
-			continue
-		}
-		start := int64(i) << span
+	for i, ok := im.index.next(0); ok; i, ok = im.index.next(i + 1) {
+		start := i << span
 		for end := min(start+1<<span, im.size); start < end; start += step {
 			var err error
 			if extents, err = im.Map(extents[:0], start, min(step, end-start)); err != nil {

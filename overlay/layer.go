@@ -55,6 +55,10 @@ type Layer interface {
 	// offsets follow each other. What lies at or past Size is Zero (M2). It
 	// reads metadata only.
 	Map(dst []Extent, off, length int64) ([]Extent, error)
+	// Next is where, at off or behind it, the layer may hold something: what lies before
+	// is Unallocated, or of a raw image a hole. It is Size when nothing follows. It costs
+	// the same however far that is. Errors are those of the host.
+	Next(off int64) (int64, error)
 	// ReadExtent reads the guest bytes [off, off+len(p)), which must lie
 	// within e, an extent of kind Data or Compressed that Map returned. Bytes
 	// past the end of the file read as zeros.

@@ -78,7 +78,8 @@ type Overlay struct {
 
 	// tables is indexed by L1 index. It grows under tableMu and flushMu.
 	tables  atomic.Pointer[[]atomic.Pointer[table]]
-	tableMu sync.Mutex // creating a table
+	tableMu sync.Mutex                 // creating a table
+	index   atomic.Pointer[tableIndex] // of tables; changed as they are
 	loadMu  [16]sync.Mutex
 
 	alloc allocator
@@ -264,7 +265,7 @@ func (o *Overlay) loadL1() error {
 	if err := readFull(o.file, p, h.L1Offset); err != nil {
 		return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
 	}
-	tables := make([]atomic.Pointer[table], h.L1Entries)
+	tables, index := make([]atomic.Pointer[table], h.L1Entries), newTableIndex(int(h.L1Entries))
 	for i := range tables {
 		e := binary.BigEndian.Uint64(p[i*8:])
 		if e == 0 {
@@ -278,8 +279,10 @@ func (o *Overlay) loadL1() error {
 			return fmt.Errorf("%s: L1 entry %d is 0x%x: %w", o.file.Name(), i, e, ErrCorrupt)
 		}
 		tables[i].Store(o.newTable(host))
+		index.set(i)
 	}
 	o.tables.Store(&tables)
+	o.index.Store(index)
 	return nil
 }
 

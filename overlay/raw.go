@@ -27,23 +27,38 @@ func (im *Image) mapRaw(list *extentList, pos, limit int64) error {
 // file system that forgets them, or a file that shrinks) become data: reading
 // then tells.
 func (im *Image) nextRawData(pos, limit int64) (start, end int64, err error) {
-	start, err = im.file.SeekData(pos)
-	if errors.Is(err, io.EOF) {
-		return limit, limit, nil
+	start, found, err := im.nextRawStart(pos, limit)
+	if err != nil || !found {
+		return start, start, err
 	}
-	if err == nil {
-		if start = max(start, pos); start >= limit {
-			return limit, limit, nil
-		}
-		end, err = im.file.SeekHole(start)
-	}
+	end, err = im.file.SeekHole(start)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return 0, 0, fmt.Errorf("find the holes from 0x%x on of %s: %w", pos, im.file.Name(), err)
+		return 0, 0, im.noHoles(start, err)
 	}
 	if err != nil || end <= start || end > limit {
 		end = limit
 	}
 	return start, end, nil
+}
+
+// nextRawStart is where the first run of data in [pos, limit) begins; limit when there
+// is none.
+func (im *Image) nextRawStart(pos, limit int64) (start int64, found bool, err error) {
+	start, err = im.file.SeekData(pos)
+	if errors.Is(err, io.EOF) {
+		return limit, false, nil
+	}
+	if err != nil {
+		return 0, false, im.noHoles(pos, err)
+	}
+	if start = max(start, pos); start >= limit {
+		return limit, false, nil
+	}
+	return start, true, nil
+}
+
+func (im *Image) noHoles(pos int64, err error) error {
+	return fmt.Errorf("find the holes from 0x%x on of %s: %w", pos, im.file.Name(), err)
 }
 
 func (im *Image) rawDataBytes() (int64, error) {

@@ -129,7 +129,7 @@ func (o *Overlay) clearBehind(end int64) error {
 	first := (in + o.subSize() - 1) &^ (o.subSize() - 1)
 	for behind := int64(len(*o.tables.Load())) << o.tableBits; cluster < behind; first = 0 {
 		if o.findTable(cluster) == nil {
-			cluster = (cluster>>o.tableBits + 1) << o.tableBits
+			cluster = nextReach(o.index.Load(), cluster<<o.clusterBits, behind<<o.clusterBits, o.tableBits+o.clusterBits) >> o.clusterBits
 			continue
 		}
 		if first < o.clusterSize() {
@@ -168,10 +168,12 @@ func (o *Overlay) setSize(size int64) error {
 	}
 	h := *o.header
 	h.Size = size
+	end := min(o.Size(), size)
 	if err := o.switchHeader(&h); err != nil {
 		return o.fail(err)
 	}
 	o.size.Store(size)
+	o.changed.mark(end, 1) // how much counts of what is there is another now
 	return nil
 }
 
@@ -261,6 +263,7 @@ func (o *Overlay) growL1(n int64) error {
 		grown[i].Store(tables[i].Load())
 	}
 	o.tables.Store(&grown)
+	o.index.Store(o.index.Load().grown(len(grown)))
 	return nil
 }
 
@@ -342,12 +345,9 @@ func (a *allocator) unused() (next, end int64, freed []int64, table []int64) {
 func (o *Overlay) OwnBytes() (int64, error) {
 	var total int64
 	size := o.Size()
-	tables := *o.tables.Load()
-	for l1 := range tables {
+	tables, index := *o.tables.Load(), o.index.Load()
+	for l1, ok := index.next(0); ok && l1 < int64(len(tables)); l1, ok = index.next(l1 + 1) {
 		t := tables[l1].Load()
-		if t == nil {
-			continue
-		}
 		for si := range t.slices {
 			s := t.slices[si].Load()
 			if s == nil {
@@ -356,7 +356,7 @@ func (o *Overlay) OwnBytes() (int64, error) {
 					return 0, err
 				}
 			}
-			base := (int64(l1)<<o.tableBits + int64(si)*sliceEntries) << o.clusterBits
+			base := (l1<<o.tableBits + int64(si)*sliceEntries) << o.clusterBits
 			total += s.ownBytes(base, size, o.clusterBits)
 		}
 	}

@@ -29,6 +29,9 @@ func (o *Overlay) Lookup(off, length int64) (Extent, error) {
 	}
 	if s == nil {
 		end := (cluster>>o.tableBits + 1) << o.tableBits << o.clusterBits
+		if off+length > end {
+			end = nextReach(o.index.Load(), end, off+length, o.tableBits+o.clusterBits)
+		}
 		return Extent{Start: off, Length: min(length, end-off)}, nil
 	}
 	bitmap := s.bitmap[i].Load()

@@ -168,12 +168,13 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 	if err != nil {
 		return e, nil, t.explain(err)
 	}
-	e = overlay.Export{Source: rawView{image}, Size: image.Size()}
+	view := newRawView(image)
+	e = overlay.Export{Source: view, Size: image.Size()}
 	// Which files are shared another user's daemon must not say.
 	if !share || t.owner != 0 && t.owner != os.Geteuid() {
 		return e, image.Close, nil
 	}
-	shared := &sharedView{rawView: rawView{image}, file: image.File()}
+	shared := &sharedView{rawView: view, file: image.File()}
 	e.Source = shared
 	return e, shared.Close, nil
 }
@@ -190,19 +191,6 @@ func openView(file string) (*overlay.Image, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return image, nil
-}
-
-// rawView is a raw image as what an export copies from.
-type rawView struct{ *overlay.Image }
-
-// ReadAt gives zeros past the end.
-func (s rawView) ReadAt(p []byte, off int64) error {
-	n := max(0, min(int64(len(p)), s.Size()-off))
-	clear(p[n:])
-	if n == 0 {
-		return nil
-	}
-	return s.ReadExtent(p[:n], overlay.Extent{Start: off, Length: n, Host: off, Kind: overlay.Data}, off)
 }
 
 // exportFile writes OUT under another name beside it, which it gets at the end.

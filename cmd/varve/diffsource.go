@@ -15,7 +15,6 @@ import (
 
 	"varve/chain"
 	"varve/fs"
-	"varve/overlay"
 )
 
 // differences gives where two views differ, some at a time.
@@ -136,7 +135,7 @@ type mountedDifferences struct {
 	disk   string
 	list   []chain.Difference
 	done   int64
-	views  map[string]*overlay.Image
+	views  map[string]*rawView
 }
 
 func (t target) mountedDifferences(a, b string) (_ differences, err error) {
@@ -148,7 +147,7 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 	if err != nil {
 		return nil, t.explain(err)
 	}
-	d := &mountedDifferences{t: t, file: f, lines: bufio.NewReaderSize(f, 64<<10), views: map[string]*overlay.Image{}}
+	d := &mountedDifferences{t: t, file: f, lines: bufio.NewReaderSize(f, 64<<10), views: map[string]*rawView{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -271,19 +270,20 @@ func parseDifference(line string) (x chain.Difference, err error) {
 
 // Read reads through the mount.
 func (d *mountedDifferences) Read(v chain.DiffView, p []byte, off int64) error {
-	image := d.views[v.Name]
-	if image == nil {
+	view := d.views[v.Name]
+	if view == nil {
 		file := filepath.Join(d.t.mountpoint, "layers", v.Name+".raw")
 		if v.Name == "leaf" {
 			file = filepath.Join(d.t.mountpoint, "disk.raw")
 		}
-		var err error
-		if image, err = openView(file); err != nil {
+		image, err := openView(file)
+		if err != nil {
 			return d.t.explain(err)
 		}
-		d.views[v.Name] = image
+		view = newRawView(image)
+		d.views[v.Name] = view
 	}
-	return rawView{image}.ReadAt(p, off)
+	return view.ReadAt(p, off)
 }
 
 func (d *mountedDifferences) Close() error {

@@ -39,7 +39,7 @@ const (
 // files the view is made, by device and inode, and they are the ones that are locked.
 // Then they stay what they are until the section ends (M1).
 type sharedView struct {
-	rawView
+	*rawView
 	file overlay.File // of the mount; open, so that the layer is not deleted
 
 	// mu is held from Enter to Leave, and guards the rest.

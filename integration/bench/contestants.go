@@ -70,7 +70,7 @@ type server struct {
 
 func (b *bench) start(c contestant) (*server, error) {
 	start := map[kind]func(contestant, *server) error{
-		varveMount: b.startVarve, varveBig: b.startBig, qsd: b.startQSD, qsdExtL2: b.startQSD, nbdfuse: b.startNBD,
+		varveMount: b.startVarve, varveBig: b.startBig, sparseExport: b.startSparse, sparseCopy: b.startSparse, qsd: b.startQSD, qsdExtL2: b.startQSD, nbdfuse: b.startNBD,
 		copyPlain: b.startTool, copySynced: b.startTool, imgConvert: b.startTool, imgRebase: b.startTool, imgCommit: b.startTool,
 		opening: b.startOpening, openingBig: b.startOpening, loopback: b.startLoopback, rawFile: b.startRaw, loopDevice: b.startLoop,
 	}[c.kind]

@@ -48,7 +48,7 @@ func (b *bench) copyRows() []row {
 		row{name: "xfs-delete-up-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeDelete(true), do: inSeconds(doDelete)},
 		row{name: "xfs-delete-down-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: beforeDelete(false), do: inSeconds(doDelete)},
 		row{name: "xfs-export-4x", unit: "s", lowerBetter: true, xfs: true, contestants: sizes, before: settle, do: inSeconds(doExport)},
-		b.loadRow())
+		b.sparseExportRow(), b.loadRow())
 }
 
 // inSeconds is a measurement in MB/s as one of its time.

@@ -63,6 +63,11 @@ func targets() []target {
 			target{What: row + ": against cp", row: row, of: varve1, to: string(copyPlain), Least: 0.8},
 			target{What: row + ": against cp and sync", row: row, of: varve1, to: string(copySynced), Least: 0.8})
 	}
+	list = append(list, target{What: "export of a sparse 1 TiB disk that is mounted: time against cp --sparse=auto of the view", row: sparseRow,
+		Least: 2, most: true,
+		judge: func(r *rowResult) (float64, bool) {
+			return r.quotient(contestant{kind: sparseExport, depth: 1}.String(), contestant{kind: sparseCopy, depth: 1}.String())
+		}})
 	for _, row := range []string{"flatten", "delete-up", "delete-down", "export"} {
 		// A clone costs the same for any number of bytes; a copy takes four times as
 		// long. cp, which clones a whole file in one call, is in the rows without -4x.

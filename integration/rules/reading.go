@@ -66,6 +66,16 @@ var readingMutants = []mutant{
 		"	for pause := time.Microsecond; g.count[old&1].n.Load() != 0;", "	for pause := time.Microsecond; g.count[(old+1)&1].n.Load() != 0;",
 		"chain.TestReaderAcrossAMerge"),
 
+	one("M1", "a walk over a view asks the top layer alone", "chain/next.go",
+		"			if next < state.Size() {\n				best = min(best, next)\n			}\n		}\n		at = l.parent\n", "			if next < state.Size() {\n				best = min(best, next)\n			}\n		}\n		at = nil\n",
+		"chain.TestHolesAgainstQEMU", "chain.TestWalksDuringJobs"),
+	one("M1", "a table that is made is not found by walks", "overlay/slice.go",
+		"	o.index.Load().set(int(l1))\n", "",
+		"overlay.TestNextAgainstMap"),
+
+	one("M2", "a walk takes a layer for ended where another one below it ends", "chain/next.go",
+		"			limit = min(limit, state.Size())\n			if off >= limit {", "			limit = min(limit, state.Size())\n			if off >= limit/2 {",
+		"chain.TestHolesAgainstQEMU"),
 	one("M2", "an image shows what is below past its end", "overlay/image.go",
 		"	list.add(Zero, max(off, im.size), end, 0) // M2", "	list.add(Unallocated, max(off, im.size), end, 0) // M2",
 		"overlay.TestMapClips"),

@@ -108,7 +108,7 @@ var writingMutants = []mutant{
 		"	m := o.stripe(cluster)\n	m.Lock()\n	defer m.Unlock()\n	return o.writeOwned", "	return o.writeOwned",
 		"overlay.TestTwoWritersOfOneSubcluster"),
 	one("M8", "a copy does not keep writers out", "overlay/fill.go",
-		"		m := o.stripe(cluster)\n		m.Lock()\n		defer m.Unlock()\n		e, err := o.Lookup", "		e, err := o.Lookup",
+		"	m := o.stripe(cluster)\n	m.Lock()\n	defer m.Unlock()\n	e, err := o.Lookup(base+in, n)", "	e, err := o.Lookup(base+in, n)",
 		"overlay.TestCopyMeetsAWrite"),
 	one("M8", "a copy ahead does not look at who came first", "overlay/copy.go",
 		"	if s.offset[i].Load() != 0 || free == 0 {", "	if false {",

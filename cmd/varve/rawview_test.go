@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"varve/overlay"
+)
+
+// seekFile counts how often it is asked for data and holes.
+type seekFile struct {
+	overlay.File
+	asked int
+}
+
+func (f *seekFile) SeekData(off int64) (int64, error) {
+	f.asked++
+	return f.File.SeekData(off)
+}
+
+func (f *seekFile) SeekHole(off int64) (int64, error) {
+	f.asked++
+	return f.File.SeekHole(off)
+}
+
+// An export of a mounted disk asks the mount twice for each run of data, however long
+// that and the hole before it are, and copies all of it.
+func TestExportAsksOnceForARun(t *testing.T) {
+	const size, runs = int64(1) << 40, 20
+	path := filepath.Join(t.TempDir(), "view.raw")
+	plain, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { plain.Close() })
+	if err := plain.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	want := map[int64][]byte{}
+	for i := range int64(runs) {
+		data := bytes.Repeat([]byte{byte(1 + i)}, int(i%4*3<<20+5000))
+		at := size/runs*i + i<<12
+		if _, err := plain.WriteAt(data, at); err != nil {
+			t.Fatal(err)
+		}
+		want[at] = data
+	}
+	host, err := overlay.HostFS().Open(path, os.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := &seekFile{File: host}
+	image, err := overlay.NewImage(file, "raw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	out := filepath.Join(t.TempDir(), "out.raw")
+	e := overlay.Export{Source: newRawView(image), Size: size}
+	if err := exportFile(context.Background(), e, out, exportFlags{format: "raw"}); err != nil {
+		t.Fatal(err)
+	}
+	// Two for each run, and one behind the last.
+	if file.asked > 2*runs+1 {
+		t.Errorf("the file was asked %d times where data is, for %d runs", file.asked, runs)
+	}
+	copied, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	if info, err := copied.Stat(); err != nil || info.Size() != size {
+		t.Errorf("the export has %v bytes (%v)", info.Size(), err)
+	}
+	for at, data := range want {
+		got := make([]byte, len(data)+4096)
+		if _, err := copied.ReadAt(got, at); err != nil && at+int64(len(got)) < size {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got[:len(data)], data) || len(bytes.TrimLeft(got[len(data):], "\x00")) > 0 {
+			t.Errorf("the data at %d is not what was exported", at)
+		}
+	}
+}
+
+// What a rawView remembers is what the file says, in whatever order it is asked.
+func TestRawViewAgainstFile(t *testing.T) {
+	const size = int64(64 << 20)
+	path := filepath.Join(t.TempDir(), "view.raw")
+	rnd := rand.New(rand.NewPCG(1, 9))
+	content := make([]byte, size)
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		at := rnd.Int64N(size-1<<18) &^ 0xffff
+		for i := range int64(1 + rnd.IntN(1<<18)) {
+			content[at+i] = 1
+		}
+		if _, err := f.WriteAt(bytes.TrimRight(content[at:at+1<<18], "\x00"), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	image, err := overlay.OpenImage(overlay.HostFS(), path, "raw", overlay.LockNone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	view := newRawView(image)
+	for range 500 {
+		off := rnd.Int64N(size + 1<<20)
+		length := 1 + rnd.Int64N(4<<20)
+		got, err := view.Map(nil, off, length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := image.Map(nil, off, length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("[%d, %d): %v, the file has %v", off, off+length, got, want)
+		}
+		next, err := view.Next(off)
+		if err != nil || next < off {
+			t.Fatalf("from %d on: %d, %v", off, next, err)
+		}
+		for _, e := range want {
+			if e.Kind == overlay.Data && e.Start < next {
+				t.Fatalf("from %d on %d is next, and there is data at %d", off, next, e.Start)
+			}
+		}
+	}
+}
