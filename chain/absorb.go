@@ -75,7 +75,7 @@ func (v *leafMove) step(end int64, move func() error) error {
 // beginAbsorbing makes x ready to take what c holds, and routes the writes when
 // c is the leaf. Called with opMu held, x and c recorded as being written.
 func (d *Disk) beginAbsorbing(x, c *node) error {
-	into, err := d.thaw(x.layer())
+	into, err := d.thaw(x)
 	if err != nil {
 		return err
 	}

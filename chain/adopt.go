@@ -67,6 +67,9 @@ func adoptImages(fs overlay.FS, path, format string, layersToo bool) (images []*
 			return images, err
 		}
 	}
+	for i := range len(images) - 1 {
+		images[i].image.HideTail(images[i+1].image)
+	}
 	bottom := images[len(images)-1]
 	if bottom.image.Size() == 0 {
 		return images, invalidf("the base %s is empty", bottom.path)

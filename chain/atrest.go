@@ -128,6 +128,9 @@ func (a *AtRest) open(fs overlay.FS, top, format string, deadline time.Time) err
 			return err
 		}
 	}
+	for i := range len(layers) - 1 {
+		hideTail(layers[i], layers[i+1])
+	}
 	cache := &regionCache{limit: defaultCacheBytes}
 	for i := len(layers) - 1; i >= 0; i-- {
 		a.top = newNode("", layers[i], a.top, cache)

@@ -134,13 +134,25 @@ func (c *checker) checkSize(rec *layerRecord, path string, f overlay.File, h *ov
 	}
 	size := int64(0)
 	if h != nil {
-		size = h.Size
+		size = viewSize(rec.Format, h.Size)
 	} else if info, err := f.Stat(); err == nil {
 		size = info.Size
 	}
 	if size != rec.Size {
 		c.errorf(rec.ID, path, acceptWords(c.dir, rec), false, "the file is a disk of %d bytes, chain.json says %d", size, rec.Size)
 	}
+}
+
+// checkWhole says it when a header's size is no whole number of sectors (M2).
+func (c *checker) checkWhole(rec *layerRecord, path string, h *overlay.Header) {
+	if !overlay.Uneven(h.Size) {
+		return
+	}
+	if rec.Foreign || c.manifest.pinned()[rec.ID] || h.Plain() != nil {
+		c.notef(rec.ID, path, "nothing has to be done; varve shows them, and a layer of varve's on it has its own copy of them", false, "%s", unevenWords(h.Size))
+		return
+	}
+	c.errorf(rec.ID, path, byMount, !c.falsified[rec.ID], "%s; an earlier version made it so", unevenWords(h.Size))
 }
 
 // checkImage checks header, tables and refcounts of a qcow2 layer.
@@ -163,6 +175,7 @@ func (c *checker) checkImage(rec *layerRecord, path string, f overlay.File, shar
 		return err
 	}
 	c.checkSize(rec, path, f, h)
+	c.checkWhole(rec, path, h)
 	c.checkBacking(rec, path, h)
 	mendable := false
 	if !rec.Foreign {

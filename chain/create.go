@@ -45,7 +45,7 @@ something else, or nothing.
 // CreateOptions are the options of Create.
 type CreateOptions struct {
 	FS     overlay.FS
-	Size   int64  // guest bytes of a blank disk; with Base: 0, or a size at least the base's
+	Size   int64  // guest bytes of a blank disk; with Base: 0, or a size at least the base's; rounded up to whole sectors
 	Base   string // path of a foreign image; "" for a blank disk
 	Format string // raw, qcow2 or "" (raw unless Base ends in .qcow2)
 }
@@ -54,6 +54,8 @@ type CreateOptions struct {
 type Created struct {
 	Dir   string
 	Files []ForeignFile // top first
+	Size  int64         // guest bytes
+	Given int64         // what Size was rounded up from: what was asked for, or what the image has
 }
 
 // ForeignFile is a file that an adopted disk reads.
@@ -154,6 +156,7 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 	if err != nil {
 		return Created{}, err
 	}
+	plan.below = viewOfImages(images)
 
 	temp := tempFor(dir)
 	lock, err := claimTemp(fs, temp)
@@ -179,7 +182,7 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 	if err != nil {
 		return Created{}, errors.Join(err, removeDisk(fs, at))
 	}
-	return Created{Dir: dir, Files: plan.files}, nil
+	return Created{Dir: dir, Files: plan.files, Size: plan.leaf.Size, Given: plan.given}, nil
 }
 
 // tempFor is where a disk directory is written until it is whole. It is the same for
@@ -200,6 +203,8 @@ type diskPlan struct {
 	manifest *manifest
 	leaf     overlay.CreateOptions
 	files    []ForeignFile // top first
+	given    int64         // bytes that the leaf's size was rounded up from
+	below    *node         // the view of the images; nil for a blank disk
 }
 
 // planDisk numbers and names the layers, bottom first, and puts a leaf on top.
@@ -225,7 +230,7 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 		l := &layerRecord{
 			ID: layerID(m.newNumber()), Name: baseName, Parent: top, Format: image.format,
 			File: image.path, Foreign: true, Created: frozen, Frozen: frozen,
-			Size: image.image.Size(), Fingerprint: taken,
+			Size: viewSize(image.format, image.image.Size()), Fingerprint: taken,
 		}
 		if top == "" {
 			m.Base = l.ID
@@ -247,7 +252,7 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 	case len(images) == 0 && size == 0:
 		return nil, invalidf("a blank disk needs a size")
 	case len(images) == 0:
-		m.BlankSize = size
+		m.BlankSize = overlay.WholeSectors(size)
 	default:
 		base := images[0]
 		plan.leaf.Backing, plan.leaf.BackingFormat = base.path, base.format
@@ -257,11 +262,11 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 		if size == 0 {
 			return nil, invalidf("%s is a disk of 0 bytes", base.path)
 		}
-		if size < base.image.Size() {
+		if overlay.WholeSectors(size) < overlay.WholeSectors(base.image.Size()) {
 			return nil, invalidf("a size of %d bytes is less than the %d of %s", size, base.image.Size(), base.path)
 		}
 	}
-	plan.leaf.Size = size
+	plan.leaf.Size, plan.given = overlay.WholeSectors(size), size
 	number := m.newNumber()
 	m.Leaf = layerID(number)
 	m.add(&layerRecord{
@@ -292,6 +297,9 @@ func (p *diskPlan) write(fs overlay.FS, dir string) error {
 		return err
 	}
 	if err := setMode(fs, leaf, 0o600); err != nil {
+		return err
+	}
+	if err := p.keepTail(fs, leaf); err != nil {
 		return err
 	}
 	var err error

@@ -179,7 +179,7 @@ func TestCreateRefuses(t *testing.T) {
 		{filepath.Join(parent, "x"), CreateOptions{Size: -1}, ErrInvalid, "-1 bytes"},
 		{filepath.Join(parent, "x"), CreateOptions{Size: maxDiskBytes + 1}, ErrInvalid, "a size of"},
 		{filepath.Join(parent, "x"), CreateOptions{Size: 1 << 20, Format: "raw"}, ErrInvalid, "for a base"},
-		{filepath.Join(parent, "x"), CreateOptions{Base: base, Size: 1<<20 - 1}, ErrInvalid, "less than the 1048576"},
+		{filepath.Join(parent, "x"), CreateOptions{Base: base, Size: 1<<20 - 512}, ErrInvalid, "less than the 1048576"},
 		{filepath.Join(parent, "x"), CreateOptions{Base: base, Format: "vmdk"}, ErrInvalid, `"vmdk"`},
 	}
 	for _, test := range tests {

@@ -111,6 +111,8 @@ type Disk struct {
 	job     *job // the one under way or the last one; nil for none
 	closing bool // no job begins any more; guarded by jobMu
 
+	uneven int64 // see Uneven; set by Open
+
 	counter    counter
 	mapper     mapper
 	measures   measures

@@ -58,7 +58,7 @@ func Examinations() [][2]string {
 		{examineChanged, "a base or another layer is newer than what stands on it, or was changed by another program"},
 		{examineHeader, "a header is no qcow2's, marked dirty or corrupt, or asks for what varve does not read"},
 		{examineCutOff, "a file ends before its tables or its data do"},
-		{examineSize, "an overlay is smaller than what it stands on, or a layer not as large as chain.json says"},
+		{examineSize, "an overlay is smaller than what it stands on, a layer not as large as chain.json says, or a size is no whole number of sectors"},
 		{examineUnowned, "a file in layers/ belongs to no layer"},
 		{examineUnclean, "the disk was not unmounted in order"},
 		{examineJob, "a job waits for the next mount"},

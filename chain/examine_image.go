@@ -108,7 +108,8 @@ func (e *examiner) foreign(image *examinedImage) (h *overlay.Header, ok bool) {
 		e.problem(examineHeader, image.path, headerWayOut(err, true), "%w", err)
 		return nil, false
 	}
-	image.size = h.Size
+	image.size = viewSize(image.format, h.Size)
+	e.sectors(&layerRecord{Foreign: true}, image.path, h)
 	e.dirty(image.path, h)
 	e.whole(image.path, false)
 	return h, true

@@ -71,14 +71,26 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 		return 0, false
 	}
 	if busy || l.Writing {
-		return h.Size, true
+		return viewSize(l.Format, h.Size), true
 	}
+	e.sectors(l, path, h)
 	e.dirty(path, h)
 	if plain := h.Plain(); plain != nil && leaf {
 		e.note(examineHeader, path, "the next mount keeps it as a frozen layer and puts a new leaf on top", "another program worked on the leaf: %w", plain)
 	}
 	e.whole(path, !l.Foreign)
-	return h.Size, true
+	return viewSize(l.Format, h.Size), true
+}
+
+// sectors looks whether a header's size is a whole number of sectors (M2).
+func (e *examiner) sectors(l *layerRecord, path string, h *overlay.Header) {
+	switch {
+	case !overlay.Uneven(h.Size):
+	case l.Foreign || h.Plain() != nil:
+		e.note(examineSize, path, "nothing has to be done for varve, which shows them; to give it whole sectors have qemu-img convert make a copy", "%s", unevenWords(h.Size))
+	default:
+		e.problem(examineSize, path, "the next mount, or \"varve check --repair\", rounds it up, unless a clone reads the file", "%s; an earlier version made it so", unevenWords(h.Size))
+	}
 }
 
 // dirty looks at the mark of a program that was killed while it wrote an image.

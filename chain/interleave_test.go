@@ -515,24 +515,3 @@ func TestLockOfAWrittenLayer(t *testing.T) {
 		t.Errorf("after the job: %v", err)
 	}
 }
-
-// QEMU leaves out of a qcow2 layer what is less than a sector at its end: a disk
-// that has grown keeps it (M2).
-func TestTailOfAnOddSize(t *testing.T) {
-	const size = 1<<20 + 8192 + 513
-	dir := filepath.Join(t.TempDir(), "vm.varve")
-	_, err := Create(dir, CreateOptions{Size: size})
-	must(t, err)
-	d := openDisk(t, dir)
-	put(t, d, 1, 0, size)
-	must(t, d.Snapshot("one"))
-	must(t, d.Resize(2<<20))
-	must(t, d.Close())
-	raw := filepath.Join(t.TempDir(), "leaf.raw")
-	qemuTool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", layerPath(d, ""), raw)
-	got, err := os.ReadFile(raw)
-	must(t, err)
-	if want := append(bytes.Repeat([]byte{1}, size), make([]byte, 2<<20-size)...); !bytes.Equal(got, want) {
-		t.Errorf("QEMU reads %d bytes, %d at the old end", len(got), got[size-1])
-	}
-}

@@ -222,7 +222,7 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 func (d *Disk) restore(m *manifest, rec *layerRecord) error {
 	if d.isAstray(m, rec) {
 		// Settled already, if the job came as far as its last commit.
-		o, err := d.thaw(d.nodes[rec.ID].layer())
+		o, err := d.thaw(d.nodes[rec.ID])
 		if err != nil {
 			return err
 		}

@@ -92,16 +92,21 @@ func (l *layer) over() *overlay.Overlay { return l.state.Load().over }
 
 // thaw makes a frozen layer of ours writable, and returns when nobody looks at
 // it as an image any more: that takes the file as it was when it was frozen, and
-// calls an entry corrupt that names a cluster behind its end of then.
-func (d *Disk) thaw(l *layer) (*overlay.Overlay, error) {
-	if o := l.over(); o != nil {
-		return o, nil
+// calls an entry corrupt that names a cluster behind its end of then. Its size is
+// whole sectors then, whatever an earlier version gave it (M2).
+func (d *Disk) thaw(n *node) (*overlay.Overlay, error) {
+	l := n.layer()
+	o := l.over()
+	if o == nil {
+		var err error
+		if o, err = l.thaw(d.overlayOptions(false)); err != nil {
+			return nil, err
+		}
+		d.readers.synchronize()
 	}
-	o, err := l.thaw(d.overlayOptions(false))
-	if err != nil {
-		return nil, err
+	if err := d.growWithin(o, l.size(), n.backing()); err != nil {
+		return nil, fmt.Errorf("give %s whole sectors: %w", l.path, err)
 	}
-	d.readers.synchronize()
 	return o, nil
 }
 
@@ -148,7 +153,16 @@ func (l *layer) settle() error {
 	return nil
 }
 
-func (l *layer) size() int64 { return l.state.Load().Size() }
+// size is the size of what is seen of the layer, in bytes: whole sectors, but for a raw
+// file, of which each byte and no more is shown (M2).
+func (l *layer) size() int64 {
+	state := l.state.Load()
+	size := state.Size()
+	if image, ok := state.Layer.(*overlay.Image); ok && image.Format() == formatRaw {
+		return size
+	}
+	return overlay.WholeSectors(size)
+}
 
 // ownBytes is how many guest bytes the layer itself maps.
 func (l *layer) ownBytes() (int64, error) {

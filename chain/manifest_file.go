@@ -47,6 +47,7 @@ func parseManifest(data []byte) (*manifest, error) {
 	if err := m.validate(); err != nil {
 		return nil, err
 	}
+	m.wholeSectors()
 	return m, nil
 }
 

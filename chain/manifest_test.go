@@ -29,8 +29,8 @@ func testManifest() *manifest {
 		Version: 1, Next: 6, Leaf: "000004", SetAside: "000003", Base: "000001", Modified: at, NextJob: 2,
 		Layers: []*layerRecord{
 			{ID: "000001", Name: "base", Format: "raw", File: "/images/ubuntu <1> & ü.raw", Foreign: true, Created: at, Frozen: at, Size: 10, Fingerprint: print()},
-			{ID: "000002", Name: "one", Parent: "000001", Format: "qcow2", File: "layers/000002.qcow2", Created: at, Frozen: at, Size: 10, Fingerprint: print()},
-			{ID: "000003", Parent: "000002", Format: "qcow2", File: "layers/000005.qcow2", Created: at, Frozen: at, Size: 10, Writing: true},
+			{ID: "000002", Name: "one", Parent: "000001", Format: "qcow2", File: "layers/000002.qcow2", Created: at, Frozen: at, Size: 512, Fingerprint: print()},
+			{ID: "000003", Parent: "000002", Format: "qcow2", File: "layers/000005.qcow2", Created: at, Frozen: at, Size: 512, Writing: true},
 			{ID: "000004", Parent: "000002", Format: "qcow2", File: "layers/000004.qcow2", Created: at},
 		},
 		Job: &jobRecord{ID: "1", Kind: jobDelete, Layer: "000003", Into: "000002", Direction: directionDown},
@@ -392,6 +392,7 @@ func FuzzParseManifest(f *testing.F) {
 	}
 	f.Add(data)
 	f.Add([]byte(`{"version":1,"next":2,"leaf":"000001","blank_size":4096,"layers":[{"id":"000001","format":"qcow2","file":"layers/000001.qcow2","x":{"<":[1e999]}}]}`))
+	f.Add([]byte(`{"version":1,"next":2,"leaf":"000001","blank_size":9223372036854775807,"layers":[{"id":"000001","format":"qcow2","file":"layers/000001.qcow2","size":9223372036854775807}]}`))
 	f.Add([]byte(`{"version":2}`))
 	f.Add([]byte(`{"version":1,"layers":[null]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -96,7 +96,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 	}
 	d.install(m, nil)
 	j.writes.Store(&writes)
-	if _, err := d.thaw(c.layer()); err != nil {
+	if _, err := d.thaw(c); err != nil {
 		return nil, nil, "", err
 	}
 	switch {
@@ -444,7 +444,7 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	m = d.edit()
 	xr, cr := m.layer(x.id), m.layer(c.id)
 	for _, child := range m.children(c.id) {
-		over, err := d.thaw(d.nodes[child.ID].layer())
+		over, err := d.thaw(d.nodes[child.ID])
 		if err != nil {
 			return err
 		}
@@ -622,6 +622,6 @@ func (d *Disk) prepareFlatten(j *job) (*node, error) {
 	}
 	d.install(m, nil)
 	j.writes.Store(&writes)
-	_, err = d.thaw(n.layer())
+	_, err = d.thaw(n)
 	return n, err
 }

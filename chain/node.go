@@ -40,11 +40,11 @@ func newNode(id string, l *layer, parent *node, cache *regionCache) *node {
 func (n *node) layer() *layer { return n.link.Load().layer }
 func (n *node) parent() *node { return n.link.Load().parent }
 
-// size is the view's size in guest bytes.
+// size is the view's size in guest bytes: whole sectors, but for a raw file.
 func (n *node) size() int64 {
 	l := n.link.Load()
 	if l.layer == nil {
-		return l.parent.size()
+		return overlay.WholeSectors(l.parent.size())
 	}
 	return l.layer.size()
 }

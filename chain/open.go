@@ -63,7 +63,10 @@ func openUnderLock(dir string, o OpenOptions, lock *dirLock, chainFile *manifest
 	if err := d.openLayers(o); err != nil {
 		return nil, err
 	}
-	if !o.ReadOnly {
+	d.noteUneven()
+	if o.ReadOnly {
+		d.sayUneven("it is shown rounded up, with zeros, and a mount that may write mends its files")
+	} else {
 		// With the leaf locked: somebody may have removed the lock file of a mounted
 		// disk, whose new leaf looks like a stray until chain.json names it (M18).
 		if err := d.removeStrays(strays); err != nil {
@@ -73,6 +76,7 @@ func openUnderLock(dir string, o OpenOptions, lock *dirLock, chainFile *manifest
 		if err := d.putInOrder(); err != nil {
 			return nil, err
 		}
+		d.sayUneven("it was rounded up, with zeros")
 		startBackground(d)
 		d.resumeJob()
 	}
@@ -221,6 +225,11 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		n.link.Store(&link{layer: n.layer(), parent: d.nodes[rec.Parent]})
 	}
 	d.leaf.Store(d.nodes[d.manifest.Leaf])
+	for _, rec := range d.manifest.Layers {
+		if rec.Foreign && rec.Parent != "" {
+			hideTail(d.nodes[rec.ID].layer(), d.nodes[rec.Parent].layer())
+		}
+	}
 	if err := checkFingerprints(d.log, d.dir, d.manifest, files, workers); err != nil {
 		return err
 	}
@@ -313,16 +322,20 @@ func (d *Disk) putInOrder() error {
 		return err
 	}
 	d.install(m, nil)
-	return nil
+	return d.keepTail(d.leaf.Load())
 }
 
-// markAstray records the frozen layers whose header does not follow chain.json
-// as being written, before followRecord writes them (M16).
+// markAstray records the frozen layers whose header does not follow chain.json, and
+// those whose size is to become whole sectors, as being written, before followRecord
+// writes them (M16).
 func (d *Disk) markAstray() error {
 	m := d.edit()
 	var astray []*layerRecord
 	for _, rec := range m.Layers {
-		if !rec.Foreign && !rec.Writing && rec.ID != m.Leaf && d.isAstray(m, rec) {
+		if rec.Foreign || rec.Writing {
+			continue
+		}
+		if rec.ID != m.Leaf && d.isAstray(m, rec) || d.canGrowWhole(m, rec) {
 			astray = append(astray, rec)
 		}
 	}
@@ -345,16 +358,17 @@ func (d *Disk) isAstray(m *manifest, rec *layerRecord) bool {
 }
 
 // followRecord sets the backing name in a layer's header to what chain.json
-// says, and settles a frozen layer that was being written.
+// says, makes its size whole sectors, and settles a frozen layer that was being written.
 func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
-	l := d.nodes[rec.ID].layer()
+	n := d.nodes[rec.ID]
+	l := n.layer()
 	name, format := d.backingName(m.layer(rec.Parent))
 	if d.isAstray(m, rec) {
 		if rec.ID == m.Leaf && l.over() == nil {
 			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", l.header().BackingName, name, ErrCorrupt)
 		}
 		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", l.header().BackingName, "is", name)
-		o, err := d.thaw(l)
+		o, err := d.thaw(n)
 		if err != nil {
 			return err
 		}
@@ -362,6 +376,10 @@ func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
 			return err
 		}
 		rec.Writing = true
+	} else if d.canGrowWhole(m, rec) {
+		if err := d.growWhole(n); err != nil {
+			return err
+		}
 	}
 	if rec.ID != m.Leaf && rec.Writing {
 		return d.settle(rec)
@@ -422,5 +440,8 @@ func OpenForeign(image, format string, o OpenOptions) (*Disk, error) {
 		d.nodes[rec.ID] = newNode(rec.ID, l, d.nodes[rec.Parent], d.cache)
 	}
 	d.leaf.Store(d.nodes[m.Leaf])
+	if given := images[0].image.Size(); given != d.Size() {
+		d.uneven = given
+	}
 	return d, nil
 }

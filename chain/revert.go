@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"time"
+
+	"varve/overlay"
 )
 
 // Revert sets the leaf aside and starts a new one on the named layer ("base"
@@ -89,7 +91,7 @@ func (d *Disk) reviveLeaf(aside *node) error {
 		return err
 	}
 	d.install(m, nil)
-	if _, err := d.thaw(aside.layer()); err != nil {
+	if _, err := d.thaw(aside); err != nil {
 		return err
 	}
 	aside.view.forget() // the other counts go when it is settled again
@@ -183,7 +185,7 @@ func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
 	old.Frozen, old.Size = now(), l.size()
 	old.Writing, old.Fingerprint = true, nil // as after a crash, until it is settled
 	parent := m.layer(old.Parent)
-	empty := own == 0 && m.standsOnNamed(old) && (parent == nil || parent.Size == old.Size)
+	empty := own == 0 && m.standsOnNamed(old) && (parent == nil || overlay.WholeSectors(parent.Size) == old.Size)
 	if !empty {
 		m.SetAside = old.ID
 	}
@@ -206,10 +208,14 @@ func (d *Disk) replaceLeaf(m *manifest, old *layerRecord, leaf *node) error {
 	if m.layer(old.ID) != nil {
 		d.settleFrozen(old.ID)
 	}
+	err := d.keepTail(leaf)
 	if queued {
 		d.startJob(m.Job)
 	}
 	d.changed(Change{Size: true, Content: true, Layers: true})
+	if err != nil {
+		return fmt.Errorf("the leaf is another one, but: %w", err)
+	}
 	return nil
 }
 
@@ -222,7 +228,7 @@ func revertTarget(m *manifest, name string) (*layerRecord, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return rec, rec.Size, nil
+	return rec, overlay.WholeSectors(rec.Size), nil
 }
 
 // removeDead takes out of m the unnamed layers that nothing stands on any more.

@@ -243,14 +243,15 @@ func (d *Disk) growLeaf(leaf *node, size int64) error {
 	return d.growWithin(over, size, below)
 }
 
-// Resize grows the disk; ErrInvalid for a smaller size. What is new reads as
-// zeros.
+// Resize grows the disk, by whole sectors; ErrInvalid for a smaller size. What is new
+// reads as zeros.
 func (d *Disk) Resize(size int64) error {
 	if err := d.begin(); err != nil {
 		return err
 	}
 	defer d.opMu.Unlock()
 	leaf := d.leaf.Load()
+	size = overlay.WholeSectors(size)
 	switch old := leaf.size(); {
 	case size < old:
 		return fmt.Errorf("%w: the disk has %d bytes and cannot shrink to %d", ErrInvalid, old, size)

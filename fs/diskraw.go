@@ -5,6 +5,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"varve/overlay"
 )
 
 // diskFile is an open of disk.raw.
@@ -22,20 +24,23 @@ func (f *fileSystem) openDisk(cancel <-chan struct{}, in *fuse.OpenIn, write boo
 	return &diskFile{h}, nil
 }
 
-func (f *fileSystem) readDisk(buf []byte, off int64) ([]byte, fuse.Status) {
-	buf = clip(buf, off, f.disk.Size())
+func (f *fileSystem) readDisk(in *fuse.ReadIn, buf []byte, off int64) ([]byte, fuse.Status) {
+	buf, status := clipRead(in, buf, off, f.disk.Size())
 	if len(buf) > 0 {
 		if err := f.disk.ReadAt(buf, off); err != nil {
 			return nil, f.status("read disk.raw", err)
 		}
 	}
-	return buf, fuse.OK
+	return buf, status
 }
 
 // writeDisk writes to the leaf. The disk's end is a device's end: a write over
 // it is cut short, one behind it is ENOSPC. Growing is asked for by name.
 func (f *fileSystem) writeDisk(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	off := int64(in.Offset)
+	if misaligned(in.Flags, off, int64(len(data))) {
+		return 0, fuse.EINVAL
+	}
 	if len(data) > 0 {
 		data = clip(data, off, f.disk.Size())
 		if len(data) == 0 {
@@ -56,18 +61,19 @@ func (f *fileSystem) writeDisk(in *fuse.WriteIn, data []byte) (uint32, fuse.Stat
 	return uint32(len(data)), fuse.OK
 }
 
-// resizeDisk is truncate(2): it grows the disk and never shrinks it.
+// resizeDisk is truncate(2): it grows the disk, by whole sectors, and never shrinks it.
 func (f *fileSystem) resizeDisk(size uint64) error {
 	if size > math.MaxInt64 {
 		return refuse(unix.EFBIG, "the size is too large")
 	}
+	whole := overlay.WholeSectors(int64(size))
 	switch now := f.disk.Size(); {
-	case int64(size) < now:
+	case whole < now:
 		return refuse(unix.EINVAL, "a disk does not shrink")
-	case int64(size) == now:
+	case whole == now:
 		return nil
 	}
-	return f.disk.Resize(int64(size))
+	return f.disk.Resize(whole)
 }
 
 // Fallocate: punching a hole and zeroing a range are a discard, and allocating

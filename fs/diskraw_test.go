@@ -152,15 +152,17 @@ func TestFsync(t *testing.T) {
 func TestTruncate(t *testing.T) {
 	dir, d, _ := mounted(t, mib, Options{})
 	path := filepath.Join(dir, nameDisk)
-	if err := os.Truncate(path, mib-1); !errors.Is(err, unix.EINVAL) {
+	if err := os.Truncate(path, mib-512); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("shrink: %v, want EINVAL", err)
 	}
 	if file, err := os.OpenFile(path, os.O_RDWR|os.O_TRUNC, 0); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("O_TRUNC: %v, want EINVAL", err)
 		file.Close()
 	}
-	if err := os.Truncate(path, mib); err != nil {
-		t.Errorf("same size: %v", err)
+	for _, size := range []int64{mib, mib - 1} { // whole sectors either way
+		if err := os.Truncate(path, size); err != nil {
+			t.Errorf("to the same size, %d: %v", size, err)
+		}
 	}
 	if d.count("Resize") != 0 {
 		t.Error("a resize happened")
@@ -169,13 +171,13 @@ func TestTruncate(t *testing.T) {
 	if err := os.Truncate(path, 3*mib+17); err != nil {
 		t.Fatal(err)
 	}
-	if size := stat(t, path).Size; size != 3*mib+17 {
+	if size := stat(t, path).Size; size != 3*mib+512 {
 		t.Errorf("size %d", size)
 	}
-	if end, err := file.Seek(0, io.SeekEnd); end != 3*mib+17 || err != nil {
+	if end, err := file.Seek(0, io.SeekEnd); end != 3*mib+512 || err != nil {
 		t.Errorf("SEEK_END of an open file: %d, %v", end, err)
 	}
-	if n, err := file.WriteAt([]byte("end"), 3*mib+14); n != 3 || err != nil {
+	if n, err := file.WriteAt([]byte("end"), 3*mib+509); n != 3 || err != nil {
 		t.Errorf("write to the new end: %d, %v", n, err)
 	}
 	if got := d.history(); !slices.Contains(got, "Resize") {

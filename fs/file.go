@@ -60,13 +60,13 @@ func (f *fileSystem) ReadInto(in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status)
 	}
 	off := int64(in.Offset)
 	if in.NodeId == nodeDisk {
-		return f.readDisk(buf, off)
+		return f.readDisk(in, buf, off)
 	}
 	switch o := f.open.get(in.Fh).(type) {
 	case *layerFile:
-		return f.readLayer(o, buf, off)
+		return f.readLayer(in, o, buf, off)
 	case *partFile:
-		return f.readPart(o, buf, off)
+		return f.readPart(in, o, buf, off)
 	case *textFile:
 		return readText(o.content, buf, off), fuse.OK
 	case *controlFile:

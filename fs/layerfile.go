@@ -38,12 +38,12 @@ func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn, out *fus
 	return o, nil
 }
 
-func (f *fileSystem) readLayer(o *layerFile, buf []byte, off int64) ([]byte, fuse.Status) {
-	buf = clip(buf, off, o.view.Size())
+func (f *fileSystem) readLayer(in *fuse.ReadIn, o *layerFile, buf []byte, off int64) ([]byte, fuse.Status) {
+	buf, status := clipRead(in, buf, off, o.view.Size())
 	if len(buf) > 0 {
 		if err := o.view.ReadAt(buf, off); err != nil {
 			return nil, f.status("read a layer", err)
 		}
 	}
-	return buf, fuse.OK
+	return buf, status
 }

@@ -54,14 +54,14 @@ func (f *fileSystem) openPart(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse
 	return &partFile{source: f.disk, start: p.Start, length: p.Length, end: h.Close}, nil
 }
 
-func (f *fileSystem) readPart(o *partFile, buf []byte, off int64) ([]byte, fuse.Status) {
-	buf = clip(buf, off, o.length)
+func (f *fileSystem) readPart(in *fuse.ReadIn, o *partFile, buf []byte, off int64) ([]byte, fuse.Status) {
+	buf, status := clipRead(in, buf, off, o.length)
 	if len(buf) > 0 {
 		if err := o.source.ReadAt(buf, o.start+off); err != nil {
 			return nil, f.status("read a partition", err)
 		}
 	}
-	return buf, fuse.OK
+	return buf, status
 }
 
 // SeekData is chain.Disk's within the partition.
@@ -85,6 +85,9 @@ func (o *partFile) SeekHole(off int64) (int64, error) {
 		return 0, io.EOF
 	}
 	pos, err := o.source.SeekHole(o.start + off)
+	if err == io.EOF { // a raw base ends within the last sector
+		return off, nil
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -5,12 +5,12 @@ import "testing"
 // A layer that is written reads as zeros past its end, also where the one below
 // is longer (M2).
 func TestWrittenLayerClips(t *testing.T) {
-	m := newOverlayModel(t, 1, 2<<20+1000, 4<<20, 0)
+	m := newOverlayModel(t, 1, 2<<20+1024, 4<<20, 0)
 	for _, off := range []int64{0, 2<<20 + 1000 - 1, 2<<20 + 1000, 3 << 20} {
 		extents, err := m.o.Map(nil, off, 4<<20-off)
 		m.must(err)
 		last := extents[len(extents)-1]
-		if from := max(off, 2<<20+1000); last.Kind != Zero || last.Start != from || last.End() != 4<<20 {
+		if from := max(off, 2<<20+1024); last.Kind != Zero || last.Start != from || last.End() != 4<<20 {
 			t.Errorf("from %d on: %v, want zeros from %d on", off, extents, from)
 		}
 	}

@@ -22,6 +22,7 @@ type crashTest struct {
 	below memory
 	now   []byte   // the hot ranges as they were written last
 	may   [][]byte // what a cut may leave of them
+	first int64    // the size that it was made with
 	sizes []int64  // that the disk may have
 	names []string // of the backing file that the header may have
 
@@ -36,7 +37,7 @@ type crashTest struct {
 
 const (
 	crashClusterBits = 14 // clusters of 16 KiB, subclusters of 512 bytes
-	crashSize        = 20<<20 + 1000
+	crashSize        = 20<<20 + 1024
 	hotBytes         = 256 << 10
 )
 
@@ -46,16 +47,24 @@ var hotPlaces = []int64{0, 16 << 20, crashSize - hotBytes}
 
 func newCrashTest(t *testing.T) *crashTest {
 	t.Helper()
+	return newCrashTestOf(t, crashSize)
+}
+
+// newCrashTestOf is newCrashTest for a size that need not be whole sectors.
+func newCrashTestOf(t *testing.T, size int64) *crashTest {
+	t.Helper()
 	c := &crashTest{
-		t: t, f: &memFile{now: memContent{pages: map[int64]*[memPage]byte{}}, durable: memContent{pages: map[int64]*[memPage]byte{}}},
-		below: make(memory, crashSize+2<<20), sizes: []int64{crashSize}, names: []string{"base.raw"},
+		t: t, first: size, f: &memFile{now: memContent{pages: map[int64]*[memPage]byte{}}, durable: memContent{pages: map[int64]*[memPage]byte{}}},
+		below: make(memory, crashSize+2<<20), sizes: []int64{size}, names: []string{"base.raw"},
 		seed: maphash.MakeSeed(), seen: map[uint64]bool{},
 	}
 	for i := range c.below {
 		c.below[i] = byte(0x80 | i>>9)
 	}
-	err := Create(memFS{f: c.f}, "memory", CreateOptions{Size: crashSize, ClusterBits: crashClusterBits, Backing: "base.raw", BackingFormat: "raw"})
+	err := Create(memFS{f: c.f}, "memory", CreateOptions{Size: size, ClusterBits: crashClusterBits, Backing: "base.raw", BackingFormat: "raw"})
 	c.must(err)
+	c.must(setUneven(c.f, size))
+	c.must(c.f.Sync())
 	c.o, err = NewOverlay(c.f, OverlayOptions{})
 	c.must(err)
 	c.now = c.read(c.o, c.below)
@@ -221,8 +230,8 @@ func (c *crashTest) judge(content memContent) error {
 		}
 	}
 	// Past a size that the disk had not yet nothing shows through (M2).
-	if more := o.Size() - crashSize; more > 0 {
-		if p := readLayer(c.t, o, c.below, crashSize, min(more, 3<<20)); len(bytes.Trim(p, "\x00")) > 0 {
+	if more := o.Size() - c.first; more > 0 {
+		if p := readLayer(c.t, o, c.below, c.first, min(more, 3<<20)); len(bytes.Trim(p, "\x00")) > 0 {
 			return fmt.Errorf("what is new of %d bytes is not zeros", o.Size())
 		}
 	}
@@ -268,7 +277,7 @@ func (c *crashTest) scribble(value byte) {
 	c.discard(100<<10, 30<<10)                   // whole clusters and parts
 	c.write(value+2, 110<<10+10, 700)            // in what was discarded
 	c.write(value+3, 16<<20+200, 5000)           // under another table
-	c.write(value+4, crashSize-1200, 1200)       // the end
+	c.write(value+4, c.first-1200, 1200)         // the end
 	c.write(value+5, 64<<10, int64(16<<10+5000)) // a cluster and more
 }
 
@@ -388,10 +397,12 @@ func TestCrashDuringRefcountGrowth(t *testing.T) {
 // larger L1 table before the header that names it (M15).
 func TestCrashDuringGrowth(t *testing.T) {
 	t.Parallel()
-	c := newCrashTest(t)
+	const uneven = crashSize - 24 // of an earlier version: it grows to whole sectors first
+	c := newCrashTestOf(t, uneven)
 	c.scribble(1)
 	c.flush()
-	for _, size := range []int64{crashSize + 1<<20, 64 << 30} {
+	for _, size := range []int64{uneven + 1, crashSize + 1<<20, 64 << 30} {
+		size = WholeSectors(size)
 		c.sizes = append(c.sizes, size)
 		if size > 1<<30 {
 			c.below = c.below[:crashSize] // what lies far behind has to be zeros anyway

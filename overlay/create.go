@@ -29,7 +29,7 @@ const (
 
 // CreateOptions are the options of Create.
 type CreateOptions struct {
-	Size          int64  // guest bytes
+	Size          int64  // guest bytes, rounded up to whole sectors
 	Backing       string // backing file name as it goes into the header; "" for none
 	BackingFormat string // "raw" or "qcow2", with Backing
 	ClusterBits   uint32 // 0 for the default; 14 (extended L2) to 18
@@ -49,6 +49,7 @@ func Create(fs FS, path string, o CreateOptions) (err error) {
 	if o.Size < 0 || len(o.Backing) > maxBackingName {
 		return fmt.Errorf("create %s: a size of %d bytes or a backing name of %d bytes is not possible", path, o.Size, len(o.Backing))
 	}
+	o.Size = WholeSectors(o.Size)
 	cs := int64(1) << o.ClusterBits
 	entries := l1EntriesFor(o.Size, o.ClusterBits)
 	if entries*8 > maxL1Bytes {
@@ -131,8 +132,12 @@ func l1EntriesFor(size int64, clusterBits uint32) int64 {
 // encodeHeader gives the first sector of a layer: header, extensions, and
 // their end. It must fit into one sector, because one sector write is what
 // makes a change of header atomic (M15). The feature name table is ours, not a
-// preserved one; every other extension is kept.
+// preserved one; every other extension is kept. A size that QEMU would round is refused
+// (M2): the layer has to grow to whole sectors first.
 func encodeHeader(h *Header) ([]byte, error) {
+	if Uneven(h.Size) {
+		return nil, fmt.Errorf("a disk of %d bytes is no whole number of sectors: %w", h.Size, ErrUnsupported)
+	}
 	be := binary.BigEndian
 	p := make([]byte, ownHeaderLength, headerSector)
 	be.PutUint32(p[0:], 0x514649fb)

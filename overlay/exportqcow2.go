@@ -46,11 +46,13 @@ type qcow2Writer struct {
 }
 
 // Qcow2 writes a qcow2 image into an empty file and makes it durable, with
-// compressed clusters if compress is set. Errors as of Raw.
+// compressed clusters if compress is set. The image has whole sectors: of a view that
+// ends within one the rest is zeros. Errors as of Raw.
 func (e Export) Qcow2(ctx context.Context, f File, compress bool) error {
-	tables := (e.Size + exportTable<<exportClusterBits - 1) / (exportTable << exportClusterBits)
+	size := WholeSectors(e.Size)
+	tables := (size + exportTable<<exportClusterBits - 1) / (exportTable << exportClusterBits)
 	if tables*8 > maxL1Bytes {
-		return fmt.Errorf("%s: %d bytes are more than qcow2 can hold with clusters of %d bytes", f.Name(), e.Size, exportCluster)
+		return fmt.Errorf("%s: %d bytes are more than qcow2 can hold with clusters of %d bytes", f.Name(), size, exportCluster)
 	}
 	w := &qcow2Writer{Export: e, file: f, copier: NewCopier(f), l1: make([]uint64, tables), l2: make([]byte, exportCluster)}
 	w.take(1 + max(1, (tables*8+exportCluster-1)/exportCluster))
@@ -291,7 +293,7 @@ func (w *qcow2Writer) finish() error {
 		binary.BigEndian.PutUint64(l1[i*8:], e)
 	}
 	header, err := encodeHeader(&Header{
-		Version: 3, ClusterBits: exportClusterBits, Size: w.Size,
+		Version: 3, ClusterBits: exportClusterBits, Size: WholeSectors(w.Size),
 		L1Entries: uint32(len(w.l1)), L1Offset: exportCluster,
 		RefcountTableOffset: tableAt, RefcountTableClusters: uint32(table),
 		RefcountOrder: 4, HeaderLength: ownHeaderLength,

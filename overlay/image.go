@@ -27,6 +27,7 @@ type Image struct {
 	index      *tableIndex // of l1
 	l2         l2Format
 	compressed compressedReader
+	hidden     Extent // see HideTail
 }
 
 var _ Layer = (*Image)(nil)
@@ -142,6 +143,14 @@ func (im *Image) Map(dst []Extent, off, length int64) ([]Extent, error) {
 	if off < 0 || length < 0 || off > math.MaxInt64-length {
 		return dst, fmt.Errorf("map %d bytes at %d of %s: %w", length, off, im.file.Name(), os.ErrInvalid)
 	}
+	if im.hidden.Length > 0 && off < im.hidden.End() && off+length > im.hidden.Start {
+		return im.mapHidden(dst, off, length)
+	}
+	return im.mapShown(dst, off, length)
+}
+
+// mapShown is Map where nothing is hidden.
+func (im *Image) mapShown(dst []Extent, off, length int64) ([]Extent, error) {
 	end := off + length
 	limit := min(end, im.size)
 	list := extentList{list: dst, first: len(dst), low: off, high: limit}

@@ -68,11 +68,11 @@ func (o *Overlay) MaxSize() int64 {
 	return maxL1Bytes / 8 << (o.tableBits + o.clusterBits)
 }
 
-// Grow makes the layer larger. Where below would show through in the new part
+// Grow makes the layer larger, by whole sectors. Where below would show through in the new part
 // it gets zero bits, durable before the larger size (M2). Writes and reads may
 // go on; a growth excludes others and flushes.
 func (o *Overlay) Grow(size int64, below Backing) error {
-	old := o.Size()
+	old, size := o.Size(), WholeSectors(size)
 	if size <= old {
 		return nil
 	}
@@ -91,7 +91,7 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 			return err
 		}
 	} else {
-		if err := o.keepTail(old, below); err != nil {
+		if err := o.KeepTail(old, below); err != nil {
 			return err
 		}
 		if err := o.discard(old, size-old, below); err != nil {
@@ -101,12 +101,12 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 	return o.setSize(size)
 }
 
-// Shrink makes the layer smaller, of which nobody looks at what lies behind any more.
+// Shrink makes the layer smaller, to whole sectors, of which nobody looks at what lies behind any more.
 // That is given back by the next Punch after a Flush, and reads as zeros when the layer
 // grows again. The L1 table keeps its length. Writes before the new end may go on; it
 // excludes growths and flushes.
 func (o *Overlay) Shrink(size int64, below Backing) error {
-	old := o.Size()
+	old, size := o.Size(), WholeSectors(size)
 	if size >= old {
 		return nil
 	}
@@ -175,30 +175,6 @@ func (o *Overlay) setSize(size int64) error {
 	o.size.Store(size)
 	o.changed.mark(end, 1) // how much counts of what is there is another now
 	return nil
-}
-
-// keepTail copies up the subcluster that holds the end of a layer whose size is
-// no multiple of 512. QEMU leaves out of such a layer what is less than a
-// sector; a larger one on top would show zeros there.
-func (o *Overlay) keepTail(size int64, below Backing) error {
-	if size%512 == 0 {
-		return nil
-	}
-	cluster := size >> o.clusterBits
-	m := o.stripe(cluster)
-	m.Lock()
-	defer m.Unlock()
-	start := size &^ (o.subSize() - 1)
-	if e, err := o.Lookup(start, 1); err != nil || e.Kind != Unallocated {
-		return err
-	}
-	buf := getBuffer(size - start)
-	defer putBuffer(buf)
-	if err := below.ReadAt(*buf, start); err != nil {
-		return err
-	}
-	in := start & (o.clusterSize() - 1)
-	return o.writeOwned(*buf, cluster, in, o.subMask(in, size-start), below)
 }
 
 // growL1 makes the L1 table hold at least n entries: in place while its last

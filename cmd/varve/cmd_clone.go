@@ -7,6 +7,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/mounts"
+	"varve/overlay"
 )
 
 func newCloneCommand() *cobra.Command {
@@ -52,5 +53,14 @@ func clone(cmd *cobra.Command, arg, name, newDisk string) error {
 		return err
 	}
 	say(cmd.ErrOrStderr(), "made %s on %s of %s, whose files it reads: they must stay where they are", newDisk, name, t.arg)
+	layers, err := t.layers()
+	if err != nil {
+		return nil // the clone is there
+	}
+	for _, l := range layers {
+		if l.Name == name {
+			sayRounded(cmd.ErrOrStderr(), l.Size, overlay.WholeSectors(l.Size))
+		}
+	}
 	return nil
 }

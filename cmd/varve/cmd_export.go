@@ -182,7 +182,7 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
 // cache a second time, and is read in larger pieces.
 func openView(file string) (*overlay.Image, error) {
-	f, err := overlay.HostFS().Open(file, os.O_RDONLY|unix.O_DIRECT, 0)
+	f, err := openDirect(file)
 	if err != nil {
 		return nil, err
 	}

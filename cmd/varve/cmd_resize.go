@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/overlay"
 )
 
 func newResizeCommand() *cobra.Command {
@@ -28,9 +29,14 @@ A running VM sees the new size once it is told, with QEMU's block_resize or
 			if err := saved.clear(cmd, args[0], false); err != nil {
 				return err
 			}
-			return perform(cmd, args[0], operation{"resize", strconv.FormatInt(size, 10), func(d *chain.Disk) error {
-				return d.Resize(size)
+			whole := overlay.WholeSectors(size)
+			err = perform(cmd, args[0], operation{"resize", strconv.FormatInt(whole, 10), func(d *chain.Disk) error {
+				return d.Resize(whole)
 			}})
+			if err == nil {
+				sayRounded(cmd.ErrOrStderr(), size, whole)
+			}
+			return err
 		},
 	}
 	saved.register(c.Flags())

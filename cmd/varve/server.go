@@ -184,6 +184,9 @@ func (m *server) openDisk() (*chain.Disk, error) {
 			say(m.stderr, "reading a chain of %d files, top first:", len(files))
 			sayFiles(m.stderr, files)
 		}
+		if was := d.Uneven(); was > 0 {
+			sayRounded(m.stderr, was, d.Size())
+		}
 		return d, nil
 	}
 	d, err := chain.Open(m.plan.dir, o)
@@ -192,6 +195,9 @@ func (m *server) openDisk() (*chain.Disk, error) {
 	}
 	if err := m.plan.belongs(d.Layers()); err != nil {
 		return nil, errors.Join(err, d.Close())
+	}
+	if was := d.Uneven(); was > 0 && m.pipe != nil { // else the log says it
+		sayRounded(m.stderr, was, d.Size())
 	}
 	return d, nil
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"varve/chain"
+	"varve/overlay"
 )
 
 // sayCreated says what Create made, with every file that the disk reads.
@@ -19,9 +20,17 @@ func sayCreated(w io.Writer, made chain.Created) {
 		say(w, "made %s on a chain of %d files, top first:", made.Dir, len(made.Files))
 		sayFiles(w, made.Files)
 	}
+	sayRounded(w, made.Given, made.Size)
 	say(w, "%s now holds the only copy of what is written to the disk", made.Dir)
 	if len(made.Files) > 0 {
 		say(w, "it needs the image as it is: do not write to it, move it or delete it")
+	}
+}
+
+// sayRounded says that a disk is larger than what was given, where it is.
+func sayRounded(w io.Writer, given, size int64) {
+	if given != size {
+		say(w, "the disk has %d bytes: %d were rounded up to whole sectors of %d, with zeros", size, given, overlay.SectorSize)
 	}
 }
 

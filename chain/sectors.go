@@ -1,0 +1,155 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+
+	"varve/overlay"
+)
+
+// A disk is whole sectors (M2). Files that are not:
+//
+//	a raw base             its view has the file's own length, and what stands on it more
+//	a qcow2 of others'     its view is rounded up; QEMU rounds down, so the layer of ours
+//	                       that stands on it has a copy of the last sector, and a larger one of
+//	                       others' shows zeros there
+//	a layer of ours        made by an earlier version: it grows at the next mount, unless a
+//	                       clone knows its file as it is or it cannot be written; then it
+//	                       is as one of others
+
+// wholeSectors rounds the sizes in a manifest as those of views are. An earlier version
+// noted others.
+func (m *manifest) wholeSectors() {
+	m.BlankSize = overlay.WholeSectors(m.BlankSize)
+	for _, l := range m.Layers {
+		l.Size = viewSize(l.Format, l.Size)
+	}
+}
+
+// viewSize is how large the view of an image is.
+func viewSize(format string, size int64) int64 {
+	if format == formatRaw {
+		return size
+	}
+	return overlay.WholeSectors(size)
+}
+
+// unevenWords says what is wrong with a header's size.
+func unevenWords(size int64) string {
+	return fmt.Sprintf("its size is %d bytes, no whole number of sectors of %d: QEMU leaves out the last %d", size, overlay.SectorSize, size%overlay.SectorSize)
+}
+
+// canGrowWhole says whether a layer is one of ours whose size is to become whole sectors.
+func (d *Disk) canGrowWhole(m *manifest, rec *layerRecord) bool {
+	l := d.nodes[rec.ID].layer()
+	h := l.header()
+	if rec.Foreign || h == nil || !overlay.Uneven(h.Size) || h.Plain() != nil {
+		return false
+	}
+	return rec.ID != m.Leaf && !m.pinned()[rec.ID] || l.over() != nil
+}
+
+// growWhole makes a layer's size whole sectors. A frozen one that cannot be opened for
+// writing stays as it is: varve reads it all the same. Called with its record marked as
+// being written.
+func (d *Disk) growWhole(n *node) error {
+	l := n.layer()
+	frozen, was := l.over() == nil, l.header().Size
+	if _, err := d.thaw(n); err != nil {
+		if frozen && l.over() == nil {
+			d.log.Warn("a layer keeps a size that is no whole number of sectors: it cannot be opened for writing", "file", l.path, "size", was, "error", err)
+			return nil
+		}
+		return err
+	}
+	d.log.Info("a layer has whole sectors now", "file", l.path, "was", was, "size", l.size())
+	return nil
+}
+
+// keepTail gives a leaf that stands on a qcow2 of an uneven size what of it QEMU leaves
+// out, durably, so that QEMU reads the leaf as varve does (D15).
+func (d *Disk) keepTail(leaf *node) error {
+	o, below := leaf.layer().over(), leaf.parent()
+	if o == nil || below == nil || below.layer() == nil {
+		return nil
+	}
+	h := below.layer().header()
+	if h == nil || !overlay.Uneven(h.Size) || h.Size >= o.Size() {
+		return nil
+	}
+	changes := o.Changes()
+	section := d.readers.enter()
+	err := o.KeepTail(h.Size, below)
+	d.readers.exit(section)
+	if err == nil && o.Changes() != changes {
+		err = o.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("copy the last sector of %s: %w", below.layer().path, err)
+	}
+	return nil
+}
+
+// hideTail has a foreign layer show what QEMU does where the one below it ends.
+func hideTail(over, below *layer) {
+	im, ok := over.state.Load().Layer.(*overlay.Image)
+	under, found := below.state.Load().Layer.(*overlay.Image)
+	if ok && found {
+		im.HideTail(under)
+	}
+}
+
+// viewOfImages is the view of a chain of open images, top first; nil for none.
+func viewOfImages(images []*foreignImage) *node {
+	var top *node
+	cache := &regionCache{limit: defaultCacheBytes}
+	for i := len(images) - 1; i >= 0; i-- {
+		if i > 0 {
+			images[i-1].image.HideTail(images[i].image)
+		}
+		top = newNode("", newLayer(images[i].path, images[i].image.File(), &layerState{Layer: images[i].image}), top, cache)
+	}
+	return top
+}
+
+// keepTail is Disk.keepTail for the leaf of a disk that is being made.
+func (p *diskPlan) keepTail(fs overlay.FS, leaf string) (err error) {
+	if p.below == nil {
+		return nil
+	}
+	h := p.below.layer().header()
+	if h == nil || !overlay.Uneven(h.Size) {
+		return nil
+	}
+	o, err := overlay.OpenOverlay(fs, leaf, overlay.OverlayOptions{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	if err := o.KeepTail(h.Size, p.below); err != nil {
+		return fmt.Errorf("copy the last sector of %s: %w", p.below.layer().path, err)
+	}
+	return o.Settle()
+}
+
+// Uneven is what the disk's size was in bytes, when that is no whole number of sectors
+// and was rounded up: of a disk of an earlier version, which Open has mended unless it is
+// read-only, and of an image that OpenForeign shows. 0: it is as it was made.
+func (d *Disk) Uneven() int64 { return d.uneven }
+
+// noteUneven sets what Uneven says.
+func (d *Disk) noteUneven() {
+	for _, rec := range d.manifest.Layers {
+		h := d.nodes[rec.ID].layer().header()
+		if !rec.Foreign && h != nil && overlay.Uneven(h.Size) {
+			d.uneven = max(d.uneven, h.Size)
+		}
+	}
+}
+
+// sayUneven logs it once.
+func (d *Disk) sayUneven(what string) {
+	if d.uneven > 0 {
+		d.log.Warn(fmt.Sprintf("an earlier version gave this disk a size of %d bytes, no whole number of sectors of %d; %s", d.uneven, overlay.SectorSize, what))
+	}
+}
