@@ -56,20 +56,6 @@ func (f *fileSystem) writeDisk(in *fuse.WriteIn, data []byte) (uint32, fuse.Stat
 	return uint32(len(data)), fuse.OK
 }
 
-// resizeDisk is truncate(2): it grows the disk and never shrinks it.
-func (f *fileSystem) resizeDisk(size uint64) error {
-	if size > math.MaxInt64 {
-		return refuse(unix.EFBIG, "the size is too large")
-	}
-	switch now := f.disk.Size(); {
-	case int64(size) < now:
-		return refuse(unix.EINVAL, "a disk does not shrink")
-	case int64(size) == now:
-		return nil
-	}
-	return f.disk.Resize(int64(size))
-}
-
 // Fallocate: punching a hole and zeroing a range are a discard, and allocating
 // reserves space. What would extend a file grows the disk first.
 func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
