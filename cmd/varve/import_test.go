@@ -131,7 +131,7 @@ func TestImportRefused(t *testing.T) {
 		code  int
 		words string
 	}{
-		{"large mnt", exitFailed, "large has 2098152 bytes and the disk 2097152; make it larger first with \"varve resize mnt 2098176\""},
+		{"large mnt", exitFailed, "large has 2098176 bytes and the disk 2097152; make it larger first with \"varve resize mnt 2098176\""},
 		{"empty mnt", exitFailed, "empty is empty"},
 		{"nowhere mnt", exitFailed, "nowhere: no such file"},
 		{"vm.raw.varve mnt", exitFailed, "is a disk directory, not an image"},
