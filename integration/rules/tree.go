@@ -26,7 +26,7 @@ var treeMutants = []mutant{
 		"	if in.Flags&unix.O_DSYNC != 0 {", "	if true || in.Flags&unix.O_DSYNC != 0 {",
 		"fs.TestSynchronousWritesFlush"),
 	one("M9", "the flush's error is lost", "fs/diskraw.go",
-		"			return 0, f.status(\"flush a synchronous write\", err)", "			_ = f.status(\"flush a synchronous write\", err)",
+		"			return 0, f.diskStatus(\"flush a synchronous write\", err)", "			_ = f.diskStatus(\"flush a synchronous write\", err)",
 		"fs.TestSynchronousWritesFlush"),
 
 	one("M11", "the leaf is swapped before the commit", "chain/snapshot.go",
