@@ -255,7 +255,7 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 
 func (f *fileSystem) setDiskAttr(in *fuse.SetAttrInCommon) error {
 	if size, ok := in.GetSize(); ok {
-		if err := f.resizeDisk(size); err != nil {
+		if err := f.truncateDisk(size, &in.InHeader); err != nil {
 			return err
 		}
 	}

@@ -5,8 +5,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
-
-	"varve/overlay"
 )
 
 // diskFile is an open of disk.raw.
@@ -59,21 +57,6 @@ func (f *fileSystem) writeDisk(in *fuse.WriteIn, data []byte) (uint32, fuse.Stat
 		}
 	}
 	return uint32(len(data)), fuse.OK
-}
-
-// resizeDisk is truncate(2): it grows the disk, by whole sectors, and never shrinks it.
-func (f *fileSystem) resizeDisk(size uint64) error {
-	if size > math.MaxInt64 {
-		return refuse(unix.EFBIG, "the size is too large")
-	}
-	whole := overlay.WholeSectors(int64(size))
-	switch now := f.disk.Size(); {
-	case whole < now:
-		return refuse(unix.EINVAL, "a disk does not shrink")
-	case whole == now:
-		return nil
-	}
-	return f.disk.Resize(whole)
 }
 
 // Fallocate: punching a hole and zeroing a range are a discard, and allocating

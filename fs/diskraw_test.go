@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -150,14 +151,29 @@ func TestFsync(t *testing.T) {
 }
 
 func TestTruncate(t *testing.T) {
-	dir, d, _ := mounted(t, mib, Options{})
-	path := filepath.Join(dir, nameDisk)
-	if err := os.Truncate(path, mib-512); !errors.Is(err, unix.EINVAL) {
-		t.Errorf("shrink: %v, want EINVAL", err)
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if file, err := os.OpenFile(path, os.O_RDWR|os.O_TRUNC, 0); !errors.Is(err, unix.EINVAL) {
-		t.Errorf("O_TRUNC: %v, want EINVAL", err)
-		file.Close()
+	defer log.Close()
+	dir, d, _ := mounted(t, mib, Options{Log: slog.New(slog.NewTextHandler(log, nil))})
+	path := filepath.Join(dir, nameDisk)
+	for range 100 {
+		if err := os.Truncate(path, mib-512); !errors.Is(err, unix.EPERM) {
+			t.Errorf("shrink: %v, want EPERM", err)
+		}
+		for _, flags := range []int{os.O_RDWR | os.O_TRUNC, os.O_WRONLY | os.O_CREATE | os.O_TRUNC, os.O_RDWR | os.O_TRUNC | unix.O_DIRECT | unix.O_SYNC} {
+			if file, err := os.OpenFile(path, flags, 0); !errors.Is(err, unix.EPERM) {
+				t.Errorf("O_TRUNC with flags %#o: %v, want EPERM", flags, err)
+				file.Close()
+			}
+		}
+	}
+	// One line says why and names the way out; it is not written 400 times.
+	said := content(t, log.Name())
+	if n := bytes.Count(said, []byte("disk.raw was not truncated")); n == 0 || n > 20 ||
+		!bytes.Contains(said, []byte(fmt.Sprintf("pid=%d ", os.Getpid()))) || !bytes.Contains(said, []byte("varve import")) {
+		t.Errorf("%d lines in the log:\n%s", n, said)
 	}
 	for _, size := range []int64{mib, mib - 1} { // whole sectors either way
 		if err := os.Truncate(path, size); err != nil {

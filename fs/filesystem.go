@@ -35,6 +35,7 @@ type fileSystem struct {
 	remembered remembered
 	notify     notifier
 	unexpected repeatFilter
+	shrinks    repeatFilter // truncations that were refused
 
 	// last holds the outcome of the last write to each control file, in the
 	// order of commands.
