@@ -41,6 +41,7 @@ type Copier struct {
 	dealt  atomic.Int64 // bytes that Copy was given
 	shared atomic.Int64 // those that took no copying
 	shares atomic.Bool  // see judge
+	ahead  readAhead    // of an export, which alone copies then
 }
 
 // judge takes note of how much of what was dealt with, in bytes, was shared: whether
@@ -111,13 +112,17 @@ func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
 }
 
 func (c *Copier) copyPiece(source Source, from File, at, off, host, n int64) error {
-	buf := getBuffer(n)
-	defer putBuffer(buf)
 	cold := c.copied.isCold(from, at, n)
-	if err := source.ReadAt(*buf, off); err != nil {
-		return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, off, c.to.Name(), err)
+	data := c.ahead.at(off, n)
+	if data == nil {
+		buf := getBuffer(n)
+		defer putBuffer(buf)
+		data = *buf
+		if err := source.ReadAt(data, off); err != nil {
+			return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, off, c.to.Name(), err)
+		}
 	}
-	if err := writeFull(c.to, *buf, host); err != nil {
+	if err := writeFull(c.to, data, host); err != nil {
 		return err
 	}
 	c.copied.note(from, at, c.to, host, n, cold)

@@ -21,9 +21,11 @@ const exportStep = 1 << 20
 // exportHole is how much of a hole is written as zeros before that, where it is.
 const exportHole = 64 << 20
 
-// each calls f for every extent with data, in pieces of at most a step, and zero, where
-// it is not nil, for what is between. c is what f copies with, or nil.
-func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) error) error {
+// each calls f for every extent with data, in pieces of at most a step, and zero,
+// where it is not nil, for what is between. c is what f copies with, or nil; with it zeros are looked for in the
+// data that f would read (eachWritten), and done is called when f is to copy what it
+// has put off.
+func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) error, done func() error) error {
 	var extents []Extent
 	skipper, _ := e.Source.(Skipper)
 	for off := int64(0); off < e.Size; {
@@ -62,17 +64,13 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 		if c != nil {
 			dealt, shared = c.dealt.Load(), c.shared.Load()
 		}
-		for _, x := range extents {
-			do := f
-			if x.Kind == Zero || x.Kind == Unallocated {
-				do = zero
-			}
-			if do == nil {
-				continue
-			}
-			if err := do(x.Start, x.Length); err != nil {
-				return err
-			}
+		if c != nil && !c.shares.Load() {
+			err = e.eachWritten(c, extents, f, zero, done)
+		} else {
+			err = eachExtent(extents, f, zero)
+		}
+		if err != nil {
+			return err
 		}
 		if c != nil {
 			c.judge(c.dealt.Load()-dealt, c.shared.Load()-shared)
@@ -84,6 +82,25 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 	}
 	return nil
 }
+
+func eachExtent(extents []Extent, f, zero func(off, n int64) error) error {
+	for _, x := range extents {
+		do := f
+		if x.Kind == Zero || x.Kind == Unallocated {
+			do = zero
+		}
+		if do == nil {
+			continue
+		}
+		if err := do(x.Start, x.Length); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nothingPutOff is for exports that copy at once.
+func nothingPutOff() error { return nil }
 
 // Raw writes a raw image into an empty file, with holes where the view is zeros,
 // and makes it durable. Errors are those of the source and of the host, or the
@@ -99,7 +116,7 @@ func (e Export) Raw(ctx context.Context, f File) error {
 		}
 		c.StartWriteBack()
 		return nil
-	}, nil)
+	}, nil, nothingPutOff)
 	if err != nil {
 		return err
 	}
@@ -141,5 +158,5 @@ func (e Export) Stream(ctx context.Context, w io.Writer) error {
 			n -= int64(k)
 		}
 		return nil
-	})
+	}, nothingPutOff)
 }

@@ -116,7 +116,7 @@ func (w *qcow2Writer) copyAll(ctx context.Context) error {
 		}
 		last = to
 		return nil
-	}, nil)
+	}, nil, flush)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (w *qcow2Writer) compressAll(ctx context.Context) error {
 		err := w.compress(batch)
 		batch = batch[:0]
 		return err
-	}, nil)
+	}, nil, nothingPutOff)
 	if err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ func compressOne(source Source, cluster int64, buf []byte) (r compressedCluster)
 	if r.err = source.ReadAt(buf, cluster<<exportClusterBits); r.err != nil {
 		return r
 	}
-	if len(bytes.TrimLeft(buf, "\x00")) == 0 {
+	if isZeros(buf) {
 		return r
 	}
 	var out bytes.Buffer
