@@ -26,3 +26,15 @@ func (d *Disk) ExportSource(name string) (overlay.Source, int64, error) {
 	}
 	return n, n.size(), nil
 }
+
+// LeafHolds says whether the leaf holds anything that would be gone with it: what was
+// written to it, or what it stands on and no name leads to. ErrReadOnly.
+func (d *Disk) LeafHolds() (bool, error) {
+	if err := d.begin(); err != nil {
+		return false, err
+	}
+	defer d.opMu.Unlock()
+	leaf := d.manifest.layer(d.manifest.Leaf)
+	own, err := d.nodes[leaf.ID].layer().ownBytes()
+	return own > 0 || !d.manifest.standsOnNamed(leaf), err
+}

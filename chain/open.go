@@ -410,6 +410,15 @@ func (d *Disk) coverLeaf(m *manifest, old *layerRecord) error {
 // directory: read-only, nothing is written anywhere. format is as in
 // CreateOptions. The disk's Dir is the image's path.
 func OpenForeign(image, format string, o OpenOptions) (*Disk, error) {
+	d, err := OpenImage(image, format, o)
+	if err != nil {
+		return nil, fmt.Errorf("base %s: %w", image, err)
+	}
+	return d, nil
+}
+
+// OpenImage is OpenForeign for an image that is to be the base of nothing.
+func OpenImage(image, format string, o OpenOptions) (*Disk, error) {
 	o = o.withDefaults()
 	o.ReadOnly = true
 	path, err := absolutePath(image)
@@ -418,7 +427,7 @@ func OpenForeign(image, format string, o OpenOptions) (*Disk, error) {
 	}
 	images, err := adoptImages(o.FS, path, format, false)
 	if err != nil {
-		return nil, fmt.Errorf("base %s: %w", image, err)
+		return nil, err
 	}
 	plan, err := planDisk(images, CreateOptions{Base: path, Format: format})
 	if err != nil {

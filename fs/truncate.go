@@ -34,7 +34,7 @@ func (f *fileSystem) truncateDisk(size uint64, in *fuse.InHeader) error {
 }
 
 // wayOutOfShrink is what the log says to who wanted to copy an image into disk.raw.
-const wayOutOfShrink = `to copy an image into the disk: "varve import", "qemu-img convert -n", or "dd conv=notrunc"`
+const wayOutOfShrink = `to copy an image into the disk: "varve import FILE DISK", "qemu-img convert -n", or "dd conv=notrunc"`
 
 // tellShrink logs that somebody wanted disk.raw to be smaller: the errno alone
 // tells nobody why.

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -108,7 +109,12 @@ func IsQcow2(fs FS, path string) (bool, error) {
 	if _, err := f.ReadAt(magic, 0); err != nil && !errors.Is(err, io.EOF) {
 		return false, fmt.Errorf("read the start of %s: %w", path, err)
 	}
-	return string(magic) == qcow2Magic, nil
+	return HasQcow2Magic(magic), nil
+}
+
+// HasQcow2Magic is IsQcow2 for the first bytes of what is no file.
+func HasQcow2Magic(first []byte) bool {
+	return bytes.HasPrefix(first, []byte(qcow2Magic))
 }
 
 // ReadHeader reads the header of a qcow2 file without taking a lock. Errors

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/mounts"
+	"varve/cmd/varve/internal/progress"
+	"varve/overlay"
+)
+
+// importPiece is how much an import reads at a time, in bytes.
+const importPiece = 256 << 10
+
+// piece is a part of what is imported, in bytes from the start of the disk.
+type piece struct {
+	off, n int64
+	data   []byte // n bytes; nil for zeros
+}
+
+// importSource is what an import copies from.
+type importSource struct {
+	name string // as the user wrote it
+	size int64  // bytes, -1 where only the end tells
+	// read gives all of it in order, without gaps, until give fails. buffer lends it
+	// importPiece bytes for a piece.
+	read func(buffer func() []byte, give func(piece) error) error
+	// unchanged fails when the file is not as it was when it was opened.
+	unchanged func() error
+	close     func() error
+}
+
+// openImport opens FILE, or standard input for "-".
+func (t target) openImport(cmd *cobra.Command, file, format string) (*importSource, error) {
+	if file == fromStdin {
+		return openStream(cmd, format)
+	}
+	path, err := mounts.Resolve(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.refuseOwn(file, path); err != nil {
+		return nil, err
+	}
+	before, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if before.Mode().IsRegular() && before.Size() == 0 {
+		return nil, fmt.Errorf("%s is empty", file)
+	}
+	s, err := openImportFile(cmd, path, format)
+	if err != nil {
+		return nil, err
+	}
+	s.name = file
+	s.unchanged = func() error {
+		after, err := os.Stat(path)
+		if err == nil && (after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime())) {
+			err = fmt.Errorf("%s was written while it was read", file)
+		}
+		return err
+	}
+	return s, nil
+}
+
+// refuseOwn refuses a file of the disk itself, or of its mount: what it holds is there
+// without a copy.
+func (t target) refuseOwn(file, path string) error {
+	if t.mountpoint != "" && mounts.Within(path, t.mountpoint) {
+		if filepath.Dir(path) == filepath.Join(t.mountpoint, "layers") && filepath.Ext(path) == ".raw" {
+			return t.refuseLayer(file, filepath.Base(path[:len(path)-len(".raw")]))
+		}
+		return fmt.Errorf("%s is a file of the disk's own mount", file)
+	}
+	layers, err := t.layers()
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		own, err := os.Stat(l.File)
+		switch {
+		case err != nil || !os.SameFile(own, info):
+		case l.Name != "":
+			return t.refuseLayer(file, l.Name)
+		default:
+			return fmt.Errorf("%s is a file of this disk (%s)", file, layerTitles(layers)[l.ID])
+		}
+	}
+	return nil
+}
+
+func (t target) refuseLayer(file, name string) error {
+	return fmt.Errorf("%s is %s of this disk; \"varve revert %s %s\" goes back to it without a copy",
+		file, name, chain.ShellWord(t.arg), name)
+}
+
+// openImportFile opens an image. One in the mount of another disk is raw, and is read
+// as it is.
+func openImportFile(cmd *cobra.Command, path, format string) (*importSource, error) {
+	_, inMount, err := mounts.Around(path)
+	if err != nil {
+		return nil, err
+	}
+	if inMount {
+		image, err := overlay.OpenImage(overlay.HostFS(), path, "raw", overlay.LockFrozen)
+		if err != nil {
+			return nil, err
+		}
+		return newImageSource(rawView{image}, image.Size(), image.File().SeekData, image.Close), nil
+	}
+	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr())})
+	if err != nil {
+		return nil, err
+	}
+	view, size, err := d.ExportSource("leaf")
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return newImageSource(view, size, d.SeekData, d.Close), nil
+}
+
+func newImageSource(view overlay.Source, size int64, seekData func(int64) (int64, error), closeView func() error) *importSource {
+	s := imageSourceReader{view: view, size: size, seekData: seekData}
+	return &importSource{size: size, read: s.read, close: closeView}
+}
+
+// imageSourceReader reads a view that does not change.
+type imageSourceReader struct {
+	view     overlay.Source
+	size     int64
+	seekData func(off int64) (int64, error)
+}
+
+func (s imageSourceReader) read(buffer func() []byte, give func(piece) error) error {
+	var extents []overlay.Extent
+	for off := int64(0); off < s.size; {
+		// A hole is asked about once, however long it is.
+		data, err := s.seekData(off)
+		if errors.Is(err, io.EOF) {
+			data, err = s.size, nil
+		}
+		if err != nil {
+			return err
+		}
+		if data = min(data, s.size); data > off {
+			if err := give(piece{off: off, n: data - off}); err != nil {
+				return err
+			}
+			off = data
+			continue
+		}
+		n := min(s.size-off, importPiece-off%importPiece)
+		if extents, err = s.view.Map(extents[:0], off, n); err != nil {
+			return err
+		}
+		for _, x := range extents {
+			p := piece{off: x.Start, n: x.Length}
+			if x.Kind != overlay.Zero && x.Kind != overlay.Unallocated {
+				p.data = buffer()[:x.Length]
+				if err := s.view.ReadAt(p.data, x.Start); err != nil {
+					return fmt.Errorf("read %d bytes at offset %d: %w", x.Length, x.Start, err)
+				}
+			}
+			if err := give(p); err != nil {
+				return err
+			}
+		}
+		off += n
+	}
+	return nil
+}
+
+// openStream takes a raw image from standard input. Its first bytes are read at once:
+// what wrote nothing must not cost the disk its content.
+func openStream(cmd *cobra.Command, format string) (*importSource, error) {
+	in := cmd.InOrStdin()
+	if f, ok := in.(*os.File); ok && progress.IsTerminal(f) {
+		return nil, errors.New("standard input is a terminal; send the image through a pipe")
+	}
+	first := make([]byte, importPiece)
+	n, err := io.ReadFull(in, first)
+	if first = first[:n]; n == 0 {
+		if err == nil || errors.Is(err, io.EOF) {
+			err = errors.New("there is nothing on standard input")
+		}
+		return nil, err
+	}
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, fmt.Errorf("read standard input: %w", err)
+	}
+	if format == "" && overlay.HasQcow2Magic(first) {
+		return nil, errors.New("what comes on standard input begins like a qcow2, and only a raw image can be read from there; name the file, or say --format raw if a guest wrote that")
+	}
+	return &importSource{name: "standard input", size: -1, read: streamReader{in, first}.read, close: func() error { return nil }, unchanged: func() error { return nil }}, nil
+}
+
+type streamReader struct {
+	in    io.Reader
+	first []byte
+}
+
+func (s streamReader) read(buffer func() []byte, give func(piece) error) error {
+	p := piece{n: int64(len(s.first)), data: s.first}
+	for {
+		if err := give(p); err != nil {
+			return err
+		}
+		p = piece{off: p.off + p.n, data: buffer()}
+		n, err := io.ReadFull(s.in, p.data)
+		p.n, p.data = int64(n), p.data[:n]
+		switch {
+		case n > 0 && (err == nil || errors.Is(err, io.ErrUnexpectedEOF)):
+		case errors.Is(err, io.EOF):
+			return nil
+		default:
+			return fmt.Errorf("read standard input at offset %d: %w", p.off, err)
+		}
+	}
+}
+
+// aheadPieces is how many pieces are read before they are written: reading and
+// writing then go on beside each other.
+const aheadPieces = 8
+
+// each reads ahead in a goroutine of its own, and calls f for each piece until ctx
+// ends. What blocks in a read is left behind then; the process is about to end.
+func (s *importSource) each(ctx context.Context, f func(piece) error) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	pieces := make(chan piece, aheadPieces)
+	free := make(chan []byte, aheadPieces)
+	buffer := func() []byte {
+		select {
+		case b := <-free:
+			return b
+		default:
+			return make([]byte, importPiece)
+		}
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- s.read(buffer, func(p piece) error {
+			select {
+			case pieces <- p:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+		close(pieces)
+	}()
+	err := func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case p, more := <-pieces:
+				if !more {
+					return nil
+				}
+				if err := f(p); err != nil {
+					return err
+				}
+				if cap(p.data) == importPiece {
+					select {
+					case free <- p.data[:importPiece]:
+					default:
+					}
+				}
+			}
+		}
+	}()
+	stop(err)
+	select {
+	case readErr := <-done:
+		if err == nil {
+			err = readErr
+		}
+	case <-time.After(leaveAfter):
+	}
+	return err
+}
+
+// leaveAfter is how long a read of the source is waited for when the import has ended:
+// the source is about to be closed. Standard input may never answer.
+const leaveAfter = time.Second
