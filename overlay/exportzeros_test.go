@@ -3,6 +3,8 @@ package overlay
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -185,5 +187,54 @@ func BenchmarkEachRun(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// device is a block device that makes zeros by no call, or not by all of them.
+type device struct {
+	*memFile
+	punches, zeroes bool
+	asked           int64 // bytes of zeros that were not written
+}
+
+func (d *device) PunchHole(off, length int64) error {
+	if !d.punches {
+		return errors.ErrUnsupported
+	}
+	return d.ZeroOut(off, length)
+}
+
+func (d *device) ZeroOut(off, length int64) error {
+	if !d.zeroes || (off|length)&(ZeroUnit-1) != 0 {
+		return unix.EINVAL
+	}
+	d.asked += length
+	return d.memFile.PunchHole(off, length)
+}
+
+// Whatever a device can do, it gets the view and nothing more.
+func TestExportToADevice(t *testing.T) {
+	for seed := range uint64(12) {
+		random := rand.New(rand.NewPCG(seed, 6))
+		s := randomZeros(random, 1<<20+random.Int64N(3<<20))
+		size := int64(len(s.memory))
+		old := bytes.Repeat([]byte{0xee}, int(size)+9000)
+		d := &device{memFile: &memFile{now: memContent{pages: map[int64]*[memPage]byte{}}, durable: memContent{pages: map[int64]*[memPage]byte{}}}, punches: seed%3 == 0, zeroes: seed%3 < 2}
+		d.now.write(old, 0)
+		d.durable.write(old, 0)
+		e := Export{Source: s, Size: size}
+		if err := e.Device(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(old))
+		if _, err := d.durable.read(got, 0); err != nil && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		if want := append(bytes.Clone(s.memory), old[size:]...); !bytes.Equal(got, want) {
+			t.Errorf("seed %d: the device has something else", seed)
+		}
+		if asked := d.asked > 0; asked != d.zeroes {
+			t.Errorf("seed %d: zeros were asked for: %v", seed, asked)
+		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/mounts"
 	"varve/cmd/varve/internal/progress"
+	"varve/fs"
 	"varve/overlay"
 )
 
@@ -36,7 +37,8 @@ into OUT: one image that needs no other file and no varve. What is zeros takes
 no space. OUT appears under its name when it is complete and durable.
 
 A qcow2 is of the plain kind that every program reads. With "-" for OUT a raw
-image goes to standard output, zeros included.
+image goes to standard output, zeros included. OUT can be a block device too, with
+--force: it is overwritten from its beginning on, unless something uses it.
 
 Snapshots can be exported while the disk is mounted. The leaf of a mounted disk
 changes while it is read: take a snapshot and export that.`,
@@ -66,7 +68,7 @@ changes while it is read: take a snapshot and export that.`,
 	}
 	c.Flags().StringVar(&flags.format, "format", "raw", "`FORMAT` of OUT: raw or qcow2")
 	c.Flags().BoolVar(&flags.compress, "compress", false, "compress the clusters of a qcow2 (zlib)")
-	c.Flags().BoolVar(&flags.force, "force", false, "replace a file OUT that is there")
+	c.Flags().BoolVar(&flags.force, "force", false, "replace a file OUT that is there, or overwrite a block device")
 	return c
 }
 
@@ -77,21 +79,34 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
+	device, isDevice := blockDevice{}, false
 	if out != toStdout {
-		if err := t.checkOut(out, flags.force); err != nil {
+		if device, isDevice, err = findDevice(out); err != nil {
+			return err
+		}
+		if isDevice {
+			err = t.checkDevice(device, flags)
+		} else {
+			err = t.checkOut(out, flags.force)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	e, closeSource, err := t.exportSource(name, out != toStdout && !flags.compress, warnings(cmd.ErrOrStderr()))
+	e, closeSource, err := t.exportSource(name, out != toStdout && !isDevice && !flags.compress, warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeSource()) }()
 	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
 	e.Progress = bar.Update
-	if out == toStdout {
+	var rest int64
+	switch {
+	case out == toStdout:
 		err = e.Stream(ctx, cmd.OutOrStdout())
-	} else {
+	case isDevice:
+		rest, err = exportDevice(ctx, e, device)
+	default:
 		err = exportFile(ctx, e, out, flags)
 	}
 	bar.Clear()
@@ -102,6 +117,9 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 		return err
 	}
 	bar.Finish(e.Size)
+	if rest > 0 {
+		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, fs.HumanSize(rest))
+	}
 	return nil
 }
 
@@ -126,7 +144,7 @@ func (t target) checkOut(out string, force bool) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is no regular file; name a new one, or write to \"-\"", out)
+		return fmt.Errorf("%s is neither a file nor a block device; name a new one, or write to \"-\"", out)
 	case !force:
 		return alreadyThere(out)
 	}

@@ -13,14 +13,8 @@ import (
 // such as its base, as the image of another disk, or by whoever has it open as an
 // image. Its content would be lost with the name.
 func (t target) checkReplaced(out string, info os.FileInfo) error {
-	layers, err := t.layers()
-	if err != nil {
+	if err := t.checkLayer(out, info); err != nil {
 		return err
-	}
-	for _, l := range layers {
-		if file, err := os.Stat(l.File); err == nil && os.SameFile(file, info) {
-			return fmt.Errorf("%s is a file of this disk (%s); name another one", out, layerTitles(layers)[l.ID])
-		}
 	}
 	if dir, err := chain.DirFor(out); err == nil && isDiskDirectory(dir) {
 		return fmt.Errorf("%s is the image of the disk %s; name another file", out, dir)
@@ -34,6 +28,20 @@ func (t target) checkReplaced(out string, info os.FileInfo) error {
 		err = fmt.Errorf("%w; name another file", err)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// checkLayer refuses a file that is one of this disk's.
+func (t target) checkLayer(out string, info os.FileInfo) error {
+	layers, err := t.layers()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if file, err := os.Stat(l.File); err == nil && os.SameFile(file, info) {
+			return fmt.Errorf("%s is a file of this disk (%s); name another one", out, layerTitles(layers)[l.ID])
+		}
+	}
+	return nil
 }
 
 // layers lists a disk's layers.
