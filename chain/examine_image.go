@@ -127,8 +127,8 @@ func (e *examiner) foreign(image *examinedImage) (h *overlay.Header, ok bool) {
 		return nil, false
 	}
 	image.size = viewSize(image.format, h.Size)
+	e.dirty(image.path, h, nil)
 	e.sectors(&layerRecord{Foreign: true}, image.path, h)
-	e.dirty(image.path, h)
 	e.whole(image.path, false)
 	return h, true
 }
