@@ -24,6 +24,7 @@ const maxAdopted = 2000
 type foreignImage struct {
 	path, format string    // as they go into chain.json
 	name         string    // of the layer; "" for one after its file
+	note         string    // what its user should know of it; "" for nothing
 	frozen       time.Time // zero: when the file was last written
 	image        *overlay.Image
 	info         overlay.Info
@@ -43,7 +44,7 @@ func adoptImages(fs overlay.FS, path, format string, layersToo bool) (images []*
 	if err != nil {
 		return nil, err
 	}
-	format, err = topFormat(fs, path, format)
+	format, note, err := topFormat(fs, path, format)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +62,12 @@ func adoptImages(fs overlay.FS, path, format string, layersToo bool) (images []*
 			}
 		}
 		images = append(images, next)
+		if namedBy != "" && format == formatRaw {
+			if note, err = backingNote(next.image.File(), namedBy); err != nil {
+				return images, err
+			}
+		}
+		next.note, note = note, ""
 		namedBy = path
 		path, format, err = backingOf(path, next.image.Header())
 		if err != nil {
@@ -94,38 +101,6 @@ func closeImages(images []*foreignImage) error {
 		err = errors.Join(err, image.image.Close())
 	}
 	return err
-}
-
-// topFormat decides the format of the image that the user named: what they
-// said, or by its name. Content never decides, since a guest can write any
-// header into a raw disk; it can only make the name a lie.
-func topFormat(fs overlay.FS, path, said string) (string, error) {
-	switch said {
-	case "", formatRaw, formatQcow2:
-	default:
-		return "", invalidf("the format %q; raw and qcow2 are known", said)
-	}
-	if err := checkFile(fs, path); err != nil {
-		return "", err
-	}
-	magic, err := overlay.IsQcow2(fs, path)
-	if err != nil {
-		return "", err
-	}
-	named := strings.HasSuffix(strings.ToLower(path), ".qcow2")
-	switch {
-	case said == formatQcow2 && !magic:
-		return "", invalidf("%s is no qcow2: it does not begin with its magic", path)
-	case said != "":
-		return said, nil
-	case named && !magic:
-		return "", invalidf("%s is named .qcow2 but does not begin with its magic; if it is a raw image, say --format raw", path)
-	case named:
-		return formatQcow2, nil
-	case magic:
-		return "", invalidf("%s begins like a qcow2 but is not named .qcow2; say --format qcow2, or --format raw if a guest wrote that", path)
-	}
-	return formatRaw, nil
 }
 
 // checkFile refuses what cannot be a layer before it is opened: opening a fifo

@@ -31,6 +31,12 @@ const (
 	SeverityNote  = "note"  // worth knowing; the next mount deals with it
 )
 
+// Kinds of a finding, for those of which one cause makes many.
+const (
+	KindRefcount = "refcount" // a refcount is wrong
+	KindTable    = "table"    // an entry of a table is
+)
+
 // CheckReport is what Check found, and the document of "varve check --json".
 // Fields are added, never changed in meaning.
 type CheckReport struct {
@@ -59,6 +65,7 @@ type LayerCheck struct {
 // CheckFinding is one thing that Check noticed.
 type CheckFinding struct {
 	Severity string `json:"severity"` // error, leak or note
+	Kind     string `json:"kind"`     // refcount, table, or "" for one that comes alone
 	Layer    string `json:"layer"`    // id; "" for what concerns the whole disk
 	File     string `json:"file"`     // absolute path
 	Text     string `json:"text"`
@@ -69,7 +76,7 @@ type CheckFinding struct {
 }
 
 // maxLayerFindings bounds the errors in one image's tables that are listed.
-const maxLayerFindings = 20
+const maxLayerFindings = 1000
 
 // Check looks whether everything holds that a disk's files promise to each other:
 // chain.json, the tree, each layer's file, its header, its tables and refcounts,

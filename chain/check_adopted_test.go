@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -72,6 +73,55 @@ func TestCheckAdopted(t *testing.T) {
 				t.Errorf("a foreign file was changed:\n%s\nwas\n%s", now, before)
 			}
 		})
+	}
+}
+
+// The bits with which a program says that an image is not in order come first, with the
+// whole way out; carried out, it leaves a disk without a finding.
+func TestCheckMarks(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		bit     byte   // of the header's last byte of incompatible features
+		finding string // the first
+	}{
+		{"dirty", overlay.IncompatibleDirty, "note 000002 middle.qcow2: it is marked dirty: "},
+		{"corrupt", overlay.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
+		{"both", overlay.IncompatibleDirty | overlay.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, middle, _ := adoptedToCheck(t)
+			w := openWords(t, overlay.HostFS(), middle)
+			w.lower()
+			w.write(79, test.bit)
+			w.close()
+			r, lines := c.check(false)
+			command := fmt.Sprintf("qemu-img check -r all %s && varve accept %s middle", middle, c.dir)
+			first, _, _ := strings.Cut(lines, "\n")
+			if !strings.HasPrefix(first, test.finding) || !strings.HasSuffix(first, command) || r.Errors == 0 {
+				t.Errorf("%d errors:\n%s", r.Errors, lines)
+			}
+			e, err := Examine(context.Background(), c.dir, nil)
+			must(t, err)
+			if len(e.Troubles) == 0 || !strings.Contains(e.Troubles[0].Text, "it is marked ") || !strings.HasSuffix(e.Troubles[0].WayOut, command) {
+				t.Errorf("doctor says %+v", e.Troubles)
+			}
+			qemuTool(t, "qemu-img", "check", "-q", "-r", "all", middle)
+			must(t, Accept(c.dir, "middle", OpenOptions{}))
+			if r, lines := c.check(false); len(r.Findings) != 0 {
+				t.Errorf("after the way out:\n%s", lines)
+			}
+		})
+	}
+}
+
+// Of a bit that nobody knows a repair is no way out.
+func TestCheckUnknownBit(t *testing.T) {
+	c, middle, _ := adoptedToCheck(t)
+	w := openWords(t, overlay.HostFS(), middle)
+	w.write(78, 0x40)
+	w.close()
+	if _, lines := c.check(false); !strings.Contains(lines, "unknown incompatible feature: bit 14: image uses an unsupported feature; have qemu-img convert make a copy") {
+		t.Errorf("%s", lines)
 	}
 }
 

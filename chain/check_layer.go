@@ -49,6 +49,7 @@ func (c *checker) checkLayer(rec *layerRecord, seen map[fileIdentity]string) err
 		}
 		seen[identity] = rec.label()
 	}
+	c.checkMarks(rec, path)
 	c.checkFingerprint(rec, path, f)
 	if rec.Format != formatQcow2 {
 		c.checkSize(rec, path, f, nil)
@@ -100,6 +101,24 @@ func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, boo
 func withoutPath(err error, path string) string {
 	return strings.TrimPrefix(err.Error(), path+": ")
 }
+
+// checkMarks looks at the bits of a header with which a program says that the file is not
+// in order. They come before all that follows from what they say.
+func (c *checker) checkMarks(rec *layerRecord, path string) {
+	if rec.Format != formatQcow2 {
+		return
+	}
+	h, err := overlay.ReadHeader(c.fs, path)
+	switch {
+	case errors.Is(err, overlay.ErrMarkedCorrupt):
+		c.blockf(rec.ID, path, c.imageWayOut(rec, false), "it is marked corrupt: a program found its tables wrong and stopped writing it")
+	case err == nil && h.Incompatible&overlay.IncompatibleDirty != 0:
+		c.notef(rec.ID, path, c.imageWayOut(rec, false), false, "%s", dirtyWords)
+	}
+}
+
+// dirtyWords is what the dirty bit says (qcow2 specification, "incompatible_features").
+const dirtyWords = "it is marked dirty: who wrote it was killed, and its refcounts may be wrong; what it shows is right"
 
 // checkFingerprint compares a layer's file with what it was (M16).
 func (c *checker) checkFingerprint(rec *layerRecord, path string, f overlay.File) {
@@ -166,7 +185,13 @@ func (c *checker) checkImage(rec *layerRecord, path string, f overlay.File, shar
 	if c.ctx.Err() != nil {
 		return c.ctx.Err()
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, overlay.ErrMarkedCorrupt):
+		return nil // checkMarks has said so
+	case errors.Is(err, overlay.ErrUnsupported):
+		c.blockf(rec.ID, path, headerWayOut(err, rec.Foreign), "%s", withoutPath(err, path))
+		return nil
+	case err != nil:
 		c.blockf(rec.ID, path, c.imageWayOut(rec, false), "%s", withoutPath(err, path))
 		return nil
 	}
@@ -206,7 +231,11 @@ func (c *checker) addProblems(rec *layerRecord, path string, h *overlay.Header, 
 	for _, p := range result.Problems {
 		if !p.Leak {
 			can := mendable && p.Refcount
-			c.add(CheckFinding{Severity: SeverityError, Layer: rec.ID, File: path, Text: p.Text, WayOut: c.imageWayOut(rec, can), mendable: can})
+			kind := KindTable
+			if p.Refcount {
+				kind = KindRefcount
+			}
+			c.add(CheckFinding{Severity: SeverityError, Kind: kind, Layer: rec.ID, File: path, Text: p.Text, WayOut: c.imageWayOut(rec, can), mendable: can})
 			listed++
 		}
 	}
@@ -267,7 +296,12 @@ func (c *checker) imageWayOut(rec *layerRecord, mendable bool) string {
 	case mendable:
 		return "a check with --repair mends it"
 	case rec.Foreign:
-		return "the file is not varve's: put it back from a backup, or repair it with qemu-img check -r all and then \"varve accept\""
+		return "the file is not varve's: put it back from a backup; or, with a copy of it made: " + foreignRepair(c.dir, rec)
 	}
 	return "put the file back from a backup, or try qemu-img check -r all on a copy of the disk directory"
+}
+
+// foreignRepair is how a file of others is repaired that a disk reads, in order.
+func foreignRepair(dir string, rec *layerRecord) string {
+	return fmt.Sprintf("qemu-img check -r all %s && varve accept %s %s", ShellWord(rec.File), ShellWord(dir), ShellWord(rec.handle()))
 }

@@ -56,6 +56,7 @@ type Created struct {
 	Files []ForeignFile // top first
 	Size  int64         // guest bytes
 	Given int64         // what Size was rounded up from: what was asked for, or what the image has
+	Notes []string      // what to know of these files, a line each
 }
 
 // ForeignFile is a file that an adopted disk reads.
@@ -182,7 +183,13 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 	if err != nil {
 		return Created{}, errors.Join(err, removeDisk(fs, at))
 	}
-	return Created{Dir: dir, Files: plan.files, Size: plan.leaf.Size, Given: plan.given}, nil
+	made := Created{Dir: dir, Files: plan.files, Size: plan.leaf.Size, Given: plan.given}
+	for _, image := range images {
+		if image.note != "" {
+			made.Notes = append(made.Notes, image.note)
+		}
+	}
+	return made, nil
 }
 
 // tempFor is where a disk directory is written until it is whole. It is the same for

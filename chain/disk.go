@@ -21,6 +21,7 @@ var (
 	ErrExist    = errors.New("exists already")          // EEXIST
 	ErrNotExist = errors.New("does not exist")          // ENOENT
 	ErrInvalid  = errors.New("invalid")                 // EINVAL
+	ErrTooLarge = errors.New("too large")               // EFBIG
 	ErrBusy     = errors.New("busy")                    // EBUSY
 	ErrReadOnly = errors.New("read-only")               // EROFS
 	ErrChanged  = errors.New("changed behind our back") // a fingerprint does not match

@@ -56,7 +56,7 @@ func Examinations() [][2]string {
 		{examineFormat, "a header names its backing file without a format, or with one that varve does not read"},
 		{examineBacking, "a backing file is missing, below itself, out of reach, or not the one that chain.json names"},
 		{examineChanged, "a base or another layer is newer than what stands on it, or was changed by another program"},
-		{examineHeader, "a header is no qcow2's, marked dirty or corrupt, or asks for what varve does not read"},
+		{examineHeader, "a header is no qcow2's, marked dirty or corrupt, or asks for what varve does not read; an image of another format"},
 		{examineCutOff, "a file ends before its tables or its data do"},
 		{examineSize, "an overlay is smaller than what it stands on, a layer not as large as chain.json says, or a size is no whole number of sectors"},
 		{examineUnowned, "a file in layers/ belongs to no layer"},

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"varve/overlay"
@@ -36,30 +35,49 @@ func ExamineImage(ctx context.Context, path string, fs overlay.FS) (Examination,
 	if err := checkFile(fs, path); err != nil {
 		return Examination{}, err
 	}
-	magic, err := overlay.IsQcow2(fs, path)
+	format, err := e.named(path)
 	if err != nil {
 		return Examination{}, err
 	}
-	e.follow(path, e.named(path, magic))
+	e.follow(path, format)
 	return e.found, ctx.Err()
 }
 
 // named decides the format of the image that the user named, as topFormat does.
-func (e *examiner) named(path string, magic bool) string {
-	named := strings.HasSuffix(strings.ToLower(path), ".qcow2")
+func (e *examiner) named(path string) (format string, err error) {
+	found, known, err := overlay.Recognise(e.fs, path)
+	if err != nil {
+		return "", err
+	}
+	named := namedQcow2(path)
 	switch {
-	case named && !magic:
-		e.problem(examineHeader, path, "if it is a raw image, name it so, or mount it with --format raw; else put it back from a backup",
-			"it is named .qcow2 but does not begin like one")
-		return formatRaw
-	case magic && !named:
+	case found.Qcow2 && !named:
 		e.warn(examineHeader, path, "mount it with --format qcow2, or with --format raw if a guest wrote that",
 			"it begins like a qcow2 but is not named .qcow2")
-		return formatQcow2
+		return formatQcow2, nil
+	case found.Qcow2:
+		return formatQcow2, nil
+	case known && !found.Raw:
+		e.problem(examineHeader, path, wayOut(e.fs, path, found)+"; or mount it with --format raw if a guest wrote that into its disk",
+			"it is %s, not a raw disk", found.Name)
 	case named:
-		return formatQcow2
+		e.problem(examineHeader, path, "if it is a raw image, name it so, or mount it with --format raw; else put it back from a backup",
+			"it is named .qcow2 but does not begin like one")
+	case known:
+		e.note(examineHeader, path, "nothing has to be done", "it is %s: whoever uses disk.raw has to decrypt it", found.Name)
 	}
-	return formatRaw
+	return formatRaw, nil
+}
+
+// rawBacking looks whether a backing file that a header calls raw looks like another
+// thing.
+func (e *examiner) rawBacking(image examinedImage, path string) {
+	found, known, err := overlay.Recognise(e.fs, path)
+	if err != nil || !known || found.Raw {
+		return // what cannot be read is told where it is opened
+	}
+	e.warn(examineFormat, image.path, "if it is no raw disk, what stands on it was made on wrong bytes; else nothing has to be done",
+		"its header says that %s is raw, and that looks like another thing: %s", path, found.Name)
 }
 
 // follow looks at an image and at what its header names, and so on.
@@ -109,8 +127,8 @@ func (e *examiner) foreign(image *examinedImage) (h *overlay.Header, ok bool) {
 		return nil, false
 	}
 	image.size = viewSize(image.format, h.Size)
+	e.dirty(image.path, h, nil)
 	e.sectors(&layerRecord{Foreign: true}, image.path, h)
-	e.dirty(image.path, h)
 	e.whole(image.path, false)
 	return h, true
 }
@@ -172,6 +190,9 @@ func (e *examiner) backingFile(image examinedImage, h *overlay.Header, above []e
 		e.problem(examineBacking, image.path, "say what it really stands on: "+rebaseWords(image.path, "PATH", ""),
 			"a loop of backing files: %s is below itself", path)
 		return "", "", false
+	}
+	if format == formatRaw && h.HasBackingFormat {
+		e.rawBacking(image, path)
 	}
 	return path, format, true
 }

@@ -67,14 +67,18 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 	}
 	h, err := overlay.ReadHeader(e.fs, path)
 	if err != nil {
-		e.problem(examineHeader, path, headerWayOut(err, l.Foreign), "%w", err)
+		wayOut := headerWayOut(err, l.Foreign)
+		if errors.Is(err, overlay.ErrMarkedCorrupt) && l.Foreign {
+			wayOut = "put the file back from a backup; or, with the disk unmounted and a copy of the file made: " + foreignRepair(e.dir, l)
+		}
+		e.problem(examineHeader, path, wayOut, "%w", err)
 		return 0, false
 	}
 	if busy || l.Writing {
 		return viewSize(l.Format, h.Size), true
 	}
+	e.dirty(path, h, l)
 	e.sectors(l, path, h)
-	e.dirty(path, h)
 	if plain := h.Plain(); plain != nil && leaf {
 		e.note(examineHeader, path, "the next mount keeps it as a frozen layer and puts a new leaf on top", "another program worked on the leaf: %w", plain)
 	}
@@ -94,10 +98,16 @@ func (e *examiner) sectors(l *layerRecord, path string, h *overlay.Header) {
 }
 
 // dirty looks at the mark of a program that was killed while it wrote an image.
-func (e *examiner) dirty(path string, h *overlay.Header) {
-	if h.Incompatible&overlay.IncompatibleDirty != 0 {
-		e.warn(examineHeader, path, "with nobody using it: qemu-img check -r all "+ShellWord(path), "it is marked dirty: who wrote it was killed, and its refcounts may be wrong")
+// l is nil for an image that is no disk's.
+func (e *examiner) dirty(path string, h *overlay.Header, l *layerRecord) {
+	if h.Incompatible&overlay.IncompatibleDirty == 0 {
+		return
 	}
+	wayOut := "with nobody using it: qemu-img check -r all " + ShellWord(path)
+	if l != nil && l.Foreign {
+		wayOut = "with the disk unmounted: " + foreignRepair(e.dir, l)
+	}
+	e.warn(examineHeader, path, wayOut, "%s", dirtyWords)
 }
 
 // whole looks whether a qcow2 file ends too early.

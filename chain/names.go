@@ -2,7 +2,6 @@ package chain
 
 import (
 	"fmt"
-	"math/big"
 	"path/filepath"
 	"strings"
 )
@@ -51,52 +50,6 @@ func CheckName(name string) error {
 func nameByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
 		strings.IndexByte("._-", c) >= 0
-}
-
-// maxDiskBytes bounds the sizes that people write: 1 EiB.
-const maxDiskBytes = 1 << 60
-
-// ParseSize reads a size in bytes, or with K, M, G, T (powers of 1024; also
-// KiB and lower case; 1.5G is possible). It is more than 0 and at most 1 EiB,
-// and a whole number of bytes; ErrInvalid otherwise.
-func ParseSize(s string) (int64, error) {
-	number := strings.TrimRight(s, "KMGTkmgtiIbB")
-	unit := int64(1)
-	switch strings.ToLower(s[len(number):]) {
-	case "":
-	case "k", "kib":
-		unit = 1 << 10
-	case "m", "mib":
-		unit = 1 << 20
-	case "g", "gib":
-		unit = 1 << 30
-	case "t", "tib":
-		unit = 1 << 40
-	default:
-		return 0, invalidf("the size %.40q has an unknown unit; K, M, G and T are powers of 1024", s)
-	}
-	whole, fraction, point := strings.Cut(number, ".")
-	if !digits(whole) || point && !digits(fraction) || len(number) > 40 {
-		return 0, invalidf("%.40q is no size; write bytes, or a number with K, M, G or T", s)
-	}
-	value, ok := new(big.Rat).SetString(number)
-	if !ok {
-		return 0, invalidf("%.40q is no size", s)
-	}
-	value.Mul(value, new(big.Rat).SetInt64(unit))
-	switch {
-	case value.Sign() == 0:
-		return 0, invalidf("the size is 0")
-	case !value.IsInt():
-		return 0, invalidf("the size %s is not a whole number of bytes", s)
-	case value.Cmp(new(big.Rat).SetInt64(maxDiskBytes)) > 0:
-		return 0, invalidf("the size %s is more than %d bytes", s, int64(maxDiskBytes))
-	}
-	return value.Num().Int64(), nil
-}
-
-func digits(s string) bool {
-	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
 // layerNameFor makes a snapshot's name from an adopted file's path: its last

@@ -57,19 +57,6 @@ func (d *Disk) SetJobRate(bytes int64) error {
 	return nil
 }
 
-// ParseRate reads a limit of jobs, bytes per second: a size as ParseSize takes it,
-// or "0" or "max" for none. ErrInvalid.
-func ParseRate(s string) (int64, error) {
-	if s == "0" || s == "max" {
-		return 0, nil
-	}
-	rate, err := ParseSize(s)
-	if err != nil {
-		return 0, fmt.Errorf("a rate is bytes per second, or 0 or max for no limit: %w", err)
-	}
-	return rate, nil
-}
-
 // jobPace is what one job has copied, and when.
 type jobPace struct {
 	pacer *pacer

@@ -103,16 +103,3 @@ func TestRateOfTheLastSeconds(t *testing.T) {
 		}
 	})
 }
-
-func TestParseRate(t *testing.T) {
-	for s, want := range map[string]int64{"0": 0, "max": 0, "100M": 100 << 20, "1.5K": 1536, "7": 7} {
-		if got, err := ParseRate(s); err != nil || got != want {
-			t.Errorf("%q: %d, %v", s, got, err)
-		}
-	}
-	for _, s := range []string{"", "-1", "fast", "1M/s", "max ", "0K"} {
-		if _, err := ParseRate(s); !errors.Is(err, ErrInvalid) {
-			t.Errorf("%q: %v", s, err)
-		}
-	}
-}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/overlay"
 	"varve/overlay/measure"
 )
@@ -243,8 +245,34 @@ func (d *Disk) growLeaf(leaf *node, size int64) error {
 	return d.growWithin(over, size, below)
 }
 
-// Resize grows the disk, by whole sectors; ErrInvalid for a smaller size. What is new
-// reads as zeros.
+// checkGrowth says whether a leaf can have a size: ErrTooLarge.
+func checkGrowth(leaf *node, size int64) error {
+	if most := min(maxDiskBytes, leaf.layer().over().MaxSize()); size > most {
+		return refusal{ErrTooLarge, fmt.Errorf("%d bytes are more than the disk can have (%d)", size, most)}
+	}
+	return nil
+}
+
+// growthSlack is what of a growth may have its place on the host already: the rest of
+// the last cluster.
+const growthSlack = 2 << 20
+
+// CheckGrowth says, before the disk grows to a size of which the last bytes are to be
+// reserved, what stands against that: ErrTooLarge, or an error that is ENOSPC where the
+// host certainly has no room for them. A growth cannot be taken back when the
+// reservation fails. Both are in bytes.
+func (d *Disk) CheckGrowth(size, reserve int64) error {
+	if err := checkGrowth(d.leaf.Load(), size); err != nil {
+		return err
+	}
+	if free, known := d.hostFree(); known && reserve-growthSlack > free {
+		return fmt.Errorf("reserve %d bytes behind the end of the disk, where the host has %d: %w", reserve, free, unix.ENOSPC)
+	}
+	return nil
+}
+
+// Resize grows the disk, by whole sectors; ErrInvalid for a smaller size, ErrTooLarge for
+// one that no disk can have. What is new reads as zeros.
 func (d *Disk) Resize(size int64) error {
 	if err := d.begin(); err != nil {
 		return err
@@ -258,8 +286,8 @@ func (d *Disk) Resize(size int64) error {
 	case size == old:
 		return nil
 	}
-	if most := min(maxDiskBytes, leaf.layer().over().MaxSize()); size > most {
-		return fmt.Errorf("%w: %d bytes are more than the disk can have (%d)", ErrInvalid, size, most)
+	if err := checkGrowth(leaf, size); err != nil {
+		return err
 	}
 	if err := d.growLeaf(leaf, size); err != nil {
 		return fmt.Errorf("grow to %d bytes: %w", size, err)

@@ -21,6 +21,7 @@ type disk interface {
 	Discard(off, length int64) error
 	Reserve(off, length int64) error
 	Resize(size int64) error
+	CheckGrowth(size, reserve int64) error
 	SeekData(off int64) (int64, error)
 	SeekHole(off int64) (int64, error)
 	AllocatedBytes() (bytes int64, counted bool, err error)

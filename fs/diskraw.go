@@ -60,7 +60,9 @@ func (f *fileSystem) writeDisk(in *fuse.WriteIn, data []byte) (uint32, fuse.Stat
 }
 
 // Fallocate: punching a hole and zeroing a range are a discard, and allocating
-// reserves space. What would extend a file grows the disk first.
+// reserves space. What would extend a plain file, a range over the end without
+// FALLOC_FL_KEEP_SIZE, grows the disk first: posix_fallocate promises that size, and
+// qemu-img resize --preallocation=falloc grows that way.
 func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if in.NodeId != nodeDisk {
 		return fuse.Status(unix.EOPNOTSUPP)
@@ -85,7 +87,12 @@ func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 		return fuse.Status(unix.EFBIG)
 	}
 	off, end := int64(in.Offset), int64(in.Offset+in.Length)
-	if grow && end > f.disk.Size() {
+	if size := f.disk.Size(); grow && end > size {
+		if in.Mode == 0 {
+			if err := f.disk.CheckGrowth(end, end-max(off, size)); err != nil {
+				return f.status("grow the disk", err)
+			}
+		}
 		if err := f.disk.Resize(end); err != nil {
 			return f.status("grow the disk", err)
 		}

@@ -54,6 +54,7 @@ func errnoOf(err error) (errno syscall.Errno, expected bool) {
 	}{
 		{chain.ErrExist, unix.EEXIST},
 		{chain.ErrNotExist, unix.ENOENT},
+		{chain.ErrTooLarge, unix.EFBIG},
 		{chain.ErrInvalid, unix.EINVAL},
 		{chain.ErrBusy, unix.EBUSY},
 		{chain.ErrInUse, unix.EBUSY},

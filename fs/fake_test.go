@@ -160,6 +160,10 @@ func (d *fakeDisk) Reserve(off, length int64) error {
 	return d.enter(fmt.Sprintf("Reserve %d+%d", off, length))
 }
 
+func (d *fakeDisk) CheckGrowth(size, reserve int64) error {
+	return d.enter(fmt.Sprintf("CheckGrowth %d %d", size, reserve))
+}
+
 func (d *fakeDisk) Resize(size int64) error {
 	if err := d.enter("Resize"); err != nil {
 		return err

@@ -21,7 +21,7 @@ var hangLimit = patience.Hang
 // writeErrnos are what a write to a control file may fail with as long as the
 // host is well.
 var writeErrnos = []fuse.Status{
-	fuse.OK, fuse.EINVAL, fuse.ENOENT, fuse.Status(unix.EEXIST), fuse.EBUSY,
+	fuse.OK, fuse.EINVAL, fuse.ENOENT, fuse.Status(unix.EEXIST), fuse.EBUSY, fuse.Status(unix.EFBIG),
 }
 
 // FuzzControlWrite writes any bytes to every control file of a real disk, in

@@ -89,6 +89,15 @@ type Extension struct {
 	Data []byte
 }
 
+// ErrMarkedCorrupt is the ErrCorrupt of an image with the corrupt bit, which whoever
+// found its tables wrong has set.
+var ErrMarkedCorrupt error = markedCorrupt{}
+
+type markedCorrupt struct{}
+
+func (markedCorrupt) Error() string   { return ErrCorrupt.Error() }
+func (markedCorrupt) Is(e error) bool { return e == ErrCorrupt }
+
 // ClusterSize is the size of a cluster in bytes.
 func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
 
@@ -353,7 +362,7 @@ func (p *headerParser) features(h *Header) error {
 		return p.unsupported("its data is in an external data file that the header does not name")
 	}
 	if h.Incompatible&IncompatibleCorrupt != 0 {
-		return fmt.Errorf("%s: it is marked corrupt; qemu-img check -r all may repair it: %w", p.name, ErrCorrupt)
+		return fmt.Errorf("%s: it is marked corrupt; qemu-img check -r all may repair it: %w", p.name, ErrMarkedCorrupt)
 	}
 	marked := h.Incompatible&IncompatibleCompression != 0
 	switch {

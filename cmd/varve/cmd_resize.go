@@ -14,8 +14,9 @@ func newResizeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "resize DISK SIZE",
 		Short: "Grow the disk",
-		Long: `Grows the disk to SIZE bytes; K, M, G, T stand for KiB, MiB, GiB, TiB. What is
-new reads as zeros. Snapshots keep the size that they had. A disk never shrinks.
+		Long: `Grows the disk to SIZE bytes; K, M, G, T stand for KiB, MiB, GiB, TiB, and so
+do KB, MB, GB, TB. What is new reads as zeros. Snapshots keep the size that they
+had. A disk never shrinks.
 
 A running VM sees the new size once it is told, with QEMU's block_resize or
 "virsh blockresize"; partitions and file systems in it are grown in the guest.`,

@@ -42,19 +42,45 @@ func (w *reportWriter) name(l chain.LayerCheck) {
 	w.names[l.ID] = name
 }
 
+// fewLike is how many findings of one kind are written that follow each other; one
+// cause makes thousands of them at times. JSON has all.
+const fewLike = 4
+
 // findings writes findings under the file that they are about, and what to do
 // once for those that follow each other with the same.
 func (w *reportWriter) findings(list []chain.CheckFinding, ways bool) {
-	for i, f := range list {
+	for i := 0; i < len(list); {
+		f, n := list[i], alike(list[i:])
 		if i == 0 || f.File != list[i-1].File {
 			w.line(visible(w.title(f)))
 		}
-		w.wrapped("  "+fmt.Sprintf("%-5s", f.Severity)+"  ", f.Text)
-		if !ways || f.WayOut == "" || i+1 < len(list) && list[i+1].File == f.File && list[i+1].WayOut == f.WayOut {
+		shown := n
+		if n > fewLike {
+			shown = fewLike - 1
+		}
+		for _, f := range list[i : i+shown] {
+			w.wrapped("  "+fmt.Sprintf("%-5s", f.Severity)+"  ", f.Text)
+		}
+		if n > shown {
+			w.line(fmt.Sprintf("         … and %d more like these", n-shown))
+		}
+		i += n
+		if !ways || f.WayOut == "" || i < len(list) && list[i].File == f.File && list[i].WayOut == f.WayOut {
 			continue
 		}
 		w.wrapped("         → ", f.WayOut)
 	}
+}
+
+// alike is how many findings at the start of a list may have one cause.
+func alike(list []chain.CheckFinding) int {
+	n := 1
+	for f := list[0]; f.Kind != "" && n < len(list); n++ {
+		if o := list[n]; o.Kind != f.Kind || o.Severity != f.Severity || o.File != f.File || o.WayOut != f.WayOut {
+			break
+		}
+	}
+	return n
 }
 
 // title names a file: within the disk directory by its place there.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -24,6 +25,53 @@ func TestReportWriterWords(t *testing.T) {
 		if !strings.Contains(line, "my") && utf8.RuneCountInString(line) > reportWidth+1 {
 			t.Errorf("too long: %q", line)
 		}
+	}
+}
+
+// One cause makes many findings: the first of a kind are shown, and how many more there
+// are.
+func TestReportOfManyAlike(t *testing.T) {
+	r := chain.CheckReport{Disk: "/d", Findings: []chain.CheckFinding{{Severity: chain.SeverityNote, File: "/a", Text: "marked", WayOut: "mend it"}}}
+	add := func(n int, kind, file, wayOut string) {
+		for i := range n {
+			r.Findings = append(r.Findings, chain.CheckFinding{Severity: chain.SeverityError, Kind: kind, File: file, Text: fmt.Sprintf("%s%d", kind, i), WayOut: wayOut})
+		}
+	}
+	add(100, chain.KindRefcount, "/a", "mend it")
+	add(4, chain.KindTable, "/a", "mend it")
+	add(5, "", "/a", "other")
+	add(5, chain.KindTable, "/b", "other")
+	var b strings.Builder
+	if err := writeReport(&b, r); err != nil {
+		t.Fatal(err)
+	}
+	want := `/a
+  note   marked
+  error  refcount0
+  error  refcount1
+  error  refcount2
+         … and 97 more like these
+  error  table0
+  error  table1
+  error  table2
+  error  table3
+         → mend it
+  error  0
+  error  1
+  error  2
+  error  3
+  error  4
+         → other
+/b
+  error  table0
+  error  table1
+  error  table2
+         … and 2 more like these
+         → other
+0 layers: no errors, no leaked clusters
+`
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
 	}
 }
 

@@ -21,6 +21,9 @@ func sayCreated(w io.Writer, made chain.Created) {
 		sayFiles(w, made.Files)
 	}
 	sayRounded(w, made.Given, made.Size)
+	for _, note := range made.Notes {
+		say(w, "note: %s", note)
+	}
 	say(w, "%s now holds the only copy of what is written to the disk", made.Dir)
 	if len(made.Files) > 0 {
 		say(w, "it needs the image as it is: do not write to it, move it or delete it")

@@ -16,10 +16,12 @@ const (
 	primaries  = 4
 	typeAt     = 4 // within an entry
 	startAt    = 8
+	lengthAt   = 12
 	signature  = 0xaa55 // little endian
 	firstLogic = 5      // the number of the first logical partition
-	// mostExtended bounds the chain of extended partitions, as in Linux.
-	mostExtended = 100
+	// mostEmptyLinks is how many links of a chain of extended partitions are followed
+	// without a partition among them, as in Linux.
+	mostEmptyLinks = 100
 )
 
 // signed says whether a sector ends as one with a partition table does.
@@ -36,8 +38,8 @@ func protective(s []byte) bool {
 	return false
 }
 
-func extended(p *mbr.Partition) bool {
-	return p.Type == mbr.ExtendedCHS || p.Type == mbr.ExtendedLBA || p.Type == mbr.LinuxExtended
+func extended(kind mbr.Type) bool {
+	return kind == mbr.ExtendedCHS || kind == mbr.ExtendedLBA || kind == mbr.LinuxExtended
 }
 
 // readMBR reads the primary partitions and goes along the extended ones. The
@@ -57,7 +59,7 @@ func (r *reader) readMBR(first []byte) ([]Partition, error) {
 		if length == 0 {
 			continue
 		}
-		if !extended(p) {
+		if !extended(p.Type) {
 			if q, ok := r.within(p.Index, start, length); ok {
 				list = append(list, q)
 			}
@@ -67,59 +69,86 @@ func (r *reader) readMBR(first []byte) ([]Partition, error) {
 		if q, ok := r.within(p.Index, start, min(length, 2*sector)); ok {
 			list = append(list, q)
 		}
-		logical, err := r.readExtended(start, next)
+		logical, used, err := r.readExtended(start, length, next)
 		if err != nil {
 			return nil, err
 		}
-		next += len(logical)
+		next = used
 		list = append(list, logical...)
 	}
 	return list, nil
 }
 
-// readExtended goes along a chain of extended partitions that begins at an offset:
-// each begins with a sector whose first entries name a logical partition, relative
-// to that sector, and the next one of the chain, relative to the first. A sector
-// without a signature ends it, and so does one that was there before.
-func (r *reader) readExtended(first int64, number int) ([]Partition, error) {
-	var list []Partition
-	seen := map[int64]bool{}
-	for at := first; len(seen) < mostExtended && !seen[at] && at <= r.size-sector; {
-		seen[at] = true
+// readExtended goes along the chain of an extended partition, which begins at first
+// and is length bytes long, as Linux does (block/partitions/msdos.c, parse_extended).
+// Each link is a sector with four entries. Those that are not extended name logical
+// partitions, relative to the link. Usually the first entry alone does, but OS/2 used
+// all four; what the third and the fourth name outside of the link or of the whole is
+// garbage. The first extended entry names the next link, relative to first. A sector
+// without a signature ends the chain, and so do too many links without a partition
+// and the highest number: a chain may be a ring. next is the number after the last one
+// that was used.
+func (r *reader) readExtended(first, length int64, number int) (list []Partition, next int, err error) {
+	next = number
+	link, end := first, first+length
+	for empty := 0; empty < mostEmptyLinks && link <= r.size-sector; {
 		var s [sector]byte
-		if err := r.fill(s[:], at); err != nil {
-			return nil, err
+		if err := r.fill(s[:], link); err != nil {
+			return nil, next, err
 		}
 		if !signed(s[:]) {
 			break
 		}
-		// The third and the fourth entry say nothing, and hold garbage at times.
-		clear(s[entriesAt+2*entrySize : sector-2])
-		table, err := mbr.Read(memory(s[:]), sector, sector)
-		if err != nil {
-			break
-		}
-		next := int64(-1)
-		for _, p := range table.Partitions {
-			switch start, length := bytesOf(uint64(p.Start), sector), bytesOf(uint64(p.Size), sector); {
-			case length == 0:
-			case extended(p) && next < 0:
-				next = first + start
-			case extended(p):
-			default:
-				// One that lies outside keeps its number, as in Linux, but is not
-				// shown.
-				q, ok := r.within(number+len(list), at+start, length)
-				if !ok {
-					q = Partition{Number: number + len(list)}
-				}
-				list = append(list, q)
+		empty++
+		for slot := range primaries {
+			e := entryAt(s[:], slot)
+			if e.length == 0 || extended(e.kind) {
+				continue
 			}
+			start := link + e.start
+			if slot >= 2 && (e.start+e.length > length || start+e.length > end) {
+				continue
+			}
+			if next > MaxNumber {
+				return list, next, nil
+			}
+			// One that lies outside of the disk keeps its number, as in Linux, but is
+			// not shown.
+			if p, ok := r.within(next, start, e.length); ok {
+				list = append(list, p)
+			}
+			next, empty = next+1, 0
 		}
-		if next < 0 {
+		e, ok := nextLink(s[:])
+		if !ok {
 			break
 		}
-		at = next
+		link, length = first+e.start, e.length
 	}
-	return list, nil
+	return list, next, nil
+}
+
+// nextLink is the first extended entry of a link.
+func nextLink(s []byte) (mbrEntry, bool) {
+	for slot := range primaries {
+		if e := entryAt(s, slot); e.length > 0 && extended(e.kind) {
+			return e, true
+		}
+	}
+	return mbrEntry{}, false
+}
+
+// mbrEntry is an entry of a link; start and length are in bytes, below 2 TiB.
+type mbrEntry struct {
+	kind          mbr.Type
+	start, length int64
+}
+
+func entryAt(s []byte, slot int) mbrEntry {
+	e := s[entriesAt+slot*entrySize:]
+	return mbrEntry{
+		kind:   mbr.Type(e[typeAt]),
+		start:  sector * int64(binary.LittleEndian.Uint32(e[startAt:])),
+		length: sector * int64(binary.LittleEndian.Uint32(e[lengthAt:])),
+	}
 }

@@ -65,8 +65,6 @@ func Read(d Disk, size int64) (list []Partition, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// What lies outside the disk has its number all the same.
-	list = slices.DeleteFunc(list, func(p Partition) bool { return p.Length == 0 })
 	slices.SortFunc(list, func(a, b Partition) int { return cmp.Compare(a.Number, b.Number) })
 	return list, nil
 }

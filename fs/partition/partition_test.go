@@ -237,16 +237,48 @@ func TestHostileMBR(t *testing.T) {
 		{"from the table itself on", func(d image) { entry(d, 0, 2, 0x83, 0, 1<<32-1) }, []Partition{{3, 0, size}}, nil},
 		{"an extended one that names itself", func(d image) {
 			entry(d, 0, 0, 0x05, 100, 1000)
-			entry(d, 100*512, 0, 0x83, 1, 5)
 			entry(d, 100*512, 1, 0x05, 0, 1000)
-		}, []Partition{{1, 100 * 512, 1024}, {5, 101 * 512, 5 * 512}}, nil},
-		{"extended ones in a ring", func(d image) {
+		}, []Partition{{1, 100 * 512, 1024}}, nil},
+		{"empty extended ones in a ring", func(d image) {
 			entry(d, 0, 3, 0x0f, 100, 1000)
 			entry(d, 100*512, 0, 0x83, 1, 5)
 			entry(d, 100*512, 1, 0x05, 50, 10)
-			entry(d, 150*512, 0, 0x83, 1, 6)
-			entry(d, 150*512, 1, 0x85, 0, 10)
-		}, []Partition{{4, 100 * 512, 1024}, {5, 101 * 512, 5 * 512}, {6, 151 * 512, 6 * 512}}, nil},
+			entry(d, 150*512, 1, 0x85, 60, 10)
+			entry(d, 160*512, 1, 0x85, 50, 10)
+		}, []Partition{{4, 100 * 512, 1024}, {5, 101 * 512, 5 * 512}}, nil},
+		{"all four entries", func(d image) {
+			entry(d, 0, 0, 0x05, 100, 1000)
+			entry(d, 100*512, 0, 0x83, 1, 5)
+			entry(d, 100*512, 1, 0x05, 50, 100)
+			entry(d, 100*512, 2, 0x83, 10, 5)
+			entry(d, 100*512, 3, 0x82, 20, 980)
+			entry(d, 150*512, 0, 0x05, 200, 10)
+			entry(d, 150*512, 1, 0x83, 1, 6)
+			entry(d, 150*512, 3, 0x83, 10, 90)
+			entry(d, 300*512, 2, 0x83, 1, 9)
+		}, []Partition{{1, 100 * 512, 1024}, {5, 101 * 512, 5 * 512}, {6, 110 * 512, 5 * 512}, {7, 120 * 512, 980 * 512},
+			{8, 151 * 512, 6 * 512}, {9, 160 * 512, 90 * 512}, {10, 301 * 512, 9 * 512}}, nil},
+		{"third and fourth entries that reach too far", func(d image) {
+			entry(d, 0, 0, 0x05, 100, 1000)
+			entry(d, 100*512, 1, 0x05, 50, 100)
+			entry(d, 100*512, 2, 0x83, 1, 1000)
+			entry(d, 100*512, 3, 0x83, 1<<32-5, 9)
+			entry(d, 150*512, 1, 0x83, 1, 1000)
+			entry(d, 150*512, 2, 0x83, 11, 90)
+			entry(d, 150*512, 3, 0x83, 0, 101)
+		}, []Partition{{1, 100 * 512, 1024}, {5, 151 * 512, 1000 * 512}}, nil},
+		{"two extended entries in one", func(d image) {
+			entry(d, 0, 0, 0x05, 100, 1000)
+			entry(d, 100*512, 1, 0x05, 50, 100)
+			entry(d, 100*512, 2, 0x05, 60, 100)
+			entry(d, 150*512, 0, 0x83, 1, 1)
+			entry(d, 160*512, 0, 0x83, 1, 2)
+		}, []Partition{{1, 100 * 512, 1024}, {5, 151 * 512, 512}}, nil},
+		{"an entry of an extended one that is neither bootable nor not", func(d image) {
+			entry(d, 0, 0, 0x05, 100, 1000)
+			entry(d, 100*512, 0, 0x83, 1, 5)
+			d[100*512+entriesAt] = 0x17
+		}, []Partition{{1, 100 * 512, 1024}, {5, 101 * 512, 5 * 512}}, nil},
 		{"a logical one outside keeps its number", func(d image) {
 			entry(d, 0, 0, 0x05, 100, 1000)
 			entry(d, 100*512, 0, 0x83, size/512, 5)
@@ -278,19 +310,44 @@ func TestHostileMBR(t *testing.T) {
 	}
 }
 
-// A long chain of extended partitions ends, and so do its numbers.
+// A long chain of extended partitions ends with the numbers, and one of links that name
+// none before them.
 func TestManyLogicalPartitions(t *testing.T) {
-	d := make(image, 8*mib)
-	entry(d, 0, 0, 0x05, 1, 10000)
-	for i := range int64(300) {
-		at := (1 + 4*i) * sector
-		entry(d, at, 0, 0x83, 1, 1)
-		entry(d, at, 1, 0x05, uint32(4*(i+1)), 4)
+	for name, c := range map[string]struct {
+		make func(d image)
+		want int // the highest number
+	}{
+		"300 partitions": {func(d image) {
+			for i := range int64(300) {
+				at := (1 + 4*i) * sector
+				entry(d, at, 0, 0x83, 1, 1)
+				entry(d, at, 1, 0x05, uint32(4*(i+1)), 4)
+			}
+		}, MaxNumber},
+		"a ring": {func(d image) {
+			entry(d, sector, 0, 0x83, 1, 1)
+			entry(d, sector, 1, 0x05, 0, 4)
+		}, MaxNumber},
+		"a partition behind 99 empty links": {func(d image) { emptyLinks(d, 99) }, firstLogic},
+		"a partition behind 100":            {func(d image) { emptyLinks(d, 100) }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := make(image, 8*mib)
+			entry(d, 0, 0, 0x05, 1, 10000)
+			c.make(d)
+			got, err := Read(d, int64(len(d)))
+			if err != nil || len(got) == 0 || got[len(got)-1].Number != c.want {
+				t.Errorf("%d partitions, %v; want numbers up to %d", len(got), err, c.want)
+			}
+		})
 	}
-	got, err := Read(d, int64(len(d)))
-	if err != nil || len(got) != 1+mostExtended || got[len(got)-1].Number != firstLogic+mostExtended-1 {
-		t.Errorf("%d partitions, %v", len(got), err)
+}
+
+func emptyLinks(d image, count int64) {
+	for i := range count {
+		entry(d, (1+4*i)*sector, 1, 0x05, uint32(4*(i+1)), 4)
 	}
+	entry(d, (1+4*count)*sector, 0, 0x83, 1, 1)
 }
 
 // What the disk cannot read is told as that, not as a broken table.
