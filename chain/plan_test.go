@@ -69,7 +69,11 @@ func randomChain(t *testing.T, d *Disk, rnd *rand.Rand, layers int) (names []str
 // What a plan says is what then happens: the layers that go, the bytes that are
 // copied, the host's blocks that come free. Of one snapshot and of several.
 func TestPlanOfADelete(t *testing.T) {
-	for seed := range uint64(12) {
+	seeds := uint64(12)
+	if testing.Short() {
+		seeds = 2
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(seed, 3))

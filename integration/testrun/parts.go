@@ -47,10 +47,12 @@ var suites = map[string][]part{
 		{title: "FUSE, with the race detector", packages: []string{"./fs/..."}, flags: []string{"-race"}},
 	},
 	"fast": {
-		{title: "chain", packages: []string{"./chain/..."}, flags: []string{"-short"}},
-		{title: "overlay", packages: []string{"./overlay/..."}, flags: []string{"-short"}},
 		{title: "the program", packages: []string{"./cmd/..."}, flags: []string{"-short"}},
-		{title: "FUSE", packages: []string{"./fs/..."}, flags: []string{"-short"}},
+		{title: "chain", packages: []string{"./chain"}, flags: []string{"-short"},
+			testFlags: []string{"-crash.stride=250", "-fault.stride=250", "-model.steps=60"}, env: crashes},
+		{title: "overlay", packages: []string{"./overlay"}, flags: []string{"-short"},
+			testFlags: []string{"-crash.stride=250", "-fault.stride=250"}, env: crashes},
+		{title: "FUSE and counters", packages: []string{"./fs/...", "./overlay/measure"}, flags: []string{"-short"}},
 	},
 	"long": {
 		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race"}, env: long},
