@@ -152,7 +152,7 @@ func TestInterruptedExportToADevice(t *testing.T) {
 	if !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	e := overlay.Export{Source: rawView{view}, Size: 4 << 20, Progress: func(done, _ int64) {
+	e := overlay.Export{Source: newRawView(view), Size: 4 << 20, Progress: func(done, _ int64) {
 		if done >= 2<<20 {
 			stop()
 		}

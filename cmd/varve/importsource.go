@@ -119,7 +119,7 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		if err != nil {
 			return nil, err
 		}
-		return newImageSource(rawView{image}, image.Size(), image.File().SeekData, image.Close), nil
+		return newImageSource(newRawView(image), image.Size(), image.File().SeekData, image.Close), nil
 	}
 	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr())})
 	if err != nil {
