@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/doctor"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // A VM that is off can still have its memory kept, to be resumed with the disk as it

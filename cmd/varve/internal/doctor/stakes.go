@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // Stake is something outside of varve that is right only as long as disk.raw holds what
