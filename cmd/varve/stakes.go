@@ -61,7 +61,7 @@ func (t target) stakes() []doctor.Stake {
 		return nil
 	}
 	list = slices.DeleteFunc(list, func(m mounts.Mount) bool {
-		return m.Mountpoint != t.mountpoint && (t.dir == "" || m.Source != t.dir)
+		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir)
 	})
 	return doctor.Stakes(t.dir, list)
 }
