@@ -38,6 +38,9 @@ func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
 		return plan{}, err
 	}
 	p.mountpoint = at
+	if err := p.refuseLinked(flags, source); err != nil {
+		return plan{}, err
+	}
 	if stale != nil {
 		if stale.Source != p.name() {
 			return plan{}, fmt.Errorf("at %s is a mount of another disk, %s, whose daemon is gone (%w); clear it with \"varve umount %s\", or mount elsewhere",
