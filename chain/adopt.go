@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"varve/chain/mounts"
 	"varve/overlay"
 )
 
@@ -269,17 +269,19 @@ func refuseMounted(path string) error {
 	if err := unix.Stat(path, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
-		ours := i.FSType == fuseType &&
-			i.Major == int(unix.Major(st.Dev)) && i.Minor == int(unix.Minor(st.Dev))
-		return !ours, ours
-	})
+	table, err := mounts.Read()
 	if err != nil {
 		return fmt.Errorf("look whether %s is in a varve mount: %w", path, err)
 	}
-	if len(mounts) > 0 {
+	m, ok := table.Main(st.Dev)
+	for _, part := range table.Loose() {
+		if !ok && part.Device == st.Dev {
+			m, ok = part, true
+		}
+	}
+	if ok {
 		return fmt.Errorf("%w: %s is a file in the varve mount %s of %s; it cannot be the base of another disk",
-			ErrInvalid, path, mounts[0].Mountpoint, mounts[0].Source)
+			ErrInvalid, path, m.Mountpoint, m.Source)
 	}
 	return nil
 }

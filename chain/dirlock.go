@@ -12,9 +12,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"varve/chain/mounts"
 	"varve/overlay"
 )
 
@@ -22,8 +22,6 @@ const (
 	lockName = "lock"
 	// lockPoll is how often a lock that somebody else has is tried again.
 	lockPoll = 20 * time.Millisecond
-	// fuseType is the type of varve's mounts in mountinfo.
-	fuseType = "fuse.varve"
 )
 
 // lockHolder is what the lock file says of who holds it.
@@ -279,13 +277,17 @@ func mountOf(dir string) string {
 	if err != nil {
 		resolved = dir
 	}
-	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
-		return i.FSType != fuseType || i.Source != dir && i.Source != resolved, false
-	})
-	if err != nil || len(mounts) == 0 {
+	list, err := mounts.List()
+	if err != nil {
 		return ""
 	}
-	return mounts[len(mounts)-1].Mountpoint
+	at := ""
+	for _, m := range list {
+		if m.Source == dir || m.Source == resolved {
+			at = m.Mountpoint
+		}
+	}
+	return at
 }
 
 // fcntlLock is fcntl(2) on the whole file, again as long as a signal interrupts

@@ -1,19 +1,17 @@
 package fs
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/fs/device"
 )
 
@@ -37,7 +35,7 @@ type Server struct {
 	kernel     *device.Conn
 	mountpoint string
 	direct     bool          // mounted by mount(2), not by fusermount3
-	device     string        // of the mount, as the mount table shows it; "" when it could not be told
+	device     uint64        // of the mount's files; 0 when it could not be told
 	done       chan struct{} // closed when the last request was answered
 }
 
@@ -71,8 +69,10 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 	go f.notify.run(f.tell(s.kernel))
 	go s.serve()
 	s.refusePolls()
-	if s.device, err = deviceAt(mountpoint); err != nil {
+	if m, _, err := mounts.At(mountpoint); err != nil {
 		f.log.Warn("the mount's device cannot be told", "error", err)
+	} else {
+		s.device = m.Device
 	}
 	if s.direct {
 		if err := raiseReadahead(mountpoint); err != nil {
@@ -109,51 +109,6 @@ func (s *Server) serve() {
 // Wait returns when the mount is gone and every request has been answered.
 // Then the disk can be closed.
 func (s *Server) Wait() { <-s.done }
-
-// ErrNotMounted is what Unmount says when the mount was taken from its mountpoint
-// while files were open (lazily), and is served until they are closed.
-var ErrNotMounted = errors.New("not mounted there any more")
-
-// deviceAt is the device of the topmost mount at a mountpoint, "" for none. It
-// reads the mount table only.
-func deviceAt(mountpoint string) (string, error) {
-	list, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != mountpoint, false })
-	if err != nil || len(list) == 0 {
-		return "", err
-	}
-	top := list[len(list)-1]
-	return fmt.Sprintf("%d:%d", top.Major, top.Minor), nil
-}
-
-// Unmount asks the kernel to take the mount away; Wait returns after it. The
-// error is unix.EBUSY while a file of the mount is open or in use as a
-// directory: then it goes on serving. A mount that is gone is no error; one that
-// was unmounted lazily and is still in use is ErrNotMounted: by now something
-// else may be mounted at the same place, which is left alone.
-func (s *Server) Unmount() error {
-	const tries = 5 // the kernel may still be closing what was in use
-	var err error
-	for i, pause := 0, 5*time.Millisecond; i < tries; i, pause = i+1, 2*pause {
-		select {
-		case <-s.done:
-			return nil
-		default:
-		}
-		err = ErrNotMounted
-		if now, tableErr := deviceAt(s.mountpoint); tableErr != nil || s.device == "" || now == s.device {
-			err = device.Unmount(s.mountpoint, s.direct)
-		}
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-s.done: // somebody else was quicker
-			return nil
-		case <-time.After(pause):
-		}
-	}
-	return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
-}
 
 func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
 	if d.ReadOnly() || o.ReadOnly {

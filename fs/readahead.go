@@ -5,7 +5,7 @@ import (
 	"os"
 	"strconv"
 
-	"github.com/moby/sys/mountinfo"
+	"varve/chain/mounts"
 )
 
 // readaheadKiB is how far the kernel reads ahead of who reads a layer in
@@ -17,16 +17,13 @@ const readaheadKiB = 1024
 // cap. It finds the device number in the mount table, since nothing here may
 // touch the mount itself. Only root can.
 func raiseReadahead(mountpoint string) error {
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.Mountpoint != mountpoint || m.FSType != "fuse."+typeName, false
-	})
+	m, ok, err := mounts.At(mountpoint)
 	if err != nil {
 		return err
 	}
-	if len(mounts) == 0 {
+	if !ok {
 		return fmt.Errorf("%s is not in the mount table", mountpoint)
 	}
-	m := mounts[len(mounts)-1] // the topmost
-	return os.WriteFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", m.Major, m.Minor),
+	return os.WriteFile(fmt.Sprintf("/sys/class/bdi/%s/read_ahead_kb", mounts.Numbers(m.Device)),
 		[]byte(strconv.Itoa(readaheadKiB)), 0)
 }

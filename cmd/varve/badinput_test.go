@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"testing"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // What people get wrong, as the command line shows it: one line that says what,

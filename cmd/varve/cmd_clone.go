@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	"varve/overlay"
 )
 

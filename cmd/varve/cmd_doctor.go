@@ -12,9 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
-	"varve/cmd/varve/internal/mounts"
 )
 
 func newDoctorCommand() *cobra.Command {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/progress"
 	"varve/fs"
 	"varve/overlay"

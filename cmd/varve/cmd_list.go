@@ -3,12 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/progress"
 	"varve/fs"
 )
@@ -48,6 +49,9 @@ It changes nothing: a disk that is not mounted is only read.`,
 type mountsDocument struct {
 	Version int           `json:"version"` // 1
 	Mounts  []mountStatus `json:"mounts"`
+	// Parts are bind mounts of files or directories of mounts that cannot be seen
+	// from here.
+	Parts []bindStatus `json:"parts"`
 }
 
 // mountStatus is one mount of the host. Where its daemon did not answer, Error
@@ -60,49 +64,126 @@ type mountStatus struct {
 	Layers     int              `json:"layers"` // how many
 	Job        *chain.JobStatus `json:"job"`
 	Error      string           `json:"error"`
+	Binds      []bindStatus     `json:"binds"` // where else it, or a part of it, can be seen
+}
+
+// bindStatus is a further place at which a mount can be seen.
+type bindStatus struct {
+	Mountpoint string `json:"mountpoint"`
+	Part       string `json:"part"` // what of the mount is seen there: "disk.raw"; "" for all of it
+	PID        int    `json:"pid"`  // a process in the mount namespace of the place; 0: it is in this one
+	Disk       string `json:"disk"`
+
+	place mounts.Mount
 }
 
 func listMounts(out io.Writer, asJSON bool) error {
-	list, err := mounts.List()
+	table, err := mounts.Read()
 	if err != nil {
 		return fmt.Errorf("list: %w", err)
 	}
-	doc := mountsDocument{Version: 1, Mounts: []mountStatus{}}
-	for _, m := range list {
-		doc.Mounts = append(doc.Mounts, askMount(m))
+	elsewhere, err := mounts.Elsewhere()
+	if err != nil {
+		return fmt.Errorf("list: %w", err)
+	}
+	doc := mountsDocument{Version: 1, Mounts: []mountStatus{}, Parts: []bindStatus{}}
+	for _, m := range table.List() {
+		s := mountStatus{Mountpoint: m.Mountpoint, Disk: m.Source, ReadOnly: m.ReadOnly, Binds: bindsOf(m.Binds, m.Device)}
+		s.Binds = append(s.Binds, bindsOf(elsewhere, m.Device)...)
+		if m.Reachable() {
+			s.ask(m)
+		} else {
+			s.Error = hidden(m).Error()
+		}
+		doc.Mounts = append(doc.Mounts, s)
+	}
+	for _, m := range table.Loose() {
+		doc.Parts = append(doc.Parts, bindOf(m))
 	}
 	if asJSON {
 		return writeJSON(out, doc)
 	}
-	return writeMounts(out, doc.Mounts)
+	return writeMounts(out, doc)
 }
 
-func askMount(m mounts.Mount) mountStatus {
-	s := mountStatus{Mountpoint: m.Mountpoint, Disk: m.Source, ReadOnly: m.ReadOnly}
-	st, err := target{arg: m.Mountpoint, mountpoint: m.Mountpoint, owner: m.UID}.documentSoon()
+// ask asks a mount's daemon.
+func (s *mountStatus) ask(m mounts.Mount) {
+	st, err := target{arg: m.Mountpoint}.at(m).documentSoon()
 	if err != nil {
 		s.Error = err.Error()
-		return s
+		return
 	}
 	s.Size, s.Layers, s.Job = st.Size, len(st.Layers), st.Job
-	return s
 }
 
-func writeMounts(out io.Writer, list []mountStatus) error {
-	if len(list) == 0 {
+// bindsOf gives the places that are of a device.
+func bindsOf(places []mounts.Mount, device uint64) []bindStatus {
+	list := []bindStatus{}
+	for _, m := range places {
+		if m.Device == device {
+			list = append(list, bindOf(m))
+		}
+	}
+	return list
+}
+
+func bindOf(m mounts.Mount) bindStatus {
+	return bindStatus{Mountpoint: m.Mountpoint, Part: m.Part(), PID: m.PID, Disk: m.Source, place: m}
+}
+
+func writeMounts(out io.Writer, doc mountsDocument) error {
+	if len(doc.Mounts) == 0 && len(doc.Parts) == 0 {
 		_, err := fmt.Fprintln(out, "no varve mounts")
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MOUNTPOINT\tDISK\tSIZE\tLAYERS\tJOB")
-	for _, m := range list {
+	for _, m := range doc.Mounts {
 		if m.Error != "" {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", m.Mountpoint, m.Disk, m.Error)
 			continue
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", m.Mountpoint, m.Disk, fs.HumanSize(m.Size), m.Layers, jobWords(m.Job))
 	}
-	return w.Flush()
+	for _, p := range doc.Parts {
+		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", p.Mountpoint, p.Disk, partOf(p.place))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, m := range doc.Mounts {
+		for _, words := range bindWords(m.Binds) {
+			if _, err := fmt.Fprintf(out, "%s can also be seen: %s\n", m.Mountpoint, words); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// bindWords puts further places into words. A host has a mount namespace for each VM
+// and container, and what they have at the same path is told once.
+func bindWords(binds []bindStatus) []string {
+	var words []string
+	for i, b := range binds {
+		same := func(o bindStatus) bool {
+			return b.PID != 0 && o.PID != 0 && o.Part == b.Part && o.Mountpoint == b.Mountpoint
+		}
+		if slices.ContainsFunc(binds[:i], same) {
+			continue
+		}
+		text, more := b.place.String(), 0
+		for _, o := range binds[i+1:] {
+			if same(o) {
+				more++
+			}
+		}
+		if more > 0 {
+			text += fmt.Sprintf(", and in %d more", more)
+		}
+		words = append(words, text)
+	}
+	return words
 }
 
 // jobWords is a job in a few words: "3 delete 40 %".

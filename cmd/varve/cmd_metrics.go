@@ -11,9 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
-	"varve/cmd/varve/internal/mounts"
 	"varve/fs/prom"
 )
 
@@ -86,14 +86,16 @@ type metricsTarget struct {
 
 // metricsTargets finds the mounts of the named disks, or all.
 func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) {
-	visible, err := mounts.Visible()
+	mounted, err := mounts.List()
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
 	var list []metricsTarget
 	if len(args) == 0 {
-		for _, m := range visible {
-			list = append(list, metricsTarget{target{arg: m.Mountpoint, mountpoint: m.Mountpoint, owner: m.UID}, m.Source})
+		for _, m := range mounted {
+			if m.Reachable() {
+				list = append(list, metricsTarget{target{arg: m.Mountpoint, mountpoint: m.Mountpoint, owner: m.UID}, m.Source})
+			}
 		}
 		return list, nil
 	}
@@ -111,7 +113,7 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 		}
 		seen[t.mountpoint] = true
 		found := metricsTarget{t, t.dir}
-		for _, m := range visible {
+		for _, m := range mounted {
 			if m.Mountpoint == t.mountpoint {
 				found.source = m.Source
 			}
@@ -136,6 +138,15 @@ func findMetricsTarget(arg string) (target, error) {
 	if m, ok, err := mounts.At(path); err != nil {
 		return target{}, err
 	} else if ok {
+		if main, ok, err := mounts.Main(m.Device); err == nil && ok && m.Whole() {
+			m = main // the same sample twice would be wrong
+		}
+		switch {
+		case !m.Whole():
+			return target{}, partOf(m)
+		case !m.Reachable():
+			return target{}, hidden(m)
+		}
 		return target{arg: arg, mountpoint: m.Mountpoint, owner: m.UID, readOnly: m.ReadOnly}, nil
 	}
 	if _, err := doctor.StatSoon(path); errors.Is(err, aside.ErrNoAnswer) {

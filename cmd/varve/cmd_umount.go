@@ -16,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 func newUmountCommand() *cobra.Command {
@@ -54,6 +53,9 @@ umount(8) does the same of a mount with the option uhelper=fuse.varve.`,
 func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 	ctx, stop := interruptible(cmd)
 	defer stop()
+	if err := refuseBind(arg); err != nil {
+		return err
+	}
 	t, err := findTarget(arg)
 	if err != nil {
 		return err
@@ -67,7 +69,10 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		if !there {
 			return errors.New("it is not mounted")
 		}
-		t.mountpoint, t.owner, t.readOnly = m.Mountpoint, m.UID, m.ReadOnly
+		t = t.at(m)
+	}
+	if err := t.isMain(); err != nil {
+		return err
 	}
 	// Whether the daemon lives the lock tells; a question to a daemon that
 	// hangs would keep the mount busy.
@@ -98,12 +103,13 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		return t.explain(err)
 	}
 	if flags.lazy {
+		t.tellRest(cmd.ErrOrStderr())
 		return nil // those who use it decide how long the daemon goes on
 	}
 	if t.dir == "" {
 		return nil // nothing was ever written
 	}
-	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon); err != nil || t.readOnly {
+	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon, flags.wait); err != nil || t.readOnly {
 		return err
 	}
 	// Its last words go into the log in the disk directory.
@@ -144,75 +150,6 @@ func unmount(mountpoint string, lazily bool) error {
 		return errors.New(text)
 	}
 	return fmt.Errorf("run fusermount3: %w", err)
-}
-
-// whoUses says who keeps a mount busy.
-func whoUses(t target) string {
-	uses := holders.Find(t.mountpoint)
-	// The daemon knows of files that /proc does not show, such as those of
-	// another user's processes. A loop device is opened by a program that may
-	// have ended; the device is what counts then.
-	if st, err := t.documentSoon(); err == nil {
-		for _, o := range st.Open {
-			if !known(uses, o) {
-				uses = append(uses, holders.Use{PID: o.PID, Command: o.Command, How: "open", What: o.File})
-			}
-		}
-	}
-	return usersOf(uses)
-}
-
-func known(uses []holders.Use, o chain.OpenStatus) bool {
-	for _, u := range uses {
-		if u.What == o.File && (u.PID == o.PID || u.Device != "") {
-			return true
-		}
-	}
-	return o.PID == os.Getpid()
-}
-
-// usersOf puts uses into words, the first few of them.
-func usersOf(uses []holders.Use) string {
-	const most = 4
-	if len(uses) == 0 {
-		return "by a process that cannot be seen from here (another user's, or in a container)"
-	}
-	var words []string
-	for i, u := range uses {
-		if i == most {
-			words = append(words, fmt.Sprintf("%d more", len(uses)-most))
-			break
-		}
-		words = append(words, u.String())
-	}
-	return strings.Join(words, ", ")
-}
-
-// patience is how long umount waits in silence.
-const patience = 2 * time.Second
-
-// waitReleased waits until the daemon has let go of the disk directory.
-func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int) error {
-	said := false
-	begun := time.Now()
-	for {
-		pid, _, held, err := chain.Holder(t.dir)
-		if err != nil {
-			return err
-		}
-		if !held || pid != daemon {
-			return nil
-		}
-		if !said && time.Since(begun) > patience {
-			said = true
-			say(stderr, "umount %s: waiting for pid %d to write everything", t.arg, pid)
-		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, t.dir)
-		}
-	}
 }
 
 // process is a handle on a process that cannot come to mean another one.

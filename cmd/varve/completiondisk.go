@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // completeDisk offers what DISK can be: the varve mounts of this host, and in
@@ -192,6 +192,9 @@ func whereIs(disk string) (dir, mountpoint string) {
 		return "", ""
 	}
 	if m, ok, err := mounts.At(path); err == nil && ok {
+		if main, ok, err := mounts.Main(m.Device); err == nil && ok {
+			m = main
+		}
 		return m.Source, m.Mountpoint
 	}
 	if dir, err = diskDirectory(path); err != nil {

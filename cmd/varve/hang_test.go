@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	testpatience "varve/integration/patience"
 )
 

@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
-	"varve/cmd/varve/internal/mounts"
 	testpatience "varve/integration/patience"
 )
 

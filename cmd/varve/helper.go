@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // mount(8) and umount(8) leave a file system type that the kernel does not know

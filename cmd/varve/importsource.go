@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/progress"
 	"varve/overlay"
 )

@@ -17,6 +17,7 @@ import (
 type mountFlags struct {
 	foreground bool
 	disk       string
+	newDisk    bool // a new disk may be made for an image that a symbolic link leads to
 	format     string
 	readOnly   bool
 	allowOther bool
@@ -42,6 +43,7 @@ func (m *mountFlags) register(f *pflag.FlagSet) {
 	m.options.into = m
 	f.BoolVarP(&m.foreground, "foreground", "f", false, "stay, and log to stderr; SIGTERM asks for an unmount")
 	f.StringVar(&m.disk, "disk", "", "keep the disk directory of an image at `DIR`")
+	f.BoolVar(&m.newDisk, "new", false, "make a new disk also for an image that is named by a symbolic link")
 	f.StringVar(&m.format, "format", "", "the image's `FORMAT`: raw or qcow2")
 	f.BoolVarP(&m.readOnly, "read-only", "r", false, "write nothing anywhere")
 	f.BoolVar(&m.allowOther, "allow-other", false, "let other users in, as far as the file modes do")

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // plan is what is to be mounted where. All paths are absolute and resolved.
@@ -38,6 +38,9 @@ func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
 		return plan{}, err
 	}
 	p.mountpoint = at
+	if err := p.refuseLinked(flags, source); err != nil {
+		return plan{}, err
+	}
 	if stale != nil {
 		if stale.Source != p.name() {
 			return plan{}, fmt.Errorf("at %s is a mount of another disk, %s, whose daemon is gone (%w); clear it with \"varve umount %s\", or mount elsewhere",
@@ -225,10 +228,11 @@ func (p plan) checkFree() error {
 	if err != nil || !held || mountpoint == "" {
 		return err
 	}
-	if _, there, err := mountAt(mountpoint, p.dir); err != nil || !there || daemonGone(mountpoint) {
+	m, there, err := mountOfDisk(mountpoint, p.dir)
+	if err != nil || !there || m.Reachable() && daemonGone(m.Mountpoint) {
 		return err
 	}
-	return fmt.Errorf("%s is mounted already at %s (pid %d %s)", p.dir, mountpoint, pid, holders.Command(pid))
+	return fmt.Errorf("%s is mounted already at %s (pid %d %s)", p.dir, m.Mountpoint, pid, holders.Command(pid))
 }
 
 // belongs refuses to show, for an image, a disk of another one that --disk

@@ -5,7 +5,7 @@ import (
 	"os"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // checkInPlace refuses to unmount a disk whose files were removed while it was

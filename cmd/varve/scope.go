@@ -45,7 +45,7 @@ func askAgain(mount *fs.Server, done <-chan struct{}) {
 			return
 		case <-time.After(askedPoll):
 		}
-		if err := mount.Unmount(); !errors.Is(err, syscall.EBUSY) {
+		if err := mount.Unmount(); !errors.Is(err, syscall.EBUSY) && !errors.Is(err, fs.ErrBound) {
 			return
 		}
 	}

@@ -15,10 +15,9 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/background"
-	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/logfile"
-	"varve/cmd/varve/internal/mounts"
 	"varve/fs"
 )
 
@@ -271,8 +270,8 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 	if err == nil {
 		return
 	}
-	if errors.Is(err, syscall.EBUSY) {
-		who := usersOf(holders.Find(m.plan.mountpoint))
+	if errors.Is(err, syscall.EBUSY) || errors.Is(err, fs.ErrBound) {
+		who := usersOfOwn(mount)
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
 		m.notify("STATUS=in use, not unmounted: " + who)
 		if m.scope != "" {
@@ -281,11 +280,19 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 		return
 	}
 	if errors.Is(err, fs.ErrNotMounted) {
-		uses, _ := holders.Detached(os.Getpid())
-		m.log.Warn("it is unmounted already, lazily, and goes on until nobody uses it", "signal", s.String(), "by", usersOf(uses))
+		m.log.Warn("it is unmounted already, and goes on until nobody uses it", "signal", s.String(), "by", usersOfOwn(mount))
 		return
 	}
 	m.log.Error("not unmounted", "signal", s.String(), "error", err)
+}
+
+// usersOfOwn says who uses the mount that this process serves.
+func usersOfOwn(mount *fs.Server) string {
+	who, err := target{mountpoint: mount.Mountpoint(), device: mount.Device()}.users(false)
+	if err != nil {
+		return err.Error()
+	}
+	return who.String()
 }
 
 // notify tells systemd, where it listens (sd_notify(3)).

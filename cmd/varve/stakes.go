@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/doctor"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // A VM that is off can still have its memory kept, to be resumed with the disk as it
@@ -61,7 +61,7 @@ func (t target) stakes() []doctor.Stake {
 		return nil
 	}
 	list = slices.DeleteFunc(list, func(m mounts.Mount) bool {
-		return m.Mountpoint != t.mountpoint && (t.dir == "" || m.Source != t.dir)
+		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir)
 	})
 	return doctor.Stakes(t.dir, list)
 }

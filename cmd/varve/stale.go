@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // A daemon that was killed leaves its mount behind: whoever touches it is told
@@ -38,7 +38,7 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 	}
 	err = unmountPath(p.mountpoint)
 	if errors.Is(err, unix.EBUSY) {
-		err = detach(stderr, "mount "+arg, p.mountpoint)
+		err = detach(stderr, "mount "+arg, p.mountpoint, stale.Device)
 	}
 	if err != nil {
 		return fmt.Errorf("at %s is a mount of this disk whose daemon is gone, and it cannot be unmounted: %w", p.mountpoint, err)
@@ -57,12 +57,20 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 
 // detach takes a mount whose daemon is gone from those who have files of it
 // open: they get errors now and will then. It says who they are.
-func detach(stderr io.Writer, what, mountpoint string) error {
-	who := usersOf(holders.Find(mountpoint))
+func detach(stderr io.Writer, what, mountpoint string, device uint64) error {
+	who, err := target{mountpoint: mountpoint, device: device}.users(false)
+	if err != nil {
+		return err
+	}
 	if err := unmount(mountpoint, true); err != nil {
 		return err
 	}
-	say(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, who)
+	if len(who.uses) > 0 || len(who.places) == 0 {
+		say(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, usersOf(who.uses))
+	}
+	if len(who.places) > 0 {
+		say(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, placesOf(who.places))
+	}
 	return nil
 }
 
@@ -76,7 +84,7 @@ func (p plan) explainInUse(err error) error {
 	if holderErr != nil || !held || mountpoint == "" {
 		return err
 	}
-	if m, there, tableErr := mounts.At(mountpoint); tableErr != nil || there && m.Source == p.dir {
+	if _, there, tableErr := mountOfDisk(mountpoint, p.dir); tableErr != nil || there {
 		return err
 	}
 	return heldElsewhere(pid, mountpoint)
@@ -95,8 +103,10 @@ func heldElsewhere(pid int, mountpoint string) error {
 		end = fmt.Sprintf("; unmount it there: nsenter --target %d --mount varve umount %s", pid, chain.ShellWord(mountpoint))
 	default:
 		how = "unmounted lazily while it was in use"
-		if uses, known := holders.Detached(pid); known {
-			end = fmt.Sprintf(": %s; close that, then it writes everything and ends by itself", usersOf(uses))
+	}
+	if device, known := holders.Connection(pid); known && theirs == ours {
+		if who, err := (target{device: device}).users(false); err == nil {
+			end = fmt.Sprintf(": %v; close that, then it writes everything and ends by itself", who)
 		}
 	}
 	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)%s", pid, holders.Command(pid), mountpoint, how, end)

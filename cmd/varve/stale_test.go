@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	"varve/integration/harness"
 	testpatience "varve/integration/patience"
 )

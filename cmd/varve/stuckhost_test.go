@@ -13,7 +13,7 @@ import (
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	testpatience "varve/integration/patience"
 )
 

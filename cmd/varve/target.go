@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // lockWait is how long a command waits for another one to let go of a disk
@@ -29,6 +29,7 @@ type target struct {
 	mountpoint string // "" when the disk is not mounted
 	owner      int    // uid of the mounting user, -1 when unknown
 	readOnly   bool   // the mount is read-only
+	device     uint64 // of the mount's files; 0 when the disk is not mounted
 }
 
 // findTarget finds the disk that an argument names: a mountpoint, a disk
@@ -43,15 +44,14 @@ func findTarget(arg string) (target, error) {
 	if m, ok, err := mounts.At(path); err != nil {
 		return target{}, err
 	} else if ok {
-		t := target{arg: arg, mountpoint: m.Mountpoint, owner: m.UID, readOnly: m.ReadOnly}
-		if isDiskDirectory(m.Source) {
-			t.dir = m.Source
-		}
-		return t, nil
+		return mountTarget(arg, m)
 	}
 	if m, ok, err := mounts.Around(path); err != nil {
 		return target{}, err
 	} else if ok {
+		if main, seen, err := mounts.Main(m.Device); err == nil && seen && !m.Whole() {
+			m = main
+		}
 		return target{}, fmt.Errorf("it lies in the varve mount %s; name that", m.Mountpoint)
 	}
 	dir, err := diskDirectory(path)
@@ -64,9 +64,30 @@ func findTarget(arg string) (target, error) {
 		return target{}, err
 	}
 	if mounted {
-		t.mountpoint, t.owner, t.readOnly = m.Mountpoint, m.UID, m.ReadOnly
+		t = t.at(m)
 	}
 	return t, nil
+}
+
+// mountTarget is the target of an argument that names a place of a mount.
+func mountTarget(arg string, m mounts.Mount) (target, error) {
+	switch {
+	case !m.Whole():
+		return target{}, partOf(m)
+	case !m.Reachable():
+		return target{}, hidden(m)
+	}
+	t := target{arg: arg}.at(m)
+	if isDiskDirectory(m.Source) {
+		t.dir = m.Source
+	}
+	return t, nil
+}
+
+// at is the target as one that is mounted.
+func (t target) at(m mounts.Mount) target {
+	t.mountpoint, t.owner, t.readOnly, t.device = m.Mountpoint, m.UID, m.ReadOnly, m.Device
+	return t
 }
 
 // waitMount finds the mount of a disk directory by who holds it. A daemon holds
@@ -79,7 +100,10 @@ func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
 		if err != nil || !held || mountpoint == "" {
 			return mounts.Mount{}, false, err
 		}
-		m, ok, err := mountAt(mountpoint, dir)
+		m, ok, err := mountOfDisk(mountpoint, dir)
+		if err == nil && ok && !m.Reachable() {
+			err = hidden(m)
+		}
 		if err != nil || ok {
 			return m, ok, err
 		}
@@ -88,28 +112,6 @@ func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
 		}
 		time.Sleep(lockPoll)
 	}
-}
-
-// mountAt is the mount of a disk directory at a mountpoint. By now another disk
-// may be mounted there; and the same may have been mounted by another name of
-// its directory, which may be gone.
-func mountAt(mountpoint, dir string) (mounts.Mount, bool, error) {
-	m, ok, err := mounts.At(mountpoint)
-	if err != nil || !ok || m.Source == dir {
-		return m, ok, err
-	}
-	source, err := os.Stat(m.Source)
-	if errors.Is(err, os.ErrNotExist) {
-		return m, true, nil
-	}
-	if err != nil {
-		return mounts.Mount{}, false, err
-	}
-	own, err := os.Stat(dir)
-	if err != nil {
-		return mounts.Mount{}, false, err
-	}
-	return m, os.SameFile(source, own), nil
 }
 
 // diskDirectory is the disk directory at path, or that of the image at path.

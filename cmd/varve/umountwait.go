@@ -10,7 +10,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // umountFlags is how "varve umount" was asked to go about it.
@@ -39,8 +39,8 @@ const (
 )
 
 // takeDown unmounts at the mountpoint. A mount in use is an error that says by
-// whom, unless the flags say otherwise; one whose daemon is gone is taken from
-// its users.
+// whom, unless the flags say otherwise, and so is one that can be seen at other places;
+// one whose daemon is gone is taken from its users.
 func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlags) error {
 	if flags.lazy {
 		return unmount(t.mountpoint, true)
@@ -48,7 +48,7 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 	var looked time.Time
 	said := ""
 	for {
-		err := unmountPath(t.mountpoint)
+		err := t.tryUnmount()
 		if !errors.Is(err, unix.EBUSY) {
 			if said != "" && t.unmountedMeanwhile() {
 				return nil
@@ -58,17 +58,20 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 		if time.Since(looked) > lookUsers {
 			if daemonGone(t.mountpoint) {
 				// Nothing can be lost any more by taking it from its users.
-				return detach(stderr, "umount "+t.arg, t.mountpoint)
+				return detach(stderr, "umount "+t.arg, t.mountpoint, t.device)
 			}
-			who := whoUses(t)
+			who, err := t.users(true)
+			if err != nil {
+				return err
+			}
 			if !flags.wait {
-				return fmt.Errorf("it is in use: %s; close that first, or let --wait wait for that", who)
+				return who.refusal()
 			}
-			if who != said {
-				said = who
-				say(stderr, "umount %s: in use, waiting: %s", t.arg, who)
+			if words := who.String(); words != said {
+				said = words
+				say(stderr, "umount %s: in use, waiting: %s", t.arg, words)
 				// Under systemd "systemctl status" shows it; elsewhere nobody listens.
-				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+who)
+				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+words)
 			}
 			looked = time.Now()
 		}
@@ -78,6 +81,19 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 			return fmt.Errorf("still in use: %s; it stays mounted", said)
 		}
 	}
+}
+
+// tryUnmount unmounts at the mountpoint, unless the mount would go on at another place,
+// out of sight; the error is unix.EBUSY then too.
+func (t target) tryUnmount() error {
+	places, err := otherPlaces(t.device, t.mountpoint)
+	if err != nil {
+		return err
+	}
+	if len(places) > 0 {
+		return unix.EBUSY
+	}
+	return unmountPath(t.mountpoint)
 }
 
 // unmountedMeanwhile says that somebody else has unmounted the disk while this

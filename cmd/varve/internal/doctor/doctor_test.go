@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
-	"varve/cmd/varve/internal/mounts"
 	"varve/integration/patience"
 )
 

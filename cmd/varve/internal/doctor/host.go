@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // lookAtFUSE looks whether disks can be mounted here.

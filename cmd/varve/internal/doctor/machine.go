@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // machine is the host as the checks see it. Each part is read once, when a check

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	"varve/integration/harness"
 )
 

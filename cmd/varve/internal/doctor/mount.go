@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // answerTime is how long a mount's daemon has for an answer.
@@ -35,6 +35,7 @@ func mountChecks() []check {
 		{noAnswer, "a mount's daemon, or a file system below a disk, does not answer", ofMount, lookAtHung},
 		{"failed-job", "the last job of a mounted disk failed", ofMount, lookAtJob},
 		{"hidden-mount", "something is mounted over a mount, or a disk's mount cannot be seen from here", ofDisk | ofMount, lookAtHidden},
+		{"bind-mount", "a mount, or a file or directory of it, can be seen at further places", ofMount, lookAtBinds},
 	}
 }
 
@@ -51,7 +52,7 @@ func (s *Scope) ask(ctx context.Context) {
 	for i, m := range s.Mounts {
 		asked.Go(func() {
 			a := mountAnswer{err: errHidden}
-			if _, _, hidden := hiddenBy(m); !hidden {
+			if m.Reachable() {
 				a = askMount(ctx, m.Mountpoint, answerTime)
 			}
 			if a.err != nil && !stillMounted(m) {
@@ -197,9 +198,9 @@ func lookAtJob(_ context.Context, s *Scope) []Finding {
 func lookAtHidden(_ context.Context, s *Scope) []Finding {
 	var found []Finding
 	for _, m := range s.Mounts {
-		if source, fsType, hidden := hiddenBy(m); hidden {
-			found = append(found, Finding{Severity: Warning, Subject: m.Mountpoint, What: fmt.Sprintf("%s (%s) is mounted over it: the disk %s cannot be reached there", source, fsType, m.Source),
-				Fix: "umount " + chain.ShellWord(m.Mountpoint) + " takes the upper one away"})
+		if !m.Reachable() {
+			found = append(found, Finding{Severity: Warning, Subject: m.Mountpoint, What: fmt.Sprintf("%s is mounted over it: the disk %s cannot be reached there", m.Over, m.Source),
+				Fix: "umount " + chain.ShellWord(m.OverAt) + " takes the upper one away"})
 		}
 	}
 	if s.Directory == "" || s.Unreachable {
@@ -214,21 +215,37 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 		Fix:  "\"varve umount " + chain.ShellWord(s.Directory) + "\" says who uses it, and how to end that"})
 }
 
-// hiddenBy tells what lies over a mount.
-func hiddenBy(m mounts.Mount) (source, fsType string, hidden bool) {
-	fsType, source, ok, err := mounts.Top(m.Mountpoint)
-	return source, fsType, err == nil && ok && (fsType != mounts.FSType || source != m.Source)
+// lookAtBinds finds further places at which a mount can be seen.
+func lookAtBinds(_ context.Context, s *Scope) []Finding {
+	var found []Finding
+	for _, m := range s.Mounts {
+		var places, commands []string
+		for _, b := range m.Binds {
+			places = append(places, b.String())
+			commands = append(commands, "umount "+chain.ShellWord(b.Mountpoint))
+		}
+		if len(places) > 0 {
+			found = append(found, Finding{Severity: Note, Subject: m.Mountpoint, What: "it can be seen at further places: " + strings.Join(places, ", "),
+				Fix: "before it is unmounted these have to go: " + strings.Join(commands, "; ")})
+		}
+	}
+	return found
 }
 
 // stillMounted says whether the mount table has a mount still.
 func stillMounted(m mounts.Mount) bool {
 	list, err := mounts.List()
-	return err != nil || slices.ContainsFunc(list, func(now mounts.Mount) bool { return now.Mountpoint == m.Mountpoint && now.Source == m.Source })
+	return err != nil || slices.ContainsFunc(list, func(now mounts.Mount) bool { return now.ID == m.ID })
 }
 
+// mountedAt says whether the disk's mount can be seen at its mountpoint, or answers at
+// another place, to which it was moved.
 func (s *Scope) mountedAt(mountpoint string) bool {
-	for _, m := range s.Mounts {
-		if m.Mountpoint == mountpoint {
+	for i, m := range s.Mounts {
+		if inside, ok := m.Inside(mountpoint); ok && inside == "." {
+			return true
+		}
+		if i < len(s.answers) && s.answers[i].err == nil {
 			return true
 		}
 	}

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // lookAtOpenFiles tells who has which file of the disk open and how, and who has
@@ -160,10 +160,10 @@ func (s *Scope) openInside(m mounts.Mount, daemon int, told []chain.OpenStatus) 
 		files[inside].add(h, write, locked)
 	}
 	for _, h := range s.machine.files().Of(func(h holders.Handle) bool {
-		return h.PID != daemon && (h.ID.Device == m.Device || h.ID == (holders.Identity{})) && mounts.Within(h.Path, m.Mountpoint)
+		return h.PID != daemon && (h.ID.Device == m.Device || h.ID == (holders.Identity{}))
 	}) {
-		inside, err := filepath.Rel(m.Mountpoint, h.Path)
-		if err != nil {
+		inside, ok := m.Inside(h.Path)
+		if !ok {
 			continue
 		}
 		write, locked := h.Mode()

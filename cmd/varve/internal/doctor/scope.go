@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"varve/chain"
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // Scope is one thing that is looked at: a disk with its mounts, an image that is

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // appArmorRules is the file of the host's own rules for all VMs of libvirt.
@@ -29,7 +29,7 @@ func (s *Scope) vmsAt(m mounts.Mount) []vm {
 	var list []vm
 	for _, v := range s.machine.vms() {
 		for _, d := range v.Disks {
-			if mounts.Within(s.machine.resolve(d.Path), m.Mountpoint) {
+			if _, ok := m.Inside(s.machine.resolve(d.Path)); ok {
 				list = append(list, v)
 				break
 			}

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // Stake is something outside of varve that is right only as long as disk.raw holds what
@@ -63,16 +63,24 @@ func (s *Scope) tell(stakes []Stake, consequence string) []Finding {
 }
 
 // raws are the paths of the disk's disk.raw, resolved: where it is mounted, and where it
-// was last.
+// was last; by bind mounts too.
 func (s *Scope) raws() []string {
 	var list []string
-	add := func(mountpoint string) {
-		if raw := filepath.Join(mountpoint, "disk.raw"); !slices.Contains(list, raw) {
+	file := func(raw string) {
+		if !slices.Contains(list, raw) {
 			list = append(list, raw)
 		}
 	}
+	add := func(mountpoint string) { file(filepath.Join(mountpoint, "disk.raw")) }
 	for _, m := range s.Mounts {
-		add(m.Mountpoint)
+		for _, at := range append([]mounts.Mount{m}, m.Binds...) {
+			switch {
+			case at.Whole():
+				add(at.Mountpoint)
+			case at.Part() == "disk.raw":
+				file(at.Mountpoint)
+			}
+		}
 	}
 	if s.Directory != "" && !s.Unreachable {
 		if last, err := chain.LastMount(s.Directory); err == nil && last.Mountpoint != "" && !s.anothers(last.Mountpoint) {

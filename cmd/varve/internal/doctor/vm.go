@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"varve/chain"
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/mounts"
 )
 
 // who is a VM in a message.
@@ -107,12 +107,9 @@ func (s *Scope) judge(v vm, d vmDisk) []vmFinding {
 		return []vmFinding{{f, v.PID, l.File}}
 	}
 	for _, m := range s.Mounts {
-		if !mounts.Within(path, m.Mountpoint) {
+		inside, ok := m.Inside(path)
+		if !ok {
 			continue
-		}
-		inside, err := filepath.Rel(m.Mountpoint, path)
-		if err != nil {
-			return nil
 		}
 		var list []vmFinding
 		for _, f := range s.judgeInside(v, d, m, inside) {

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 	"varve/integration/patience"
 )
 

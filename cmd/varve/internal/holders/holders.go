@@ -2,7 +2,7 @@
 // working directory or a mapping in it, loop devices on its files, and mounts
 // inside it.
 //
-// It reads /proc and /sys only and never touches the mount itself. What other
+// It reads /proc and /sys only and asks nothing of the mount itself. What other
 // users do is seen by root only.
 package holders
 
@@ -15,7 +15,9 @@ import (
 	"strconv"
 	"strings"
 
-	"varve/cmd/varve/internal/mounts"
+	"golang.org/x/sys/unix"
+
+	"varve/chain/mounts"
 )
 
 // Use is one reason for which a mount cannot go away.
@@ -43,21 +45,57 @@ func (u Use) String() string {
 	}
 }
 
-// Find lists what holds the mount at mountpoint, which is absolute and
-// resolved. The caller itself is left out. Each process is named once for each
-// file.
-func Find(mountpoint string) []Use {
-	uses := loops("/sys/block", mountpoint)
-	uses = append(uses, processes("/proc", mountpoint)...)
-	if below, err := mounts.Below(mountpoint); err == nil {
-		for _, m := range below {
-			uses = append(uses, Use{How: "mount", What: m})
+// Find lists what holds a varve mount whose files are on a device, in whatever mount
+// namespace it is. places are where the mount can be seen; what is open at none of them,
+// as after a lazy unmount, is found too. The caller itself is left out. Each process is
+// named once for each file.
+//
+// It goes by the device of files, which the kernel tells without asking the daemon.
+func Find(device uint64, places []mounts.Mount) []Use {
+	f := finder{device: device, places: places}
+	uses := f.loops("/sys/block")
+	uses = append(uses, f.processes("/proc")...)
+	for _, m := range places {
+		if m.PID != 0 {
+			continue
+		}
+		if below, err := mounts.Below(m.Mountpoint); err == nil {
+			for _, m := range below {
+				uses = append(uses, Use{How: "mount", What: m})
+			}
 		}
 	}
 	return uses
 }
 
-func processes(proc, mountpoint string) []Use {
+// finder finds the uses of a mount.
+type finder struct {
+	device uint64
+	places []mounts.Mount
+}
+
+// name is what a path, as the kernel shows it, means inside the mount; ok is false for
+// one that cannot be there.
+func (f finder) name(path string) (name string, ok bool) {
+	// The kernel marks files without a name any more.
+	path = strings.TrimSuffix(path, " (deleted)")
+	at := -1
+	for i, m := range f.places {
+		if mounts.Within(path, m.Mountpoint) && (at < 0 || len(m.Mountpoint) > len(f.places[at].Mountpoint)) {
+			at = i
+		}
+	}
+	if at >= 0 {
+		below, err := filepath.Rel(f.places[at].Mountpoint, path)
+		return filepath.Join(f.places[at].Part(), below), err == nil
+	}
+	if !fromRoot(path) {
+		return "", false
+	}
+	return filepath.Join(".", path), true
+}
+
+func (f finder) processes(proc string) []Use {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
 		return nil
@@ -68,31 +106,28 @@ func processes(proc, mountpoint string) []Use {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		uses = append(uses, process(filepath.Join(proc, e.Name()), pid, mountpoint)...)
+		uses = append(uses, f.process(filepath.Join(proc, e.Name()), pid)...)
 	}
 	sort.SliceStable(uses, func(i, j int) bool { return uses[i].PID < uses[j].PID })
 	return uses
 }
 
-func process(dir string, pid int, mountpoint string) []Use {
+func (f finder) process(dir string, pid int) []Use {
 	var uses []Use
 	seen := map[string]bool{}
-	add := func(how, path string) {
-		// The kernel marks files without a name any more.
-		path = strings.TrimSuffix(path, " (deleted)")
-		if !mounts.Within(path, mountpoint) {
-			return
+	add := func(how, name string) {
+		if !seen[name] {
+			seen[name] = true
+			uses = append(uses, Use{PID: pid, Command: Command(pid), How: how, What: name})
 		}
-		what, err := filepath.Rel(mountpoint, path)
-		if err != nil || seen[what] {
-			return
-		}
-		seen[what] = true
-		uses = append(uses, Use{PID: pid, Command: Command(pid), How: how, What: what})
 	}
 	link := func(how, name string) {
-		if path, err := os.Readlink(filepath.Join(dir, name)); err == nil {
-			add(how, path)
+		path, err := os.Readlink(filepath.Join(dir, name))
+		if err != nil {
+			return
+		}
+		if what, ok := f.name(path); ok && deviceOf(filepath.Join(dir, name)) == f.device {
+			add(how, what)
 		}
 	}
 	link("working directory", "cwd")
@@ -105,27 +140,29 @@ func process(dir string, pid int, mountpoint string) []Use {
 	}
 	if maps, err := os.Open(filepath.Join(dir, "maps")); err == nil {
 		defer maps.Close()
+		ours := fmt.Sprintf("%02x:%02x", unix.Major(f.device), unix.Minor(f.device))
 		for s := bufio.NewScanner(maps); s.Scan(); {
 			// address, permissions, offset, device, inode, path
-			if i := strings.Index(s.Text(), "/"); i >= 0 {
-				add("mapped", s.Text()[i:])
+			fields := strings.Fields(s.Text())
+			if i := strings.Index(s.Text(), "/"); i >= 0 && len(fields) > 3 && fields[3] == ours {
+				if what, ok := f.name(s.Text()[i:]); ok {
+					add("mapped", what)
+				}
 			}
 		}
 	}
 	return uses
 }
 
-func loops(block, mountpoint string) []Use {
+func (f finder) loops(block string) []Use {
 	var uses []Use
-	for _, f := range loopFiles(block) {
-		if !mounts.Within(f.path, mountpoint) {
+	for _, loop := range loopFiles(block) {
+		what, ok := f.name(loop.path)
+		// What is not at one of the places could be anybody's.
+		if !ok || fromRoot(loop.path) && loopOn(loop.device) != f.device {
 			continue
 		}
-		what, err := filepath.Rel(mountpoint, f.path)
-		if err != nil {
-			continue
-		}
-		uses = append(uses, Use{How: "loop device", What: what, Device: f.device})
+		uses = append(uses, Use{How: "loop device", What: what, Device: loop.device})
 	}
 	return uses
 }

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/cmd/varve/internal/mounts"
+	"varve/chain/mounts"
 )
 
 // Identity is a file by its device and inode, a block device by its numbers.

@@ -3,6 +3,7 @@ package mounts
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -26,15 +27,15 @@ func TestFromInfo(t *testing.T) {
 		got = append(got, fromInfo(i))
 	}
 	want := []Mount{
-		{Mountpoint: "/mnt/vm1", Source: "/images/my vm,1.varve", UID: 1000, Device: 50},
-		{Mountpoint: `/mnt/with\back`, Source: "/b.varve", ReadOnly: true, UID: 0, Device: 51},
-		{Mountpoint: "/mnt/shared", Source: "/c.varve", AllowOther: true, Context: true, Device: 52},
+		{Mountpoint: "/mnt/vm1", Root: "/", Source: "/images/my vm,1.varve", UID: 1000, Device: 50, ID: 90},
+		{Mountpoint: `/mnt/with\back`, Root: "/", Source: "/b.varve", ReadOnly: true, UID: 0, Device: 51, ID: 91},
+		{Mountpoint: "/mnt/shared", Root: "/", Source: "/c.varve", AllowOther: true, Context: true, Device: 52, ID: 92},
 	}
 	if len(got) != len(want) {
 		t.Fatalf("got %v, want %v", got, want)
 	}
 	for i := range want {
-		if got[i] != want[i] {
+		if !reflect.DeepEqual(got[i], want[i]) {
 			t.Errorf("mount %d: got %+v, want %+v", i, got[i], want[i])
 		}
 	}
