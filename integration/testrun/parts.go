@@ -21,9 +21,9 @@ type part struct {
 const (
 	// The simulated power cuts and faults: at more places than in the unit tests.
 	crash = "PowerCut|Faults$"
-	// Nothing runs beside what these try, and they touch much memory or wait for
-	// qemu-img.
-	single = "AgainstQEMU|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz"
+	// Nothing, or nothing but a job, runs beside what these try, and they touch much
+	// memory or wait for qemu-img.
+	single = "AgainstQEMU|DiskAgainstModel|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz"
 )
 
 // suites are what can be run. Of parts that run beside each other the longest come
@@ -39,6 +39,8 @@ var suites = map[string][]part{
 		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
 			testFlags: []string{"-crash.runs=4", "-crash.stride=2", "-fault.stride=2"}, env: crashes},
 		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
+		{title: "a disk against the model, with the race detector", packages: []string{"./chain"}, flags: []string{"-race", "-run=DiskAgainstModel"},
+			testFlags: []string{"-model.seed=1", "-model.steps=60"}},
 		{title: "integration, one piece each", packages: []string{
 			"./integration/bench", "./integration/bigchain", "./integration/bulk", "./integration/guest", "./integration/harness",
 			"./integration/packaging", "./integration/patience", "./integration/powercut", "./integration/rules", "./integration/stamps",
