@@ -39,9 +39,6 @@ type Server struct {
 	done       chan struct{} // closed when the last request was answered
 }
 
-// typeName makes the mount's type fuse.varve.
-const typeName = "varve"
-
 // Mount shows a disk at a directory and returns when it can be used. The disk
 // stays the caller's: it is closed after Wait.
 func Mount(d *chain.Disk, mountpoint string, o Options) (*Server, error) {
