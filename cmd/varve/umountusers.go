@@ -49,7 +49,10 @@ func (t target) users(asking bool) (users, error) {
 	if err != nil {
 		return users{}, err
 	}
-	all := append([]mounts.Mount{{Mountpoint: t.mountpoint, Root: "/", Device: t.device}}, places...)
+	all := places
+	if t.mountpoint != "" {
+		all = append([]mounts.Mount{{Mountpoint: t.mountpoint, Root: "/", Device: t.device}}, places...)
+	}
 	u := users{uses: holders.Find(t.device, all), places: places}
 	if !asking {
 		return u, nil
