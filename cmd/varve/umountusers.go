@@ -162,6 +162,11 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
 		defer cancel()
 	}
+	if !flags.force && !flags.lazy {
+		if err := t.checkInPlace(); err != nil {
+			return err
+		}
+	}
 	u, err := t.users(false)
 	if err != nil {
 		return err
