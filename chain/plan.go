@@ -2,7 +2,6 @@ package chain
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -437,17 +436,8 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 // hostFree is how many bytes the file system of the disk directory has free for us;
 // ok is false where that is not known.
 func (d *Disk) hostFree() (bytes int64, ok bool) {
-	if !isHost(d.fs) {
-		return 0, false
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(d.dir, &fs); err != nil {
-		return 0, false
-	}
-	if os.Geteuid() == 0 { // for whom the reserved blocks are
-		return int64(fs.Bfree) * fs.Bsize, true
-	}
-	return int64(fs.Bavail) * fs.Bsize, true
+	bytes, err := d.fs.Free(d.dir)
+	return bytes, err == nil
 }
 
 // sharesBlocks says whether jobs share blocks of files instead of copying them: where
