@@ -114,6 +114,7 @@ type Disk struct {
 
 	uneven int64 // see Uneven; set by Open
 
+	reserve    reserve
 	counter    counter
 	mapper     mapper
 	measures   measures
