@@ -16,6 +16,9 @@ const (
 	// reserveBytes is room for a chain.json of some hundred layers, besides the
 	// one that is there.
 	reserveBytes = 512 << 10
+	// leastReserve is what of it is kept where there is no more, for a chain.json of a
+	// dozen layers.
+	leastReserve = 64 << 10
 	// stepsBytes is room for the first steps of a merge on a full host: the tables of
 	// its target, and what the host's file system itself needs to punch a hole.
 	stepsBytes = 1536 << 10
@@ -44,17 +47,24 @@ func (d *Disk) holdReserveLocked() {
 		return
 	}
 	defer f.Close()
-	for _, end := range []int64{reserveBytes, reserveBytes + stepsBytes} {
+	have := int64(0)
+	for _, end := range []int64{leastReserve, reserveBytes, reserveBytes + stepsBytes} {
 		if end > reserveBytes && d.reserve.given > 0 {
 			return
 		}
 		if info, err := f.Stat(); err == nil && info.Blocks >= end {
+			have = end
 			continue
 		}
 		if err := f.Allocate(0, end); err != nil {
 			d.log.Debug("no room is kept for chain.json and for merges", "bytes", end, "error", err)
+			// The host may have given a part, which others need more.
+			if err := f.Truncate(have); err != nil {
+				d.log.Debug("the reserve stays as it is", "error", err)
+			}
 			return
 		}
+		have = end
 	}
 }
 

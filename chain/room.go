@@ -80,7 +80,7 @@ func (d *Disk) refusal(p Plan, free int64) string {
 	switch {
 	case err != nil:
 	case best == nil:
-		text += "; no snapshot is there whose delete would give anything back"
+		text += "; there is no snapshot whose delete fits there and gives anything back"
 	default:
 		text += fmt.Sprintf("; deleting %s would give back most, %d bytes", best.Gone[0].Name, best.FreedBytes)
 	}

@@ -98,7 +98,7 @@ func (t *tightCopy) run() error {
 func (t *tightCopy) region(off, held int64) error {
 	end := off + regionSize
 	for at := off; at < min(end, t.work.size()); {
-		n := min(t.piece, end-at)
+		n := min(t.nextPiece(), end-at)
 		copied, err := t.work.part(at, n)
 		t.copied += copied
 		switch {
@@ -138,6 +138,16 @@ func (t *tightCopy) makeRoom(at int64, full error) error {
 		return nil
 	}
 	return full
+}
+
+// nextPiece is how much is copied next: half of what is free at most, since the flush
+// that settles a window may need room for tables where the host never writes in place.
+func (t *tightCopy) nextPiece() int64 {
+	n := t.piece
+	if free, ok := t.disk.hostFree(); ok {
+		n = min(n, free/2)
+	}
+	return max(t.work.unit, n&^(t.work.unit-1))
 }
 
 // isWindow says whether enough was copied to be settled: half of what is free, the
