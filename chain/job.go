@@ -205,7 +205,7 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 	if w := j.writes.Load(); w != nil {
 		for _, id := range *w {
 			if rec := m.layer(id); rec != nil && rec.Writing {
-				if err := d.restore(m, rec); err != nil {
+				if err := d.withReserve(func() error { return d.restore(m, rec) }); err != nil {
 					d.log.Warn("a layer that a job wrote is not settled yet", "layer", rec.label(), "error", err)
 				}
 			}

@@ -46,7 +46,7 @@ func (d *Disk) sharesBlocks() bool {
 
 // leastStep is what a merge on a full host needs for one step beside the tables of its
 // target: a piece of a subcluster, refcounts, a chain.json, in bytes.
-const leastStep = 64 << 10
+const leastStep = 32 << 10
 
 // available is how much room the host has for a job, with what is kept for it.
 func (d *Disk) available() (bytes int64, ok bool) {

@@ -29,7 +29,7 @@ func (d *Disk) mergeRegions(j *job, x, c *node, w regionWork) error {
 	if err := d.punchHidden(j, x, c); err != nil {
 		return err
 	}
-	t := tightCopy{disk: d, job: j, work: w, piece: tightPiece}
+	t := tightCopy{disk: d, job: j, work: w, piece: tightPiece, shares: d.sharesBlocks()}
 	return t.run()
 }
 
@@ -56,10 +56,11 @@ const tightPiece = 1 << 20
 // tightCopy is copyRegions for a host that is nearly full: nothing is copied while a
 // window is settled, and a window ends anywhere.
 type tightCopy struct {
-	disk  *Disk
-	job   *job
-	work  regionWork
-	piece int64 // how much is copied at a time
+	disk   *Disk
+	job    *job
+	work   regionWork
+	piece  int64 // how much is copied at a time
+	shares bool  // the host shares blocks
 	// The window: where it began, and what was copied and dealt with since.
 	from, copied, held int64
 }
@@ -142,9 +143,10 @@ func (t *tightCopy) makeRoom(at int64, full error) error {
 
 // nextPiece is how much is copied next: half of what is free at most, since the flush
 // that settles a window may need room for tables where the host never writes in place.
+// What is shared takes none, and is not shared in small pieces.
 func (t *tightCopy) nextPiece() int64 {
 	n := t.piece
-	if free, ok := t.disk.hostFree(); ok {
+	if free, ok := t.disk.hostFree(); ok && !t.shares {
 		n = min(n, free/2)
 	}
 	return max(t.work.unit, n&^(t.work.unit-1))
