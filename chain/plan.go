@@ -62,9 +62,22 @@ func tablesExtra(bytes int64) int64 {
 }
 
 // Plan makes a plan of deleting snapshots, of flattening one (or "leaf"), or of
-// reverting to one. Errors are those of the operation, as far as they can be known
+// reverting to one. Of a delete of none it is the plan for the one snapshot whose delete,
+// of those that the host has the room for, gives back most; nothing is gone in it when
+// there is none. Errors are those of the operation, as far as they can be known
 // before.
 func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
+	if operation == opDelete && len(names) == 0 {
+		best, err := d.bestDelete()
+		if err != nil || best == nil {
+			free, ok := d.hostFree()
+			if !ok {
+				free = -1
+			}
+			return Plan{Version: 1, Operation: opDelete, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: free, Before: [][]string{}, After: [][]string{}}, err
+		}
+		return *best, nil
+	}
 	err = d.recount(func() error {
 		p, err = d.plan(operation, names)
 		return err
