@@ -2,7 +2,7 @@ package chain
 
 import "context"
 
-// A merge on a host with next to no room frees before it needs (M13):
+// A merge on a host with next to no room frees before it needs (M13, D25):
 //
 //	1. what the upper layer hides of the lower one goes, for which nothing is copied
 //	   (hidden.go);
