@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -183,4 +184,51 @@ func TestPowerCutOnAFullHost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What the leaf hides goes when the leaf is durable and whoever looked before has read.
+func TestHiddenGoesWhenItIsDurable(t *testing.T) {
+	g := newSimGuest(t, onRaw, 1)
+	g.open()
+	must(t, g.write(0, 64*kib, false))
+	must(t, g.snapshot("one", 0))
+	below, leaf := layerPath(g.d, "one"), layerPath(g.d, "")
+	must(t, g.write(0, 64*kib, false)) // not flushed
+	g.host.Limit(16<<10, false)
+	section := g.d.readers.enter() // a reader that has looked, and not read yet
+	var mu sync.Mutex
+	dirty, gone := true, false
+	g.host.SetHook(false, func(op powercut.Op) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case op.Path == leaf && op.Kind == powercut.Write:
+			dirty = true
+		case op.Path == leaf && op.Kind == powercut.Datasync:
+			dirty = false
+		case op.Path == below && op.Kind == powercut.Punch:
+			if gone = true; dirty {
+				t.Error("blocks were given back that the leaf does not hide durably")
+			}
+		}
+		return nil
+	})
+	must(t, g.delete("one", 0))
+	for range 20 {
+		time.Sleep(2 * time.Millisecond)
+	}
+	mu.Lock()
+	early := gone
+	mu.Unlock()
+	g.d.readers.exit(section)
+	if early {
+		t.Error("blocks were given back under a reader")
+	}
+	must(t, g.waitJob())
+	g.host.SetHook(false, nil)
+	if j := g.d.lastJob().status(); j.State != jobDone || !gone {
+		t.Errorf("the job: %+v; blocks given back: %v", j, gone)
+	}
+	must(t, g.compare())
+	must(t, g.d.Close())
 }
