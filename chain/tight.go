@@ -67,18 +67,20 @@ type tightCopy struct {
 
 func (t *tightCopy) run() error {
 	w := t.work
-	for off := int64(0); off < w.size(); off += regionSize {
-		held, err := w.held(off)
-		if err != nil {
+	for off, upTo := int64(0), int64(0); off < w.size(); off = upTo {
+		var held int64
+		var err error
+		if upTo, held, err = w.look(off); err != nil {
 			return err
 		}
 		if t.job.ctx.Err() != nil {
 			return context.Cause(t.job.ctx)
 		}
 		if held == 0 {
-			_, err = w.copy(off, off+regionSize, 0)
+			_, err = w.copy(off, upTo, 0)
 		}
 		if held > 0 || isFull(err) { // the guest may have written there since
+			upTo = off + regionSize
 			err = t.region(off, held)
 		}
 		if err != nil {
@@ -87,7 +89,7 @@ func (t *tightCopy) run() error {
 		t.held += held
 		t.job.progress(held)
 		if t.isWindow() || t.held >= heldWindow {
-			if err := t.settle(off + regionSize); err != nil {
+			if err := t.settle(upTo); err != nil {
 				return err
 			}
 		}
