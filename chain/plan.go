@@ -261,9 +261,13 @@ func (s *planner) merge(x, c *layerRecord) error {
 	if err != nil {
 		return err
 	}
-	need, err := s.d.needsOf(s.parts[c.ID], s.parts[x.ID])
-	if err != nil {
-		return err
+	// Where there is room for a window and all tables nobody asks which tables a merge
+	// needs: they are counted by looking at the layers again for each merge.
+	var need needs
+	if most := lower.mapped() + upper.mapped(); s.free < windowExtra+tablesExtra(most) {
+		if need, err = s.d.needsOf(s.parts[c.ID], s.parts[x.ID]); err != nil {
+			return err
+		}
 	}
 	up := need.goesUp(mergesUp(lower.mapped(), upper.mapped(), c.ID == s.m.Leaf, s.writable(x)), s.writable(x), s.free+max(0, s.FreedBytes))
 	hidden := lower.data() + upper.data() - planRun{upper.scan, upper.first, lower.last}.data()

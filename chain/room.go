@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -172,6 +173,13 @@ func (d *Disk) tablesMissing(target, source []*node) (total int64, err error) {
 		size = max(size, n.size())
 	}
 	for off := int64(0); off < size; off += span {
+		next, err := d.nextOfAny(source, off)
+		if err != nil {
+			return 0, err
+		}
+		if off = next / span * span; next >= size {
+			break
+		}
 		has, err := d.mapsAny(target, off, span)
 		if err == nil && !has {
 			if has, err = d.mapsAny(source, off, span); has {
@@ -183,6 +191,22 @@ func (d *Disk) tablesMissing(target, source []*node) (total int64, err error) {
 		}
 	}
 	return total, nil
+}
+
+// nextOfAny is where, at off or behind it, one of some layers may hold something itself,
+// math.MaxInt64 when nothing follows.
+func (d *Disk) nextOfAny(nodes []*node, off int64) (int64, error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	best := int64(math.MaxInt64)
+	for _, n := range nodes {
+		next, err := n.nextOwn(off)
+		if err != nil {
+			return 0, fmt.Errorf("count layer %s: %w", n.id, err)
+		}
+		best = min(best, next)
+	}
+	return best, nil
 }
 
 // mapsAny says whether one of some layers maps anything in a range itself.
