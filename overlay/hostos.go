@@ -90,7 +90,12 @@ func (hostFS) Free(path string) (int64, error) {
 		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
 	}
 	if os.Geteuid() == 0 && st.Type != unix.BTRFS_SUPER_MAGIC {
-		return int64(st.Bfree) * st.Bsize, nil
+		free := int64(st.Bfree)
+		if st.Type == unix.EXT4_SUPER_MAGIC {
+			// ext4 keeps a fiftieth, 4,096 blocks at most, for itself and counts it as free.
+			free -= min(int64(st.Blocks)/50, 4096)
+		}
+		return max(free, int64(st.Bavail)) * st.Bsize, nil
 	}
 	return int64(st.Bavail) * st.Bsize, nil
 }
