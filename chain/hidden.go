@@ -22,9 +22,14 @@ func (d *Disk) punchHidden(j *job, x, c *node) error {
 	}
 	var hidden []overlay.Extent
 	for off, size := int64(0), min(x.size(), c.size()); off < size; off += regionSize {
-		var err error
-		if hidden, err = d.hiddenExtents(hidden, x, c, off, min(regionSize, size-off)); err != nil {
+		next, err := d.nextOfAny([]*node{x}, off)
+		if err != nil {
 			return err
+		}
+		if off = min(next, size-1) &^ (regionSize - 1); next < size {
+			if hidden, err = d.hiddenExtents(hidden, x, c, off, min(regionSize, size-off)); err != nil {
+				return err
+			}
 		}
 		if len(hidden) < hiddenBatch && off+regionSize < size || len(hidden) == 0 {
 			continue
