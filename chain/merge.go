@@ -304,8 +304,19 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		}
 		return held, err
 	}
-	fill := func(off, _, held int64) (int64, error) {
-		if held == 0 {
+	// Behind its end x holds nothing and hides what is below it (M2).
+	ends := x.layer().state.Load().Size()
+	next := func(off int64) (int64, error) {
+		next, err := source.Next(off)
+		if behind := max(off, ends); err == nil && next > behind && x.parent() != nil {
+			var hidden int64
+			hidden, err = x.parent().nextHeld(behind)
+			next = min(next, hidden)
+		}
+		return next, err
+	}
+	fill := func(off, end, held int64) (int64, error) {
+		if held == 0 && (below == nil || end <= ends || end-off > regionSize) {
 			return 0, nil
 		}
 		return d.fillRegion(j, over, source, off, below)
@@ -322,7 +333,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		forget()
 		return d.punchSource(x, from, to)
 	}
-	return d.copyRegions(j, regionWork{d.window, over.Size, d.within(source.Next), held, fill, settle})
+	return d.copyRegions(j, regionWork{d.window, over.Size, d.within(next), held, fill, settle})
 }
 
 // coverGrowth copies up what lies behind the size that c had when the job looked
