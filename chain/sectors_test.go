@@ -547,3 +547,25 @@ func TestPowerCutOldDisk(t *testing.T) {
 		})
 	}
 }
+
+// What such a chain hides stays hidden when the image that hides it is deleted, also where
+// that holds nothing far and wide.
+func TestChainOnAnUnevenQcow2IsMerged(t *testing.T) {
+	dir := t.TempDir()
+	raw, image, top, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "vm.varve")
+	must(t, os.WriteFile(raw, randomBytes(unevenSize), 0o600))
+	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	qemuTool(t, "qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", top, "8G")
+	qemuTool(t, "qemu-io", "-f", "qcow2", "-c", "write -P 5 6G 1k", top)
+	_, err := Create(disk, CreateOptions{Base: top})
+	must(t, err)
+	d := openDisk(t, disk)
+	places := []int64{0, evenSize - 65536, 6 << 30}
+	want := readAll(t, d, places...)
+	_, err = d.Delete("top")
+	must(t, err)
+	waitJobs(t, d)
+	sameBytes(t, "disk.raw after the merge", readAll(t, d, places...), want)
+	must(t, d.Close())
+}

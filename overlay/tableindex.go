@@ -78,7 +78,11 @@ func (im *Image) Next(off int64) (int64, error) {
 		start, _, err := im.nextRawStart(off, im.size)
 		return start, err
 	}
-	return nextReach(im.index, off, im.size, im.header.l2Bits()+im.header.ClusterBits), nil
+	next := nextReach(im.index, off, im.size, im.header.l2Bits()+im.header.ClusterBits)
+	if im.hidden.Length > 0 && off < im.hidden.End() { // zeros, which no table says
+		next = min(next, max(off, im.hidden.Start))
+	}
+	return next, nil
 }
 
 // Next implements Layer: it looks at the L1 table in memory.
