@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"varve/integration/interleave"
 	"varve/integration/powercut"
 	"varve/overlay"
 )
@@ -568,4 +571,45 @@ func TestChainOnAnUnevenQcow2IsMerged(t *testing.T) {
 	waitJobs(t, d)
 	sameBytes(t, "disk.raw after the merge", readAll(t, d, places...), want)
 	must(t, d.Close())
+}
+
+// A revert and an undo that cannot copy the last sector have happened all the same: the new
+// leaf stays, shows what it should and takes writes, and the next mount makes the copy.
+func TestRevertWithoutRoomForTheTail(t *testing.T) {
+	dir := t.TempDir()
+	raw, image, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "vm.varve")
+	content := randomBytes(unevenSize)
+	must(t, os.WriteFile(raw, content, 0o600))
+	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	_, err := Create(disk, CreateOptions{Base: image})
+	must(t, err)
+	fs := newWatchedFS()
+	d := openWatched(t, fs, disk)
+	must(t, d.Discard(0, 4096))
+	must(t, d.Snapshot("one"))
+	committed := false
+	fs.failing(func(c interleave.Call) error {
+		if c.Op == "rename" {
+			committed = true
+		}
+		if committed && filepath.Dir(c.Path) == filepath.Join(disk, layersDir) && (c.Op == "allocate" || c.Op == "write") {
+			return unix.ENOSPC
+		}
+		return nil
+	})
+	must(t, d.Revert(baseName))
+	if !committed {
+		t.Fatal("nothing was committed")
+	}
+	fs.failing(nil)
+	sameBytes(t, "disk.raw after the revert", leafOf(t, d), whole(content))
+	put(t, d, 7, 0, 4096)
+	copy(content, bytes.Repeat([]byte{7}, 4096))
+	must(t, d.Flush())
+	must(t, d.Close())
+	d = openWatched(t, fs, disk)
+	sameBytes(t, "disk.raw of the next mount", leafOf(t, d), whole(content))
+	must(t, d.Close())
+	sameBytes(t, "qemu-img's leaf", qemuReads(t, layerOf(t, disk, "")), whole(content))
 }
