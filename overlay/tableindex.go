@@ -94,6 +94,17 @@ func (o *Overlay) Next(off int64) (int64, error) {
 	return nextReach(o.index.Load(), off, size, o.tableBits+o.clusterBits), nil
 }
 
+// nextTable is where, behind the reach in which off lies and which has no table, that of
+// a table begins; end when none does before. A table comes into the index before it is
+// there.
+func (o *Overlay) nextTable(off, end int64) int64 {
+	span := o.tableBits + o.clusterBits
+	if behind := (off>>span + 1) << span; behind < end {
+		return nextReach(o.index.Load(), behind, end, span)
+	}
+	return end
+}
+
 // nextReach is where, at or behind off, the reach of a table begins or goes on; span
 // is how many bits of a guest offset lie within it.
 func nextReach(x *tableIndex, off, size int64, span uint32) int64 {
