@@ -169,22 +169,25 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		held, _, err := heldBytes(source.ownSource, nil, off)
 		return held, err
 	}
+	part := func(off, length int64) (moved int64, err error) {
+		err = d.moveStep(off+length, func() error {
+			section := d.readers.enter()
+			defer d.readers.exit(section)
+			var err error
+			if moved, err = into.Overwrite(source, off, length, below); err != nil {
+				return err
+			}
+			return from.Unmap(off, length)
+		})
+		return moved, err
+	}
 	// What a guest writes into a hole, between the look and the step, moves with it.
 	move := func(off, end, held int64) (copied int64, err error) {
 		for at, step := off, end-off; at < end; at += step {
 			if held > 0 {
 				step = d.moveBytes(into, end-at)
 			}
-			moved := int64(0)
-			err := d.moveStep(at+step, func() error {
-				section := d.readers.enter()
-				defer d.readers.exit(section)
-				var err error
-				if moved, err = into.Overwrite(source, at, step, below); err != nil {
-					return err
-				}
-				return from.Unmap(at, step)
-			})
+			moved, err := part(at, step)
 			copied += moved
 			if err != nil {
 				return copied, err
@@ -201,6 +204,8 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 	// c's blocks go, of this window alone: what has left the next one by now may
 	// be durable too, and has readers still. What the guest discarded has none.
 	settle := func(start, end int64) error {
+		// Where room is short a window ends anywhere, and nothing behind it has moved.
+		end = (end + from.ClusterSize() - 1) &^ (from.ClusterSize() - 1)
 		forget := into.Copied()
 		if err := from.Flush(); err != nil {
 			return err
@@ -213,8 +218,9 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 		}
 		return into.Punch()
 	}
+	unit := max(into.SubclusterSize(), from.SubclusterSize())
 	for {
-		if err := d.copyRegions(j, regionWork{d.window, from.Size, d.within(source.Next), held, move, settle}); err != nil {
+		if err := d.mergeRegions(j, x, c, regionWork{d.window, from.Size, d.within(source.Next), held, move, part, unit, settle}); err != nil {
 			return err
 		}
 		if d.sealMove(from.Size) {

@@ -38,6 +38,7 @@ type crashJudge struct {
 	states atomic.Int64
 	images atomic.Int64 // that qemu-img has checked
 	again  atomic.Int64 // states after a cut of a recovery
+	room   int64        // bytes that are free when a state is opened; 0 for enough
 }
 
 func newCrashJudge(g *simGuest, seed uint64) *crashJudge {
@@ -111,6 +112,9 @@ func (c *crashJudge) judgeRecovery(before *powercut.Host, log []powercut.Op, ws 
 // reopen opens a state, looks at all views, lets the job end, looks again, and
 // closes the disk. After that no image may have as much as a leak.
 func (c *crashJudge) reopen(state *powercut.Host, ws worlds) error {
+	if c.room > 0 {
+		state.Limit(c.room, false)
+	}
 	log := &powercut.LogJudge{Never: []string{"raised refcounts that were too low", "job failed"}} // M7
 	d, err := openSim(state, c.dir, log)
 	if err != nil {

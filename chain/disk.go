@@ -114,6 +114,7 @@ type Disk struct {
 
 	uneven int64 // see Uneven; set by Open
 
+	reserve    reserve
 	counter    counter
 	mapper     mapper
 	measures   measures
@@ -352,7 +353,7 @@ func (d *Disk) Close() error {
 func (d *Disk) shut() error {
 	d.gate.Lock()
 	defer d.gate.Unlock()
-	if err := d.flushes.flush(); err != nil {
+	if err := d.withReserve(d.flushes.flush); err != nil {
 		return err
 	}
 	// Settling punches what a job has moved.
@@ -363,7 +364,7 @@ func (d *Disk) shut() error {
 		if !l.Writing {
 			continue
 		}
-		if err := d.settle(l); err != nil {
+		if err := d.withReserve(func() error { return d.settle(l) }); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -123,7 +123,7 @@ func TestNames(t *testing.T) {
 	wantError(t, err, ErrInvalid, "base")
 	wantError(t, d.Cancel("1"), ErrNotExist)
 	wantError(t, d.Resize(1), ErrInvalid, "shrink")
-	wantError(t, d.Resize(4<<50+1), ErrInvalid, "can have (4503599627370496)")
+	wantError(t, d.Resize(4<<50+1), ErrTooLarge, "can have (4503599627370496)")
 	wantError(t, d.WriteAt(make([]byte, 10), d.Size()-5), ErrInvalid)
 }
 

@@ -311,6 +311,7 @@ func (b *background) flushLoop() {
 			b.disk.log.Error("writing back failed; the disk takes no writes until it is mounted again", "error", err)
 		}
 		failed = err != nil
+		b.disk.holdReserveAgain() // once there is room
 	}
 }
 

@@ -35,6 +35,8 @@ type job struct {
 
 	// covered is the size up to which a merge upwards surely looked; its own.
 	covered int64
+	// hasSteps: it was given the room that is kept for merges; its own.
+	hasSteps bool
 
 	doneBytes  atomic.Int64
 	totalBytes atomic.Int64
@@ -145,6 +147,7 @@ func (d *Disk) stopJob() {
 func (d *Disk) runJob(j *job) {
 	defer close(j.done)
 	err := d.workOn(j)
+	defer d.takeSteps(j)
 	j.speed.end()
 	switch {
 	case err == nil:
@@ -202,7 +205,7 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 	if w := j.writes.Load(); w != nil {
 		for _, id := range *w {
 			if rec := m.layer(id); rec != nil && rec.Writing {
-				if err := d.restore(m, rec); err != nil {
+				if err := d.withReserve(func() error { return d.restore(m, rec) }); err != nil {
 					d.log.Warn("a layer that a job wrote is not settled yet", "layer", rec.label(), "error", err)
 				}
 			}

@@ -101,7 +101,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 	}
 	switch {
 	case direction == directionDown:
-		err = d.beginAbsorbing(x, c)
+		err = d.withRoom(j, func() error { return d.beginAbsorbing(x, c) })
 	case !xr.Foreign:
 		err = x.layer().claim() // before it is punched
 	}
@@ -150,7 +150,11 @@ func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, e
 	if err != nil {
 		return "", 0, err
 	}
-	if mergesUp(up, down, c.ID == m.Leaf, true) {
+	goesUp := mergesUp(up, down, c.ID == m.Leaf, true)
+	if goesUp, err = d.turn(goesUp, d.nodes[x.ID], d.nodes[c.ID]); err != nil {
+		return "", 0, err
+	}
+	if goesUp {
 		return directionUp, up, nil
 	}
 	return directionDown, down, nil
@@ -173,6 +177,9 @@ type regionWork struct {
 	// copy deals with a region, or with a hole of several, and says how many bytes were
 	// read and written.
 	copy func(off, end, held int64) (int64, error)
+	// part does so with a part of it, of whole units, and does not wait (pace).
+	part func(off, length int64) (int64, error)
+	unit int64
 	// settle makes what was copied to [from, to) final.
 	settle func(from, to int64) error
 }
@@ -268,16 +275,28 @@ func jobPiece(target *overlay.Overlay) int64 {
 	return 1 << 20
 }
 
+// filling copies up into over, in parts and in regions of these.
+func (d *Disk) filling(j *job, over *overlay.Overlay, source overlay.Source, below overlay.Backing) (part func(off, n int64) (int64, error), region func(off, end, held int64) (int64, error)) {
+	part = func(off, length int64) (int64, error) {
+		section := d.readers.enter()
+		defer d.readers.exit(section) // also when it panics: others wait for it
+		return over.Fill(source, off, length, below)
+	}
+	region = func(off, _, held int64) (int64, error) {
+		if held == 0 {
+			return 0, nil
+		}
+		return fillRegion(j, over, off, part)
+	}
+	return part, region
+}
+
 // fillRegion copies one region up, in pieces.
-func (d *Disk) fillRegion(j *job, over *overlay.Overlay, source overlay.Source, off int64, below overlay.Backing) (int64, error) {
+func fillRegion(j *job, over *overlay.Overlay, off int64, part func(off, length int64) (int64, error)) (int64, error) {
 	var copied int64
 	for at, piece := off, int64(0); at < min(off+regionSize, over.Size()); at += piece {
 		piece = min(jobPiece(over), off+regionSize-at)
-		n, err := func() (int64, error) {
-			section := d.readers.enter()
-			defer d.readers.exit(section) // also when it panics: others wait for it
-			return over.Fill(source, at, piece, below)
-		}()
+		n, err := part(at, piece)
 		copied += n
 		if err != nil {
 			return copied, err
@@ -304,6 +323,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		}
 		return held, err
 	}
+	part, region := d.filling(j, over, source, below)
 	// Behind its end x holds nothing and hides what is below it (M2).
 	ends := x.layer().state.Load().Size()
 	next := func(off int64) (int64, error) {
@@ -316,10 +336,10 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		return next, err
 	}
 	fill := func(off, end, held int64) (int64, error) {
-		if held == 0 && (below == nil || end <= ends || end-off > regionSize) {
-			return 0, nil
+		if held == 0 && below != nil && end > ends && end-off == regionSize {
+			return fillRegion(j, over, off, part)
 		}
-		return d.fillRegion(j, over, source, off, below)
+		return region(off, end, held)
 	}
 	// M1: what was copied is durable in c before the old regions go; their
 	// readers are gone before the blocks of x do.
@@ -333,7 +353,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		forget()
 		return d.punchSource(x, from, to)
 	}
-	return d.copyRegions(j, regionWork{d.window, over.Size, d.within(next), held, fill, settle})
+	return d.mergeRegions(j, x, c, regionWork{d.window, over.Size, d.within(next), held, fill, part, over.SubclusterSize(), settle})
 }
 
 // coverGrowth copies up what lies behind the size that c had when the job looked
@@ -394,6 +414,11 @@ func (d *Disk) punchSource(x *node, from, to int64) error {
 	if err != nil {
 		return err
 	}
+	return d.punchExtents(l, extents)
+}
+
+// punchExtents punches what extents of a layer have as data.
+func (d *Disk) punchExtents(l *layer, extents []overlay.Extent) error {
 	// As they stand in the file: a hole for each 128 KiB takes several times as long.
 	extents = slices.DeleteFunc(extents, func(e overlay.Extent) bool { return e.Kind != overlay.Data })
 	slices.SortFunc(extents, func(a, b overlay.Extent) int { return cmp.Compare(a.Host, b.Host) })
@@ -420,13 +445,14 @@ func (d *Disk) finishUp(j *job, x, c *node) error {
 		return err
 	}
 	defer d.opMu.Unlock()
-	if err := d.coverGrowth(j, x, c); err != nil {
+	if err := d.withRoom(j, func() error { return d.coverGrowth(j, x, c) }); err != nil {
 		return err
 	}
 	m := d.edit()
 	xr, cr := m.layer(x.id), m.layer(c.id)
 	// The same view already, whether chain.json still says x or not (M15).
-	if err := c.layer().over().SetBacking(d.backingName(m.layer(xr.Parent))); err != nil {
+	name, format := d.backingName(m.layer(xr.Parent))
+	if err := d.withRoom(j, func() error { return c.layer().over().SetBacking(name, format) }); err != nil {
 		return err
 	}
 	cr.Parent = xr.Parent
@@ -449,7 +475,7 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	j.writes.Store(&writes)
 
 	// x is larger when it grew and c could not.
-	if err := d.shrinkWithin(x.layer().over(), c.size(), x.backing()); err != nil {
+	if err := d.withRoom(j, func() error { return d.shrinkWithin(x.layer().over(), c.size(), x.backing()) }); err != nil {
 		return err
 	}
 	m = d.edit()
@@ -459,11 +485,12 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 		if err != nil {
 			return err
 		}
-		if err := over.SetBacking(d.backingName(xr)); err != nil {
+		name, format := d.backingName(xr)
+		if err := d.withRoom(j, func() error { return over.SetBacking(name, format) }); err != nil {
 			return err
 		}
 		if child.ID != m.Leaf {
-			if err := d.settle(child); err != nil {
+			if err := d.withRoom(j, func() error { return d.settle(child) }); err != nil {
 				return err
 			}
 		}
@@ -479,7 +506,7 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *layer, gone *layerRecord) error {
 	rec := m.layer(n.id)
 	if n.id != m.Leaf {
-		if err := d.settleFile(file, rec); err != nil {
+		if err := d.withRoom(j, func() error { return d.settleFile(file, rec) }); err != nil {
 			return err
 		}
 	}
@@ -550,12 +577,7 @@ func (d *Disk) flattenLayer(j *job) error {
 	}
 	over, source := n.layer().over(), n.parent()
 	held := func(off int64) (int64, error) { return d.regionBytes(source, off>>regionBits, over.Size()) }
-	fill := func(off, _, held int64) (int64, error) {
-		if held == 0 {
-			return 0, nil
-		}
-		return d.fillRegion(j, over, source, off, nil)
-	}
+	part, fill := d.filling(j, over, source, nil)
 	settle := func(_, _ int64) error {
 		forget := over.Copied()
 		if err := over.Flush(); err != nil {
@@ -564,7 +586,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		forget()
 		return nil
 	}
-	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, d.within(source.Next), held, fill, settle}); err != nil {
+	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, d.within(source.Next), held, fill, part, over.SubclusterSize(), settle}); err != nil {
 		return err
 	}
 

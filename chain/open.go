@@ -191,7 +191,11 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	workers := openWorkers(o.FS)
 	layers := make([]*layer, len(records))
 	err := inParallel(workers, len(records), func(i int) (err error) {
-		if layers[i], err = d.openLayer(records[i]); err != nil {
+		err = d.withReserve(func() (err error) {
+			layers[i], err = d.openLayer(records[i])
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("open %s: %w", records[i].label(), err)
 		}
 		return nil
@@ -308,7 +312,7 @@ func (d *Disk) putInOrder() error {
 		if rec.Foreign {
 			continue
 		}
-		if err := d.followRecord(m, rec); err != nil {
+		if err := d.withReserve(func() error { return d.followRecord(m, rec) }); err != nil {
 			return fmt.Errorf("bring %s in order: %w", rec.label(), err)
 		}
 	}

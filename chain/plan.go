@@ -2,11 +2,9 @@ package chain
 
 import (
 	"fmt"
-	"os"
+	"math"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"varve/overlay"
 )
@@ -30,12 +28,14 @@ type Plan struct {
 	// Waiting are layers that lose their name and stay, since several layers stand on
 	// them, or a clone reads them.
 	Waiting []PlanLayer `json:"waiting"`
-	// CopyBytes are the guest's bytes that jobs copy. ExtraBytes is what the host needs
-	// at the worst moment on top of what it holds now, FreedBytes what it has free in
-	// the end that it has not now; below 0 it has less. HostFree is what it has free
-	// now, -1 when that is not known.
+	// CopyBytes are the guest's bytes that jobs copy. ExtraBytes is what they take on
+	// the host at the worst moment on top of what it holds now, where there is room;
+	// LeastBytes is what they cannot do without: with less free they are refused.
+	// FreedBytes is what the host has free in the end that it has not now; below 0 it
+	// has less. HostFree is what it has free now, -1 when that is not known.
 	CopyBytes  int64 `json:"copy_bytes"`
 	ExtraBytes int64 `json:"extra_bytes"`
+	LeastBytes int64 `json:"least_bytes"`
 	FreedBytes int64 `json:"freed_bytes"`
 	HostFree   int64 `json:"host_free"`
 	// Before and After are the chains that change, each top first, by name.
@@ -62,9 +62,22 @@ func tablesExtra(bytes int64) int64 {
 }
 
 // Plan makes a plan of deleting snapshots, of flattening one (or "leaf"), or of
-// reverting to one. Errors are those of the operation, as far as they can be known
+// reverting to one. Of a delete of none it is the plan for the one snapshot whose delete,
+// of those that the host has the room for, gives back most; nothing is gone in it when
+// there is none. Errors are those of the operation, as far as they can be known
 // before.
 func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
+	if operation == opDelete && len(names) == 0 {
+		best, err := d.bestDelete()
+		if err != nil || best == nil {
+			free, ok := d.hostFree()
+			if !ok {
+				free = -1
+			}
+			return Plan{Version: 1, Operation: opDelete, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: free, Before: [][]string{}, After: [][]string{}}, err
+		}
+		return *best, nil
+	}
 	err = d.recount(func() error {
 		p, err = d.plan(operation, names)
 		return err
@@ -82,8 +95,9 @@ func (d *Disk) plan(operation string, names []string) (Plan, error) {
 	for id, n := range nodes {
 		s.parts[id] = []*node{n}
 	}
+	s.free = math.MaxInt64 / 2
 	if free, ok := d.hostFree(); ok {
-		s.HostFree = free
+		s.HostFree, s.free = free, free+d.stepsHeld()
 	}
 	var err error
 	switch operation {
@@ -115,6 +129,7 @@ type planner struct {
 	own   map[string]int64 // bytes that they map together, where that is known
 	runs  map[string]planRun
 	share bool
+	free  int64 // what jobs can have now
 }
 
 func (s *planner) delete(names []string) error {
@@ -186,6 +201,7 @@ func (s *planner) flatten(name string) error {
 	} else {
 		s.extra(0)
 	}
+	s.LeastBytes = s.ExtraBytes
 	rec.Parent = ""
 	return s.merges(mergeable(s.before))
 }
@@ -193,6 +209,11 @@ func (s *planner) flatten(name string) error {
 // extra notes that the host must have room for bytes that are copied, and tables.
 func (s *planner) extra(copied int64) {
 	s.ExtraBytes = max(s.ExtraBytes, copied+tablesExtra(s.CopyBytes)-max(0, s.FreedBytes))
+}
+
+// least notes that no less room will do.
+func (s *planner) least(bytes int64) {
+	s.LeastBytes = max(s.LeastBytes, bytes-max(0, s.FreedBytes))
 }
 
 // merges plays all merges that are possible, known ones only after another one, as
@@ -240,7 +261,16 @@ func (s *planner) merge(x, c *layerRecord) error {
 	if err != nil {
 		return err
 	}
-	up := mergesUp(lower.mapped(), upper.mapped(), c.ID == s.m.Leaf, s.writable(x))
+	// Where there is room for a window and all tables nobody asks which tables a merge
+	// needs: they are counted by looking at the layers again for each merge.
+	var need needs
+	if most := lower.mapped() + upper.mapped(); s.free < windowExtra+tablesExtra(most) {
+		if need, err = s.d.needsOf(s.parts[c.ID], s.parts[x.ID]); err != nil {
+			return err
+		}
+	}
+	up := need.goesUp(mergesUp(lower.mapped(), upper.mapped(), c.ID == s.m.Leaf, s.writable(x)), s.writable(x), s.free+max(0, s.FreedBytes))
+	hidden := lower.data() + upper.data() - planRun{upper.scan, upper.first, lower.last}.data()
 	if !up {
 		if upper, lower, err = s.runsOf(x, c, true); err != nil {
 			return err
@@ -254,15 +284,30 @@ func (s *planner) merge(x, c *layerRecord) error {
 		growth = both.scan.below[both.scan.cell(both.first, both.last)]
 	}
 	s.CopyBytes += copied
+	tables := need.of(up)
+	least := tables
+	if copied > 0 {
+		least += leastStep
+	}
 	switch {
 	case s.share:
 		growth = 0 // the blocks change hands
 		s.extra(0)
 	case up && x.Foreign:
 		s.extra(copied) // nothing of it is given back
+		least += copied
 	default:
 		s.extra(min(copied, windowExtra))
 	}
+	if !x.Foreign { // what is hidden goes first
+		host, err := s.d.hostBytesOf(s.before, x.File)
+		if err != nil {
+			return err
+		}
+		least -= min(hidden, host)
+	}
+	s.least(least)
+	growth += tables
 	goes, keeps := x, c
 	if !up {
 		// c's file goes; for people x does.
@@ -432,93 +477,4 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 		}
 	}
 	return total, nil
-}
-
-// hostFree is how many bytes the file system of the disk directory has free for us;
-// ok is false where that is not known.
-func (d *Disk) hostFree() (bytes int64, ok bool) {
-	if !isHost(d.fs) {
-		return 0, false
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(d.dir, &fs); err != nil {
-		return 0, false
-	}
-	if os.Geteuid() == 0 { // for whom the reserved blocks are
-		return int64(fs.Bfree) * fs.Bsize, true
-	}
-	return int64(fs.Bavail) * fs.Bsize, true
-}
-
-// sharesBlocks says whether jobs share blocks of files instead of copying them: where
-// the file system can, and for a flatten the base stands on it too.
-func (d *Disk) sharesBlocks() bool {
-	if !isHost(d.fs) {
-		return false
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(d.dir, &fs); err != nil || fs.Type != unix.XFS_SUPER_MAGIC && fs.Type != unix.BTRFS_SUPER_MAGIC {
-		return false
-	}
-	own, err := d.fs.Stat(d.dir)
-	if err != nil {
-		return false
-	}
-	m, nodes := d.tree()
-	for _, l := range m.Layers {
-		if n := nodes[l.ID]; l.Foreign && n != nil && n.layer() != nil {
-			if info, err := n.layer().file.Stat(); err != nil || info.Device != own.Device {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-// roomFor refuses a job for which the host has not the room. bound is what it surely
-// does not need more than: with that free no plan is made. Asked before the operation
-// takes its lock, for a plan of a large disk takes a while; what is wrong with the
-// operation itself it leaves to that.
-func (d *Disk) roomFor(bound int64, operation string, names ...string) error {
-	free, ok := d.hostFree()
-	if !ok || d.readOnly || free >= bound+tablesExtra(bound) || d.lastJob().running() || d.sharesBlocks() {
-		return nil
-	}
-	p, err := d.Plan(operation, names)
-	if err != nil || p.ExtraBytes <= free {
-		return nil
-	}
-	return fmt.Errorf("the host needs %d more bytes free than it has: %d at the worst moment, and %s has %d: %w",
-		p.ExtraBytes-free, p.ExtraBytes, d.dir, free, unix.ENOSPC)
-}
-
-// mergeBound is what the merges after a delete surely do not need more of at once: a
-// window, and for a foreign layer, whose blocks are not given back, all of it.
-func (d *Disk) mergeBound(names []string) int64 {
-	bound := int64(windowExtra)
-	m, _ := d.tree()
-	for _, l := range m.Layers {
-		if l.Foreign && l.ID != m.Base && (l.Name == "" || slices.Contains(names, l.Name)) {
-			bound += l.Size
-		}
-	}
-	return bound
-}
-
-// flattenBound is what a flatten surely does not need more of: what is known of the
-// view below, or else the whole of it.
-func (d *Disk) flattenBound(name string) int64 {
-	m, nodes := d.tree()
-	rec := m.byName(name)
-	if name == leafName {
-		rec = m.layer(m.Leaf)
-	}
-	if rec == nil || nodes[rec.Parent] == nil {
-		return 0
-	}
-	parent := nodes[rec.Parent]
-	if bytes, known, err := d.viewCount(parent, time.Time{}); err == nil && known {
-		return bytes
-	}
-	return parent.size()
 }

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"varve/overlay"
 )
 
 const (
@@ -13,31 +16,180 @@ const (
 	// reserveBytes is room for a chain.json of some hundred layers, besides the
 	// one that is there.
 	reserveBytes = 512 << 10
+	// leastReserve is what of it is kept where there is no more, for a chain.json of a
+	// dozen layers.
+	leastReserve = 64 << 10
+	// stepsBytes is room for the first steps of a merge on a full host: the tables of
+	// its target, and what the host's file system itself needs to punch a hole.
+	stepsBytes = 1536 << 10
 )
 
-// holdReserve keeps some room on the host in a file of its own, so that the end
-// of a job and the closing of the disk can be recorded when the guest or the job
-// has filled the file system. Best effort: without room there is none to keep.
+// reserve is room on the host that is kept in a file of its own, so that what frees
+// space, the opening and the closing of the disk can be done when the guest or a job has
+// filled the file system: some of it for chain.json, the rest for merges. Best effort:
+// without room there is none to keep.
+type reserve struct {
+	mu    sync.Mutex
+	given int  // jobs that have it, but for what is kept for chain.json
+	lacks bool // not all of it is held
+}
+
+// holdReserve takes the room that is to be kept, as far as it is there.
 func (d *Disk) holdReserve() {
+	d.reserve.mu.Lock()
+	defer d.reserve.mu.Unlock()
+	d.holdReserveLocked()
+}
+
+func (d *Disk) holdReserveLocked() {
+	d.reserve.lacks = true
 	path := filepath.Join(d.dir, reserveName)
 	f, err := d.fs.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Blocks >= reserveBytes {
+	have := int64(0)
+	for _, end := range []int64{leastReserve, reserveBytes, reserveBytes + stepsBytes} {
+		if end > leastReserve && d.reserve.given > 0 {
+			return
+		}
+		if info, err := f.Stat(); err == nil && info.Blocks >= end {
+			have = end
+			continue
+		}
+		// In pieces of their own: btrfs gives an extent back as a whole or not at all.
+		if err := f.Allocate(have, end-have); err != nil {
+			d.log.Debug("no room is kept for chain.json and for merges", "bytes", end, "error", err)
+			// The host may have given a part, which others need more.
+			if err := f.Truncate(have); err != nil {
+				d.log.Debug("the reserve stays as it is", "error", err)
+			}
+			return
+		}
+		have = end
+	}
+	d.reserve.lacks = false
+}
+
+// holdReserveAgain is holdReserve where something of it is not held.
+func (d *Disk) holdReserveAgain() {
+	d.reserve.mu.Lock()
+	defer d.reserve.mu.Unlock()
+	if d.reserve.lacks {
+		d.holdReserveLocked()
+	}
+}
+
+// leastHeld is what of the reserve is never given away: room for the next chain.json.
+func (d *Disk) leastHeld() int64 {
+	least := int64(16 << 10)
+	if info, err := d.fs.Stat(filepath.Join(d.dir, manifestName)); err == nil {
+		least += 2 * info.Size &^ 4095
+	}
+	return least
+}
+
+// stepsHeld is how much of the reserve merges can have, in bytes.
+func (d *Disk) stepsHeld() int64 {
+	info, err := d.fs.Stat(filepath.Join(d.dir, reserveName))
+	if err != nil {
+		return 0
+	}
+	return max(0, info.Blocks-d.leastHeld())
+}
+
+// giveRoom gives away the reserve, but for what the next chain.json needs; false when
+// there is none. holdReserve takes it again.
+func (d *Disk) giveRoom() bool {
+	f, err := d.fs.Open(filepath.Join(d.dir, reserveName), os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	least := d.leastHeld()
+	info, err := f.Stat()
+	if err != nil || info.Blocks <= least {
+		return false
+	}
+	d.reserve.lacks = true
+	if err := f.Truncate(least); err != nil {
+		return false
+	}
+	settleFreed(f)
+	return true
+}
+
+// settleFreed has the host make room of what was freed: btrfs gives it out again only
+// after its next transaction (seen: writes fail with ENOSPC until then).
+func settleFreed(f overlay.File) {
+	fd := f.Fd()
+	if fd < 0 {
 		return
 	}
-	if err := f.Allocate(0, reserveBytes); err != nil {
-		d.log.Debug("no room is kept for chain.json", "error", err)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err == nil && st.Type == unix.BTRFS_SUPER_MAGIC {
+		_ = unix.Syncfs(fd) // what it cannot do shows in the next write
 	}
+}
+
+// giveSteps gives a job the reserve until takeSteps; false when it has it already, or
+// there is none.
+func (d *Disk) giveSteps(j *job) bool {
+	d.reserve.mu.Lock()
+	defer d.reserve.mu.Unlock()
+	if !d.giveRoom() {
+		return false
+	}
+	d.log.Info("the host file system is full; a merge takes the room that was kept for it", "job", j.id)
+	if !j.hasSteps {
+		j.hasSteps = true
+		d.reserve.given++
+	}
+	return true
+}
+
+// takeSteps holds the reserve again when a job has ended.
+func (d *Disk) takeSteps(j *job) {
+	d.reserve.mu.Lock()
+	defer d.reserve.mu.Unlock()
+	if j.hasSteps {
+		j.hasSteps = false
+		d.reserve.given--
+	}
+	if d.reserve.lacks {
+		d.holdReserveLocked()
+	}
+}
+
+// withReserve does what can be done again when the host was full, and then has the
+// reserve for it.
+func (d *Disk) withReserve(work func() error) error {
+	err := work()
+	if !isFull(err) {
+		return err
+	}
+	d.reserve.mu.Lock()
+	given := d.giveRoom()
+	d.reserve.mu.Unlock()
+	if !given {
+		return err
+	}
+	d.log.Warn("the host file system is full; the room is taken that was kept for this", "error", err)
+	return work()
+}
+
+// isFull says that an error is the want of room on the host, and that nothing was
+// lost by it: the same can be tried again where there is room.
+func isFull(err error) bool {
+	return (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && !errors.Is(err, overlay.ErrFailed)
 }
 
 // commitWithReserve is manifest.commit that gives up the reserve when the host
 // is full.
 func (d *Disk) commitWithReserve(m *manifest) error {
 	err := m.commit(d.fs, d.dir)
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+	if !isFull(err) {
 		return err
 	}
 	if removeErr := d.fs.Remove(filepath.Join(d.dir, reserveName)); removeErr != nil {

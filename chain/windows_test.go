@@ -183,40 +183,55 @@ func TestPanicBesideASettle(t *testing.T) {
 // the next one is being copied already.
 func TestWindowThatCannotSettle(t *testing.T) {
 	for _, direction := range []string{directionUp, directionDown} {
-		t.Run(direction, func(t *testing.T) {
-			d, fs, value, second := windowedMerge(t, direction)
-			j, x, c := readyMerge(t, d, "one", direction)
-			target, source := c, x
-			if direction == directionDown {
-				target, source = x, c
-			}
-			written, given := target.layer().path, source.layer().path
-			stop := fs.StopAt(t, on("sync", written))
-			punched := fs.StopAt(t, on("punch", given))
-			punched.Go()
-			copyAll, _ := d.mergeSteps(direction)
-			merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
-			stop.Reached()
-			merge.Settles() // the next window is copied
-			var once atomic.Bool
-			fs.failing(func(call interleave.Call) error {
-				if call.Op == "write" && call.Path == written && once.CompareAndSwap(false, true) { // of its tables
-					return unix.ENOSPC
-				}
-				return nil
-			})
-			stop.Go()
-			if err := merge.Wait(); !errors.Is(err, unix.ENOSPC) {
-				t.Errorf("got %v, want ENOSPC", err)
-			}
-			fs.failing(nil)
-			if punched.Passed() {
-				t.Error("blocks were given back that are not durable elsewhere")
-			}
-			for _, off := range []int64{0, second} {
-				must(t, reading(t, d, value, off, 20000).Wait())
-			}
-		})
+		for _, c := range []struct {
+			name string
+			op   string // what fails, on the target or the source
+			err  error
+			once bool
+		}{
+			{"the target's tables find no room", "write", unix.ENOSPC, false},
+			{"a hole fails", "punch", unix.EIO, true},
+		} {
+			t.Run(direction+", "+c.name, func(t *testing.T) { windowCannotSettle(t, direction, c.op, c.err, c.once) })
+		}
+	}
+}
+
+func windowCannotSettle(t *testing.T, direction, op string, failure error, once bool) {
+	d, fs, value, second := windowedMerge(t, direction)
+	j, x, c := readyMerge(t, d, "one", direction)
+	target, source := c, x
+	if direction == directionDown {
+		target, source = x, c
+	}
+	written, given := target.layer().path, source.layer().path
+	stop := fs.StopAt(t, on("sync", written))
+	var punched atomic.Bool
+	copyAll, _ := d.mergeSteps(direction)
+	merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
+	stop.Reached()
+	merge.Settles() // the next window is copied
+	var failed atomic.Bool
+	fs.failing(func(call interleave.Call) error {
+		switch {
+		case call.Op == op && (call.Path == written && op == "write" || call.Path == given && op == "punch") && !(once && failed.Load()):
+			failed.Store(true)
+			return failure
+		case call.Op == "punch" && call.Path == given:
+			punched.Store(true)
+		}
+		return nil
+	})
+	stop.Go()
+	if err := merge.Wait(); !errors.Is(err, failure) {
+		t.Errorf("got %v, want %v", err, failure)
+	}
+	fs.failing(nil)
+	if punched.Load() {
+		t.Error("blocks were given back after a window that was not settled")
+	}
+	for _, off := range []int64{0, second} {
+		must(t, reading(t, d, value, off, 20000).Wait())
 	}
 }
 

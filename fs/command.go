@@ -117,8 +117,8 @@ func commands() []command {
 			"plan", "delete NAME, flatten NAME or revert NAME and read what that would do; it does nothing", "delete before-upgrade", nil, nil,
 			func(d disk, line string) (string, error) {
 				words := strings.Split(line, " ")
-				if len(words) < 2 || words[0] != "delete" && len(words) > 2 {
-					return "", refuse(unix.EINVAL, "plan takes delete and names, or flatten or revert and one name")
+				if line == "" || words[0] != "delete" && len(words) != 2 {
+					return "", refuse(unix.EINVAL, "plan takes delete and names, or none for the best one, or flatten or revert and one name")
 				}
 				p, err := d.Plan(words[0], words[1:])
 				if err != nil {

@@ -50,6 +50,8 @@ func TestControlWrites(t *testing.T) {
 		{"release", "one", nil, "Release one"},
 		{"clone", "one /srv/a b", nil, "Clone one /srv/a b"},
 		{"plan", "delete one two", nil, "Plan delete one+two"},
+		{"plan", "delete", nil, "Plan delete "},
+		{"plan", "flatten", unix.EINVAL, ""},
 		{"flatten", "leaf", nil, "Flatten leaf"},
 		{"rename", "one", unix.EINVAL, ""},
 		{"rename", "one  two", unix.EINVAL, ""},

@@ -56,8 +56,9 @@ func (f *fileSystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.
 	if !isDir(in.NodeId) {
 		return fuse.ENOTDIR
 	}
-	out.Fh = f.open.add(&directory{node: in.NodeId})
-	return fuse.OK
+	var status fuse.Status
+	out.Fh, status = f.open.add(&directory{node: in.NodeId})
+	return status
 }
 
 // ReadDir lists a directory from an offset on; an entry's offset is the next

@@ -49,8 +49,9 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	if err != nil {
 		return f.status("open", err)
 	}
-	out.Fh = f.open.add(o)
-	return fuse.OK
+	var status fuse.Status
+	out.Fh, status = f.open.add(o)
+	return status
 }
 
 // ReadInto reads from an open file into buf, and gives what of it was filled.

@@ -36,6 +36,7 @@ type Server struct {
 	mountpoint string
 	direct     bool          // mounted by mount(2), not by fusermount3
 	device     uint64        // of the mount's files; 0 when it could not be told
+	abort      *device.Abort // ends the connection; nil where there is no way
 	done       chan struct{} // closed when the last request was answered
 }
 
@@ -66,17 +67,34 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 	go f.notify.run(f.tell(s.kernel))
 	go s.serve()
 	s.refusePolls()
-	if m, _, err := mounts.At(mountpoint); err != nil {
-		f.log.Warn("the mount's device cannot be told", "error", err)
-	} else {
-		s.device = m.Device
-	}
+	s.identify()
 	if s.direct {
 		if err := raiseReadahead(mountpoint); err != nil {
 			f.log.Debug("readahead stays as it is", "error", err)
 		}
 	}
 	return s, nil
+}
+
+// identify finds out which connection the mount has.
+func (s *Server) identify() {
+	m, ok, err := mounts.At(s.mountpoint)
+	if err != nil || !ok {
+		s.fs.log.Warn("the mount's device cannot be told", "error", err)
+		return
+	}
+	s.device = m.Device
+	abort, err := device.OpenAbort(unix.Minor(s.device))
+	if err != nil {
+		s.fs.log.Info("copies of the mount in other mount namespaces will keep it alive", "error", err)
+		return
+	}
+	// Nobody has taken the mount away meanwhile, so that its number was another's.
+	if now, ok, err := mounts.At(s.mountpoint); err != nil || !ok || now.ID != m.ID || now.Device != m.Device {
+		_ = abort.Close() // nothing was written
+		return
+	}
+	s.abort = abort
 }
 
 // resolved is a path as the mount table shows it.
@@ -100,6 +118,9 @@ func (s *Server) serve() {
 	s.fs.open.closeAll()
 	if err := s.kernel.Close(); err != nil {
 		s.fs.log.Warn("cannot close the connection to the kernel", "error", err)
+	}
+	if s.abort != nil {
+		_ = s.abort.Close() // nothing is held back until then
 	}
 }
 

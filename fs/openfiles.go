@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // openFile is what stands behind a file handle: *diskFile, *layerFile,
@@ -12,20 +13,57 @@ type openFile interface{ close() }
 
 // openFiles gives numbers to open files. Safe for concurrent use.
 type openFiles struct {
-	mu    sync.RWMutex // guards next and files; held for no call
+	mu    sync.RWMutex // guards all below; held for no call
 	next  uint64
 	files map[uint64]openFile
+	ended bool // nothing is opened any more
 }
 
-func (t *openFiles) add(o openFile) uint64 {
+// add gives an open file its number. After end it closes the file and fails with
+// ENOTCONN, as the kernel will in a moment.
+func (t *openFiles) add(o openFile) (uint64, fuse.Status) {
+	fh, ok := t.tryAdd(o)
+	if !ok {
+		o.close()
+		return 0, fuse.Status(unix.ENOTCONN)
+	}
+	return fh, fuse.OK
+}
+
+func (t *openFiles) tryAdd(o openFile) (fh uint64, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.ended {
+		return 0, false
+	}
 	if t.files == nil {
 		t.files = make(map[uint64]openFile)
 	}
 	t.next++ // from 1: a handle of 0 is never ours
 	t.files[t.next] = o
-	return t.next
+	return t.next, true
+}
+
+// end lets nothing be opened any more, unless something is open.
+func (t *openFiles) end() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = t.ended || len(t.files) == 0
+	return t.ended
+}
+
+// goOn takes back end.
+func (t *openFiles) goOn() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = false
+}
+
+// any says whether something is open.
+func (t *openFiles) any() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.files) > 0
 }
 
 func (t *openFiles) get(fh uint64) openFile {

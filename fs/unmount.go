@@ -3,21 +3,17 @@ package fs
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
 	"varve/fs/device"
 )
 
-// ErrNotMounted is what Unmount says when the mount was taken from its mountpoint
-// while files were open (lazily), and is served until they are closed.
+// ErrNotMounted is what Unmount says when the mount is gone from this process's mount
+// namespace, as after a lazy unmount, and is served on until nobody has a file of it open.
 var ErrNotMounted = errors.New("not mounted there any more")
-
-// ErrBound is what Unmount says when the mount, or a part of it, can be seen at
-// further places of this mount namespace: without its mountpoint it would go on there,
-// out of sight.
-var ErrBound = errors.New("it is mounted a second time")
 
 // Device is the device of the mount's files, 0 when it could not be told.
 func (s *Server) Device() uint64 { return s.device }
@@ -25,26 +21,22 @@ func (s *Server) Device() uint64 { return s.device }
 // Mountpoint is where the mount was made, as the mount table shows it.
 func (s *Server) Mountpoint() string { return s.mountpoint }
 
-// Unmount asks the kernel to take the mount away, wherever it was moved to; Wait
-// returns after it. The error is unix.EBUSY while a file of the mount is open or in
-// use as a directory: then it goes on serving, as it does with ErrBound. A mount that
-// is gone is no error; one that was unmounted lazily and is still in use is
-// ErrNotMounted: by now something else may be mounted at the same place, which is left
-// alone.
+// Unmount takes the mount away, wherever it was moved to, and ends the connection; Wait
+// returns after it. Bind mounts of it, and copies in other mount namespaces, are left
+// behind with ENOTCONN. While a file of the mount is open, in whatever namespace, or the
+// mount is in use as a directory in this one, it goes on serving, and the error is
+// unix.EBUSY, or ErrNotMounted where only those who have files open keep it. A mount that
+// is gone is no error.
 func (s *Server) Unmount() error {
-	const tries = 5 // the kernel may still be closing what was in use
+	const tries = 6 // the kernel may still be closing what was in use, and tells of it late
 	var err error
-	at := s.mountpoint
 	for i, pause := 0, 5*time.Millisecond; i < tries; i, pause = i+1, 2*pause {
 		select {
 		case <-s.done:
 			return nil
 		default:
 		}
-		if at, err = s.place(); err == nil {
-			err = device.Unmount(at, s.direct)
-		}
-		if err == nil {
+		if err = s.tryUnmount(); err == nil {
 			return nil
 		}
 		select {
@@ -53,8 +45,54 @@ func (s *Server) Unmount() error {
 		case <-time.After(pause):
 		}
 	}
-	return fmt.Errorf("unmount %s: %w", at, err)
+	return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
 }
+
+func (s *Server) tryUnmount() error {
+	at, err := s.place()
+	mounted := !errors.Is(err, ErrNotMounted)
+	switch {
+	case s.fs.open.any():
+		if !mounted {
+			return ErrNotMounted
+		}
+		return unix.EBUSY // which the kernel says of this mount namespace alone
+	case !mounted:
+	case err != nil:
+		return err
+	default:
+		if err := device.Unmount(at, s.direct); err != nil {
+			return err
+		}
+	}
+	// Somebody may have opened a file at another place meanwhile.
+	if !s.fs.open.end() {
+		return ErrNotMounted
+	}
+	if s.abort == nil {
+		return s.unkept()
+	}
+	if err := s.abort.End(); err != nil {
+		s.fs.open.goOn()
+		return err
+	}
+	return nil
+}
+
+// unkept waits a moment for the end of a mount that nothing should keep any more. The
+// error is ErrNotMounted when something does, such as a copy in another mount namespace.
+func (s *Server) unkept() error {
+	select {
+	case <-s.done:
+		return nil
+	case <-time.After(endTime):
+		s.fs.open.goOn()
+		return ErrNotMounted
+	}
+}
+
+// endTime is more than the kernel takes to tell that a mount is gone.
+const endTime = time.Second
 
 // place is where the mount is now. It reads the mount table only.
 func (s *Server) place() (string, error) {
@@ -66,12 +104,6 @@ func (s *Server) place() (string, error) {
 	switch {
 	case !ok:
 		return s.mountpoint, ErrNotMounted
-	case len(m.Binds) > 0:
-		var words []string
-		for _, b := range m.Binds {
-			words = append(words, b.String())
-		}
-		return m.Mountpoint, fmt.Errorf("%w: %s", ErrBound, strings.Join(words, ", "))
 	case !m.Reachable():
 		return m.Mountpoint, fmt.Errorf("%s is mounted over it at %s", m.Over, m.OverAt)
 	}

@@ -26,6 +26,7 @@ type allocator struct {
 	next        int64 // the next cluster to give out
 	end         int64 // clusters below have refcount 1 and lie within the file
 	batch       int64 // clusters to add at a time
+	ahead       int64 // clusters up to here may have refcount 1 still, after a Settle that failed
 
 	tableOffset int64   // of the refcount table
 	table       []int64 // offsets of the refcount blocks; 0 for none; replaced, not changed

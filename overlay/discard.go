@@ -260,15 +260,27 @@ func (q *punchQueue) due(end int64) []int64 {
 	return clusters
 }
 
-// dueMask is what of a cluster is due, 0 for nothing. The caller owns its stripe, so
-// that nothing is added meanwhile.
-func (q *punchQueue) dueMask(cluster, end int64) uint32 {
+// duePunch is what of a cluster is due. The caller owns its stripe, so that nothing
+// is added meanwhile.
+func (q *punchQueue) duePunch(cluster, end int64) pendingPunch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if p := q.pending[cluster]; p != nil && q.isDue(cluster, p, end) {
-		return p.mask
+		return *p
 	}
-	return 0
+	return pendingPunch{}
+}
+
+// putBack queues again what was due and could not be punched. The caller owns the
+// clusters' stripes.
+func (q *punchQueue) putBack(taken map[int64]pendingPunch) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for cluster, p := range taken {
+		if p.mask != 0 {
+			q.pending[cluster] = &p
+		}
+	}
 }
 
 func (q *punchQueue) isDue(cluster int64, p *pendingPunch, end int64) bool {

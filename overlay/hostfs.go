@@ -23,6 +23,9 @@ type FS interface {
 	Remove(path string) error
 	// SyncDir makes creations, renames and removals in a directory durable.
 	SyncDir(path string) error
+	// Free is how many bytes the file system that a path is on has free for this
+	// process. errors.ErrUnsupported where it cannot tell.
+	Free(path string) (int64, error)
 }
 
 // File is an open host file. Offsets and lengths are bytes. Safe for

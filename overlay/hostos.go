@@ -81,6 +81,25 @@ func (hostFS) SyncDir(path string) error {
 	return d.Sync()
 }
 
+// Free is f_bavail of statfs(2), for root f_bfree: the reserved blocks are root's. Of
+// btrfs, f_bfree counts what only metadata can have (seen: 75 MiB of it with no room for
+// a byte of data).
+func (hostFS) Free(path string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	if os.Geteuid() == 0 && st.Type != unix.BTRFS_SUPER_MAGIC {
+		free := int64(st.Bfree)
+		if st.Type == unix.EXT4_SUPER_MAGIC {
+			// ext4 keeps a fiftieth, 4,096 blocks at most, for itself and counts it as free.
+			free -= min(int64(st.Blocks)/50, 4096)
+		}
+		return max(free, int64(st.Bavail)) * st.Bsize, nil
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
 // hostFile is a File on the host.
 type hostFile struct {
 	f    *os.File

@@ -104,12 +104,20 @@ func (o *Overlay) punchRun(clusters []int64, end int64) error {
 func (o *Overlay) punchSome(clusters []int64, end int64) (n int, err error) {
 	n, unlock := o.ownStripes(clusters)
 	defer unlock()
+	taken := make(map[int64]pendingPunch)
+	defer func() {
+		if err != nil { // a full host may need room for a hole: another try
+			o.punch.putBack(taken)
+		}
+	}()
 	var from, to int64 // the hole so far
 	for _, c := range clusters[:n] {
-		host, mask, err := o.takePunch(c, end)
+		host, p, err := o.takePunch(c, end)
 		if err != nil {
 			return 0, errors.Join(err, o.punchHole(from, to))
 		}
+		taken[c] = p
+		mask := p.mask
 		for mask != 0 {
 			first := bits.TrailingZeros32(mask)
 			n := bits.TrailingZeros32(^(mask >> first))
@@ -152,26 +160,26 @@ func (o *Overlay) ownStripes(clusters []int64) (n int, unlock func()) {
 }
 
 // takePunch takes a cluster, whose stripe is the caller's, off the queue, and gives
-// its place in the file and the subclusters that may go.
-func (o *Overlay) takePunch(cluster, end int64) (host int64, mask uint32, err error) {
-	mask = o.punch.dueMask(cluster, end)
-	if mask == 0 {
-		return 0, 0, nil
+// its place in the file and what of it may go.
+func (o *Overlay) takePunch(cluster, end int64) (host int64, p pendingPunch, err error) {
+	p = o.punch.duePunch(cluster, end)
+	if p.mask == 0 {
+		return 0, p, nil
 	}
 	s, i, err := o.findSlice(cluster)
 	if err != nil {
-		return 0, 0, err
+		return 0, pendingPunch{}, err
 	}
-	o.punch.cancel(cluster, mask)
+	o.punch.cancel(cluster, p.mask)
 	if s == nil {
-		return 0, 0, nil
+		return 0, pendingPunch{}, nil
 	}
 	host, bitmap := int64(s.offset[i].Load()), s.bitmap[i].Load()
-	mask &^= uint32(bitmap)
+	p.mask &^= uint32(bitmap)
 	if host == 0 {
-		return 0, 0, nil
+		return 0, pendingPunch{}, nil
 	}
-	return host, mask, nil
+	return host, p, nil
 }
 
 func (o *Overlay) punchHole(from, to int64) error {

@@ -41,16 +41,23 @@ func (o *Overlay) SetBacking(name, format string) error {
 	if name != "" {
 		h.BackingOffset = freeNameSlot(o.header)
 		if err := writeFull(o.file, []byte(name), int64(h.BackingOffset)); err != nil {
-			return o.fail(err)
+			return o.failUnlessFull(err)
 		}
 		if err := o.sync(); err != nil {
 			return o.fail(err)
 		}
 	}
-	if err := o.switchHeader(&h); err != nil {
-		return o.fail(err)
+	return o.failUnlessFull(o.switchHeader(&h))
+}
+
+// failUnlessFull is fail, but for what met a full host in a write and can be done
+// again: a name that no header names yet, a header of one sector, refcounts that are
+// high still.
+func (o *Overlay) failUnlessFull(err error) error {
+	if err == nil || noRoom(err) {
+		return err
 	}
-	return nil
+	return o.fail(err)
 }
 
 // freeNameSlot is a place in cluster 0 that the present name does not use.
@@ -170,7 +177,7 @@ func (o *Overlay) setSize(size int64) error {
 	h.Size = size
 	end := min(o.Size(), size)
 	if err := o.switchHeader(&h); err != nil {
-		return o.fail(err)
+		return o.failUnlessFull(err)
 	}
 	o.size.Store(size)
 	o.changed.mark(end, 1) // how much counts of what is there is another now
@@ -296,7 +303,8 @@ func (o *Overlay) Settle() error {
 		return o.sync()
 	}()
 	if err != nil {
-		return o.fail(err)
+		o.alloc.putBack(end, freed)
+		return o.failUnlessFull(err)
 	}
 	for _, c := range freed {
 		if err := o.file.PunchHole(c<<o.clusterBits, o.clusterSize()); err != nil {
@@ -311,9 +319,16 @@ func (o *Overlay) Settle() error {
 func (a *allocator) unused() (next, end int64, freed []int64, table []int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	next, end, freed, table = a.next, a.end, a.freed, a.table
-	a.end, a.freed, a.batch = a.next, nil, minBatch
+	next, end, freed, table = a.next, max(a.end, a.ahead), a.freed, a.table
+	a.end, a.ahead, a.freed, a.batch = a.next, 0, nil, minBatch
 	return next, end, freed, table
+}
+
+// putBack takes unused back, when not all of it could be written.
+func (a *allocator) putBack(end int64, freed []int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ahead, a.freed = max(a.ahead, end), append(a.freed, freed...)
 }
 
 // OwnBytes is how many guest bytes the layer itself maps: data and zeros. It

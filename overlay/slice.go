@@ -205,6 +205,10 @@ func (o *Overlay) makeTable(l1 int64) error {
 		return err
 	}
 	if err := o.reserve(host, o.clusterSize()); err != nil {
+		// What of it could be had is what others need now.
+		if punch := o.file.PunchHole(host, o.clusterSize()); punch != nil {
+			o.log.Debug("cannot give back a part of a table", "file", o.file.Name(), "error", punch)
+		}
 		o.alloc.giveBack(host)
 		return fmt.Errorf("reserve L2 table at 0x%x of %s: %w", host, o.file.Name(), err)
 	}

@@ -492,7 +492,7 @@ func TestJobOnAFullHost(t *testing.T) {
 	if err := os.Truncate(host+"/filler", info.Size()-2<<20); err != nil {
 		t.Fatal(err)
 	}
-	fails(t, dir, exitFailed, []string{"varve: flatten mnt: the host needs ", " more bytes free than it has", "no space left on device"}, "flatten", "mnt", "one")
+	fails(t, dir, exitFailed, []string{"varve: flatten mnt: it needs ", " bytes free on the host at least, and ", "no space left on device"}, "flatten", "mnt", "one")
 	st := document(t, dir, "mnt")
 	if st.Layers[1].Parent == nil || named(st) != "base one" || st.Job != nil {
 		t.Errorf("status says %+v, job %+v", st, st.Job)

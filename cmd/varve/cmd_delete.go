@@ -23,10 +23,16 @@ The merge waits for a layer with several children until all but one are gone.
 It survives an unmount or a crash and goes on at the next mount. A snapshot that
 is held, or that another disk was cloned from, cannot be deleted.
 
+On a host with next to no room it frees before it needs: what newer layers hide
+of a snapshot goes first, the rest moves in small steps. --dry-run without a NAME
+says which snapshot's delete gives back most of those that the host has the room
+for.
+
 With --unnamed it goes on with layers that have no name any more, those of a
 delete that was cancelled.`,
 		Example: `  varve delete /mnt/vm1 before-upgrade
   varve delete /mnt/vm1 monday --background
+  varve delete /mnt/vm1 --dry-run        # which one gives back most
   varve delete /mnt/vm1 --unnamed`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if unnamed {
@@ -34,6 +40,9 @@ delete that was cancelled.`,
 					return wrongUse(cmd, "--dry-run needs a name")
 				}
 				return takes("DISK")(cmd, args)
+			}
+			if dry.on && len(args) == 1 {
+				return nil // of the best one
 			}
 			if err := takes("DISK", "NAME")(cmd, args[:min(len(args), 2)]); err != nil {
 				return err

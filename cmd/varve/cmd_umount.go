@@ -57,6 +57,9 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		return err
 	}
 	t, err := findTarget(arg)
+	if unseen := (unseenError{}); errors.As(err, &unseen) {
+		return umountUnseen(ctx, cmd.ErrOrStderr(), arg, unseen, flags)
+	}
 	if err != nil {
 		return err
 	}
@@ -103,13 +106,13 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		return t.explain(err)
 	}
 	if flags.lazy {
-		t.tellRest(cmd.ErrOrStderr())
+		t.leaveBehind(cmd.ErrOrStderr(), ended)
 		return nil // those who use it decide how long the daemon goes on
 	}
 	if t.dir == "" {
 		return nil // nothing was ever written
 	}
-	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon, flags.wait); err != nil || t.readOnly {
+	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon, ended, flags.wait); err != nil || t.readOnly {
 		return err
 	}
 	// Its last words go into the log in the disk directory.
@@ -184,6 +187,14 @@ func (p process) wait(limit time.Duration) {
 			return
 		}
 	}
+}
+
+// terminate asks the process to end, as SIGTERM does a daemon.
+func (p process) terminate() error {
+	if p.fd < 0 {
+		return unix.ESRCH
+	}
+	return unix.PidfdSendSignal(p.fd, unix.SIGTERM, nil, 0)
 }
 
 func (p process) close() {

@@ -70,7 +70,7 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 		p, err := d.Plan(operation, names)
 		return p, errors.Join(err, d.Close())
 	}
-	text, err := t.ask("plan", operation+" "+strings.Join(names, " "))
+	text, err := t.ask("plan", strings.Join(append([]string{operation}, names...), " "))
 	if err != nil {
 		return chain.Plan{}, err
 	}
@@ -111,6 +111,10 @@ func writePlan(out io.Writer, p chain.Plan) error {
 		}
 		fmt.Fprintf(&text, "  %-10s %s (holds %s itself, %s on the host)\n", what, name, fs.HumanSize(l.OwnBytes), fs.HumanSize(l.HostBytes))
 	}
+	if p.Operation == "delete" && len(p.Gone)+len(p.Waiting) == 0 {
+		_, err := fmt.Fprintln(out, "there is no snapshot whose delete fits on the host and gives anything back")
+		return err
+	}
 	fmt.Fprintf(&text, "%s would\n", p.Operation)
 	for _, l := range p.Gone {
 		layer("remove", l)
@@ -127,11 +131,11 @@ func writePlan(out io.Writer, p chain.Plan) error {
 		text.WriteString("             (kept until one layer at most stands on it, and no clone)\n")
 	}
 	fmt.Fprintf(&text, "  %-10s %s\n", "copy", fs.HumanSize(p.CopyBytes))
-	need := fs.HumanSize(p.ExtraBytes)
+	need := fs.HumanSize(p.LeastBytes)
 	if p.HostFree >= 0 {
-		need += " on the host at the worst moment; it has " + fs.HumanSize(p.HostFree) + " free"
-		if p.ExtraBytes > p.HostFree {
-			need += ", so it would be refused"
+		need += " on the host at least; it has " + fs.HumanSize(p.HostFree) + " free"
+		if p.ExtraBytes > p.LeastBytes {
+			need += ", and up to " + fs.HumanSize(p.ExtraBytes) + " are used where they are"
 		}
 	}
 	fmt.Fprintf(&text, "  %-10s %s\n", "need", need)

@@ -45,7 +45,22 @@ func askAgain(mount *fs.Server, done <-chan struct{}) {
 			return
 		case <-time.After(askedPoll):
 		}
-		if err := mount.Unmount(); !errors.Is(err, syscall.EBUSY) && !errors.Is(err, fs.ErrBound) {
+		if err := mount.Unmount(); !errors.Is(err, syscall.EBUSY) {
+			return
+		}
+	}
+}
+
+// endWhenUnused ends a mount that is out of sight when the last file of it is closed: a
+// copy in another mount namespace would keep it. It gives up when done is closed.
+func endWhenUnused(mount *fs.Server, done <-chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(askedPoll):
+		}
+		if err := mount.Unmount(); !errors.Is(err, fs.ErrNotMounted) {
 			return
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -42,7 +43,8 @@ type server struct {
 	plan       plan
 	log        *slog.Logger
 	closeLog   func() error
-	scope      string // systemd's unit of its own, "" without one
+	scope      string    // systemd's unit of its own, "" without one
+	endAlone   sync.Once // starts what ends a mount that is out of sight
 }
 
 // run mounts and returns when the mount is gone and all is written. An error
@@ -270,7 +272,7 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 	if err == nil {
 		return
 	}
-	if errors.Is(err, syscall.EBUSY) || errors.Is(err, fs.ErrBound) {
+	if errors.Is(err, syscall.EBUSY) {
 		who := usersOfOwn(mount)
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
 		m.notify("STATUS=in use, not unmounted: " + who)
@@ -280,7 +282,8 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 		return
 	}
 	if errors.Is(err, fs.ErrNotMounted) {
-		m.log.Warn("it is unmounted already, and goes on until nobody uses it", "signal", s.String(), "by", usersOfOwn(mount))
+		m.log.Warn("it is unmounted already, and ends when nobody uses it any more", "signal", s.String(), "by", usersOfOwn(mount))
+		m.endAlone.Do(func() { go endWhenUnused(mount, done) })
 		return
 	}
 	m.log.Error("not unmounted", "signal", s.String(), "error", err)

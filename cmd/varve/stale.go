@@ -87,27 +87,55 @@ func (p plan) explainInUse(err error) error {
 	if _, there, tableErr := mountOfDisk(mountpoint, p.dir); tableErr != nil || there {
 		return err
 	}
-	return heldElsewhere(pid, mountpoint)
+	return heldElsewhere(p.dir, pid, mountpoint)
 }
 
-// heldElsewhere says who holds a disk for a mount that the mount table does not
-// show, and how to end that.
-func heldElsewhere(pid int, mountpoint string) error {
-	how, end := "unmounted lazily, or mounted in another namespace", "; it ends by itself when nobody has a file of it open any more"
+// unseenError is that a daemon holds a disk for a mount that the mount table of this mount
+// namespace does not show.
+type unseenError struct {
+	dir        string
+	pid        int
+	mountpoint string // as the daemon says
+	device     uint64 // of the mount's files; 0 when it cannot be told
+	how        string // in words
+}
+
+func (e unseenError) Error() string {
+	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)", e.pid, holders.Command(e.pid), e.mountpoint, e.how).Error()
+}
+
+// heldElsewhere says who holds a disk for a mount that cannot be seen, who uses it, and how
+// to end that.
+func heldElsewhere(dir string, pid int, mountpoint string) error {
+	e := unseenError{dir: dir, pid: pid, mountpoint: mountpoint, how: "unmounted while it was in use, or mounted in another mount namespace"}
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	ours, ownErr := os.Readlink("/proc/self/ns/mnt")
+	known := false
+	e.device, known = holders.Connection(pid)
+	if err == nil && ownErr == nil && theirs != ours {
+		e.how = "mounted in another mount namespace"
+	}
+	way := fmt.Sprintf("; \"varve umount %s\" ends it when nobody has a file of it open any more", chain.ShellWord(dir))
+	u, usersErr := target{mountpoint: mountpoint, device: e.device}.users(false)
+	if !known || usersErr != nil {
+		return fmt.Errorf("%w%s", e, way)
+	}
 	switch {
-	case err != nil || ownErr != nil:
-	case theirs != ours:
-		how = "mounted in another mount namespace"
-		end = fmt.Sprintf("; unmount it there: nsenter --target %d --mount varve umount %s", pid, chain.ShellWord(mountpoint))
-	default:
-		how = "unmounted lazily while it was in use"
+	case err != nil || ownErr != nil || theirs != ours:
+	case len(u.uses) > 0:
+		e.how = "unmounted while it was in use"
+	case len(u.places)+len(u.copies) > 0:
+		e.how = "unmounted, and seen in other mount namespaces"
 	}
-	if device, known := holders.Connection(pid); known && theirs == ours {
-		if who, err := (target{device: device}).users(false); err == nil {
-			end = fmt.Sprintf(": %v; close that, then it writes everything and ends by itself", who)
-		}
+	switch {
+	case len(u.uses) > 0 && len(u.places)+len(u.copies) == 0 && theirs == ours:
+		return fmt.Errorf("%w: %v; close that, then it writes everything and ends by itself", e, u)
+	case len(u.uses)+len(u.places) > 0:
+		return fmt.Errorf("%w: %v%s", e, u, way)
+	case len(u.copies) > 0:
+		return fmt.Errorf("%w: %s%s", e, placesOf(u.copies), way)
+	case theirs == ours && err == nil:
+		return fmt.Errorf("%w: %s; close that, then it writes everything and ends by itself", e, usersOf(nil))
 	}
-	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)%s", pid, holders.Command(pid), mountpoint, how, end)
+	return fmt.Errorf("%w%s", e, way)
 }

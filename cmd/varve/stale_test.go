@@ -149,7 +149,7 @@ func TestLazilyUnmountedByAUser(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	r := asUser(t, nobody, home, dir, "umount", "vm.raw")
-	want := fmt.Sprintf("(unmounted lazily while it was in use): disk.raw is open (pid %d sh); close that", program.Process.Pid)
+	want := fmt.Sprintf("(unmounted while it was in use): disk.raw is open (pid %d sh); close that", program.Process.Pid)
 	if r.code != exitFailed || !strings.Contains(r.stderr, want) {
 		t.Errorf("exit %d, says %q, lacks %q", r.code, r.stderr, want)
 	}
@@ -241,7 +241,7 @@ func TestLazilyUnmounted(t *testing.T) {
 	tool(t, dir, "fusermount3", "-uz", mnt)
 
 	words := []string{
-		fmt.Sprintf("pid %d ", pid), "holds it for a mount at " + mnt + " that cannot be seen from here (unmounted lazily while it was in use): ",
+		fmt.Sprintf("pid %d ", pid), "holds it for a mount at " + mnt + " that cannot be seen from here (unmounted while it was in use): ",
 		"layers/base.raw is attached to " + loop,
 		fmt.Sprintf("disk.raw is open (pid %d sh)", program.Process.Pid),
 		fmt.Sprintf("pid %d sh has its working directory there", program.Process.Pid),

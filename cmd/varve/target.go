@@ -13,6 +13,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/holders"
 )
 
 // lockWait is how long a command waits for another one to let go of a disk
@@ -90,11 +91,15 @@ func (t target) at(m mounts.Mount) target {
 	return t
 }
 
+// unseenWait is after how long a mount that cannot be seen is looked for elsewhere.
+const unseenWait = time.Second
+
 // waitMount finds the mount of a disk directory by who holds it. A daemon holds
 // it a moment longer than its mount can be seen, at the beginning and, after
 // fusermount3 -u, at the end: that moment is waited for.
 func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
-	deadline := time.Now().Add(lockWait)
+	begun := time.Now()
+	deadline, looked := begun.Add(lockWait), false
 	for {
 		pid, mountpoint, held, err := chain.Holder(dir)
 		if err != nil || !held || mountpoint == "" {
@@ -107,8 +112,17 @@ func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
 		if err != nil || ok {
 			return m, ok, err
 		}
+		if !looked && time.Since(begun) > unseenWait {
+			// One that is somewhere else does not come here.
+			looked = true
+			if device, ok := holders.Connection(pid); ok {
+				if places, err := otherPlaces(device, ""); err == nil && len(places) > 0 {
+					deadline = begun
+				}
+			}
+		}
 		if time.Now().After(deadline) {
-			return mounts.Mount{}, false, heldElsewhere(pid, mountpoint)
+			return mounts.Mount{}, false, heldElsewhere(dir, pid, mountpoint)
 		}
 		time.Sleep(lockPoll)
 	}

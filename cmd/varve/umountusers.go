@@ -16,7 +16,11 @@ import (
 // users are the reasons for which a mount goes on.
 type users struct {
 	uses   []holders.Use  // open files and the like, wherever the mount is seen
-	places []mounts.Mount // where it can be seen but at its mountpoint
+	places []mounts.Mount // where somebody wanted it to be seen, but at its mountpoint
+	// copies are what other mount namespaces have at the same mountpoint, as each has that
+	// is made while a disk is mounted, by a container or by libvirt for a VM. Nobody asked
+	// for them: where no file is open by them, they keep nothing.
+	copies []mounts.Mount
 }
 
 func (u users) none() bool { return len(u.uses) == 0 && len(u.places) == 0 }
@@ -53,7 +57,14 @@ func (t target) users(asking bool) (users, error) {
 	if t.mountpoint != "" {
 		all = append([]mounts.Mount{{Mountpoint: t.mountpoint, Root: "/", Device: t.device}}, places...)
 	}
-	u := users{uses: holders.Find(t.device, all), places: places}
+	u := users{uses: holders.Find(t.device, all)}
+	for _, m := range places {
+		if m.PID != 0 && m.Whole() && m.Mountpoint == t.mountpoint {
+			u.copies = append(u.copies, m)
+		} else {
+			u.places = append(u.places, m)
+		}
+	}
 	if !asking {
 		return u, nil
 	}
@@ -123,22 +134,73 @@ func (t target) isMain() error {
 	return fmt.Errorf("it is a bind mount of the varve mount %s: \"umount %s\" takes it away, \"varve umount %s\" unmounts the disk", m.Mountpoint, at, chain.ShellWord(m.Mountpoint))
 }
 
-// tellRest says where a mount can still be seen that was taken from its mountpoint.
-func (t target) tellRest(stderr io.Writer) {
-	places, err := otherPlaces(t.device, t.mountpoint)
-	if err == nil && len(places) > 0 {
-		say(stderr, "umount %s: its daemon goes on, since it is mounted a second time: %s", t.arg, placesOf(places))
+// leaveBehind says where a mount can still be seen that was taken from its mountpoint. When
+// nobody wanted it anywhere else, its daemon is told to end with its last user: copies are
+// not to keep it for ever.
+func (t target) leaveBehind(stderr io.Writer, daemon process) {
+	u, err := t.users(false)
+	switch {
+	case err != nil:
+	case len(u.places) > 0:
+		say(stderr, "umount %s: its daemon goes on, since it is mounted a second time: %s", t.arg, placesOf(u.places))
+	default:
+		_ = daemon.terminate() // it has ended, or is another user's
 	}
+}
+
+// umountUnseen unmounts a disk whose mount cannot be seen from here: it is in another mount
+// namespace, or was unmounted while it was in use.
+func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unseenError, flags umountFlags) error {
+	t := target{arg: arg, dir: unseen.dir, mountpoint: unseen.mountpoint, device: unseen.device, owner: -1}
+	daemon := processEnd(unseen.pid)
+	defer daemon.close()
+	if pid, _, held, err := chain.Holder(t.dir); err != nil || !held || pid != unseen.pid {
+		return err // it has ended meanwhile
+	}
+	if flags.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
+		defer cancel()
+	}
+	if !flags.force && !flags.lazy {
+		if err := t.checkInPlace(); err != nil {
+			return err
+		}
+	}
+	u, err := t.users(false)
+	if err != nil {
+		return err
+	}
+	if !flags.wait && len(u.uses)+len(u.places) > 0 {
+		return fmt.Errorf("%w: %v; close that first, or let --wait wait for that", unseen, u)
+	}
+	if err := daemon.terminate(); err != nil {
+		return fmt.Errorf("%w, and it cannot be asked to end: %w", unseen, err)
+	}
+	if flags.lazy {
+		return nil
+	}
+	if err := waitReleased(ctx, stderr, t, unseen.pid, daemon, flags.wait); err != nil {
+		return err
+	}
+	daemon.wait(patience)
+	return checkClosed(stderr, t, false)
 }
 
 // patience is how long umount waits in silence.
 const patience = 2 * time.Second
 
-// waitReleased waits until the daemon has let go of the disk directory. When somebody
+// endSoon is after how long a daemon that is still there is asked to end: most are gone by
+// then.
+const endSoon = 100 * time.Millisecond
+
+// waitReleased waits until the daemon, of which ended is a handle, has let go of the disk
+// directory. A daemon that only copies of the mount keep is asked to end. When somebody
 // uses the mount still, as from another mount namespace, that is an error, or with wait
 // what it waits for.
-func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, wait bool) error {
-	said, looked := "", time.Now().Add(patience-lookUsers)
+func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, ended process, wait bool) error {
+	said, begun := "", time.Now()
+	next := begun.Add(endSoon)
 	for {
 		pid, _, held, err := chain.Holder(t.dir)
 		if err != nil {
@@ -147,33 +209,44 @@ func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, w
 		if !held || pid != daemon {
 			return nil
 		}
-		if time.Since(looked) > lookUsers {
-			looked = time.Now()
+		if time.Now().After(next) {
 			u, err := t.users(false)
 			if err != nil {
 				return err
 			}
-			what := fmt.Sprintf("waiting for pid %d to write everything", pid)
-			switch {
-			case u.none():
-			case !wait:
-				return fmt.Errorf("%s is no longer mounted, but pid %d goes on for those who use it: %v; until it has ended do not touch %s", t.mountpoint, pid, u, t.dir)
-			default:
-				what = fmt.Sprintf("still in use, waiting: %v", u)
+			if len(u.uses) == 0 && len(u.places) == 0 && len(u.copies) > 0 {
+				if err := ended.terminate(); err != nil {
+					return fmt.Errorf("%s is no longer mounted here, but pid %d goes on for copies of the mount in other mount namespaces (%s), and cannot be asked to end: %w", t.mountpoint, pid, placesOf(u.copies), err)
+				}
 			}
-			if what != said {
-				said = what
-				say(stderr, "umount %s: %s", t.arg, what)
+			next = time.Now().Add(patience)
+			if time.Since(begun) > patience {
+				next = time.Now().Add(lookUsers)
+				what := fmt.Sprintf("waiting for pid %d to write everything", pid)
+				switch {
+				case u.none():
+				case !wait:
+					return t.stillUsed(pid, u)
+				default:
+					what = fmt.Sprintf("still in use, waiting: %v", u)
+				}
+				if what != said {
+					said = what
+					say(stderr, "umount %s: %s", t.arg, what)
+				}
 			}
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			u, err := t.users(false)
-			if err == nil && !u.none() {
-				return fmt.Errorf("%s is no longer mounted, but pid %d goes on for those who use it: %v; until it has ended do not touch %s", t.mountpoint, pid, u, t.dir)
+			if u, err := t.users(false); err == nil && !u.none() {
+				return t.stillUsed(pid, u)
 			}
 			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, t.dir)
 		}
 	}
+}
+
+func (t target) stillUsed(pid int, u users) error {
+	return fmt.Errorf("%s is no longer mounted, but pid %d goes on for those who use it: %v; until it has ended do not touch %s", t.mountpoint, pid, u, t.dir)
 }

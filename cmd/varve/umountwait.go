@@ -83,14 +83,21 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 	}
 }
 
-// tryUnmount unmounts at the mountpoint, unless the mount would go on at another place,
-// out of sight; the error is unix.EBUSY then too.
+// tryUnmount unmounts at the mountpoint, unless the mount is wanted at another place or
+// somebody uses a copy of it, of which the kernel says nothing; the error is unix.EBUSY
+// then too.
 func (t target) tryUnmount() error {
-	places, err := otherPlaces(t.device, t.mountpoint)
+	u, err := t.users(false)
 	if err != nil {
 		return err
 	}
-	if len(places) > 0 {
+	if len(u.copies) > 0 && len(u.uses) == 0 {
+		// The daemon sees also those whom this user does not.
+		if u, err = t.users(true); err != nil {
+			return err
+		}
+	}
+	if len(u.places) > 0 || len(u.copies) > 0 && len(u.uses) > 0 {
 		return unix.EBUSY
 	}
 	return unmountPath(t.mountpoint)

@@ -53,7 +53,10 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	op := Op{Kind: Write, Off: off, N: int64(len(p)), Data: slices.Clone(p)}
 	err := f.change(op)
 	var partly Partly
+	var full noRoom
 	switch {
+	case errors.As(err, &full):
+		return int(full.fits), err
 	case errors.As(err, &partly):
 		return int(op.half()), err
 	case err != nil:
@@ -138,5 +141,6 @@ func (f *file) Close() error {
 		return os.ErrClosed
 	}
 	f.closed = true
+	f.node.opens--
 	return nil
 }

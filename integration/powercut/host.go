@@ -30,12 +30,15 @@ type Host struct {
 	hook      func(op Op) error
 	hookReads bool
 	versions  maphash.Seed // of Version, shared by all hosts that come from one
+
+	room *room // nil: without a limit
 }
 
 // node is a file or a directory.
 type node struct {
 	id    uint64
 	isDir bool
+	opens int // open files
 	mtime int64
 	kept  int64 // the mtime that is durable
 
@@ -159,6 +162,7 @@ func (h *Host) Clone() *Host {
 	c := &Host{byID: make(map[uint64]*node, len(h.byID)), clock: h.clock, seq: h.seq, versions: h.versions}
 	for id, n := range h.byID {
 		fresh := *n
+		fresh.opens = 0
 		if !n.isDir {
 			fresh.now, fresh.durable = n.now.clone(), n.durable.clone()
 			fresh.pending = slices.Clone(n.pending)
@@ -234,9 +238,14 @@ func (h *Host) ask(op Op) error {
 // records it; mu is held.
 func (h *Host) change(op Op) error {
 	err := h.ask(op)
+	if err == nil {
+		op, err = h.fit(op)
+	}
 	var partly Partly
+	var full noRoom
 	switch {
 	case err == nil:
+	case errors.As(err, &full) && op.N > 0:
 	case op.Kind == Write && errors.As(err, &partly):
 		op.N = op.half()
 		op.Data = op.Data[:op.N]
@@ -367,6 +376,7 @@ func (h *Host) Open(path string, flag int, _ os.FileMode) (overlay.File, error) 
 			}
 		}
 	}
+	n.opens++
 	return &file{host: h, node: n, path: path}, nil
 }
 

@@ -69,7 +69,7 @@ var writingMutants = []mutant{
 		"overlay.TestDiscardMeetsAWriteInPlace"),
 	one("M6", "neither does a write take its place off the queue, nor is the entry looked at again", "overlay/write.go",
 		"	o.punch.cancel(cluster, mask)\n	if err := o.writeNew", "	if err := o.writeNew",
-		"overlay.TestWriteCancelsThePunch").and("overlay/punch.go", "	mask &^= uint32(bitmap)\n", "	_ = bitmap\n"),
+		"overlay.TestWriteCancelsThePunch").and("overlay/punch.go", "	p.mask &^= uint32(bitmap)\n", "	_ = bitmap\n"),
 	one("M6", "a discard again keeps its old turn", "overlay/discard.go",
 		"		q.pending[cluster] = p\n	}\n	p.mask |= mask\n	p.unmapped = p.unmapped || unmapped\n	p.seq = q.captured + 1",
 		"		q.pending[cluster] = p\n		p.seq = q.captured + 1\n	}\n	p.mask |= mask\n	p.unmapped = p.unmapped || unmapped",

@@ -17,6 +17,7 @@ const ReadErrand = "read"
 const (
 	statusErrand       = "status"
 	statErrand         = "stat"
+	bestErrand         = "best-delete"
 	examineErrand      = "examine"
 	examineImageErrand = "examine-image"
 )
@@ -33,6 +34,7 @@ func Errands() map[string]aside.Errand {
 	return map[string]aside.Errand{
 		ReadErrand:   os.ReadFile,
 		statusErrand: readStatus,
+		bestErrand:   bestDelete,
 		statErrand: func(path string) ([]byte, error) {
 			_, err := os.Stat(path)
 			return nil, err

@@ -2,22 +2,34 @@ package doctor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain"
+	"varve/cmd/varve/internal/aside"
 	"varve/fs"
+	"varve/overlay"
 )
 
 const (
 	// lowPercent of a file system, and no more than lowBytes of it, is little.
 	lowPercent = 5
 	lowBytes   = 20 << 30
-	// noBytes is as good as nothing: one flush of the guest may need more.
-	noBytes = 64 << 20
+	// noBytes is as good as nothing: a table of each layer that the next writes go to,
+	// chain.json and what the host's file system takes for them.
+	noBytes = 2 << 20
+	// withinHour and withinDay are for how long what is free must last at the least, as the guest
+	// has written since the last snapshot.
+	withinHour = time.Hour
+	withinDay  = 24 * time.Hour
 )
 
 // room is what a file system has free for us.
@@ -33,11 +45,8 @@ func roomOf(path string) (room, error) {
 	if err := unix.Statfs(path, &st); err != nil {
 		return room{}, err
 	}
-	free := st.Bavail
-	if os.Geteuid() == 0 { // for whom the reserved blocks are
-		free = st.Bfree
-	}
-	return room{int64(free) * st.Bsize, int64(st.Blocks) * st.Bsize, st.Ffree, st.Files, st.Flags&unix.ST_RDONLY != 0 || inEmergency(path)}, nil
+	free, err := overlay.HostFS().Free(path)
+	return room{free, int64(st.Blocks) * st.Bsize, st.Ffree, st.Files, st.Flags&unix.ST_RDONLY != 0 || inEmergency(path)}, err
 }
 
 // inEmergency says whether the file system of a path takes no more writes since it met
@@ -70,7 +79,7 @@ func inEmergency(path string) bool {
 }
 
 // lookAtSpace looks whether a disk's leaf can go on growing.
-func lookAtSpace(_ context.Context, s *Scope) []Finding {
+func lookAtSpace(ctx context.Context, s *Scope) []Finding {
 	if s.Unreachable {
 		return nil
 	}
@@ -85,24 +94,43 @@ func lookAtSpace(_ context.Context, s *Scope) []Finding {
 		return []Finding{{Severity: Problem, What: "the host's file system is read-only: the guest's writes fail, and so does the log; what was not flushed before is lost",
 			Fix: "see dmesg for why (often errors of the device). Stop what uses the disk, unmount it, repair the host's file system (fsck) and mount it writable again, then mount the disk"}}
 	}
-	return spaceFindings(r, s.growth())
+	found := spaceFindings(r, s.growth())
+	for i := range found {
+		if found[i].Fix == "" {
+			found[i].Fix = s.wayOut(ctx)
+		}
+	}
+	return found
 }
 
 // mountedForWriting says whether a mount of the disk lets its guest write.
 func (s *Scope) mountedForWriting() bool { return len(s.Mounts) > 0 && s.writable() }
 
-// spaceFindings judges the room for a leaf that can grow by some bytes.
-func spaceFindings(r room, growth int64) []Finding {
-	const fix = "make room on the host: \"varve prune\" or \"varve delete\" of snapshots gives some back, \"varve tree\" says how much"
+// growth is what a leaf can still take on the host, and has taken a second since it
+// was made; both in bytes, 0 where that cannot be told or nobody writes it.
+type growth struct{ left, rate int64 }
+
+// lasts says whether what is free lasts for some time at that rate.
+func (g growth) lasts(free int64, d time.Duration) bool {
+	return g.rate == 0 || free/g.rate >= int64(d/time.Second)
+}
+
+// spaceFindings judges the room for a leaf that can grow. A full host troubles nobody
+// whose disk has all its blocks. An empty Fix is to be filled in.
+func spaceFindings(r room, g growth) []Finding {
 	free := fmt.Sprintf("%s of %s free", fs.HumanSize(r.bytes), fs.HumanSize(r.total))
+	wants := fmt.Sprintf("; the guest can still write %s to new places", fs.HumanSize(g.left))
 	var found []Finding
 	switch {
+	case g.left <= r.bytes:
 	case r.bytes < noBytes:
-		found = append(found, Finding{Severity: Problem, What: "the host's file system is full: " + free + "; writes of the guest fail with ENOSPC", Fix: fix})
-	case r.bytes < min(r.total*lowPercent/100, lowBytes):
-		found = append(found, Finding{Severity: Warning, What: "the host's file system is nearly full: " + free, Fix: fix})
-	case growth > r.bytes:
-		found = append(found, Finding{Severity: Note, What: fmt.Sprintf("the guest can still write %s to new places, more than the host has: %s", fs.HumanSize(growth), free),
+		found = append(found, Finding{Severity: Problem, What: "the host's file system is full: " + free + wants + ", and its writes there fail with ENOSPC"})
+	case !g.lasts(r.bytes, withinHour):
+		found = append(found, Finding{Severity: Problem, What: "the host's file system is full within an hour, as the guest has written so far: " + free + wants})
+	case !g.lasts(r.bytes, withinDay) || r.bytes < min(r.total*lowPercent/100, lowBytes):
+		found = append(found, Finding{Severity: Warning, What: "the host's file system is nearly full: " + free + wants})
+	default:
+		found = append(found, Finding{Severity: Note, What: fmt.Sprintf("the guest can still write %s to new places, more than the host has: %s", fs.HumanSize(g.left), free),
 			Fix: "keep an eye on the host's free space, or give it more"})
 	}
 	// Each snapshot takes a file, each change of chain.json another for a moment.
@@ -113,16 +141,68 @@ func spaceFindings(r room, growth int64) []Finding {
 	return found
 }
 
-// growth is by how many bytes the leaf's file may still grow; 0 where that cannot
-// be told or nobody writes it.
-func (s *Scope) growth() int64 {
+// wayOut names the delete that gives room, of those that would be accepted.
+func (s *Scope) wayOut(ctx context.Context) string {
+	const other = "make room on the host in another way, or put the disk directory on a larger file system"
+	if len(s.Mounts) == 0 {
+		return fmt.Sprintf("\"varve delete %s --dry-run\" says whether the delete of a snapshot makes room, and of which; else %s", chain.ShellWord(s.Directory), other)
+	}
+	for i, m := range s.Mounts {
+		if m.ReadOnly || i < len(s.answers) && s.answers[i].err != nil {
+			continue
+		}
+		text, err := aside.Ask(ctx, bestErrand, m.Mountpoint, examineTime)
+		var p chain.Plan
+		if err != nil || json.Unmarshal(text, &p) != nil {
+			continue
+		}
+		if len(p.Gone) == 0 {
+			return "no snapshot's delete would give anything back now; " + other
+		}
+		return fmt.Sprintf("\"varve delete %s %s\" gives back %s; \"fstrim\" in a guest with discard=unmap what it has deleted; or %s",
+			chain.ShellWord(m.Mountpoint), p.Gone[0].Name, fs.HumanSize(p.FreedBytes), other)
+	}
+	return other
+}
+
+// bestDelete asks a mount which snapshot's delete gives back most.
+func bestDelete(mountpoint string) ([]byte, error) {
+	f, err := os.OpenFile(filepath.Join(mountpoint, "control", "plan"), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // nothing is held back until then
+	if _, err := f.WriteString("delete\n"); err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.NewSectionReader(f, 0, 16<<20))
+	if err != nil {
+		return nil, err
+	}
+	answer, ok := fs.ParseAnswer(string(text))
+	if !ok {
+		return nil, fmt.Errorf("%s gave no answer", f.Name())
+	}
+	return []byte(answer), nil
+}
+
+// growth is that of the leaf's file.
+func (s *Scope) growth() (g growth) {
 	for _, l := range s.Layers {
 		var st unix.Stat_t
-		if l.State == "leaf" && s.writable() && unix.Stat(l.File, &st) == nil {
-			return max(0, s.Size-st.Blocks*512)
+		if l.State != "leaf" || !s.writable() || unix.Stat(l.File, &st) != nil {
+			continue
+		}
+		g.left = max(0, s.Size-st.Blocks*512)
+		for _, a := range s.answers {
+			for _, o := range a.status.Layers {
+				if age := int64(time.Since(o.Created) / time.Second); o.ID == l.ID && age > 60 {
+					g.rate = st.Blocks * 512 / age
+				}
+			}
 		}
 	}
-	return 0
+	return g
 }
 
 // writable says whether the disk is not mounted just for reading.

@@ -1,0 +1,83 @@
+package chain
+
+import (
+	"context"
+
+	"varve/overlay"
+)
+
+// hiddenBatch is about how many pieces of a layer's file are given back after one
+// flush.
+const hiddenBatch = 4096
+
+// punchHidden gives back what c, the one layer that stands on x, hides of x's data:
+// all that their merge gains, and nothing is copied for it. Nobody sees x but through
+// c, whose entries never go again before the merge has written x there (copyDown) or
+// x is gone. x's tables stay as they are, as in punchSource. Called while a job merges
+// both, before it copies anything.
+func (d *Disk) punchHidden(j *job, x, c *node) error {
+	m, _ := d.tree()
+	if m.layer(x.id).Foreign {
+		return nil
+	}
+	var hidden []overlay.Extent
+	for off, size := int64(0), min(x.size(), c.size()); off < size; off += regionSize {
+		next, err := d.nextOfAny([]*node{x}, off)
+		if err != nil {
+			return err
+		}
+		if off = min(next, size-1) &^ (regionSize - 1); next < size {
+			if hidden, err = d.hiddenExtents(hidden, x, c, off, min(regionSize, size-off)); err != nil {
+				return err
+			}
+		}
+		if len(hidden) < hiddenBatch && off+regionSize < size || len(hidden) == 0 {
+			continue
+		}
+		if j.ctx.Err() != nil {
+			return context.Cause(j.ctx)
+		}
+		// M1: what hides it is durable first, and who looked before it was hidden has read.
+		err = d.withRoom(j, func() error {
+			return d.survive(j, func() error {
+				if err := c.layer().over().Flush(); err != nil {
+					return err
+				}
+				d.readers.synchronize()
+				return d.punchExtents(x.layer(), hidden)
+			})
+		})
+		if err != nil {
+			return err
+		}
+		hidden = hidden[:0]
+	}
+	return nil
+}
+
+// hiddenExtents adds to dst the pieces of x's data in a range that c hides.
+func (d *Disk) hiddenExtents(dst []overlay.Extent, x, c *node, off, length int64) ([]overlay.Extent, error) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	below, err := ownSource{x}.Map(nil, off, length)
+	if err != nil {
+		return nil, err
+	}
+	above, err := ownSource{c}.Map(nil, off, length)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range below {
+		if e.Kind != overlay.Data {
+			continue
+		}
+		for _, a := range above {
+			start, end := max(e.Start, a.Start), min(e.End(), a.End())
+			if start >= end || a.Kind == overlay.Unallocated {
+				continue
+			}
+			dst = append(dst, overlay.Extent{Start: start, Length: end - start, Host: e.Host + start - e.Start, Kind: overlay.Data})
+		}
+	}
+	return dst, nil
+}
