@@ -613,3 +613,29 @@ func TestRevertWithoutRoomForTheTail(t *testing.T) {
 	must(t, d.Close())
 	sameBytes(t, "qemu-img's leaf", qemuReads(t, layerOf(t, disk, "")), whole(content))
 }
+
+// A layer of another disk of varve's, which a clone reads, shows what that disk shows, also
+// where an earlier version made it on such an image without a copy of the last sector.
+func TestOldLayerOnAnUnevenQcow2IsCloned(t *testing.T) {
+	dir := t.TempDir()
+	raw, image, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "vm.varve")
+	content := randomBytes(unevenSize)
+	must(t, os.WriteFile(raw, content, 0o600))
+	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	layers := filepath.Join(dir, "old.varve", layersDir)
+	must(t, os.MkdirAll(layers, 0o700))
+	old := filepath.Join(layers, "000002.qcow2")
+	must(t, overlay.Create(overlay.HostFS(), old, overlay.CreateOptions{Size: 4 << 20, Backing: image, BackingFormat: formatQcow2}))
+	_, err := Create(disk, CreateOptions{Base: old})
+	must(t, err)
+	want := append(content, make([]byte, 4<<20-unevenSize)...)
+	for range 2 {
+		d := openDisk(t, disk)
+		sameBytes(t, "disk.raw", leafOf(t, d), want)
+		job, err := d.Flatten("leaf")
+		finish(t, d, job, err)
+		sameBytes(t, "disk.raw after a flatten", leafOf(t, d), want)
+		must(t, d.Close())
+	}
+}
