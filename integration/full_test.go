@@ -60,12 +60,13 @@ func TestGuestOnAFullHost(t *testing.T) {
 				t.Errorf("the guest is %q while the host is full", state)
 			}
 
-			// The guest's own disk makes the room.
+			// A delete goes through. It gives back what it can: two stands on most of one,
+			// so little more than tables.
 			harness.Run(t, harness.Varve(), "delete", m.Point, "one")
 			delete(f.views, "one")
 			f.viewsHold()
-			if free := f.free(); free < 2<<20 {
-				t.Errorf("the delete gave back %d bytes", free)
+			if free := f.free(); free == 0 {
+				t.Error("the delete gave nothing back")
 			}
 
 			filler.Remove()
