@@ -75,7 +75,9 @@ func adoptImages(fs overlay.FS, path, format string, layersToo bool) (images []*
 		}
 	}
 	for i := range len(images) - 1 {
-		images[i].image.HideTail(images[i+1].image)
+		if !isOwnFile(images[i].path) {
+			images[i].image.HideTail(images[i+1].image)
+		}
 	}
 	bottom := images[len(images)-1]
 	if bottom.image.Size() == 0 {

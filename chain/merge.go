@@ -323,7 +323,24 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		}
 		return held, err
 	}
-	part, fill := d.filling(j, over, source, below)
+	part, region := d.filling(j, over, source, below)
+	// Behind its end x holds nothing and hides what is below it (M2).
+	ends := x.layer().state.Load().Size()
+	next := func(off int64) (int64, error) {
+		next, err := source.Next(off)
+		if behind := max(off, ends); err == nil && next > behind && x.parent() != nil {
+			var hidden int64
+			hidden, err = x.parent().nextHeld(behind)
+			next = min(next, hidden)
+		}
+		return next, err
+	}
+	fill := func(off, end, held int64) (int64, error) {
+		if held == 0 && below != nil && end > ends && end-off == regionSize {
+			return fillRegion(j, over, off, part)
+		}
+		return region(off, end, held)
+	}
 	// M1: what was copied is durable in c before the old regions go; their
 	// readers are gone before the blocks of x do.
 	settle := func(from, to int64) error {
@@ -336,7 +353,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		forget()
 		return d.punchSource(x, from, to)
 	}
-	return d.mergeRegions(j, x, c, regionWork{d.window, over.Size, d.within(source.Next), held, fill, part, over.SubclusterSize(), settle})
+	return d.mergeRegions(j, x, c, regionWork{d.window, over.Size, d.within(next), held, fill, part, over.SubclusterSize(), settle})
 }
 
 // coverGrowth copies up what lies behind the size that c had when the job looked

@@ -29,23 +29,21 @@ func (n *node) nextHeld(off int64) (int64, error) {
 		l := at.link.Load()
 		if l.layer != nil {
 			state := l.layer.state.Load()
-			// What is below shows no further than this layer goes (M2).
+			// What this layer and those below hold shows no further than it goes (M2); what
+			// those above hold does.
 			limit = min(limit, state.Size())
 			if off >= limit {
-				return math.MaxInt64, nil
+				break
 			}
 			next, err := state.Next(off)
 			if err != nil {
 				return 0, err
 			}
-			if next < state.Size() {
+			if next < limit {
 				best = min(best, next)
 			}
 		}
 		at = l.parent
-	}
-	if best >= limit {
-		return math.MaxInt64, nil
 	}
 	return best, nil
 }

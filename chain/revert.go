@@ -193,7 +193,8 @@ func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
 }
 
 // replaceLeaf commits m, in which leaf is the leaf and old no more, and puts it in
-// force. The guest sees the new content from the commit on, should we be killed.
+// force. The guest sees the new content from the commit on, should we be killed. When
+// there is an error leaf is not the leaf.
 func (d *Disk) replaceLeaf(m *manifest, old *layerRecord, leaf *node) error {
 	gone := removeDead(m)
 	queued := d.queueMerge(m, mergeable(d.manifest))
@@ -208,14 +209,14 @@ func (d *Disk) replaceLeaf(m *manifest, old *layerRecord, leaf *node) error {
 	if m.layer(old.ID) != nil {
 		d.settleFrozen(old.ID)
 	}
-	err := d.keepTail(leaf)
+	// It cannot be taken back any more, and for varve the leaf is right without that.
+	if err := d.keepTail(leaf); err != nil {
+		d.log.Warn("QEMU would read zeros at the end of the leaf's file; the next mount tries again", "error", err)
+	}
 	if queued {
 		d.startJob(m.Job)
 	}
 	d.changed(Change{Size: true, Content: true, Layers: true})
-	if err != nil {
-		return fmt.Errorf("the leaf is another one, but: %w", err)
-	}
 	return nil
 }
 

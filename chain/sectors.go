@@ -3,6 +3,7 @@ package chain
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"varve/overlay"
 )
@@ -12,7 +13,8 @@ import (
 //	a raw base             its view has the file's own length, and what stands on it more
 //	a qcow2 of others'     its view is rounded up; QEMU rounds down, so the layer of ours
 //	                       that stands on it has a copy of the last sector, and a larger one of
-//	                       others' shows zeros there
+//	                       others' shows zeros there, and one of another disk of varve's, as
+//	                       clones read them, what that disk shows
 //	a layer of ours        made by an earlier version: it grows at the next mount, unless a
 //	                       clone knows its file as it is or it cannot be written; then it
 //	                       is as one of others
@@ -90,8 +92,11 @@ func (d *Disk) keepTail(leaf *node) error {
 	return nil
 }
 
-// hideTail has a foreign layer show what QEMU does where the one below it ends.
+// hideTail has a layer of others show what QEMU does where the one below it ends.
 func hideTail(over, below *layer) {
+	if isOwnFile(over.path) {
+		return
+	}
 	im, ok := over.state.Load().Layer.(*overlay.Image)
 	under, found := below.state.Load().Layer.(*overlay.Image)
 	if ok && found {
@@ -99,14 +104,18 @@ func hideTail(over, below *layer) {
 	}
 }
 
+// isOwnFile says whether a path is that of a layer of a disk of varve's.
+func isOwnFile(path string) bool {
+	dir, name := filepath.Split(path)
+	_, ours := layerFileNumber(filepath.Join(filepath.Base(dir), name))
+	return ours
+}
+
 // viewOfImages is the view of a chain of open images, top first; nil for none.
 func viewOfImages(images []*foreignImage) *node {
 	var top *node
 	cache := &regionCache{limit: defaultCacheBytes}
 	for i := len(images) - 1; i >= 0; i-- {
-		if i > 0 {
-			images[i-1].image.HideTail(images[i].image)
-		}
 		top = newNode("", newLayer(images[i].path, images[i].image.File(), &layerState{Layer: images[i].image}), top, cache)
 	}
 	return top

@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"varve/integration/interleave"
 	"varve/integration/powercut"
 	"varve/overlay"
 )
@@ -545,5 +548,94 @@ func TestPowerCutOldDisk(t *testing.T) {
 			}
 			t.Logf("%d states", states)
 		})
+	}
+}
+
+// What such a chain hides stays hidden when the image that hides it is deleted, also where
+// that holds nothing far and wide.
+func TestChainOnAnUnevenQcow2IsMerged(t *testing.T) {
+	dir := t.TempDir()
+	raw, image, top, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "vm.varve")
+	must(t, os.WriteFile(raw, randomBytes(unevenSize), 0o600))
+	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	qemuTool(t, "qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", top, "8G")
+	qemuTool(t, "qemu-io", "-f", "qcow2", "-c", "write -P 5 6G 1k", top)
+	_, err := Create(disk, CreateOptions{Base: top})
+	must(t, err)
+	d := openDisk(t, disk)
+	places := []int64{0, evenSize - 65536, 6 << 30}
+	want := readAll(t, d, places...)
+	_, err = d.Delete("top")
+	must(t, err)
+	waitJobs(t, d)
+	sameBytes(t, "disk.raw after the merge", readAll(t, d, places...), want)
+	must(t, d.Close())
+}
+
+// A revert and an undo that cannot copy the last sector have happened all the same: the new
+// leaf stays, shows what it should and takes writes, and the next mount makes the copy.
+func TestRevertWithoutRoomForTheTail(t *testing.T) {
+	dir := t.TempDir()
+	raw, image, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "vm.varve")
+	content := randomBytes(unevenSize)
+	must(t, os.WriteFile(raw, content, 0o600))
+	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	_, err := Create(disk, CreateOptions{Base: image})
+	must(t, err)
+	fs := newWatchedFS()
+	d := openWatched(t, fs, disk)
+	must(t, d.Discard(0, 4096))
+	must(t, d.Snapshot("one"))
+	committed := false
+	fs.failing(func(c interleave.Call) error {
+		if c.Op == "rename" {
+			committed = true
+		}
+		if committed && filepath.Dir(c.Path) == filepath.Join(disk, layersDir) && (c.Op == "allocate" || c.Op == "write") {
+			return unix.ENOSPC
+		}
+		return nil
+	})
+	must(t, d.Revert(baseName))
+	if !committed {
+		t.Fatal("nothing was committed")
+	}
+	fs.failing(nil)
+	sameBytes(t, "disk.raw after the revert", leafOf(t, d), whole(content))
+	put(t, d, 7, 0, 4096)
+	copy(content, bytes.Repeat([]byte{7}, 4096))
+	must(t, d.Flush())
+	must(t, d.Close())
+	d = openWatched(t, fs, disk)
+	sameBytes(t, "disk.raw of the next mount", leafOf(t, d), whole(content))
+	must(t, d.Close())
+	sameBytes(t, "qemu-img's leaf", qemuReads(t, layerOf(t, disk, "")), whole(content))
+}
+
+// A layer of another disk of varve's, which a clone reads, shows what that disk shows, also
+// where an earlier version made it on such an image without a copy of the last sector.
+func TestOldLayerOnAnUnevenQcow2IsCloned(t *testing.T) {
+	dir := t.TempDir()
+	raw, image, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "vm.varve")
+	content := randomBytes(unevenSize)
+	must(t, os.WriteFile(raw, content, 0o600))
+	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	layers := filepath.Join(dir, "old.varve", layersDir)
+	must(t, os.MkdirAll(layers, 0o700))
+	old := filepath.Join(layers, "000002.qcow2")
+	must(t, overlay.Create(overlay.HostFS(), old, overlay.CreateOptions{Size: 4 << 20, Backing: image, BackingFormat: formatQcow2}))
+	_, err := Create(disk, CreateOptions{Base: old})
+	must(t, err)
+	want := append(content, make([]byte, 4<<20-unevenSize)...)
+	for range 2 {
+		d := openDisk(t, disk)
+		sameBytes(t, "disk.raw", leafOf(t, d), want)
+		job, err := d.Flatten("leaf")
+		finish(t, d, job, err)
+		sameBytes(t, "disk.raw after a flatten", leafOf(t, d), want)
+		must(t, d.Close())
 	}
 }

@@ -148,7 +148,7 @@ func (o *Overlay) Unmap(off, length int64) error {
 	}
 	for end := min(off+length, o.Size()); off < end; {
 		if o.findTable(off>>o.clusterBits) == nil {
-			off = nextReach(o.index.Load(), off, end, o.tableBits+o.clusterBits)
+			off = o.nextTable(off, end)
 			continue
 		}
 		in := off & (o.clusterSize() - 1)

@@ -136,7 +136,7 @@ func (o *Overlay) clearBehind(end int64) error {
 	first := (in + o.subSize() - 1) &^ (o.subSize() - 1)
 	for behind := int64(len(*o.tables.Load())) << o.tableBits; cluster < behind; first = 0 {
 		if o.findTable(cluster) == nil {
-			cluster = nextReach(o.index.Load(), cluster<<o.clusterBits, behind<<o.clusterBits, o.tableBits+o.clusterBits) >> o.clusterBits
+			cluster = o.nextTable(cluster<<o.clusterBits, behind<<o.clusterBits) >> o.clusterBits
 			continue
 		}
 		if first < o.clusterSize() {
@@ -339,6 +339,9 @@ func (o *Overlay) OwnBytes() (int64, error) {
 	tables, index := *o.tables.Load(), o.index.Load()
 	for l1, ok := index.next(0); ok && l1 < int64(len(tables)); l1, ok = index.next(l1 + 1) {
 		t := tables[l1].Load()
+		if t == nil { // it is being made
+			continue
+		}
 		for si := range t.slices {
 			s := t.slices[si].Load()
 			if s == nil {

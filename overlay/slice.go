@@ -212,8 +212,8 @@ func (o *Overlay) makeTable(l1 int64) error {
 		o.alloc.giveBack(host)
 		return fmt.Errorf("reserve L2 table at 0x%x of %s: %w", host, o.file.Name(), err)
 	}
+	o.index.Load().set(int(l1)) // who finds the table may set an entry at once
 	tables[l1].Store(o.newTable(host))
-	o.index.Load().set(int(l1))
 	o.dirtyMu.Lock()
 	o.dirtyL1 = append(o.dirtyL1, int(l1))
 	o.dirtyMu.Unlock()

@@ -78,7 +78,11 @@ func (im *Image) Next(off int64) (int64, error) {
 		start, _, err := im.nextRawStart(off, im.size)
 		return start, err
 	}
-	return nextReach(im.index, off, im.size, im.header.l2Bits()+im.header.ClusterBits), nil
+	next := nextReach(im.index, off, im.size, im.header.l2Bits()+im.header.ClusterBits)
+	if im.hidden.Length > 0 && off < im.hidden.End() { // zeros, which no table says
+		next = min(next, max(off, im.hidden.Start))
+	}
+	return next, nil
 }
 
 // Next implements Layer: it looks at the L1 table in memory.
@@ -88,6 +92,17 @@ func (o *Overlay) Next(off int64) (int64, error) {
 		return size, nil
 	}
 	return nextReach(o.index.Load(), off, size, o.tableBits+o.clusterBits), nil
+}
+
+// nextTable is where, behind the reach in which off lies and which has no table, that of
+// a table begins; end when none does before. A table comes into the index before it is
+// there.
+func (o *Overlay) nextTable(off, end int64) int64 {
+	span := o.tableBits + o.clusterBits
+	if behind := (off>>span + 1) << span; behind < end {
+		return nextReach(o.index.Load(), behind, end, span)
+	}
+	return end
 }
 
 // nextReach is where, at or behind off, the reach of a table begins or goes on; span

@@ -186,3 +186,42 @@ func (endless) Map(dst []Extent, off, length int64) ([]Extent, error) {
 }
 func (endless) ReadAt(p []byte, _ int64) error { clear(p); return nil }
 func (endless) Next(int64) (int64, error)      { return 1 << 62, nil }
+
+// Who finds a table finds it in the index too: what is written through it by then must be
+// seen by a walk that begins later.
+func TestTableComesAfterItsIndex(t *testing.T) {
+	const tables = 12000 // the wrong order shows in some of them
+	path := filepath.Join(t.TempDir(), "layer.qcow2")
+	o := CreateOptions{Size: 1 << 40, ClusterBits: 14}
+	if err := Create(HostFS(), path, o); err != nil {
+		t.Fatal(err)
+	}
+	l, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	asked, made := make(chan int64), make(chan error)
+	go func() {
+		for i := range asked {
+			made <- l.makeTable(i)
+		}
+		close(made)
+	}()
+	missed := 0
+	for i := range int64(tables) {
+		asked <- i
+		for l.findTable(i<<l.tableBits) == nil {
+		}
+		if at, ok := l.index.Load().next(i); !ok || at != i {
+			missed++
+		}
+		if err := <-made; err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(asked)
+	if missed > 0 {
+		t.Errorf("%d of %d tables were found before the index had them", missed, tables)
+	}
+}

@@ -28,11 +28,7 @@ func (o *Overlay) Lookup(off, length int64) (Extent, error) {
 		return Extent{}, err
 	}
 	if s == nil {
-		end := (cluster>>o.tableBits + 1) << o.tableBits << o.clusterBits
-		if off+length > end {
-			end = nextReach(o.index.Load(), end, off+length, o.tableBits+o.clusterBits)
-		}
-		return Extent{Start: off, Length: min(length, end-off)}, nil
+		return Extent{Start: off, Length: o.nextTable(off, off+length) - off}, nil
 	}
 	bitmap := s.bitmap[i].Load()
 	host := int64(s.offset[i].Load())

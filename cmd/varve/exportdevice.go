@@ -135,10 +135,14 @@ func (t target) checkDevice(d blockDevice, flags exportFlags) error {
 	if err != nil {
 		return err
 	}
+	numbers := map[string]bool{fmt.Sprintf("%d:%d", unix.Major(d.rdev), unix.Minor(d.rdev)): true}
+	for _, dir := range d.parts() {
+		numbers[sysText(dir, "dev")] = true
+	}
 	for _, l := range layers {
 		var st unix.Stat_t
-		if err := unix.Stat(l.File, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == d.rdev {
-			return fmt.Errorf("%s is a file of this disk (%s); name another one", d.name, layerTitles(layers)[l.ID])
+		if err := unix.Stat(l.File, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && numbers[fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))] {
+			return fmt.Errorf("%s: %s is a file of this disk (%s); name another one", d.name, l.File, layerTitles(layers)[l.ID])
 		}
 	}
 	return nil

@@ -137,6 +137,32 @@ func TestExportToADeviceRefused(t *testing.T) {
 	tool(t, dir, "losetup", "--detach", device)
 }
 
+// A base may be a partition of the device, or the disk on which the partition is.
+func TestExportOverAPartOfTheBase(t *testing.T) {
+	dir := hostDir(t)
+	device, file := loopDevice(t, dir, 41<<20, "--partscan")
+	sfdisk := exec.Command("sfdisk", "-q", "--no-reread", device)
+	sfdisk.Stdin = strings.NewReader("2048,20480,L\n30720,+,L\n")
+	if out, err := sfdisk.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	tool(t, dir, "partx", "-u", device)
+	part, other := device+"p1", device+"p2"
+	eventually(t, "the partitions are there", func() bool { _, err := os.Stat(other); return err == nil })
+	must(t, dir, "create", "small.varve", "--base", part, "--format", "raw")
+	must(t, dir, "create", "large.varve", "--base", device, "--format", "raw")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fails(t, dir, exitFailed, []string{device, "is a file of this disk (base)"}, "export", "small.varve", "base", device, "--force")
+	fails(t, dir, exitFailed, []string{part, "is a file of this disk (base)"}, "export", "large.varve", "base", part, "--force")
+	if after, err := os.ReadFile(file); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("%s was changed (%v)", device, err)
+	}
+	must(t, dir, "export", "small.varve", "base", other, "--force") // beside it
+}
+
 // Ctrl-C in the middle says that the device is half written.
 func TestInterruptedExportToADevice(t *testing.T) {
 	dir := hostDir(t)
