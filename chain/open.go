@@ -326,7 +326,7 @@ func (d *Disk) putInOrder() error {
 		return err
 	}
 	d.install(m, nil)
-	return d.keepTail(d.leaf.Load())
+	return d.withReserve(func() error { return d.keepTail(d.leaf.Load()) })
 }
 
 // markAstray records the frozen layers whose header does not follow chain.json, and

@@ -131,7 +131,7 @@ var readingMutants = []mutant{
 		"	if err := d.growWithin(o, l.size(), n.backing()); err != nil {\n		return nil, fmt.Errorf(\"give %s whole sectors: %w\", l.path, err)\n	}\n", "",
 		"chain.TestOldDiskWithAClone", "chain.TestOldDiskGetsWholeSectors"),
 	one("M2", "the leaf leaves below what QEMU does not show of it", "chain/open.go",
-		"	return d.keepTail(d.leaf.Load())\n", "	return nil\n",
+		"	return d.withReserve(func() error { return d.keepTail(d.leaf.Load()) })\n", "	return nil\n",
 		"chain.TestTailAfterACrash"),
 	one("M2", "a new leaf leaves below what QEMU does not show of it", "chain/revert.go",
 		"	if err := d.keepTail(leaf); err != nil {\n", "	if err := error(nil); err != nil {\n",
