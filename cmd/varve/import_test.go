@@ -153,7 +153,10 @@ func TestImportRefused(t *testing.T) {
 	} {
 		fails(t, dir, c.code, []string{c.words}, append([]string{"import"}, strings.Fields(c.args)...)...)
 	}
-	for text, words := range map[string]string{"": "there is nothing on standard input", "QFI\xfb and so on": "begins like a qcow2"} {
+	for text, words := range map[string]string{
+		"": "there is nothing on standard input", "QFI\xfb and so on": "begins like a qcow2",
+		"\x1f\x8b\x08 and so on": "what comes on standard input is compressed with gzip, not a raw disk;",
+	} {
 		cmd := command(dir, "import", "-", "mnt")
 		cmd.Stdin = strings.NewReader(text)
 		if r := finish(t, cmd); r.code != exitFailed || !strings.Contains(r.stderr, words) {
