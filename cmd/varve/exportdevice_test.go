@@ -132,6 +132,12 @@ func TestExportToADeviceRefused(t *testing.T) {
 	device = strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "vm.raw"))
 	refused([]string{"vm.raw is a file of this disk (base)"}, device, dir+"/vm.raw", "--force") // the base by way of a device
 	tool(t, dir, "losetup", "--detach", device)
+	if err := os.Link(dir+"/vm.raw", dir+"/a  name\n.raw"); err != nil {
+		t.Fatal(err)
+	}
+	device = strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "a  name\n.raw"))
+	refused([]string{".raw is a file of this disk (base)"}, device, dir+"/vm.raw", "--force")
+	tool(t, dir, "losetup", "--detach", device)
 	device = strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "mnt/disk.raw"))
 	refused([]string{"where only the disk's own files are"}, device, dir+"/mnt/disk.raw", "--force")
 	tool(t, dir, "losetup", "--detach", device)
