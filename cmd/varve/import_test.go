@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -219,6 +220,10 @@ func TestImportInTheMiddle(t *testing.T) {
 		}
 		if err := cmd.Process.Signal(c.signal); err != nil {
 			t.Fatal(err)
+		}
+		if c.signal != os.Kill { // timeout(1) sends it twice
+			time.Sleep(10 * time.Millisecond)
+			cmd.Process.Signal(c.signal)
 		}
 		cmd.Wait()
 		rest.Close()
