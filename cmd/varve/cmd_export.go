@@ -37,8 +37,8 @@ into OUT: one image that needs no other file and no varve. What is zeros takes
 no space. OUT appears under its name when it is complete and durable.
 
 A qcow2 is of the plain kind that every program reads. With "-" for OUT a raw
-image goes to standard output, zeros included. OUT can be a block device too, with
---force: it is overwritten from its beginning on, unless something uses it.
+image goes to standard output, zeros included. OUT can be a block device too,
+with --force: it is overwritten from its beginning on, unless something uses it.
 
 Snapshots can be exported while the disk is mounted. The leaf of a mounted disk
 changes while it is read: take a snapshot and export that.`,

@@ -35,9 +35,9 @@ gone from it. Where the image is smaller the rest of the disk becomes zeros; one
 that is larger is refused. It is durable when the command returns.
 
 The VM must be off: while somebody has disk.raw open for writing an import is
-refused, and a VM of QEMU's does not start before it has ended. It is refused too
-while libvirt keeps the memory of a VM that was saved on this disk, and while an
-image of QEMU's stands on disk.raw.
+refused, and a VM of QEMU's does not start before it has ended. It is refused
+too while libvirt keeps the VM's memory (virsh managedsave), which
+--discard-saved-state gives up, or an image of QEMU's stands on disk.raw.
 
 What the disk holds is not lost: where no snapshot has it one is taken first,
 named by --snapshot or by the time. With --force it is overwritten in place,

@@ -260,7 +260,7 @@ func TestLazilyUnmounted(t *testing.T) {
 	}
 	eventually(t, "the log says that it is unmounted already", func() bool {
 		log, err := os.ReadFile(filepath.Join(dir, "vm.raw.varve", logName))
-		return err == nil && strings.Contains(string(log), "it is unmounted already, lazily, and goes on until nobody uses it") &&
+		return err == nil && strings.Contains(string(log), "it is unmounted already, and ends when nobody uses it any more") &&
 			strings.Contains(string(log), fmt.Sprintf("disk.raw is open (pid %d sh)", program.Process.Pid))
 	})
 	if m, ok, err := mounts.At(mnt); !ok || m.Source != dir+"/other.raw.varve" {
