@@ -112,6 +112,12 @@ func TestMountMemoryIsNotTrusted(t *testing.T) {
 		t.Errorf("mode %o", mode)
 	}
 	must(t, dir, "umount", "mnt")
+	must(t, dir, "mount", "vm.raw", "mnt", "--umask", "000")
+	killed(t, disk)
+	if _, words := asked(t, dir, "mnt"); !strings.Contains(words, "varve mount "+disk+" "+dir+"/mnt; ") || strings.Contains(words, "umask") {
+		t.Errorf("doctor has root mount it with another user's words: %s", words)
+	}
+	must(t, dir, "umount", "mnt")
 	if err := os.Chown(disk, 0, -1); err != nil {
 		t.Fatal(err)
 	}
