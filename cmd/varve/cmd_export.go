@@ -139,6 +139,8 @@ func (t target) checkOut(out string, force bool) error {
 	}
 	info, err := os.Stat(out)
 	switch {
+	case errors.Is(err, os.ErrNotExist) && ofDevices(dir):
+		return fmt.Errorf("there is no device %s, and a file in %s would be in memory; name another place", out, dir)
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case err != nil:
@@ -149,6 +151,13 @@ func (t target) checkOut(out string, force bool) error {
 		return alreadyThere(out)
 	}
 	return t.checkReplaced(out, info)
+}
+
+// ofDevices says whether a directory is one of devices: whoever names something new
+// there has mistyped a device's name. /dev/shm is a file system of its own.
+func ofDevices(dir string) bool {
+	var devices, st unix.Stat_t
+	return mounts.Within(dir, "/dev") && unix.Stat("/dev", &devices) == nil && unix.Stat(dir, &st) == nil && st.Dev == devices.Dev
 }
 
 func alreadyThere(out string) error {

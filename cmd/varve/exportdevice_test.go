@@ -76,6 +76,14 @@ func TestExportToADeviceRefused(t *testing.T) {
 			t.Errorf("%s was changed (%v)", device, err)
 		}
 	}
+	for _, flags := range [][]string{nil, {"--force"}} {
+		fails(t, dir, exitFailed, []string{"there is no device /dev/varve-no-device, and a file in /dev would be in memory"},
+			append([]string{"export", "mnt", "one", "/dev/varve-no-device"}, flags...)...)
+	}
+	must(t, dir, "export", "mnt", "one", "/dev/shm/varve-test", "--force")
+	if err := os.Remove("/dev/shm/varve-test"); err != nil {
+		t.Error(err)
+	}
 	device, file := loopDevice(t, dir, 40<<20)
 	refused([]string{"is a block device (" + filepath.Base(device), file, "40 MiB", "--force overwrites what is on it"}, device, file)
 	refused([]string{"takes a raw image"}, device, file, "--force", "--format", "qcow2")
