@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -155,8 +154,7 @@ func (t target) keep(stderr io.Writer, to importTarget, flags importFlags) (back
 	case holds && flags.force:
 		return "import again; what it held before is gone", false, nil
 	case holds:
-		parent = time.Now().UTC().Format(autoLayout)
-		if err = to.snapshot(parent); err == nil {
+		if parent, err = byTime(to.snapshot); err == nil {
 			say(stderr, "what the disk held is snapshot %s", parent)
 		}
 	}

@@ -167,6 +167,10 @@ func TestImportRefused(t *testing.T) {
 	if got, names := get(t, mnt+"/disk.raw", 1<<20, 4), named(document(t, dir, "mnt")); got != "kept" || names != "base one" {
 		t.Errorf("the disk has %q, and snapshots %s", got, names)
 	}
+	if err := unix.Mkfifo(dir+"/pipe", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, dir, exitFailed, []string{"pipe is a pipe; name \"-\" instead"}, "import", "pipe", "mnt")
 	must(t, dir, "umount", "mnt")
 	must(t, dir, "mount", "--read-only", "vm.raw", "mnt")
 	fails(t, dir, exitFailed, []string{"is mounted read-only"}, "import", "small", "mnt")
@@ -366,5 +370,22 @@ func TestImportFromAnotherDisk(t *testing.T) {
 		if got := get(t, dir+"/out", 1<<20, 8); got != want {
 			t.Errorf("%s: %q", name, got)
 		}
+	}
+}
+
+// Imports that follow each other within a second have snapshots of different names.
+func TestImportsInOneSecond(t *testing.T) {
+	dir, mnt := mounted(t, 1<<20, 0)
+	put(t, mnt, "kept", 0)
+	image(t, dir+"/img", 64<<10, 64<<10)
+	for range 3 {
+		must(t, dir, "import", "img", "mnt")
+	}
+	must(t, dir, "umount", "mnt")
+	for range 2 {
+		must(t, dir, "import", "img", "vm.raw.varve")
+	}
+	if names := strings.Fields(named(document(t, dir, "vm.raw.varve"))); len(names) != 6 { // and the base
+		t.Errorf("snapshots %q", names)
 	}
 }

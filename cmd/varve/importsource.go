@@ -55,6 +55,9 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 	if err != nil {
 		return nil, err
 	}
+	if before.Mode()&os.ModeNamedPipe != 0 {
+		return nil, fmt.Errorf("%s is a pipe; name \"-\" instead, for a raw image from standard input", file)
+	}
 	if before.Mode().IsRegular() && before.Size() == 0 {
 		return nil, fmt.Errorf("%s is empty", file)
 	}
