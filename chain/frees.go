@@ -91,13 +91,14 @@ func (d *Disk) countFrees(m *manifest, nodes map[string]*node, layers []LayerSta
 }
 
 // hiddenCount is how many bytes of data of x the layer c, which stands on it, hides;
-// of the leaf as it was at the last look. busy: it cannot be known before a job ends.
+// of the leaf as it was at the last look; a leaf that is only read is counted as a
+// frozen layer is. busy: it cannot be known before a job ends.
 func (d *Disk) hiddenCount(x, c *node) (bytes int64, known, busy bool) {
 	l := c.layer()
 	if l == nil || c.parent() != x || !x.frozen() {
 		return 0, false, true
 	}
-	if c != d.leaf.Load() {
+	if c != d.leaf.Load() || c.frozen() {
 		bytes, known = c.hides.get(l)
 		return bytes, known && c.frozen(), !c.frozen()
 	}

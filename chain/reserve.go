@@ -44,7 +44,8 @@ func (d *Disk) holdReserve() {
 func (d *Disk) holdReserveLocked() {
 	d.reserve.lacks = true
 	path := filepath.Join(d.dir, reserveName)
-	f, err := d.fs.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+	// No link: who owns the directory could have this lead to a file of somebody else.
+	f, err := d.fs.Open(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return
 	}

@@ -217,7 +217,7 @@ func (l *libvirtScenario) overlayAndSavedMemory(g *guest.Guest) {
 	l.d.Run("managedsave", l.name)
 	g.WaitGone()
 	remove := "virsh -c qemu:///system managedsave-remove " + l.name
-	for _, command := range [][]string{{"revert", l.m.Point, "one"}, {"undo", l.m.Point}, {"resize", l.m.Point, "1G"}} {
+	for _, command := range [][]string{{"revert", l.m.Point, "one"}, {"undo", l.m.Point}, {"resize", l.m.Point, "1G"}, {"import", l.m.Layer("one"), l.m.Point}} {
 		says(l.d.Inside(harness.Varve(), command...), 1, "keeps the memory of ", "of domain "+l.name, "destroy the guest's file systems", remove, "--discard-saved-state")
 	}
 	says(l.d.Inside(harness.Varve(), "doctor", "--json", l.m.Point), 1, "vm-saved", "of domain "+l.name, remove)

@@ -24,9 +24,9 @@ It survives an unmount or a crash and goes on at the next mount. A snapshot that
 is held, or that another disk was cloned from, cannot be deleted.
 
 On a host with next to no room it frees before it needs: what newer layers hide
-of a snapshot goes first, the rest moves in small steps. --dry-run without a NAME
-says which snapshot's delete gives back most of those that the host has the room
-for.
+of a snapshot goes first, the rest moves in small steps. --dry-run without a
+NAME says which snapshot's delete gives back most, of those deletes that the
+host has room for.
 
 With --unnamed it goes on with layers that have no name any more, those of a
 delete that was cancelled.`,

@@ -37,8 +37,8 @@ into OUT: one image that needs no other file and no varve. What is zeros takes
 no space. OUT appears under its name when it is complete and durable.
 
 A qcow2 is of the plain kind that every program reads. With "-" for OUT a raw
-image goes to standard output, zeros included. OUT can be a block device too, with
---force: it is overwritten from its beginning on, unless something uses it.
+image goes to standard output, zeros included. OUT can be a block device too,
+with --force: it is overwritten from its beginning on, unless something uses it.
 
 Snapshots can be exported while the disk is mounted. The leaf of a mounted disk
 changes while it is read: take a snapshot and export that.`,
@@ -139,6 +139,8 @@ func (t target) checkOut(out string, force bool) error {
 	}
 	info, err := os.Stat(out)
 	switch {
+	case errors.Is(err, os.ErrNotExist) && ofDevices(dir):
+		return fmt.Errorf("there is no device %s, and a file in %s would be in memory; name another place", out, dir)
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case err != nil:
@@ -149,6 +151,13 @@ func (t target) checkOut(out string, force bool) error {
 		return alreadyThere(out)
 	}
 	return t.checkReplaced(out, info)
+}
+
+// ofDevices says whether a directory is one of devices: whoever names something new
+// there has mistyped a device's name. /dev/shm is a file system of its own.
+func ofDevices(dir string) bool {
+	var devices, st unix.Stat_t
+	return mounts.Within(dir, "/dev") && unix.Stat("/dev", &devices) == nil && unix.Stat(dir, &st) == nil && st.Dev == devices.Dev
 }
 
 func alreadyThere(out string) error {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,6 +20,7 @@ type importFlags struct {
 	format   string
 	snapshot string
 	force    bool
+	saved    savedStateFlag
 }
 
 func newImportCommand() *cobra.Command {
@@ -34,7 +34,9 @@ gone from it. Where the image is smaller the rest of the disk becomes zeros; one
 that is larger is refused. It is durable when the command returns.
 
 The VM must be off: while somebody has disk.raw open for writing an import is
-refused, and a VM of QEMU's does not start before it has ended.
+refused, and a VM of QEMU's does not start before it has ended. It is refused
+too while libvirt keeps the VM's memory (virsh managedsave), which
+--discard-saved-state gives up, or an image of QEMU's stands on disk.raw.
 
 What the disk holds is not lost: where no snapshot has it one is taken first,
 named by --snapshot or by the time. With --force it is overwritten in place,
@@ -62,12 +64,16 @@ image comes from standard input.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := flags.saved.clear(cmd, args[1], true); err != nil {
+				return err
+			}
 			return wrapped(cmd, args[1], importImage(cmd, args[0], args[1], flags))
 		},
 	}
 	c.Flags().StringVar(&flags.format, "format", "", "`FORMAT` of FILE: raw or qcow2")
 	c.Flags().StringVar(&flags.snapshot, "snapshot", "", "take a snapshot of that `NAME` first, in any case")
 	c.Flags().BoolVar(&flags.force, "force", false, "take no snapshot: what the disk holds is overwritten")
+	flags.saved.register(c.Flags())
 	return c
 }
 
@@ -148,8 +154,7 @@ func (t target) keep(stderr io.Writer, to importTarget, flags importFlags) (back
 	case holds && flags.force:
 		return "import again; what it held before is gone", false, nil
 	case holds:
-		parent = time.Now().UTC().Format(autoLayout)
-		if err = to.snapshot(parent); err == nil {
+		if parent, err = byTime(to.snapshot); err == nil {
 			say(stderr, "what the disk held is snapshot %s", parent)
 		}
 	}

@@ -140,20 +140,20 @@ func writeMounts(out io.Writer, doc mountsDocument) error {
 	fmt.Fprintln(w, "MOUNTPOINT\tDISK\tSIZE\tLAYERS\tJOB")
 	for _, m := range doc.Mounts {
 		if m.Error != "" {
-			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", m.Mountpoint, m.Disk, m.Error)
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(m.Mountpoint), visible(m.Disk), visible(m.Error))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", m.Mountpoint, m.Disk, fs.HumanSize(m.Size), m.Layers, jobWords(m.Job))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", visible(m.Mountpoint), visible(m.Disk), fs.HumanSize(m.Size), m.Layers, visible(jobWords(m.Job)))
 	}
 	for _, p := range doc.Parts {
-		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", p.Mountpoint, p.Disk, partOf(p.place))
+		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(p.Mountpoint), visible(p.Disk), visible(partOf(p.place).Error()))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	for _, m := range doc.Mounts {
 		for _, words := range bindWords(m.Binds) {
-			if _, err := fmt.Fprintf(out, "%s can also be seen: %s\n", m.Mountpoint, words); err != nil {
+			if _, err := fmt.Fprintf(out, "%s can also be seen: %s\n", visible(m.Mountpoint), visible(words)); err != nil {
 				return err
 			}
 		}

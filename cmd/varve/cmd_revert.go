@@ -15,12 +15,13 @@ func newRevertCommand() *cobra.Command {
 		Long: `Makes disk.raw what it was at a snapshot, or with "base" what it was before
 anything was written.
 
-The VM must be off: while disk.raw is open a revert is refused. So it is while libvirt
-keeps the VM's memory (virsh managedsave), which --discard-saved-state gives up, or an
-image of QEMU's stands on disk.raw. What was written
-since the last snapshot is set aside as a layer without a name, not deleted:
-"varve undo" takes the revert back. Snapshots that are newer than NAME stay, as
-a branch.`,
+The VM must be off: while disk.raw is open a revert is refused. So it is while
+libvirt keeps the VM's memory (virsh managedsave), which --discard-saved-state
+gives up, or an image of QEMU's stands on disk.raw.
+
+What was written since the last snapshot is set aside as a layer without a name,
+not deleted: "varve undo" takes the revert back. Snapshots that are newer than
+NAME stay, as a branch.`,
 		Example: `  varve revert /mnt/vm1 before-upgrade
   varve revert /mnt/vm1 base               # as the disk was at first`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -56,19 +56,25 @@ func snapshot(cmd *cobra.Command, arg, name string) error {
 	return err
 }
 
-// snapshotByTime waits for the next second where this one has a snapshot already.
 func snapshotByTime(cmd *cobra.Command, arg string) error {
+	name, err := byTime(func(name string) error { return snapshot(cmd, arg, name) })
+	if err == nil {
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), name)
+	}
+	return err
+}
+
+// byTime has a snapshot taken that is named by the time. It waits for the next second
+// where this one has a snapshot already.
+func byTime(take func(name string) error) (name string, err error) {
 	for attempt := 0; ; attempt++ {
 		now := time.Now().UTC()
-		name := now.Format(autoLayout)
-		err := snapshot(cmd, arg, name)
+		name = now.Format(autoLayout)
+		err = take(name)
 		if (errors.Is(err, chain.ErrExist) || errors.Is(err, syscall.EEXIST)) && attempt < 3 {
 			time.Sleep(time.Until(now.Truncate(time.Second).Add(time.Second)))
 			continue
 		}
-		if err == nil {
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), name)
-		}
-		return err
+		return name, err
 	}
 }

@@ -77,6 +77,9 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 	if err := t.isMain(); err != nil {
 		return err
 	}
+	if uid := os.Geteuid(); uid != 0 && t.owner >= 0 && t.owner != uid {
+		return t.explain(os.ErrPermission) // fusermount3 says that there is no such mount
+	}
 	// Whether the daemon lives the lock tells; a question to a daemon that
 	// hangs would keep the mount busy.
 	daemon, held := 0, false

@@ -16,10 +16,9 @@ func newUndoCommand() *cobra.Command {
 it was before the revert. What was written since is set aside in turn, so a
 second undo takes the first one back.
 
-The VM must be off: while disk.raw is open an undo is refused, and so it is for the
-same reasons as a revert. One leaf at most
-is set aside: a revert in which something had been written removes the one
-before. "varve tree" shows it with its bytes.
+The VM must be off: an undo is refused for the same reasons as a revert. One
+leaf at most is set aside: a revert in which something had been written removes
+the one before. "varve tree" shows it with its bytes.
 
 With --forget it is removed instead, and its space comes free.`,
 		Example: `  varve undo /mnt/vm1

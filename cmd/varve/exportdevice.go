@@ -42,6 +42,13 @@ func sysText(dir, name string) string {
 	return strings.Join(strings.Fields(string(text)), " ")
 }
 
+// backingFile is the path of the file behind a loop device, "" of another device. As
+// it is: its name may have blanks in it.
+func (d blockDevice) backingFile() string {
+	text, _ := os.ReadFile(filepath.Join(d.disk(), "loop/backing_file"))
+	return strings.TrimSuffix(string(text), "\n")
+}
+
 // disk is the directory in /sys of the whole disk.
 func (d blockDevice) disk() string {
 	if _, err := os.Stat(filepath.Join(d.sys, "partition")); err == nil {
@@ -118,7 +125,7 @@ func (t target) checkDevice(d blockDevice, flags exportFlags) error {
 	if !flags.force {
 		return fmt.Errorf("%s is a block device (%s); --force overwrites what is on it", d.name, d.describe())
 	}
-	if backing := sysText(d.disk(), "loop/backing_file"); backing != "" {
+	if backing := d.backingFile(); backing != "" {
 		info, err := os.Stat(backing)
 		if err != nil {
 			return nil //nolint:nilerr // a file that is gone is nobody's

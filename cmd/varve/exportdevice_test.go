@@ -76,6 +76,14 @@ func TestExportToADeviceRefused(t *testing.T) {
 			t.Errorf("%s was changed (%v)", device, err)
 		}
 	}
+	for _, flags := range [][]string{nil, {"--force"}} {
+		fails(t, dir, exitFailed, []string{"there is no device /dev/varve-no-device, and a file in /dev would be in memory"},
+			append([]string{"export", "mnt", "one", "/dev/varve-no-device"}, flags...)...)
+	}
+	must(t, dir, "export", "mnt", "one", "/dev/shm/varve-test", "--force")
+	if err := os.Remove("/dev/shm/varve-test"); err != nil {
+		t.Error(err)
+	}
 	device, file := loopDevice(t, dir, 40<<20)
 	refused([]string{"is a block device (" + filepath.Base(device), file, "40 MiB", "--force overwrites what is on it"}, device, file)
 	refused([]string{"takes a raw image"}, device, file, "--force", "--format", "qcow2")
@@ -131,6 +139,12 @@ func TestExportToADeviceRefused(t *testing.T) {
 
 	device = strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "vm.raw"))
 	refused([]string{"vm.raw is a file of this disk (base)"}, device, dir+"/vm.raw", "--force") // the base by way of a device
+	tool(t, dir, "losetup", "--detach", device)
+	if err := os.Link(dir+"/vm.raw", dir+"/a  name\n.raw"); err != nil {
+		t.Fatal(err)
+	}
+	device = strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "a  name\n.raw"))
+	refused([]string{".raw is a file of this disk (base)"}, device, dir+"/vm.raw", "--force")
 	tool(t, dir, "losetup", "--detach", device)
 	device = strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "mnt/disk.raw"))
 	refused([]string{"where only the disk's own files are"}, device, dir+"/mnt/disk.raw", "--force")

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -153,7 +154,10 @@ func TestImportRefused(t *testing.T) {
 	} {
 		fails(t, dir, c.code, []string{c.words}, append([]string{"import"}, strings.Fields(c.args)...)...)
 	}
-	for text, words := range map[string]string{"": "there is nothing on standard input", "QFI\xfb and so on": "begins like a qcow2"} {
+	for text, words := range map[string]string{
+		"": "there is nothing on standard input", "QFI\xfb and so on": "begins like a qcow2",
+		"\x1f\x8b\x08 and so on": "what comes on standard input is compressed with gzip, not a raw disk;",
+	} {
 		cmd := command(dir, "import", "-", "mnt")
 		cmd.Stdin = strings.NewReader(text)
 		if r := finish(t, cmd); r.code != exitFailed || !strings.Contains(r.stderr, words) {
@@ -163,6 +167,10 @@ func TestImportRefused(t *testing.T) {
 	if got, names := get(t, mnt+"/disk.raw", 1<<20, 4), named(document(t, dir, "mnt")); got != "kept" || names != "base one" {
 		t.Errorf("the disk has %q, and snapshots %s", got, names)
 	}
+	if err := unix.Mkfifo(dir+"/pipe", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, dir, exitFailed, []string{"pipe is a pipe; name \"-\" instead"}, "import", "pipe", "mnt")
 	must(t, dir, "umount", "mnt")
 	must(t, dir, "mount", "--read-only", "vm.raw", "mnt")
 	fails(t, dir, exitFailed, []string{"is mounted read-only"}, "import", "small", "mnt")
@@ -216,6 +224,10 @@ func TestImportInTheMiddle(t *testing.T) {
 		}
 		if err := cmd.Process.Signal(c.signal); err != nil {
 			t.Fatal(err)
+		}
+		if c.signal != os.Kill { // timeout(1) sends it twice
+			time.Sleep(10 * time.Millisecond)
+			cmd.Process.Signal(c.signal)
 		}
 		cmd.Wait()
 		rest.Close()
@@ -358,5 +370,22 @@ func TestImportFromAnotherDisk(t *testing.T) {
 		if got := get(t, dir+"/out", 1<<20, 8); got != want {
 			t.Errorf("%s: %q", name, got)
 		}
+	}
+}
+
+// Imports that follow each other within a second have snapshots of different names.
+func TestImportsInOneSecond(t *testing.T) {
+	dir, mnt := mounted(t, 1<<20, 0)
+	put(t, mnt, "kept", 0)
+	image(t, dir+"/img", 64<<10, 64<<10)
+	for range 3 {
+		must(t, dir, "import", "img", "mnt")
+	}
+	must(t, dir, "umount", "mnt")
+	for range 2 {
+		must(t, dir, "import", "img", "vm.raw.varve")
+	}
+	if names := strings.Fields(named(document(t, dir, "vm.raw.varve"))); len(names) != 6 { // and the base
+		t.Errorf("snapshots %q", names)
 	}
 }

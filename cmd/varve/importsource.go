@@ -15,6 +15,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/progress"
 	"varve/overlay"
+	"varve/overlay/sniff"
 )
 
 // importPiece is how much an import reads at a time, in bytes.
@@ -53,6 +54,9 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 	before, err := os.Stat(path)
 	if err != nil {
 		return nil, err
+	}
+	if before.Mode()&os.ModeNamedPipe != 0 {
+		return nil, fmt.Errorf("%s is a pipe; name \"-\" instead, for a raw image from standard input", file)
 	}
 	if before.Mode().IsRegular() && before.Size() == 0 {
 		return nil, fmt.Errorf("%s is empty", file)
@@ -201,7 +205,12 @@ func openStream(cmd *cobra.Command, format string) (*importSource, error) {
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("read standard input: %w", err)
 	}
-	if format == "" && overlay.HasQcow2Magic(first) {
+	found, known := sniff.Front(first)
+	switch {
+	case format != "" || !known || found.Raw:
+	case !found.Qcow2:
+		return nil, fmt.Errorf("what comes on standard input is %s, not a raw disk; make a raw image of it first, or say --format raw if a guest wrote that", found.Name)
+	default:
 		return nil, errors.New("what comes on standard input begins like a qcow2, and only a raw image can be read from there; name the file, or say --format raw if a guest wrote that")
 	}
 	return &importSource{name: "standard input", size: -1, read: streamReader{in, first}.read, close: func() error { return nil }, unchanged: func() error { return nil }}, nil

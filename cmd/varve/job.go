@@ -61,9 +61,13 @@ func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 		parent = context.Background()
 	}
 	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() { time.AfterFunc(signalTwice, stop) })
 	return ctx, stop
 }
+
+// signalTwice is within what time a second signal means no more than the first:
+// timeout(1) sends one to its child and one to the group that the child is in.
+const signalTwice = 200 * time.Millisecond
 
 // runJob starts a job on the disk that arg names and waits for it, or with
 // background leaves it to run.

@@ -88,8 +88,9 @@ func report(stderr io.Writer, err error) int {
 }
 
 // say writes one line for people, beginning with the program's name. What
-// several errors that were joined say on lines of their own is put on one.
+// several errors that were joined say on lines of their own is put on one. Names of
+// others stand in it, of files and of programs.
 func say(w io.Writer, format string, args ...any) {
 	text := strings.TrimSpace(fmt.Sprintf(format, args...))
-	fmt.Fprintf(w, "varve: %s\n", strings.ReplaceAll(text, "\n", "; "))
+	fmt.Fprintf(w, "varve: %s\n", visible(strings.ReplaceAll(text, "\n", "; ")))
 }

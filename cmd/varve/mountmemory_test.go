@@ -112,6 +112,12 @@ func TestMountMemoryIsNotTrusted(t *testing.T) {
 		t.Errorf("mode %o", mode)
 	}
 	must(t, dir, "umount", "mnt")
+	must(t, dir, "mount", "vm.raw", "mnt", "--umask", "000")
+	killed(t, disk)
+	if _, words := asked(t, dir, "mnt"); !strings.Contains(words, "varve mount "+disk+" "+dir+"/mnt; ") || strings.Contains(words, "umask") {
+		t.Errorf("doctor has root mount it with another user's words: %s", words)
+	}
+	must(t, dir, "umount", "mnt")
 	if err := os.Chown(disk, 0, -1); err != nil {
 		t.Fatal(err)
 	}
@@ -157,6 +163,40 @@ func TestMountWords(t *testing.T) {
 		again.options.into = again
 		if err := again.recall(c.words); err != nil || again.words() != c.words {
 			t.Errorf("%v: recalled as %q, %v", c.args, again.words(), err)
+		}
+	}
+}
+
+// A disk directory may be another user's: a link in it does not make the daemon write
+// what that user may not.
+func TestMountWritesThroughNoLink(t *testing.T) {
+	dir := hostDir(t)
+	must(t, dir, "create", "vm.varve", "--size", "1M")
+	if err := os.Mkdir(dir+"/mnt", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	link := func(name string) (other string) {
+		t.Helper()
+		other = dir + "/other-" + name
+		if err := os.WriteFile(other, []byte("somebody's"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(other, dir+"/vm.varve/"+name); err != nil {
+			t.Fatal(err)
+		}
+		return other
+	}
+	reserve := link("reserve")
+	must(t, dir, "mount", "vm.varve", "mnt") // there is none then
+	must(t, dir, "umount", "mnt")
+	if err := os.Remove(dir + "/vm.varve/varve.log"); err != nil {
+		t.Fatal(err)
+	}
+	log := link("varve.log")
+	fails(t, dir, exitFailed, []string{"open the log", "vm.varve/varve.log: too many levels of symbolic links"}, "mount", "vm.varve", "mnt")
+	for _, other := range []string{reserve, log} {
+		if got, err := os.ReadFile(other); string(got) != "somebody's" {
+			t.Errorf("%s has %d bytes, %.40q (%v)", other, len(got), got, err)
 		}
 	}
 }

@@ -91,3 +91,16 @@ func TestOtherUsersAreKeptOut(t *testing.T) {
 		})
 	}
 }
+
+// Another user's mount is not unmounted, and whose it is stands in the line.
+func TestUmountOfAnotherUser(t *testing.T) {
+	dir, _ := mounted(t, 1<<20, 0)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := asUser(t, nobody, dir, dir, "umount", "mnt")
+	if want := "varve: umount mnt: only uid 0, who mounted " + dir + "/mnt, may do that: permission denied\n"; r.code != exitFailed || r.stderr != want {
+		t.Errorf("exit %d, says %q, not %q", r.code, r.stderr, want)
+	}
+	must(t, dir, "umount", "mnt")
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -108,4 +109,38 @@ func TestMessagesQuote(t *testing.T) {
 	fails(t, dir, exitFailed, []string{`"varve mount 'my disk.raw' MOUNTPOINT" makes one`}, "snapshot", "my disk.raw", "one")
 	must(t, dir, "mount", "my disk.raw", "my mnt")
 	fails(t, dir, exitFailed, []string{`"varve umount '` + dir + `/my mnt'"`}, "rebase", "my disk.raw.varve", "--base", "x.raw")
+}
+
+// A mountpoint, an image or a program can be anybody's: its name gives the terminal of
+// who reads about it no orders.
+func TestMessagesAreText(t *testing.T) {
+	dir, mnt := mounted(t, 1<<20, 0)
+	const name = "x\x1b[31m"
+	if err := os.Mkdir(dir+"/"+name, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	image(t, dir+"/"+name+".raw", 1<<20, 0)
+	must(t, dir, "mount", name+".raw", name)
+	shell := exec.Command("bash", "-c", `printf '\e[31m' > /proc/self/comm; echo; read`)
+	shell.Dir = mnt
+	in, err := shell.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := shell.StdoutPipe()
+	if err == nil {
+		err = shell.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); shell.Wait() }()
+	out.Read(make([]byte, 1)) // it has its name
+	for _, args := range [][]string{{"list"}, {"umount", "mnt"}, {"snapshot", name, "?"}, {"create", name + ".raw.varve", "--size", "1M"}, {"clone", name, "base", "clone" + name}} {
+		r := vv(t, dir, args...)
+		if text := r.stdout + r.stderr; strings.Contains(text, "\x1b") || !strings.Contains(text, `\x1b[31m`) {
+			t.Errorf("%q says %q", args, text)
+		}
+	}
+	must(t, dir, "umount", name)
 }

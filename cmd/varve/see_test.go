@@ -380,3 +380,24 @@ func TestWrongWatch(t *testing.T) {
 		}
 	}
 }
+
+// What a delete would free is told of a disk that is not mounted too, also of the
+// snapshot that the leaf stands on.
+func TestFreesOfUnmounted(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	put(t, mnt, strings.Repeat("a", 1<<20), 0)
+	must(t, dir, "snapshot", "mnt", "one")
+	put(t, mnt, strings.Repeat("b", 512<<10), 0)
+	must(t, dir, "umount", "mnt")
+	for _, l := range document(t, dir, "vm.raw.varve").Layers {
+		switch {
+		case l.Frees == nil:
+			t.Errorf("layer %s %q: what its delete frees is not known", l.ID, l.Name)
+		case l.Name == "one" && *l.Frees != 512<<10:
+			t.Errorf("a delete of %s frees %d bytes", l.Name, *l.Frees)
+		}
+	}
+	if r := must(t, dir, "tree", "vm.raw.varve"); strings.Contains(r.stdout, "?") {
+		t.Errorf("tree says\n%s", r.stdout)
+	}
+}

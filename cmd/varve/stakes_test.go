@@ -24,6 +24,8 @@ func TestOverlayOnDiskRaw(t *testing.T) {
 	fails(t, dir, exitFailed, append(words, "revert mnt: "), "revert", "mnt", "one")
 	fails(t, dir, exitFailed, append(words, "revert mnt: "), "revert", "mnt", "one", "--discard-saved-state")
 	says(t, dir, []string{"mnt"}, "problem vm-overlay "+dir+"/vm.raw.varve: "+dir+"/x1.qcow2, which stands on disk.raw, lies beside the disk: a snapshot by varve lacks what is in it, and a revert destroys it; ")
+	image(t, dir+"/img", 1<<20, 1<<20)
+	fails(t, dir, exitFailed, append(words, "import mnt: "), "import", "img", "mnt")
 	// Also of a disk that is not mounted: the path is that of the last mount.
 	must(t, dir, "umount", "mnt")
 	fails(t, dir, exitFailed, append(words, "revert vm.raw: "), "revert", "vm.raw", "one")

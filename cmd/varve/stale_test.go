@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -247,7 +248,7 @@ func TestLazilyUnmounted(t *testing.T) {
 		fmt.Sprintf("pid %d sh has its working directory there", program.Process.Pid),
 		"close that, then it writes everything and ends by itself",
 	}
-	fails(t, dir, exitFailed, append(words, "varve: umount vm.raw.varve: "), "umount", "vm.raw.varve")
+	fails(t, dir, exitFailed, append(slices.Clone(words[:len(words)-1]), "varve: umount vm.raw.varve: ", "close that first, or let --wait wait for that"), "umount", "vm.raw.varve")
 	fails(t, dir, exitFailed, append(words, "varve: list vm.raw.varve: "), "list", "vm.raw.varve")
 	fails(t, dir, exitFailed, append(words, "varve: mount vm.raw: "), "mount", "vm.raw", "mnt")
 
@@ -260,7 +261,7 @@ func TestLazilyUnmounted(t *testing.T) {
 	}
 	eventually(t, "the log says that it is unmounted already", func() bool {
 		log, err := os.ReadFile(filepath.Join(dir, "vm.raw.varve", logName))
-		return err == nil && strings.Contains(string(log), "it is unmounted already, lazily, and goes on until nobody uses it") &&
+		return err == nil && strings.Contains(string(log), "it is unmounted already, and ends when nobody uses it any more") &&
 			strings.Contains(string(log), fmt.Sprintf("disk.raw is open (pid %d sh)", program.Process.Pid))
 	})
 	if m, ok, err := mounts.At(mnt); !ok || m.Source != dir+"/other.raw.varve" {

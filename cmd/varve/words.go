@@ -40,7 +40,7 @@ func sayRounded(w io.Writer, given, size int64) {
 // sayFiles lists the files of others that a disk reads, top first.
 func sayFiles(w io.Writer, files []chain.ForeignFile) {
 	for _, f := range files {
-		fmt.Fprintf(w, "  %s (%s, as %s)\n", f.Path, f.Format, f.Layer)
+		fmt.Fprintf(w, "  %s (%s, as %s)\n", visible(f.Path), f.Format, f.Layer)
 	}
 }
 

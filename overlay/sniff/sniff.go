@@ -47,12 +47,22 @@ func File(r io.ReaderAt, size int64) (f Format, ok bool, err error) {
 	if p.end, err = read(r, max(0, size-endBytes), min(size, endBytes)); err != nil {
 		return Format{}, false, err
 	}
+	f, ok = recognise(p)
+	return f, ok, nil
+}
+
+// Front is File for what only its beginning is known of.
+func Front(b []byte) (f Format, ok bool) {
+	return recognise(pieces{front: b[:min(len(b), frontBytes)]})
+}
+
+func recognise(p pieces) (f Format, ok bool) {
 	for i := range formats {
 		if formats[i].matches(p) {
-			return formats[i].Format, true, nil
+			return formats[i].Format, true
 		}
 	}
-	return Format{}, false, nil
+	return Format{}, false
 }
 
 // read gives what a file has of a range: it may have become shorter meanwhile.

@@ -102,7 +102,8 @@ func lookAtStale(_ context.Context, s *Scope) []Finding {
 
 // mountAgain is the command that mounts a disk with the options of a mount that is gone,
 // without its arguments: those that chain.json remembers, or else what the kernel's mount
-// table tells. A read-only mount is not remembered.
+// table tells. A read-only mount is not remembered. Words that another user can have put
+// there are not given to root to type.
 func (s *Scope) mountAgain(m mounts.Mount) string {
 	words := ""
 	if m.AllowOther {
@@ -111,7 +112,7 @@ func (s *Scope) mountAgain(m mounts.Mount) string {
 	if m.ReadOnly {
 		words = strings.TrimSuffix("ro,"+words, ",")
 	} else if !s.Unreachable {
-		if last, err := chain.LastMount(m.Source); err == nil && last.Known {
+		if last, err := chain.LastMount(m.Source); err == nil && last.Known && !slices.ContainsFunc(last.Owners, func(uid int) bool { return uid != 0 && uid != os.Geteuid() }) {
 			words = last.Options
 		}
 	}

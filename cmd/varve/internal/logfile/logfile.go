@@ -7,6 +7,8 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // File is a capped log file, an io.WriteCloser that is safe for concurrent
@@ -31,11 +33,16 @@ func Open(path string, max int64) (*File, error) {
 }
 
 func (f *File) open() error {
-	file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	// No link, which could lead to a file of somebody else, and no FIFO, which would
+	// be waited for: the directory may be another user's.
+	file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
 	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", f.path)
+	}
 	if err != nil {
 		file.Close()
 		return fmt.Errorf("open the log: %w", err)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestCapAndOneOldFile(t *testing.T) {
@@ -70,5 +72,35 @@ func TestLargeEntry(t *testing.T) {
 	}
 	if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, entry) {
 		t.Errorf("read %q, %v", b, err)
+	}
+}
+
+// What stands in the place of the log and is no file is not written, and not waited for.
+func TestLogIsAFile(t *testing.T) {
+	dir := t.TempDir()
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, []byte("somebody's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(other, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(filepath.Join(dir, "fifo"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	for _, name := range []string{"link", "fifo"} {
+		if f, err := Open(filepath.Join(dir, name), 100); err == nil {
+			t.Errorf("%s: opened", name)
+			f.Write([]byte("an entry"))
+			f.Close()
+		}
+	}
+	if got, err := os.ReadFile(other); string(got) != "somebody's" {
+		t.Errorf("the other file has %q (%v)", got, err)
 	}
 }
