@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,19 @@ func (u users) refusal() error {
 	return fmt.Errorf("it is in use: %v; close that first, or let --wait wait for that", u)
 }
 
+// numberIsAnothers says whether places that have the mount's device number show another
+// disk: the kernel gives the number of a mount that is gone to the next one.
+func (t target) numberIsAnothers(places []mounts.Mount) bool {
+	return t.dir != "" && slices.ContainsFunc(places, func(m mounts.Mount) bool {
+		if m.Source == t.dir || !isDiskDirectory(m.Source) {
+			return false
+		}
+		own, err := os.Stat(t.dir)
+		other, otherErr := os.Stat(m.Source)
+		return err == nil && otherErr == nil && !os.SameFile(own, other)
+	})
+}
+
 // users finds out who uses a mount. With asking its daemon is asked too, which knows
 // of files that /proc does not show to this user, such as those of another user's
 // processes; the answer passes through the mountpoint.
@@ -52,6 +66,9 @@ func (t target) users(asking bool) (users, error) {
 	places, err := otherPlaces(t.device, t.mountpoint)
 	if err != nil {
 		return users{}, err
+	}
+	if t.numberIsAnothers(places) {
+		return users{}, nil
 	}
 	all := places
 	if t.mountpoint != "" {

@@ -69,7 +69,7 @@ type run struct {
 // seed, the step and the last steps before it.
 func Run(t Target, o Options) error {
 	r := &run{Options: o, t: t, rnd: rand.New(rand.NewPCG(o.Seed, o.Seed)), views: make(map[string][]byte)}
-	r.leaf = make([]byte, o.Size)
+	r.leaf = make([]byte, wholeSectors(o.Size))
 	if o.Base != nil {
 		r.views["base"] = o.Base
 		copy(r.leaf, o.Base)
@@ -220,9 +220,14 @@ func (r *run) grow() error {
 		return nil
 	}
 	r.did("grow by %d", more)
-	r.leaf = append(r.leaf, make([]byte, more)...)
-	return wrap("grow", r.t.Grow(int64(len(r.leaf))))
+	size := int64(len(r.leaf)) + more
+	r.leaf = append(r.leaf, make([]byte, wholeSectors(size)-int64(len(r.leaf)))...)
+	return wrap("grow", r.t.Grow(size))
 }
+
+// wholeSectors rounds a size up to what a disk has: sectors of 512 bytes. The view of a
+// base keeps its file's own length.
+func wholeSectors(size int64) int64 { return (size + 511) &^ 511 }
 
 func (r *run) delete() error {
 	name := r.any(r.snapshots())
@@ -256,9 +261,10 @@ func (r *run) revert() error {
 	}
 	r.did("revert %s", name)
 	if name == "base" && r.Base == nil {
-		r.leaf = make([]byte, r.Size) // back to blank
+		r.leaf = make([]byte, wholeSectors(r.Size)) // back to blank
 	} else {
-		r.leaf = slices.Clone(r.views[name])
+		r.leaf = make([]byte, wholeSectors(int64(len(r.views[name]))))
+		copy(r.leaf, r.views[name])
 	}
 	return wrap("revert", r.t.Revert(name))
 }

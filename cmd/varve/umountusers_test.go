@@ -1,0 +1,32 @@
+package main
+
+import (
+	"os"
+	"testing"
+
+	"varve/chain/mounts"
+)
+
+// The device number of a mount that is gone is given to the next one: what is seen there
+// is no user of the disk.
+func TestDeviceNumberOfAnotherDisk(t *testing.T) {
+	dir := t.TempDir()
+	for _, disk := range []string{"one", "two"} {
+		write := func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(os.Mkdir(dir+"/"+disk, 0o700))
+		write(os.WriteFile(dir+"/"+disk+"/chain.json", []byte("{}"), 0o600))
+	}
+	if err := os.Symlink("one", dir+"/same"); err != nil {
+		t.Fatal(err)
+	}
+	for source, want := range map[string]bool{"one": false, "same": false, "moved away": false, "two": true} {
+		places := []mounts.Mount{{Mountpoint: "/mnt", Root: "/", Source: dir + "/" + source}}
+		if got := (target{dir: dir + "/one"}).numberIsAnothers(places); got != want {
+			t.Errorf("a mount of %s: %v, want %v", source, got, want)
+		}
+	}
+}
