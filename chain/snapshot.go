@@ -35,6 +35,10 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 		return nil, nil, err
 	}
 	l, err := openWritable(d.fs, path, d.overlayOptions(false))
+	for end := time.Now().Add(newLeafPatience); errors.Is(err, overlay.ErrLocked) && time.Now().Before(end); {
+		time.Sleep(lockPoll)
+		l, err = openWritable(d.fs, path, d.overlayOptions(false))
+	}
 	if err == nil {
 		err = d.fs.SyncDir(filepath.Dir(path))
 		if err != nil {
@@ -48,6 +52,11 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 	m.Leaf = rec.ID
 	return rec, l, nil
 }
+
+// newLeafPatience is how long a new leaf's file waits for somebody who has it locked:
+// who tries to open every file of a directory, as QEMU does, with the lock first and a
+// look then, holds it for a moment.
+const newLeafPatience = time.Second
 
 // dropLeaf takes newLeaf back after a commit failed with err. When it is not
 // known whether chain.json names the file, the file stays until a later commit

@@ -157,9 +157,6 @@ func (m *mountTarget) Reopen(_ bool, want map[string][]byte) error {
 	for _, l := range m.m.Status().Layers {
 		if content, ok := want[l.Name]; ok && (l.Name != "" || l.State == "leaf") {
 			views[l.ID] = filepath.Join(dir, l.ID+".raw")
-			if l.Format == "qcow2" {
-				content = content[:len(content)&^511] // QEMU leaves out what is less than a sector
-			}
 			if err := os.WriteFile(views[l.ID], content, 0o600); err != nil {
 				return err
 			}

@@ -30,6 +30,9 @@ func TestBigChain(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer d.Close()
+			if err := d.CountAll(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			st, err := d.Status()
 			if err != nil {
 				t.Fatal(err)
