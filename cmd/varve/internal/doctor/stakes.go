@@ -216,8 +216,13 @@ func (s *Scope) beside(raws []string) []string {
 		entries, _ := d.ReadDir(mostBeside) // what was read so far is looked at
 		d.Close()                           // read only
 		for _, e := range entries {
+			// By its type in the directory: to look at a mountpoint could take for ever.
+			file := filepath.Join(dir, e.Name())
+			if !e.Type().IsRegular() || !s.machine.answers(file) {
+				continue
+			}
 			if info, err := e.Info(); err == nil && info.Mode().IsRegular() && info.Size() >= smallestBeside {
-				list = append(list, filepath.Join(dir, e.Name()))
+				list = append(list, file)
 			}
 		}
 	}
