@@ -78,11 +78,11 @@ lint: ## gofmt, go vet, staticcheck, the import rule
 	if [ $$status != 0 ]; then echo "$$out"; exit 1; fi
 
 .PHONY: check-fast
-check-fast: deps lint ## what takes two minutes once the linters are built: lint and the short unit tests
+check-fast: deps lint ## lint and the short unit tests
 	@$(TESTRUN) fast
 
 .PHONY: test
-test: deps build lint ## everything that is tested; some 10 minutes on 2 idle cores
+test: deps build lint ## everything that is tested; some 30 minutes on 2 cores
 	@export VARVE_BIN='$(CURDIR)/bin/varve'; $(TESTRUN) test
 
 # Every place of every record, every call of every scenario, then seed after seed.
