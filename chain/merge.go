@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"varve/overlay"
 )
@@ -566,95 +565,4 @@ func (d *Disk) dropRegions(n *node, off, length int64) {
 			return
 		}
 	}
-}
-
-// flattenLayer copies into a layer all that it needs from below, and takes its
-// backing away.
-func (d *Disk) flattenLayer(j *job) error {
-	n, err := d.prepareFlatten(j)
-	if err != nil || n == nil {
-		return err
-	}
-	over, source := n.layer().over(), n.parent()
-	held := func(off int64) (int64, error) { return d.regionBytes(source, off>>regionBits, over.Size()) }
-	part, fill := d.filling(j, over, source, nil)
-	settle := func(_, _ int64) error {
-		forget := over.Copied()
-		if err := over.Flush(); err != nil {
-			return err
-		}
-		forget()
-		return nil
-	}
-	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, d.within(source.Next), held, fill, part, over.SubclusterSize(), settle}); err != nil {
-		return err
-	}
-
-	if err := d.begin(); err != nil {
-		return err
-	}
-	defer d.opMu.Unlock()
-	m := d.edit()
-	rec := m.layer(n.id)
-	if err := over.SetBacking("", ""); err != nil {
-		return err
-	}
-	rec.Parent = ""
-	if n.id != m.Leaf {
-		if err := d.settleFile(n.layer(), rec); err != nil {
-			return err
-		}
-	}
-	m.Job = nil
-	known := mergeable(d.manifest)
-	dead := removeDead(m)
-	d.queueMerge(m, known)
-	if err := d.commit(m); err != nil {
-		return err
-	}
-	n.link.Store(&link{layer: n.layer()})
-	n.live.forget() // it knows the parent that was
-	d.forgetHidden(n)
-	d.dropRegions(n, 0, n.size())
-	d.installWithout(m, dead, nil)
-	d.finished(j, m)
-	d.changed(Change{Layers: true})
-	return nil
-}
-
-func (d *Disk) prepareFlatten(j *job) (*node, error) {
-	// How much there is to copy, counted before anybody has to wait for us.
-	if err := d.CountAll(j.ctx); err != nil {
-		return nil, err
-	}
-	if err := d.begin(); err != nil {
-		return nil, err
-	}
-	defer d.opMu.Unlock()
-	m := d.edit()
-	rec := m.layer(j.layer)
-	if rec == nil || rec.Parent == "" {
-		m.Job = nil
-		if err := d.commit(m); err != nil {
-			return nil, err
-		}
-		d.install(m, nil)
-		d.finished(j, m)
-		return nil, nil
-	}
-	n := d.nodes[rec.ID]
-	total, _, err := d.viewCount(n.parent(), time.Time{})
-	if err != nil {
-		return nil, err
-	}
-	j.totalBytes.Store(total)
-	m.Job.Into = rec.ID
-	writes := markWriting(m, rec)
-	if err := d.commit(m); err != nil {
-		return nil, err
-	}
-	d.install(m, nil)
-	j.writes.Store(&writes)
-	_, err = d.thaw(n)
-	return n, err
 }

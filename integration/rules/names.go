@@ -75,7 +75,7 @@ var namesMutants = []mutant{
 	one("M16", "the mark is not committed before a merge writes", "chain/merge.go",
 		"	writes := markWriting(m, xr, cr)\n	if err := d.commit(m); err != nil {\n		return nil, nil, \"\", err\n	}\n", "	writes := markWriting(m, xr, cr)\n",
 		"chain.TestOrderOfHostCalls"),
-	one("M16", "the mark is not committed before a flatten writes", "chain/merge.go",
+	one("M16", "the mark is not committed before a flatten writes", "chain/flatten.go",
 		"	writes := markWriting(m, rec)\n	if err := d.commit(m); err != nil {\n		return nil, err\n	}\n", "	writes := markWriting(m, rec)\n",
 		"chain.TestOrderOfHostCalls"),
 	one("M16", "the headers above are written before their layers are marked", "chain/merge.go",
