@@ -36,34 +36,56 @@ func (s *savedStateFlag) clear(cmd *cobra.Command, arg string, overlays bool) er
 	if err != nil {
 		return nil // the command itself says it
 	}
-	for _, k := range t.stakes() {
-		switch {
-		case k.Saved && s.discard:
-			if err := discardState(k, cmd.ErrOrStderr()); err != nil {
-				return wrapped(cmd, arg, err)
+	return wrapped(cmd, arg, s.clearTarget(t, cmd.ErrOrStderr(), overlays))
+}
+
+func (s *savedStateFlag) clearTarget(t target, stderr io.Writer, overlays bool) error {
+	stakes, err := t.stakes()
+	if err != nil {
+		return err
+	}
+	// All refusals first: memory is given up only for what is then done.
+	if err := s.refuse(stakes, overlays); err != nil || !s.discard {
+		return err
+	}
+	for _, k := range stakes {
+		if k.Saved {
+			if err := discardState(k, stderr); err != nil {
+				return err
 			}
-		case k.Saved:
-			return wrapped(cmd, arg, fmt.Errorf("%s: it would destroy the guest's file systems; %s, or use --discard-saved-state", k.What, k.Fix))
-		case overlays:
-			return wrapped(cmd, arg, fmt.Errorf("%s: it would stand on something else; %s", k.What, k.Fix))
 		}
 	}
-	if s.discard && slices.ContainsFunc(t.stakes(), func(k doctor.Stake) bool { return k.Saved }) {
-		return wrapped(cmd, arg, errors.New("libvirt still keeps the memory of a VM that was saved on this disk"))
+	stakes, err = t.stakes()
+	if err == nil && slices.ContainsFunc(stakes, func(k doctor.Stake) bool { return k.Saved }) {
+		err = errors.New("libvirt still keeps the memory of a VM that was saved on this disk")
+	}
+	return err
+}
+
+// refuse says which of some stakes is in the way.
+func (s *savedStateFlag) refuse(stakes []doctor.Stake, overlays bool) error {
+	for _, k := range stakes {
+		switch {
+		case k.Saved && !s.discard:
+			return fmt.Errorf("%s: it would destroy the guest's file systems; %s, or use --discard-saved-state", k.What, k.Fix)
+		case !k.Saved && overlays:
+			return fmt.Errorf("%s: it would stand on something else; %s", k.What, k.Fix)
+		}
 	}
 	return nil
 }
 
-// stakes are what relies on the content of the disk.
-func (t target) stakes() []doctor.Stake {
+// stakes are what relies on the content of the disk. The error is that of reading the
+// mount table, without which nobody knows.
+func (t target) stakes() ([]doctor.Stake, error) {
 	list, err := mounts.List()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	list = slices.DeleteFunc(list, func(m mounts.Mount) bool {
 		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir)
 	})
-	return doctor.Stakes(t.dir, list)
+	return doctor.Stakes(t.dir, list), nil
 }
 
 // discardState has libvirt remove the saved memory of a domain.
@@ -86,7 +108,11 @@ func warnOfOverlays(cmd *cobra.Command, arg string) {
 	if err != nil {
 		return
 	}
-	for _, k := range t.stakes() {
+	stakes, err := t.stakes()
+	if err != nil {
+		say(cmd.ErrOrStderr(), "%s %s: whether an image stands on disk.raw is not known: %v", cmd.Name(), arg, err)
+	}
+	for _, k := range stakes {
 		if !k.Saved {
 			say(cmd.ErrOrStderr(), "%s %s: %s: what the guest wrote there is not in the snapshot; %s", cmd.Name(), arg, k.What, k.Fix)
 		}

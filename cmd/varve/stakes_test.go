@@ -4,6 +4,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"varve/cmd/varve/internal/doctor"
 )
 
 // An image of QEMU's that stands on disk.raw is left what it stands on: a revert and an
@@ -45,4 +47,27 @@ func TestOverlayOnDiskRaw(t *testing.T) {
 	tool(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "mnt/disk.raw", "-F", "raw", "x1.qcow2")
 	fails(t, dir, exitFailed, append(words, "undo mnt: "), "undo", "mnt")
 	must(t, dir, "resize", "mnt", "8M") // which nothing on top of it notices
+}
+
+// Memory is given up only when nothing else is in the way: with an image on disk.raw the
+// revert is refused all the same.
+func TestNothingIsGivenUpForARefusal(t *testing.T) {
+	memory, image := doctor.Stake{Saved: true, What: "memory"}, doctor.Stake{What: "image"}
+	for _, c := range []struct {
+		name              string
+		discard, overlays bool
+		stakes            []doctor.Stake
+		words             string
+	}{
+		{"nothing", false, true, nil, ""},
+		{"memory", false, true, []doctor.Stake{memory}, "memory: it would destroy"},
+		{"memory, given up", true, true, []doctor.Stake{memory}, ""},
+		{"an image behind memory that is given up", true, true, []doctor.Stake{memory, image}, "image: it would stand on something else"},
+		{"an image that does not matter", true, false, []doctor.Stake{image}, ""},
+	} {
+		err := (&savedStateFlag{discard: c.discard}).refuse(c.stakes, c.overlays)
+		if (err == nil) != (c.words == "") || err != nil && !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.words)
+		}
+	}
 }
