@@ -8,7 +8,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // savedImage is the memory of a VM that libvirt keeps to resume it: what "virsh
@@ -18,6 +21,7 @@ type savedImage struct {
 	vm          // as it was when it was saved
 	File string // absolute
 	User string // whose libvirt it is, "" for the system's
+	Of   int    // that user's uid; 0 for the system's
 }
 
 // savedImages finds the images that libvirt would resume. hidden says that there are
@@ -37,7 +41,7 @@ func (m *machine) savedImages() (list []savedImage, hidden bool) {
 			v, err := readSavedImage(filepath.Join(path, e.Name()))
 			hidden = hidden || errors.Is(err, os.ErrPermission)
 			if err == nil {
-				list = append(list, savedImage{vm: v, File: filepath.Join(dir.path, e.Name()), User: dir.user})
+				list = append(list, savedImage{vm: v, File: filepath.Join(dir.path, e.Name()), User: dir.user, Of: dir.uid})
 			}
 		}
 	}
@@ -45,18 +49,23 @@ func (m *machine) savedImages() (list []savedImage, hidden bool) {
 }
 
 // saveDirectory is where a libvirtd keeps managed-save images.
-type saveDirectory struct{ path, user string }
+type saveDirectory struct {
+	path, user string
+	uid        int
+}
 
 // saveDirectories are those of the system's libvirtd and of each user's own (libvirt,
 // src/qemu/qemu_conf.c: saveDir).
 func (m *machine) saveDirectories() []saveDirectory {
-	list := []saveDirectory{{"/var/lib/libvirt/qemu/save", ""}}
+	list := []saveDirectory{{"/var/lib/libvirt/qemu/save", "", 0}}
 	for line := range strings.Lines(m.read("etc/passwd")) {
 		f := strings.Split(strings.TrimSpace(line), ":") // name:password:uid:gid:gecos:home:shell
 		if len(f) < 7 || !filepath.IsAbs(f[5]) || f[5] == "/" || f[5] == "/nonexistent" {
 			continue
 		}
-		list = append(list, saveDirectory{filepath.Join(f[5], ".config/libvirt/qemu/save"), f[0]})
+		if uid, err := strconv.Atoi(f[2]); err == nil {
+			list = append(list, saveDirectory{filepath.Join(f[5], ".config/libvirt/qemu/save"), f[0], uid})
+		}
 	}
 	return list
 }
@@ -72,18 +81,19 @@ const (
 
 // readSavedImage reads the domain of a saved image.
 func readSavedImage(path string) (vm, error) {
-	info, err := os.Stat(path)
+	// A user's directory may hold anything: an open of a FIFO would wait for its writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return vm{}, err
+	}
+	defer f.Close() // read only
+	info, err := f.Stat()
 	if err != nil {
 		return vm{}, err
 	}
 	if !info.Mode().IsRegular() {
 		return vm{}, fmt.Errorf("%s is no file", path)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return vm{}, err
-	}
-	defer f.Close() // read only
 	return parseSavedImage(f, path)
 }
 

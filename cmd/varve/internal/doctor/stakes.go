@@ -108,6 +108,9 @@ func (s *Scope) saved() []Stake {
 	}
 	var list []Stake
 	for _, i := range images {
+		if i.User != "" && !s.letsIn(i.Of) {
+			continue // who cannot use the disk has no memory of it, whatever a file says
+		}
 		if !slices.ContainsFunc(i.Disks, func(d vmDisk) bool {
 			return slices.Contains(raws, s.machine.resolve(d.Path)) || s.machine.anyOf(raws, d.Below)
 		}) {
@@ -126,6 +129,19 @@ func (s *Scope) saved() []Stake {
 			Fix:  fmt.Sprintf("start the domain and shut it down in order, or give its memory up: %s", strings.Join(i.remove(), " "))})
 	}
 	return list
+}
+
+// letsIn says whether a user can be one who uses the disk: the disk's owner, who mounted
+// it, or anybody where others are let in.
+func (s *Scope) letsIn(uid int) bool {
+	if slices.ContainsFunc(s.Mounts, func(m mounts.Mount) bool { return m.AllowOther || m.UID == uid }) {
+		return true
+	}
+	if s.Directory == "" || s.Unreachable {
+		return false
+	}
+	last, err := chain.LastMount(s.Directory)
+	return err == nil && (slices.Contains(last.Owners, uid) || slices.Contains(strings.Split(last.Options, ","), "allow_other"))
 }
 
 // anyOf says whether one of some paths, which need not be resolved, is among others that

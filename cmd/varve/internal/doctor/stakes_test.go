@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // savedImageFile is a saved image as libvirt writes one.
@@ -56,6 +58,13 @@ func TestSavedImages(t *testing.T) {
 	write(t, root+session+"mine.save", string(savedImageFile(binary.BigEndian, domainText("mine",
 		domainDisk("qcow2", "/x1.qcow2", "<backingStore type='file'><format type='raw'/><source file='"+raw+"'/><backingStore/></backingStore>")))))
 
+	if list := s.saved(); len(list) != 1 || list[0].image.Name != "vm6" {
+		t.Errorf("a user whom the mount does not let in: %+v", list)
+	}
+	s.Mounts[0].AllowOther = true
+	if err := unix.Mkfifo(root+session+"waits.save", 0o600); err != nil { // nobody writes into it
+		t.Fatal(err)
+	}
 	got := ""
 	for _, k := range s.saved() {
 		command, user := k.Discard()
