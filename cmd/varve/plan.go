@@ -135,7 +135,7 @@ func writePlan(out io.Writer, p chain.Plan) error {
 	if p.HostFree >= 0 {
 		need += " on the host at least; it has " + fs.HumanSize(p.HostFree) + " free"
 		if p.ExtraBytes > p.LeastBytes {
-			need += ", and up to " + fs.HumanSize(p.ExtraBytes) + " are used where they are"
+			need += fmt.Sprintf("\n%13swith more free, up to %s are used", "", fs.HumanSize(p.ExtraBytes))
 		}
 	}
 	fmt.Fprintf(&text, "  %-10s %s\n", "need", need)
