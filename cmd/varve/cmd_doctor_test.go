@@ -106,7 +106,7 @@ func TestDoctorOfAMount(t *testing.T) {
 	pid := daemonOf(t, disk)
 
 	goOn := stopped(t, pid)
-	says(t, dir, []string{"mnt"}, fmt.Sprintf("problem no-answer %s: its daemon gives no answer within 3s: pid %d", mnt, pid))
+	says(t, dir, []string{"mnt"}, fmt.Sprintf("problem no-answer %s: its daemon gives no answer within 5s: pid %d", mnt, pid))
 	goOn()
 
 	tool(t, dir, "mount", "-t", "tmpfs", "none", mnt)

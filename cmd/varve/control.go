@@ -79,7 +79,7 @@ func (t target) decoded(text []byte, err error) ([]byte, chain.Status, error) {
 }
 
 // answerTime is how long list and metrics wait for a daemon.
-const answerTime = 3 * time.Second
+const answerTime = 5 * time.Second
 
 // documentSoon is document for a mount that may hang.
 func (t target) documentSoon() (chain.Status, error) {

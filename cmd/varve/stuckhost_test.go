@@ -112,7 +112,7 @@ func TestDiskOnAHangingHost(t *testing.T) {
 	for _, args := range [][]string{{"doctor"}, {"doctor", lost}, {"doctor", "far"}, {"doctor", host + "/lost.varve"}, {"doctor", "away"}} {
 		running.Go(func() {
 			r := within(t, dir, args...)
-			if text := strings.Join(strings.Fields(r.stdout), " "); r.code != exitFailed || !strings.Contains(text, host+"/lost.varve problem the file system that it is on gives no answer within 3s") {
+			if text := strings.Join(strings.Fields(r.stdout), " "); r.code != exitFailed || !strings.Contains(text, host+"/lost.varve problem the file system that it is on gives no answer within 5s") {
 				t.Errorf("%v: exit %d, says %s%s", args, r.code, r.stdout, r.stderr)
 			}
 		})
@@ -131,7 +131,7 @@ func TestDiskOnAHangingHost(t *testing.T) {
 		}
 	})
 	running.Go(func() {
-		if r := within(t, dir, "metrics", host+"/lost.varve"); r.code != exitFailed || !strings.Contains(r.stderr, "no answer within 3s") {
+		if r := within(t, dir, "metrics", host+"/lost.varve"); r.code != exitFailed || !strings.Contains(r.stderr, "no answer within 5s") {
 			t.Errorf("metrics by the directory: exit %d, says %s%s", r.code, r.stdout, r.stderr)
 		}
 	})

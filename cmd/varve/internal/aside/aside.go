@@ -27,6 +27,13 @@ var ErrNoAnswer = errors.New("no answer")
 // called is what a child is called as, the first word of its command line.
 const called = "varve-aside"
 
+// began is what a child writes before it looks at the path; JSON skips it. On a busy
+// host it can take seconds until a program runs, and no file system hangs meanwhile.
+const began = "\n"
+
+// startTime is how long the start of a child may take.
+const startTime = time.Minute
+
 // Errand is what a child can be sent for: what it reads of a path.
 type Errand func(path string) ([]byte, error)
 
@@ -65,6 +72,9 @@ func Serve(args []string, errands map[string]Errand) (code int, ok bool) {
 	}
 	// The parent may be killed before it can end its child.
 	time.AfterFunc(limit+time.Second, func() { os.Exit(1) })
+	if _, err := os.Stdout.WriteString(began); err != nil {
+		return 1, true
+	}
 	var a answer
 	if a.Text, err = errand(args[3]); err != nil {
 		a.Error = err.Error()
@@ -83,7 +93,7 @@ func Serve(args []string, errands map[string]Errand) (code int, ok bool) {
 }
 
 // Ask has a child do an errand. The error has the errno of what went wrong there, or
-// is ErrNoAnswer when it took longer than limit, or ctx's. A child of the same user
+// is ErrNoAnswer when the errand took longer than limit, or ctx's. A child of the same user
 // that was left behind with the same errand is waited for first, so that who asks
 // again and again does not leave more and more behind. It is safe for concurrent use.
 func Ask(ctx context.Context, errand, path string, limit time.Duration) ([]byte, error) {
@@ -114,11 +124,18 @@ func Ask(ctx context.Context, errand, path string, limit time.Duration) ([]byte,
 		child.Process.Kill() // it may have ended
 		go child.Wait()      // which can take for ever
 	}()
-	if err := r.SetReadDeadline(end); err != nil {
-		return nil, fmt.Errorf("ask for %s: %w", path, err)
+	read := func(from func() ([]byte, error), limit time.Duration) ([]byte, error) {
+		if err := r.SetReadDeadline(time.Now().Add(limit)); err != nil {
+			return nil, err
+		}
+		defer context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })()
+		return from()
 	}
-	defer context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })()
-	text, err := io.ReadAll(r)
+	_, err = read(func() ([]byte, error) { return io.ReadAll(io.LimitReader(r, int64(len(began)))) }, startTime)
+	var text []byte
+	if err == nil {
+		text, err = read(func() ([]byte, error) { return io.ReadAll(r) }, limit)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()

@@ -14,7 +14,13 @@ import (
 	"varve/integration/patience"
 )
 
+// startsLate makes a child of the tests wait before it is one.
+const startsLate = "VARVE_TEST_STARTS_LATE"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(startsLate) != "" && len(os.Args) > 0 && os.Args[0] == called {
+		time.Sleep(400 * time.Millisecond)
+	}
 	if code, ok := Serve(os.Args, map[string]Errand{"read": os.ReadFile, "absent": func(string) ([]byte, error) { return nil, fs.ErrNotExist }}); ok {
 		os.Exit(code)
 	}
@@ -66,5 +72,17 @@ func TestAskGivesUp(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("the child goes on")
 		}
+	}
+}
+
+// A busy host, on which a child starts late, is not taken for a file system that hangs.
+func TestAskOnABusyHost(t *testing.T) {
+	t.Setenv(startsLate, "1")
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := Ask(context.Background(), "read", path, 200*time.Millisecond); err != nil || string(text) != "text" {
+		t.Errorf("%q, %v", text, err)
 	}
 }

@@ -137,7 +137,7 @@ func TestMountFindings(t *testing.T) {
 		{"fine", mountAnswer{}, ""},
 		{"gone", mountAnswer{err: unix.ENOTCONN}, "problem stale-mount /mnt/vm1: its daemon is gone"},
 		{"ended by force", mountAnswer{err: unix.ECONNABORTED}, "problem stale-mount /mnt/vm1"},
-		{"hangs", mountAnswer{err: aside.ErrNoAnswer}, "problem no-answer /mnt/vm1: its daemon gives no answer within 3s"},
+		{"hangs", mountAnswer{err: aside.ErrNoAnswer}, "problem no-answer /mnt/vm1: its daemon gives no answer within 5s"},
 		{"no status", mountAnswer{err: unix.EIO}, "problem no-answer /mnt/vm1: its status cannot be read: input/output error"},
 		{"another's", mountAnswer{err: unix.EACCES}, ""},
 		{"hidden", mountAnswer{err: errHidden}, ""},

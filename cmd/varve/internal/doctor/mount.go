@@ -21,7 +21,7 @@ import (
 )
 
 // answerTime is how long a mount's daemon has for an answer.
-const answerTime = 3 * time.Second
+const answerTime = 5 * time.Second
 
 var (
 	errHidden = errors.New("something lies over it") // so it was not asked
