@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	// reads a daemon's stderr. Without the second setting each process would
 	// take a second to end.
 	os.Setenv("GORACE", "log_path="+reports+"/race atexit_sleep_ms=0")
-	if raceDetector {
+	if raceDetector && os.Getenv("VARVE_LONG") == "" {
 		if err := buildQuick(reports); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -115,15 +115,15 @@ type result struct {
 	stdout, stderr string
 }
 
-// quick is varve without the race detector, "" when the tests run without it too.
+// quick is varve without the race detector, "" when the tests run without it too, and in
+// the long tests.
 var quick string
 
-// quickCommands have no goroutines of their own that share anything: what they ask of a
-// mounted disk, its daemon does, and what they do to another, package chain, which has
-// tests with the race detector. With it, most of such a command's time would be spent
-// on the start of the program.
+// quickCommands leave the work to the daemon of a mounted disk or to packages whose own
+// tests run with the race detector. With it, most of such a command's time would be
+// spent on the start of the program, and of doctor's of the processes that it sends.
 var quickCommands = []string{
-	"create", "hold", "list", "rename", "resize", "revert", "snapshot", "status", "tree", "umount", "undo", "version",
+	"create", "doctor", "hold", "list", "rename", "resize", "revert", "snapshot", "status", "tree", "umount", "undo", "version",
 }
 
 // buildQuick builds quick into dir.
