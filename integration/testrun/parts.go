@@ -23,7 +23,10 @@ const (
 	crash = "PowerCut|Faults$"
 	// Nothing, or nothing but a job, runs beside what these try, and they touch much
 	// memory or wait for qemu-img.
-	single = "AgainstQEMU|DiskAgainstModel|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz"
+	single = "AgainstQEMU|DiskAgainstModel|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz|" +
+		"FreesIs|GoneLayers|StepsDoNotGrow|DeleteCopiesOnce|MergeKeepsZeros|MergeNeedsLittle|DirectionOfAMerge|MergesOnAFullHost|" +
+		"TestExamine|TestPlan|TestAdopt|TestAccept|TestCheck|DiffPlaces|AfterACrash|CommitRefuses|OldDisk|" +
+		"WindowThatCannotSettle|FailedRevert"
 )
 
 // suites are what can be run. Of parts that run beside each other the longest come
