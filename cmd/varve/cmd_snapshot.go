@@ -64,6 +64,10 @@ func snapshotByTime(cmd *cobra.Command, arg string) error {
 	return err
 }
 
+// mostByTime is how many may take snapshots by time at once; the last of them waits that
+// many seconds.
+const mostByTime = 60
+
 // byTime has a snapshot taken that is named by the time. It waits for the next second
 // where this one has a snapshot already.
 func byTime(take func(name string) error) (name string, err error) {
@@ -71,7 +75,7 @@ func byTime(take func(name string) error) (name string, err error) {
 		now := time.Now().UTC()
 		name = now.Format(autoLayout)
 		err = take(name)
-		if (errors.Is(err, chain.ErrExist) || errors.Is(err, syscall.EEXIST)) && attempt < 3 {
+		if (errors.Is(err, chain.ErrExist) || errors.Is(err, syscall.EEXIST)) && attempt < mostByTime {
 			time.Sleep(time.Until(now.Truncate(time.Second).Add(time.Second)))
 			continue
 		}
