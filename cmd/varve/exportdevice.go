@@ -42,11 +42,35 @@ func sysText(dir, name string) string {
 	return strings.Join(strings.Fields(string(text)), " ")
 }
 
-// backingFile is the path of the file behind a loop device, "" of another device. As
-// it is: its name may have blanks in it.
-func (d blockDevice) backingFile() string {
-	text, _ := os.ReadFile(filepath.Join(d.disk(), "loop/backing_file"))
-	return strings.TrimSuffix(string(text), "\n")
+// backingFiles are the paths of the files behind the device and behind what it stands on,
+// such as the loop device below a logical volume. As they are: a name may have blanks in it.
+func (d blockDevice) backingFiles() []string {
+	var files []string
+	for _, dir := range d.below() {
+		if text, err := os.ReadFile(filepath.Join(dir, "loop/backing_file")); err == nil {
+			files = append(files, strings.TrimSuffix(string(text), "\n"))
+		}
+	}
+	return files
+}
+
+// below are the directories in /sys of the device's whole disk and of all that it stands
+// on: device-mapper and md name theirs in slaves/.
+func (d blockDevice) below() []string {
+	dirs := []string{d.disk()}
+	for i := 0; i < len(dirs); i++ {
+		slaves, _ := filepath.Glob(filepath.Join(dirs[i], "slaves", "*"))
+		for _, link := range slaves {
+			dir, err := filepath.EvalSymlinks(link)
+			if err != nil {
+				continue // it has gone meanwhile
+			}
+			if dir = (blockDevice{sys: dir}).disk(); !slices.Contains(dirs, dir) {
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	return dirs
 }
 
 // disk is the directory in /sys of the whole disk.
@@ -125,10 +149,10 @@ func (t target) checkDevice(d blockDevice, flags exportFlags) error {
 	if !flags.force {
 		return fmt.Errorf("%s is a block device (%s); --force overwrites what is on it", d.name, d.describe())
 	}
-	if backing := d.backingFile(); backing != "" {
+	for _, backing := range d.backingFiles() {
 		info, err := os.Stat(backing)
 		if err != nil {
-			return nil //nolint:nilerr // a file that is gone is nobody's
+			continue // a file that is gone is nobody's
 		}
 		err = t.refuseInside(filepath.Dir(backing), backing)
 		if err == nil {
@@ -143,7 +167,7 @@ func (t target) checkDevice(d blockDevice, flags exportFlags) error {
 		return err
 	}
 	numbers := map[string]bool{fmt.Sprintf("%d:%d", unix.Major(d.rdev), unix.Minor(d.rdev)): true}
-	for _, dir := range d.parts() {
+	for _, dir := range append(d.parts(), d.below()...) {
 		numbers[sysText(dir, "dev")] = true
 	}
 	for _, l := range layers {

@@ -206,3 +206,44 @@ func TestInterruptedExportToADevice(t *testing.T) {
 		t.Errorf("behind it stands %q", got)
 	}
 }
+
+// What a device-mapper device stands on is found as the kernel shows it: a volume on a
+// partition of a loop device is of the loop device's file.
+func TestFilesBelowADevice(t *testing.T) {
+	sys := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(sys, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(sys, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(name, to string) {
+		t.Helper()
+		write(filepath.Join(filepath.Dir(name), "dev"), "253:0\n")
+		if err := os.MkdirAll(filepath.Join(sys, filepath.Dir(name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(filepath.Join(sys, to), filepath.Join(sys, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("loop0/loop/backing_file", "/images/a b.raw\n")
+	write("loop0/loop0p2/partition", "2\n")
+	write("loop1/loop/backing_file", "/images/c.raw\n")
+	link("dm-0/slaves/loop0p2", "loop0/loop0p2")
+	link("dm-1/slaves/dm-0", "dm-0")
+	link("dm-1/slaves/loop1", "loop1")
+	for device, want := range map[string]string{
+		"dm-1":          "/images/c.raw /images/a b.raw",
+		"dm-0":          "/images/a b.raw",
+		"loop0/loop0p2": "/images/a b.raw",
+		"loop1":         "/images/c.raw",
+	} {
+		if got := strings.Join(blockDevice{sys: filepath.Join(sys, device)}.backingFiles(), " "); got != want {
+			t.Errorf("%s: %q, want %q", device, got, want)
+		}
+	}
+}
