@@ -13,6 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/fs"
 	"varve/overlay"
@@ -80,20 +81,23 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 	ctx, stop := interruptible(cmd)
 	defer stop()
 	device, isDevice := blockDevice{}, false
-	if out != toStdout {
+	var place output.Place
+	stream := out == toStdout
+	if !stream {
 		if device, isDevice, err = findDevice(out); err != nil {
 			return err
 		}
 		if isDevice {
 			err = t.checkDevice(device, flags)
-		} else {
-			err = t.checkOut(out, flags.force)
+		} else if place, err = output.Find(out); err == nil {
+			stream = place.Direct()
+			err = t.checkPlace(place, flags)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	e, closeSource, err := t.exportSource(name, out != toStdout && !isDevice && !flags.compress, warnings(cmd.ErrOrStderr()))
+	e, closeSource, err := t.exportSource(name, !stream && !isDevice && !flags.compress, warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
@@ -106,8 +110,10 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 		err = e.Stream(ctx, cmd.OutOrStdout())
 	case isDevice:
 		rest, err = exportDevice(ctx, e, device)
+	case stream:
+		err = exportStream(ctx, e, place)
 	default:
-		err = exportFile(ctx, e, out, flags)
+		err = exportFile(ctx, e, place.Path, flags)
 	}
 	bar.Clear()
 	switch {
@@ -121,6 +127,30 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, fs.HumanSize(rest))
 	}
 	return nil
+}
+
+// checkPlace refuses a place that cannot take an export.
+func (t target) checkPlace(place output.Place, flags exportFlags) error {
+	if !place.Direct() {
+		return t.checkOut(place.Path, flags.force)
+	}
+	if flags.format == "qcow2" {
+		return errors.New("a qcow2 cannot go into a pipe or such: its tables are written last and stand in front; name a file")
+	}
+	return nil
+}
+
+// exportStream writes the view to a pipe, a device of characters or an open file.
+func exportStream(ctx context.Context, e overlay.Export, place output.Place) error {
+	f, err := place.Open(ctx)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(e.Stream(ctx, f), f.Close())
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("write %s: %w; a part is written", f.Name(), underlying(err))
+	}
+	return err
 }
 
 // checkOut refuses an OUT that is there, or where it would be in the way.
@@ -145,8 +175,6 @@ func (t target) checkOut(out string, force bool) error {
 		return nil
 	case err != nil:
 		return err
-	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is neither a file nor a block device; name a new one, or write to \"-\"", out)
 	case !force:
 		return alreadyThere(out)
 	}

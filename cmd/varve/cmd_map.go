@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/fs"
 )
@@ -56,12 +57,18 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 		return err
 	}
 	toFile := out != "" && out != toStdout
+	var place output.Place
 	if toFile {
-		// A picture may be replaced, and nothing else.
-		if err := t.checkOut(out, true); err != nil {
+		if place, err = output.Find(out); err != nil {
 			return err
 		}
-		if err := checkPicture(out); err != nil {
+	}
+	if toFile && !place.Direct() {
+		// A picture may be replaced, and nothing else.
+		if err := t.checkOut(place.Path, true); err != nil {
+			return err
+		}
+		if err := checkPicture(place.Path); err != nil {
 			return err
 		}
 	}
@@ -74,7 +81,7 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	case err != nil:
 		return err
 	case toFile:
-		return replaceFile(out, picture, 0)
+		return writeOut(ctx, place, picture, 0)
 	}
 	_, err = cmd.OutOrStdout().Write(picture)
 	return err
@@ -127,6 +134,20 @@ func checkPicture(path string) error {
 		return err
 	}
 	return fmt.Errorf("%s exists already and is no SVG picture; name another file", path)
+}
+
+// writeOut writes content to a place: a file of its own whole or not at all, with a mode, or
+// with 0 what the umask leaves; anything else as it stands.
+func writeOut(ctx context.Context, place output.Place, content []byte, mode os.FileMode) error {
+	if !place.Direct() {
+		return replaceFile(place.Path, content, mode)
+	}
+	f, err := place.Open(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Close())
 }
 
 // replaceFile writes a file whole or not at all, with a mode, or with 0 what the

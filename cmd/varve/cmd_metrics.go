@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/output"
 	"varve/fs/prom"
 )
 
@@ -52,7 +54,7 @@ varve-metrics.timer keeps up to date.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// What is begun is ended: no part of a file is left behind.
-			_, stop := interruptible(cmd)
+			ctx, stop := interruptible(cmd)
 			defer stop()
 			list, err := metricsTargets(cmd, args)
 			if err != nil {
@@ -63,7 +65,7 @@ varve-metrics.timer keeps up to date.`,
 			case err != nil:
 				return err
 			case out != "" && out != toStdout:
-				err = wrapped(cmd, out, writeMetricsFile(out, page))
+				err = wrapped(cmd, out, writeMetricsFile(ctx, out, page))
 			default:
 				_, err = cmd.OutOrStdout().Write(page)
 			}
@@ -207,8 +209,16 @@ func (t metricsTarget) metrics() (*prom.Page, error) {
 }
 
 // writeMetricsFile replaces a file of metrics, which anybody may read whatever the
-// umask is.
-func writeMetricsFile(path string, page []byte) error {
+// umask is. A device or a pipe is written as it stands.
+func writeMetricsFile(ctx context.Context, out string, page []byte) error {
+	place, err := output.Find(out)
+	switch {
+	case err != nil:
+		return err
+	case place.Direct():
+		return writeOut(ctx, place, page, 0)
+	}
+	path := place.Path
 	dir, err := mounts.Resolve(filepath.Dir(path))
 	if err != nil {
 		return err

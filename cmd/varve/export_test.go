@@ -116,7 +116,7 @@ func TestExportRefused(t *testing.T) {
 		{"mnt one vm.raw.varve/out", exitFailed, "where only the disk's own files are"},
 		{"mnt one vm.raw.varve/layers/out --force", exitFailed, "where only the disk's own files are"},
 		{"mnt one mnt/layers/out", exitFailed, "where only the disk's own files are"},
-		{"mnt one /dev/null --force", exitFailed, "/dev/null is neither a file nor a block device"},
+		{"mnt one /dev/null --format qcow2", exitFailed, "a qcow2 cannot go into a pipe or such"},
 		{"mnt one nowhere/out", exitFailed, "nowhere/out"},
 		{"mnt one /proc/out", exitFailed, "/proc/out"},
 	} {

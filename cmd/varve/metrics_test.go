@@ -125,7 +125,7 @@ func TestMetricsFile(t *testing.T) {
 		word string
 	}{
 		{"vm.raw", "exists already and holds no metrics"},
-		{folder, "exists already and holds no metrics"},
+		{folder, "is a directory; name a file in it"},
 		{"nowhere/x.prom", "no such file or directory"},
 		{"vm.raw.varve/x.prom", "only the disk's own files"},
 		{"vm.raw.varve/layers/x.prom", "only the disk's own files"},
