@@ -28,6 +28,11 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 	if o.ReadOnly {
 		return fmt.Errorf("accept %s of %s: %w", layer, dir, ErrReadOnly)
 	}
+	fs, leave, err := enter(fs, dir, o.Trust)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, leave()) }()
 	// Before the lock, which would make a lock file in any directory.
 	if _, err := loadManifest(fs, dir); err != nil {
 		return err

@@ -215,8 +215,6 @@ func tidyPath(path string) string {
 	return filepath.Clean(path)
 }
 
-func isHost(fs overlay.FS) bool { return fs == overlay.HostFS() }
-
 // refuseVarve refuses a file that varve itself writes or shows: a layer of a
 // disk changes under the new disk, and a file in a mount would make one varve
 // wait for another.

@@ -19,6 +19,7 @@ type CheckOptions struct {
 	Repair   bool          // mend what can be mended without losing anything
 	LockWait time.Duration // how long to wait for another varve to let go
 	Log      *slog.Logger  // what Repair does; nil: discard
+	Trust    bool          // as of OpenOptions
 	// Progress is called with how many of the bytes that the layers' files occupy
 	// are looked through; nil for nobody. A repair begins from the start again.
 	Progress func(done, total int64)
@@ -104,6 +105,11 @@ func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport,
 	} else if !info.Mode.IsDir() {
 		return CheckReport{}, fmt.Errorf("%s: %w: not a disk directory", dir, ErrInvalid)
 	}
+	var leave func() error
+	if o.FS, leave, err = enter(o.FS, dir, o.Trust); err != nil {
+		return CheckReport{}, err
+	}
+	defer func() { err = errors.Join(err, leave()) }()
 	// Looked at before it is locked: a directory that is none of ours gets no
 	// lock file. A chain.json that is corrupt is a finding.
 	if _, err := loadManifest(o.FS, dir); err != nil && !errors.Is(err, ErrCorrupt) {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/diskdir"
 	"varve/overlay"
 )
 
@@ -160,7 +161,7 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 	plan.below = viewOfImages(images)
 
 	temp := tempFor(dir)
-	lock, err := claimTemp(fs, temp)
+	lock, inside, err := claimTemp(fs, temp)
 	if err != nil {
 		return Created{}, err
 	}
@@ -168,7 +169,7 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 	defer func() { _ = lock.unlock() }()
 	at := temp
 	err = func() error {
-		if err := plan.write(fs, temp); err != nil {
+		if err := plan.write(inside, temp); err != nil {
 			return err
 		}
 		if err := fs.Rename(temp, dir); err != nil {
@@ -335,33 +336,61 @@ func setMode(fs overlay.FS, path string, mode os.FileMode) error {
 	if !isHost(fs) {
 		return nil
 	}
+	if d, ok := fs.(*diskdir.Dir); ok {
+		return d.Chmod(path, mode)
+	}
 	return os.Chmod(path, mode)
 }
 
 // claimTemp makes the directory in which a disk is built and locks it, so that
 // what a crash left there is told from what another process is building.
-func claimTemp(fs overlay.FS, temp string) (*dirLock, error) {
+//
+// inside is the file system for what is in it.
+func claimTemp(fs overlay.FS, temp string) (lock *dirLock, inside overlay.FS, err error) {
 	for attempt := 0; ; attempt++ {
 		err := makeDir(fs, temp)
 		stale := errors.Is(err, os.ErrExist)
 		if err != nil && !stale {
-			return nil, err
+			return nil, nil, err
 		}
-		lock, err := lockDir(fs, temp, true, "", 0)
+		inside, leave, err := enter(fs, temp, false)
+		if err == nil {
+			if err = ownedByCaller(inside); err != nil {
+				return nil, nil, errors.Join(err, leave())
+			}
+			lock, err = lockDir(inside, temp, true, "", 0)
+			if err != nil {
+				err = errors.Join(err, leave())
+			}
+		}
 		if errors.Is(err, os.ErrNotExist) && attempt < 10 {
 			continue // whoever had it is done, and it has its name now
 		}
 		if err != nil {
-			return nil, fmt.Errorf("another varve makes it at the moment: %w", err)
+			return nil, nil, fmt.Errorf("another varve makes it at the moment: %w", err)
 		}
+		lock.leave = leave
 		if !stale {
-			return lock, nil
+			return lock, inside, nil
 		}
-		if err := removeContent(fs, temp); err != nil {
-			return nil, errors.Join(err, lock.unlock())
+		if err := removeContent(inside, temp); err != nil {
+			return nil, nil, errors.Join(err, lock.unlock())
 		}
-		return lock, nil
+		return lock, inside, nil
 	}
+}
+
+// ownedByCaller refuses a directory in which somebody else would have the last word.
+func ownedByCaller(fs overlay.FS) error {
+	d, ok := fs.(*diskdir.Dir)
+	if !ok {
+		return nil
+	}
+	// Files become those of the file system's user id, which -1 asks for and leaves.
+	if caller, err := unix.SetfsuidRetUid(-1); err == nil && d.Owner() != caller {
+		return fmt.Errorf("%s belongs to uid %d, who did not make a disk there: %w; remove it", d.Path(), d.Owner(), ErrInvalid)
+	}
+	return nil
 }
 
 // removeDisk removes a disk directory that was just made.

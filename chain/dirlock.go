@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/diskdir"
 	"varve/chain/mounts"
 	"varve/overlay"
 )
@@ -53,6 +54,7 @@ type dirLock struct {
 	// failed is set when what the lock guarded could not be closed in order:
 	// then the holder's words stay, and ClosedInOrder sees them.
 	failed bool
+	leave  func() error // lets the directory go with the lock; nil where the caller does
 }
 
 // lockDir takes the lock of a disk directory (D22), exclusively for whoever writes,
@@ -62,12 +64,12 @@ type dirLock struct {
 // names the holder. Exclusive on a read-only medium is ErrReadOnly. A simulated
 // file system is not locked.
 func lockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string, wait time.Duration) (*dirLock, error) {
-	if fs != overlay.HostFS() {
+	if !isHost(fs) {
 		return &dirLock{}, nil
 	}
 	deadline := time.Now().Add(wait)
 	for {
-		lock, err := tryLockDir(dir, exclusive, mountpoint)
+		lock, err := tryLockDir(fs, dir, exclusive, mountpoint)
 		if !errors.Is(err, ErrInUse) || !time.Now().Before(deadline) {
 			return lock, err
 		}
@@ -75,13 +77,13 @@ func lockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string, wait 
 	}
 }
 
-func tryLockDir(dir string, exclusive bool, mountpoint string) (*dirLock, error) {
+func tryLockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string) (*dirLock, error) {
 	path := filepath.Join(dir, lockName)
 	flag, kind := os.O_RDONLY, int16(unix.F_RDLCK)
 	if exclusive {
 		flag, kind = os.O_RDWR|os.O_CREATE, unix.F_WRLCK
 	}
-	f, err := openLock(path, flag)
+	f, err := openLockIn(fs, path, flag)
 	switch {
 	case err == nil:
 	case !exclusive && errors.Is(err, os.ErrNotExist):
@@ -110,10 +112,18 @@ func tryLockDir(dir string, exclusive bool, mountpoint string) (*dirLock, error)
 		return nil, fmt.Errorf("lock %s: the file system gives no locks: %w", dir, err)
 	}
 	lock := &dirLock{f: f, exclusive: exclusive}
-	if err := lock.entered(path, mountpoint); err != nil {
+	if err := lock.entered(fs, path, mountpoint); err != nil {
 		return nil, errors.Join(err, lock.unlock())
 	}
 	return lock, nil
+}
+
+// openLockIn opens the lock file of a directory that was entered.
+func openLockIn(fs overlay.FS, path string, flag int) (*os.File, error) {
+	if d, ok := fs.(*diskdir.Dir); ok {
+		return d.OpenFile(path, flag, 0o600)
+	}
+	return openLock(path, flag)
 }
 
 // openLock opens a lock file: no link, and no FIFO, which would make it wait for
@@ -136,16 +146,16 @@ func openLock(path string, flag int) (*os.File, error) {
 
 // entered checks that the file that is locked is still the one at path, and
 // says in it who holds it.
-func (l *dirLock) entered(path, mountpoint string) error {
-	held, err := l.f.Stat()
+func (l *dirLock) entered(fs overlay.FS, path, mountpoint string) error {
+	var held unix.Stat_t
+	if err := unix.Fstat(int(l.f.Fd()), &held); err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	there, err := fs.Stat(path)
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
-	there, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", path, err)
-	}
-	if !os.SameFile(held, there) {
+	if held.Ino != there.Inode || uint64(held.Dev) != there.Device {
 		return fmt.Errorf("lock %s: %w: it was replaced meanwhile", path, ErrInUse)
 	}
 	if !l.exclusive {
@@ -175,11 +185,13 @@ func (l *dirLock) entered(path, mountpoint string) error {
 }
 
 // unlock lets the lock go. It is free afterwards, whatever the error.
-func (l *dirLock) unlock() error {
+func (l *dirLock) unlock() (err error) {
+	if l.leave != nil {
+		defer func() { err = errors.Join(err, l.leave()) }()
+	}
 	if l.f == nil {
 		return nil
 	}
-	var err error
 	if l.exclusive && !l.failed {
 		err = l.f.Truncate(0) // a holder that crashed leaves its words
 	}

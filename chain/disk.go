@@ -42,6 +42,8 @@ type OpenOptions struct {
 	LockWait   time.Duration // how long to wait for another varve to let go
 	HoldJob    bool          // leave a recorded job for the next Open without this
 	JobRate    int64         // limit of jobs in bytes per second, see SetJobRate; 0: none
+	// Trust lets root open what the directory of another user names, whoever may read it.
+	Trust bool
 
 	window int64 // of jobs, for tests; 0: copyWindow
 }
@@ -287,6 +289,10 @@ func (d *Disk) begin() error {
 	if d.closed {
 		d.opMu.Unlock()
 		return fmt.Errorf("%s: %w: it is being closed", d.dir, ErrBusy)
+	}
+	if err := inPlace(d.fs); err != nil {
+		d.opMu.Unlock()
+		return err
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"varve/integration/model"
+	"varve/overlay"
 )
 
 var modelSteps = flag.Int("model.steps", 250, "steps of each run against the model")
@@ -124,7 +125,7 @@ func (d *diskTarget) kill() {
 
 // judge lets qemu-img check every layer, and compare every view.
 func (d *diskTarget) judge(crash bool, want map[string][]byte) error {
-	m, err := loadManifest(d.d.fs, d.dir)
+	m, err := loadManifest(overlay.HostFS(), d.dir)
 	if err != nil {
 		return err
 	}

@@ -28,8 +28,12 @@ type MountMemory struct {
 // LastMount reads what a disk directory remembers of its last mount. It takes no lock,
 // so a mount that begins meanwhile may be missed. Errors are those of reading chain.json.
 func LastMount(dir string) (MountMemory, error) {
-	var chainFile manifestReader
-	m, err := chainFile.load(overlay.HostFS(), dir)
+	fs, leave, err := enter(overlay.HostFS(), dir, false)
+	if err != nil {
+		return MountMemory{}, err
+	}
+	defer func() { _ = leave() }() // only read
+	m, err := loadManifest(fs, dir)
 	if err != nil || m.MountOptions == nil {
 		return MountMemory{}, err
 	}

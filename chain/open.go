@@ -22,16 +22,22 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	} else if !info.Mode.IsDir() {
 		return nil, fmt.Errorf("%s: %w: not a disk directory", dir, ErrInvalid)
 	}
+	fs, leave, err := enter(o.FS, dir, o.Trust)
+	if err != nil {
+		return nil, err
+	}
+	o.FS = fs
 	// Looked at before it is locked: a directory that is none of ours gets no
 	// lock file.
 	var chainFile manifestReader
 	if _, err := chainFile.load(o.FS, dir); err != nil {
-		return nil, err
+		return nil, errors.Join(err, leave())
 	}
 	lock, err := lockDir(o.FS, dir, !o.ReadOnly, o.Mountpoint, o.LockWait)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, leave())
 	}
+	lock.leave = leave
 	return openUnderLock(dir, o, lock, &chainFile)
 }
 

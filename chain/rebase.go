@@ -24,10 +24,15 @@ type RebaseOptions struct {
 func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) {
 	options := o.OpenOptions.withDefaults()
 	options.HoldJob = true
-	fs := options.FS
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
+	fs, leave, err := enter(options.FS, dir, options.Trust)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, leave()) }()
+	options.FS = fs
 	// Before the lock, which would make a lock file in any directory.
 	if _, err := loadManifest(fs, dir); err != nil {
 		return nil, err

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"varve/overlay"
 )
 
 // asideOf is the layer that a revert set aside, or "".
@@ -67,7 +69,7 @@ func checkDisk(t *testing.T, d *Disk) {
 	if err != nil || r.Errors+r.Leaks > 0 {
 		t.Errorf("check: %v\n%s", err, findingLines(r))
 	}
-	m, err := loadManifest(d.fs, d.Dir())
+	m, err := loadManifest(overlay.HostFS(), d.Dir())
 	must(t, err)
 	for _, l := range m.Layers {
 		if l.Format == formatQcow2 {

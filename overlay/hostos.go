@@ -29,10 +29,16 @@ func (hostFS) Open(path string, flag int, perm os.FileMode) (File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return HostFile(f)
+}
+
+// HostFile makes an open file of the host a File, which then owns it: it is closed when
+// that fails.
+func HostFile(f *os.File) (File, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, fmt.Errorf("open %s: %w", f.Name(), err)
 	}
 	return &hostFile{f: f, conn: conn, fd: int(f.Fd())}, nil
 }
@@ -81,23 +87,27 @@ func (hostFS) SyncDir(path string) error {
 	return d.Sync()
 }
 
-// Free is f_bavail of statfs(2), for root f_bfree: the reserved blocks are root's. Of
-// btrfs, f_bfree counts what only metadata can have (seen: 75 MiB of it with no room for
-// a byte of data).
 func (hostFS) Free(path string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
 		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
 	}
+	return FreeOf(&st), nil
+}
+
+// FreeOf is how many bytes a file system has free for this process: f_bavail of statfs(2),
+// for root f_bfree, since the reserved blocks are root's. Of btrfs, f_bfree counts what only
+// metadata can have (seen: 75 MiB of it with no room for a byte of data).
+func FreeOf(st *unix.Statfs_t) int64 {
 	if os.Geteuid() == 0 && st.Type != unix.BTRFS_SUPER_MAGIC {
 		free := int64(st.Bfree)
 		if st.Type == unix.EXT4_SUPER_MAGIC {
 			// ext4 keeps a fiftieth, 4,096 blocks at most, for itself and counts it as free.
 			free -= min(int64(st.Blocks)/50, 4096)
 		}
-		return max(free, int64(st.Bavail)) * st.Bsize, nil
+		return max(free, int64(st.Bavail)) * st.Bsize
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Bavail) * st.Bsize
 }
 
 // hostFile is a File on the host.

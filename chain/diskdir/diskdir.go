@@ -1,0 +1,435 @@
+// Package diskdir is the host's file system as one disk directory may use it.
+//
+// Whoever mounts a disk trusts neither the directory nor its surroundings: root mounts
+// what users own. So the directory is opened once, and everything in it is reached from
+// that descriptor, one component after the other: no symbolic link in it is followed,
+// nothing but regular files is opened, no open waits, and what belongs to a stranger is
+// refused. Whoever moves the directory takes the disk along, and whatever is put in its
+// place is not touched. A path that leads elsewhere, to the image of somebody, is opened
+// with the rights of the directory's owner where root does it.
+//
+// The package knows nothing of disks, layers or their formats.
+package diskdir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/overlay"
+)
+
+// ErrForeign is that something in the directory is not what a disk directory has: a link,
+// a pipe, a file of a stranger. It is EACCES for a guest.
+var ErrForeign = fmt.Errorf("not of this disk: %w", fs.ErrPermission)
+
+// Dir is the host's file system for a disk directory. Safe for concurrent use, but for
+// Close.
+type Dir struct {
+	host  overlay.FS // for paths elsewhere
+	path  string     // absolute; names of files are below it
+	root  *os.File
+	owner owner
+	trust bool
+}
+
+var _ overlay.FS = (*Dir)(nil)
+
+// Options say how far a directory is trusted.
+type Options struct {
+	// Trust lets root read whatever the directory names, and takes files of anybody.
+	Trust bool
+}
+
+// Open opens a disk directory. Errors are those of open(2).
+func Open(path string, o Options) (*Dir, error) {
+	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := root.Stat()
+	if err != nil {
+		root.Close() // only read
+		return nil, err
+	}
+	return &Dir{host: overlay.HostFS(), path: filepath.Clean(path), root: root, owner: ownerOf(info), trust: o.Trust}, nil
+}
+
+// Path is the absolute path at which the directory was.
+func (d *Dir) Path() string { return d.path }
+
+// Owner is the user id whose the directory is.
+func (d *Dir) Owner() int { return d.owner.uid }
+
+// Close closes the descriptor of the directory. Files that were opened stay open.
+func (d *Dir) Close() error { return d.root.Close() }
+
+// Moved says whether the path of the directory leads to another one by now, or to none.
+func (d *Dir) Moved() error {
+	held, err := d.root.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Stat(d.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s was moved or removed while it was in use; move it back", d.path)
+	case err != nil:
+		return err
+	case !os.SameFile(held, there):
+		return fmt.Errorf("%s was moved while it was in use, and another directory is in its place; put it back", d.path)
+	}
+	return nil
+}
+
+// split gives the components of a path below the directory; inside is false for one that
+// is elsewhere.
+func (d *Dir) split(path string) (parts []string, inside bool) {
+	path = filepath.Clean(path)
+	if path == d.path {
+		return nil, true
+	}
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(d.path, "/")+"/")
+	if !ok {
+		return nil, false
+	}
+	return strings.Split(rest, "/"), true
+}
+
+// parent opens the directory that has the last of parts, which must not be empty, and
+// calls fn with its descriptor.
+func (d *Dir) parent(op, path string, parts []string, fn func(dir int, name string) error) error {
+	dir := int(d.root.Fd())
+	if len(parts) == 0 {
+		return &os.PathError{Op: op, Path: path, Err: syscall.EINVAL}
+	}
+	for _, part := range parts[:len(parts)-1] {
+		next, err := openAt(dir, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if dir != int(d.root.Fd()) {
+			unix.Close(dir) // of O_PATH: nothing can be lost
+		}
+		if err != nil {
+			return d.explain(op, path, err)
+		}
+		dir = next
+	}
+	if dir != int(d.root.Fd()) {
+		defer unix.Close(dir)
+	}
+	return d.explain(op, path, fn(dir, parts[len(parts)-1]))
+}
+
+// openAt is openat(2), again as long as a signal interrupts it.
+func openAt(dir int, name string, flag int, perm uint32) (fd int, err error) {
+	for {
+		if fd, err = unix.Openat(dir, name, flag|unix.O_CLOEXEC, perm); err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// explain makes an error of a path; that of a link says so.
+func (d *Dir) explain(op, path string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ELOOP):
+		err = fmt.Errorf("it is a symbolic link, which no disk directory has: %w", ErrForeign)
+	}
+	var at *os.PathError
+	if errors.As(err, &at) {
+		return err
+	}
+	return &os.PathError{Op: op, Path: path, Err: err}
+}
+
+// Open opens a file, see the package's words.
+func (d *Dir) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+	parts, inside := d.split(path)
+	if !inside {
+		return d.openElsewhere(path, flag, perm)
+	}
+	f, err := d.open(path, parts, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return overlay.HostFile(f)
+}
+
+// OpenFile is Open for a file in the directory that is no image, such as its lock.
+func (d *Dir) OpenFile(path string, flag int, perm os.FileMode) (*os.File, error) {
+	parts, inside := d.split(path)
+	if !inside {
+		return nil, &os.PathError{Op: "open", Path: path, Err: syscall.EINVAL}
+	}
+	return d.open(path, parts, flag, perm)
+}
+
+func (d *Dir) open(path string, parts []string, flag int, perm os.FileMode) (f *os.File, err error) {
+	err = d.parent("open", path, parts, func(dir int, name string) error {
+		f, err = d.openInside(dir, name, path, flag, perm)
+		return err
+	})
+	return f, err
+}
+
+func (d *Dir) openInside(dir int, name, path string, flag int, perm os.FileMode) (*os.File, error) {
+	// Whether the file is made here decides whose it becomes.
+	create := flag&os.O_CREATE != 0
+	flag = flag&^os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	for range 100 {
+		fd, err := -1, error(unix.ENOENT)
+		if !create || flag&os.O_EXCL == 0 {
+			fd, err = openAt(dir, name, flag&^os.O_EXCL, 0)
+		}
+		made := false
+		if create && err == unix.ENOENT {
+			fd, err = openAt(dir, name, flag|unix.O_CREAT|unix.O_EXCL, uint32(perm.Perm()))
+			if err == unix.EEXIST && flag&os.O_EXCL == 0 {
+				continue // somebody else made it meanwhile
+			}
+			made = err == nil
+		}
+		if err != nil {
+			if err == unix.ENXIO { // of a pipe or a socket that nobody reads
+				err = fmt.Errorf("it is no regular file: %w", ErrForeign)
+			}
+			return nil, err
+		}
+		if err := d.take(fd, made, flag); err != nil {
+			unix.Close(fd) // nothing was written
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
+	return nil, unix.EEXIST
+}
+
+// take looks at what was opened, and gives what was made to the directory's owner.
+func (d *Dir) take(fd int, made bool, flag int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("it is no regular file: %w", ErrForeign)
+	}
+	if made {
+		d.owner.give(fd)
+	} else if err := d.owner.accepts(st); err != nil && !d.trust {
+		return err
+	}
+	return afterOpen(fd, flag)
+}
+
+// afterOpen takes O_NONBLOCK away, which was for the open only.
+func afterOpen(fd, flag int) error {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, flag&(unix.O_APPEND|unix.O_DIRECT))
+	return err
+}
+
+// Stat is of what is there itself: a link in the directory is an error.
+func (d *Dir) Stat(path string) (overlay.Info, error) {
+	parts, inside := d.split(path)
+	if !inside {
+		return d.host.Stat(path)
+	}
+	var st unix.Stat_t
+	if len(parts) == 0 {
+		if err := unix.Fstat(int(d.root.Fd()), &st); err != nil {
+			return overlay.Info{}, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		return infoOf(st), nil
+	}
+	err := d.parent("stat", path, parts, func(dir int, name string) error {
+		if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			return unix.ELOOP
+		}
+		return nil
+	})
+	if err != nil {
+		return overlay.Info{}, err
+	}
+	return infoOf(st), nil
+}
+
+func infoOf(st unix.Stat_t) overlay.Info {
+	info := overlay.Info{
+		Size: st.Size, Blocks: st.Blocks * 512, BlockSize: int64(st.Blksize),
+		ModTime: time.Unix(st.Mtim.Unix()), Inode: st.Ino, Device: uint64(st.Dev),
+		Mode: os.FileMode(st.Mode & 0o777),
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		info.Mode |= os.ModeDir
+	case unix.S_IFIFO:
+		info.Mode |= os.ModeNamedPipe
+	case unix.S_IFSOCK:
+		info.Mode |= os.ModeSocket
+	case unix.S_IFCHR:
+		info.Mode |= os.ModeDevice | os.ModeCharDevice
+	case unix.S_IFBLK:
+		info.Mode |= os.ModeDevice
+	}
+	return info
+}
+
+// openDir opens the directory itself or one in it.
+func (d *Dir) openDir(path string, parts []string) (*os.File, error) {
+	if len(parts) == 0 {
+		parts = []string{"."}
+	}
+	var f *os.File
+	err := d.parent("open", path, parts, func(dir int, name string) error {
+		fd, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err == nil {
+			f = os.NewFile(uintptr(fd), path)
+		}
+		return err
+	})
+	return f, err
+}
+
+// ReadDir lists the names in a directory, sorted.
+func (d *Dir) ReadDir(path string) ([]string, error) {
+	parts, inside := d.split(path)
+	if !inside {
+		return d.host.ReadDir(path)
+	}
+	f, err := d.openDir(path, parts)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
+}
+
+// Mkdir makes a directory, the owner's of the one that it is in.
+func (d *Dir) Mkdir(path string, perm os.FileMode) error {
+	parts, inside := d.split(path)
+	if !inside {
+		return d.host.Mkdir(path, perm)
+	}
+	return d.parent("mkdir", path, parts, func(dir int, name string) error {
+		if err := unix.Mkdirat(dir, name, uint32(perm.Perm())); err != nil {
+			return err
+		}
+		fd, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd) // only read
+		d.owner.give(fd)
+		return nil
+	})
+}
+
+// both calls fn with the places of two paths, which are in the directory.
+func (d *Dir) both(op, from, to string, fn func(fromDir int, fromName string, toDir int, toName string) error) (inside bool, err error) {
+	fromParts, fromInside := d.split(from)
+	toParts, toInside := d.split(to)
+	if !fromInside && !toInside {
+		return false, nil
+	}
+	if !fromInside || !toInside {
+		return true, &os.LinkError{Op: op, Old: from, New: to, Err: syscall.EXDEV}
+	}
+	return true, d.parent(op, from, fromParts, func(fromDir int, fromName string) error {
+		return d.parent(op, to, toParts, func(toDir int, toName string) error { return fn(fromDir, fromName, toDir, toName) })
+	})
+}
+
+// Rename renames within the directory, or elsewhere.
+func (d *Dir) Rename(from, to string) error {
+	inside, err := d.both("rename", from, to, unix.Renameat)
+	if !inside {
+		return d.host.Rename(from, to)
+	}
+	return err
+}
+
+// Link makes a second name of a file within the directory, or elsewhere.
+func (d *Dir) Link(from, to string) error {
+	inside, err := d.both("link", from, to, func(fromDir int, fromName string, toDir int, toName string) error {
+		return unix.Linkat(fromDir, fromName, toDir, toName, 0)
+	})
+	if !inside {
+		return d.host.Link(from, to)
+	}
+	return err
+}
+
+// Remove unlinks a file or an empty directory.
+func (d *Dir) Remove(path string) error {
+	parts, inside := d.split(path)
+	if !inside || len(parts) == 0 {
+		return d.host.Remove(path)
+	}
+	return d.parent("remove", path, parts, func(dir int, name string) error {
+		err := unix.Unlinkat(dir, name, 0)
+		if err == unix.EISDIR || err == unix.EPERM {
+			if asDir := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); asDir != unix.ENOTDIR {
+				return asDir
+			}
+		}
+		return err
+	})
+}
+
+// SyncDir makes creations, renames and removals in a directory durable.
+func (d *Dir) SyncDir(path string) error {
+	parts, inside := d.split(path)
+	if !inside {
+		return d.host.SyncDir(path)
+	}
+	f, err := d.openDir(path, parts)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // only read
+	return f.Sync()
+}
+
+// Chmod sets the mode of a file or directory in the directory, or elsewhere.
+func (d *Dir) Chmod(path string, mode os.FileMode) error {
+	parts, inside := d.split(path)
+	switch {
+	case !inside:
+		return os.Chmod(path, mode)
+	case len(parts) == 0:
+		return d.root.Chmod(mode)
+	}
+	return d.parent("chmod", path, parts, func(dir int, name string) error {
+		fd, err := openAt(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd) // only read
+		return unix.Fchmod(fd, uint32(mode.Perm()))
+	})
+}
+
+// Free is what the file system of a path has free.
+func (d *Dir) Free(path string) (int64, error) {
+	if _, inside := d.split(path); !inside {
+		return d.host.Free(path)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(d.root.Fd()), &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return overlay.FreeOf(&st), nil
+}

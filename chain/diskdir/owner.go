@@ -1,0 +1,141 @@
+package diskdir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"runtime"
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"varve/overlay"
+)
+
+// nobody is the group of a process without one.
+const nobody = 65534
+
+// owner is whose a disk directory is.
+type owner struct{ uid, gid int }
+
+func ownerOf(info os.FileInfo) owner {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return owner{int(st.Uid), int(st.Gid)}
+	}
+	return owner{os.Geteuid(), os.Getegid()}
+}
+
+// anothers says that root acts in a directory of somebody else.
+func (o owner) anothers() bool { return os.Geteuid() == 0 && o.uid != 0 }
+
+// give makes the directory's owner the one of what root made in it; without that the owner
+// could not mount the own disk any more. It stays root's where the file system has no owners.
+func (o owner) give(fd int) {
+	if o.anothers() {
+		_ = unix.Fchown(fd, o.uid, o.gid)
+	}
+}
+
+// accepts refuses a file in the directory that belongs to neither its owner, root, nor
+// the caller, and one of root's that has another name: a link of the owner to it.
+func (o owner) accepts(st unix.Stat_t) error {
+	uid := int(st.Uid)
+	switch {
+	case uid == o.uid:
+		return nil
+	case uid != 0 && uid != os.Geteuid():
+		return fmt.Errorf("it belongs to uid %d, and the directory to uid %d: %w; chown it, or say --trust-directory", uid, o.uid, ErrForeign)
+	case st.Nlink > 1:
+		return fmt.Errorf("it has a second name and belongs to uid %d, the directory to uid %d: %w; copy it in its place, or say --trust-directory", uid, o.uid, ErrForeign)
+	}
+	return nil
+}
+
+// openElsewhere opens a file outside the directory: with the rights of the directory's
+// owner where that is not the one who opens it.
+func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (overlay.File, error) {
+	if !d.owner.anothers() || d.trust {
+		return d.host.Open(path, flag, perm)
+	}
+	f, err := d.owner.open(path, flag)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w: uid %d, whose %s is, may not read it; chown the directory to root, or say --trust-directory", err, d.owner.uid, d.path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return overlay.HostFile(f)
+}
+
+// open opens a file as this user: on a thread of its own, which ends with its rights.
+func (o owner) open(path string, flag int) (*os.File, error) {
+	type opened struct {
+		f   *os.File
+		err error
+	}
+	result := make(chan opened)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this function
+		err := o.become()
+		var f *os.File
+		if err == nil {
+			// What is no file must not make it wait.
+			f, err = os.OpenFile(path, flag|unix.O_NONBLOCK, 0)
+		}
+		result <- opened{f, err}
+	}()
+	r := <-result
+	if r.err != nil {
+		return nil, r.err
+	}
+	if err := afterOpen(int(r.f.Fd()), flag); err != nil {
+		r.f.Close() // only read
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return r.f, nil
+}
+
+// become gives this thread the rights of the user on file systems. The calls are those of
+// one thread (setfsuid(2)); the libraries' would be of all.
+func (o owner) become() error {
+	// A user whom the host does not know has no group of anybody's.
+	groups, group := []uint32{}, nobody
+	if u, err := user.LookupId(strconv.Itoa(o.uid)); err == nil {
+		if group, err = strconv.Atoi(u.Gid); err != nil {
+			return fmt.Errorf("look up the group of uid %d: %w", o.uid, err)
+		}
+		names, err := u.GroupIds()
+		if err != nil {
+			return fmt.Errorf("look up the groups of uid %d: %w", o.uid, err)
+		}
+		for _, name := range names {
+			if id, err := strconv.ParseUint(name, 10, 32); err == nil {
+				groups = append(groups, uint32(id))
+			}
+		}
+	}
+	var list unsafe.Pointer
+	if len(groups) > 0 {
+		list = unsafe.Pointer(&groups[0])
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(list), 0); errno != 0 {
+		return fmt.Errorf("take the groups of uid %d: %w", o.uid, errno)
+	}
+	runtime.KeepAlive(groups)
+	for _, call := range []struct {
+		number uintptr
+		id     int
+	}{{unix.SYS_SETFSGID, group}, {unix.SYS_SETFSUID, o.uid}} {
+		unix.RawSyscall(call.number, uintptr(call.id), 0, 0)
+		// It says what was before, and no error: asked again with what cannot be, it says
+		// what is.
+		if is, _, _ := unix.RawSyscall(call.number, ^uintptr(0), 0, 0); int(is) != call.id {
+			return fmt.Errorf("take the rights of uid %d: %w", o.uid, unix.EPERM)
+		}
+	}
+	return nil
+}
