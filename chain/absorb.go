@@ -220,7 +220,7 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 	}
 	unit := max(into.SubclusterSize(), from.SubclusterSize())
 	for {
-		if err := d.mergeRegions(j, x, c, regionWork{d.window, from.Size, d.within(source.Next), held, move, part, unit, settle}); err != nil {
+		if err := d.mergeRegions(j, x, c, regionWork{d.window, from.Size, d.within(source.Next), held, move, part, unit, into, settle}); err != nil {
 			return err
 		}
 		if d.sealMove(from.Size) {

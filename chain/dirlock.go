@@ -175,13 +175,23 @@ func (l *dirLock) entered(fs overlay.FS, path, mountpoint string) error {
 	} else if err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
-	if err := l.f.Truncate(int64(len(text))); err != nil {
+	if err := l.cut(int64(len(text))); err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	if err := l.f.Chmod(0o600); err != nil && !errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil
+}
+
+// cut sets the length of the lock file. A btrfs can be too full even for that, but not
+// to remove the file that is kept as a reserve.
+func (l *dirLock) cut(size int64) error {
+	err := l.f.Truncate(size)
+	if isFull(err) && giveReserve(filepath.Dir(l.f.Name())) {
+		err = l.f.Truncate(size)
+	}
+	return err
 }
 
 // unlock lets the lock go. It is free afterwards, whatever the error.
@@ -193,7 +203,10 @@ func (l *dirLock) unlock() (err error) {
 		return nil
 	}
 	if l.exclusive && !l.failed {
-		err = l.f.Truncate(0) // a holder that crashed leaves its words
+		// A holder that crashed leaves its words.
+		if err = l.cut(0); isFull(err) {
+			err = os.Remove(l.f.Name())
+		}
 	}
 	// Let go before it is closed: a child that is between fork and exec shares
 	// the open file and would keep the lock for a moment.
@@ -229,10 +242,58 @@ func findHolder(f *os.File, dir string) (holder lockHolder, held bool) {
 	if test.Type == unix.F_WRLCK {
 		text := io.NewSectionReader(f, 0, 1<<16)
 		if err := json.NewDecoder(text).Decode(&holder); err == nil && holder.PID > 0 {
+			// A daemon in a container writes what it is called there, and here that
+			// may be anybody.
+			said := holder.PID
+			if known, ok := holds(said, f); !ok {
+				if holder.PID = pidHolding(f); holder.PID == 0 && !known {
+					holder.PID = said
+				}
+			}
 			return holder, true
 		}
 	}
 	return lockHolder{PID: pidHolding(f), Mountpoint: mountOf(dir)}, true
+}
+
+// holds says whether a process holds a lock on f. Where that is not known, of one that is
+// another user's it is taken for granted, and of one that shows no open file, as a kernel
+// thread and one that is just ending, ok is false.
+func holds(pid int, f *os.File) (known, ok bool) {
+	inode, ok := inodeOf(f)
+	if !ok {
+		return false, true
+	}
+	dir := fmt.Sprintf("/proc/%d/fdinfo", pid)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, false
+	}
+	if err != nil {
+		return false, true
+	}
+	for _, e := range entries {
+		if locksInode(filepath.Join(dir, e.Name()), inode) {
+			return true, true
+		}
+	}
+	entries, err = os.ReadDir(dir)
+	return err == nil && len(entries) > 0, false // it may have ended meanwhile
+}
+
+// inodeOf is the inode of f as a "lock:" line ends its numbers.
+func inodeOf(f *os.File) (inode string, ok bool) {
+	info, err := f.Stat()
+	if err != nil {
+		return "", false
+	}
+	sys, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "", false
+	}
+	// The device before the inode is not compared: on btrfs and overlayfs the
+	// kernel shows another one than stat does.
+	return fmt.Sprintf(":%d", sys.Ino), true
 }
 
 // pidHolding finds a process that holds a lock on f: of OFD locks the kernel
@@ -241,17 +302,10 @@ func findHolder(f *os.File, dir string) (holder lockHolder, held bool) {
 // file that a process has open, only at its name: the file could be in a FUSE
 // mount that hangs.
 func pidHolding(f *os.File) int {
-	info, err := f.Stat()
-	if err != nil {
-		return 0
-	}
-	sys, ok := info.Sys().(*syscall.Stat_t)
+	inode, ok := inodeOf(f)
 	if !ok {
 		return 0
 	}
-	// The device before the inode is not compared: on btrfs and overlayfs the
-	// kernel shows another one than stat does.
-	inode := fmt.Sprintf(":%d", sys.Ino)
 	files, err := filepath.Glob("/proc/[0-9]*/fdinfo/*")
 	if err != nil {
 		return 0

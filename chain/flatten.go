@@ -23,7 +23,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		forget()
 		return nil
 	}
-	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, d.within(source.Next), held, fill, part, over.SubclusterSize(), settle}); err != nil {
+	if err := d.copyRegions(j, regionWork{flattenWindows * d.window, over.Size, d.within(source.Next), held, fill, part, over.SubclusterSize(), over, settle}); err != nil {
 		return err
 	}
 

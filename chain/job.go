@@ -163,7 +163,7 @@ func (d *Disk) runJob(j *job) {
 	default:
 		d.log.Error("job failed", "job", j.id, "error", err)
 		d.measures.jobEnded(j.kind, jobFailed)
-		d.endJob(j, jobOutcome{state: jobFailed, err: err.Error()})
+		d.endJob(j, jobOutcome{state: jobFailed, err: d.tooFull(err).Error()})
 	}
 }
 

@@ -179,6 +179,8 @@ type regionWork struct {
 	// part does so with a part of it, of whole units, and does not wait (pace).
 	part func(off, length int64) (int64, error)
 	unit int64
+	// target is what is written.
+	target *overlay.Overlay
 	// settle makes what was copied to [from, to) final.
 	settle func(from, to int64) error
 }
@@ -352,7 +354,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 		forget()
 		return d.punchSource(x, from, to)
 	}
-	return d.mergeRegions(j, x, c, regionWork{d.window, over.Size, d.within(next), held, fill, part, over.SubclusterSize(), settle})
+	return d.mergeRegions(j, x, c, regionWork{d.window, over.Size, d.within(next), held, fill, part, over.SubclusterSize(), over, settle})
 }
 
 // coverGrowth copies up what lies behind the size that c had when the job looked

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -22,6 +23,9 @@ const (
 	// stepsBytes is room for the first steps of a merge on a full host: the tables of
 	// its target, and what the host's file system itself needs to punch a hole.
 	stepsBytes = 1536 << 10
+	// mixedBytes is kept on btrfs besides: where data and metadata share the room
+	// (mkfs.btrfs --mixed) a rename is refused with less than 3 MiB (seen with Linux 6.18).
+	mixedBytes = 2 << 20
 )
 
 // reserve is room on the host that is kept in a file of its own, so that what frees
@@ -51,7 +55,11 @@ func (d *Disk) holdReserveLocked() {
 	}
 	defer f.Close()
 	have := int64(0)
-	for _, end := range []int64{leastReserve, reserveBytes, reserveBytes + stepsBytes} {
+	ends := []int64{leastReserve, reserveBytes, reserveBytes + stepsBytes}
+	if d.neverInPlace() {
+		ends = append(ends, reserveBytes+stepsBytes+mixedBytes)
+	}
+	for _, end := range ends {
 		if end > leastReserve && d.reserve.given > 0 {
 			return
 		}
@@ -88,6 +96,9 @@ func (d *Disk) leastHeld() int64 {
 	if info, err := d.fs.Stat(filepath.Join(d.dir, manifestName)); err == nil {
 		least += 2 * info.Size &^ 4095
 	}
+	if d.neverInPlace() {
+		least = max(least, leastReserve) // which is one extent, of which no part can be given
+	}
 	return least
 }
 
@@ -114,24 +125,56 @@ func (d *Disk) giveRoom() bool {
 		return false
 	}
 	d.reserve.lacks = true
-	if err := f.Truncate(least); err != nil {
+	if err := f.Truncate(least); isFull(err) {
+		// btrfs can be so full that it cuts nothing off a file, and then removes one still.
+		err = d.fs.Remove(filepath.Join(d.dir, reserveName))
+		if err != nil {
+			return false
+		}
+	} else if err != nil {
 		return false
 	}
-	settleFreed(f)
+	d.settleFreed()
 	return true
 }
 
+// settleFreed has the host make room of what was freed.
+func (d *Disk) settleFreed() {
+	if isHost(d.fs) {
+		settleFreed(d.dir)
+	}
+}
+
 // settleFreed has the host make room of what was freed: btrfs gives it out again only
-// after its next transaction (seen: writes fail with ENOSPC until then).
-func settleFreed(f overlay.File) {
-	fd := f.Fd()
-	if fd < 0 {
+// after its next transaction (seen: writes and renames fail with ENOSPC until then).
+func settleFreed(dir string) {
+	if !neverInPlace(dir) {
 		return
 	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err == nil && st.Type == unix.BTRFS_SUPER_MAGIC {
-		_ = unix.Syncfs(fd) // what it cannot do shows in the next write
+	if f, err := os.Open(dir); err == nil {
+		_ = unix.Syncfs(int(f.Fd())) // what it cannot do shows in the next write
+		f.Close()
 	}
+}
+
+// neverInPlace says whether the host is btrfs, which gives each block that is written
+// again a new place, frees the old one with its next transaction, and an extent only as
+// a whole. (A file with chattr +C is written in place there; that is not looked at.)
+func (d *Disk) neverInPlace() bool { return isHost(d.fs) && neverInPlace(d.dir) }
+
+func neverInPlace(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.BTRFS_SUPER_MAGIC
+}
+
+// giveReserve removes the reserve of a disk directory whose lock is held, before the disk
+// is opened or after it was closed; false when there is none.
+func giveReserve(dir string) bool {
+	if os.Remove(filepath.Join(dir, reserveName)) != nil {
+		return false
+	}
+	settleFreed(dir)
+	return true
 }
 
 // giveSteps gives a job the reserve until takeSteps; false when it has it already, or
@@ -180,10 +223,20 @@ func (d *Disk) withReserve(work func() error) error {
 	return work()
 }
 
-// isFull says that an error is the want of room on the host, and that nothing was
-// lost by it: the same can be tried again where there is room.
+// isFull says that an error is the want of room on the host, by its file system, by a
+// quota or by the largest size of a file, and that nothing was lost by it: the same can be
+// tried again where there is room, and a smaller piece may fit.
 func isFull(err error) bool {
-	return (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && !errors.Is(err, overlay.ErrFailed)
+	return (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)) && !errors.Is(err, overlay.ErrFailed)
+}
+
+// tooFull adds the way out to an error of a host that has not even the room to free some.
+func (d *Disk) tooFull(err error) error {
+	if !errors.Is(err, unix.ENOSPC) || !isFull(err) || !d.neverInPlace() {
+		return err
+	}
+	dir := ShellWord(d.dir)
+	return fmt.Errorf("btrfs, which writes nothing in place, has not the room here for one change of a file: remove a file that is not needed, move free chunks to metadata (\"btrfs balance start -dusage=50 %s\"), or enlarge it (\"btrfs filesystem resize\", \"btrfs device add\"): %w", dir, err)
 }
 
 // commitWithReserve is manifest.commit that gives up the reserve when the host
@@ -194,11 +247,12 @@ func (d *Disk) commitWithReserve(m *manifest) error {
 		return err
 	}
 	if removeErr := d.fs.Remove(filepath.Join(d.dir, reserveName)); removeErr != nil {
-		return err
+		return d.tooFull(err)
 	}
 	d.log.Warn("the host file system is full; chain.json takes the room that was kept for it")
+	d.settleFreed()
 	if err := m.commit(d.fs, d.dir); err != nil {
-		return err
+		return d.tooFull(err)
 	}
 	d.holdReserve()
 	return nil

@@ -23,11 +23,7 @@ func (d *Disk) hostFree() (bytes int64, ok bool) {
 // sharesBlocks says whether jobs share blocks of files instead of copying them: where
 // the file system can, and for a flatten the base stands on it too.
 func (d *Disk) sharesBlocks() bool {
-	if !isHost(d.fs) {
-		return false
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(d.dir, &fs); err != nil || fs.Type != unix.XFS_SUPER_MAGIC && fs.Type != unix.BTRFS_SUPER_MAGIC {
+	if !d.canShare() {
 		return false
 	}
 	own, err := d.fs.Stat(d.dir)
@@ -43,6 +39,13 @@ func (d *Disk) sharesBlocks() bool {
 		}
 	}
 	return true
+}
+
+// canShare says whether the host's file system can share blocks, of files in the disk
+// directory at least.
+func (d *Disk) canShare() bool {
+	var fs unix.Statfs_t
+	return isHost(d.fs) && unix.Statfs(d.dir, &fs) == nil && (fs.Type == unix.XFS_SUPER_MAGIC || fs.Type == unix.BTRFS_SUPER_MAGIC)
 }
 
 // leastStep is what a merge on a full host needs for one step beside the tables of its
@@ -68,12 +71,11 @@ func (d *Disk) roomFor(bound int64, operation string, names ...string) error {
 	if err != nil || p.LeastBytes <= free {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", d.refusal(p, free), unix.ENOSPC)
+	return fmt.Errorf("it needs %d bytes free on the host at least, and %s has %d%s: %w", p.LeastBytes, d.dir, free, d.otherRoom(p), unix.ENOSPC)
 }
 
-// refusal says why a plan needs more room than there is, and what would make some.
-func (d *Disk) refusal(p Plan, free int64) string {
-	text := fmt.Sprintf("it needs %d bytes free on the host at least, and %s has %d", p.LeastBytes, d.dir, free)
+// otherRoom says what would make room where a plan does not fit.
+func (d *Disk) otherRoom(p Plan) (text string) {
 	if p.Operation == opDelete && p.FreedBytes <= 0 {
 		text += "; it would give nothing back, since newer layers need all that goes"
 	}

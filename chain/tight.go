@@ -29,7 +29,9 @@ func (d *Disk) mergeRegions(j *job, x, c *node, w regionWork) error {
 	if err := d.punchHidden(j, x, c); err != nil {
 		return err
 	}
-	t := tightCopy{disk: d, job: j, work: w, piece: tightPiece, shares: d.sharesBlocks()}
+	t := tightCopy{disk: d, job: j, work: w, piece: tightPiece, shares: d.canShare(), inPlace: !d.neverInPlace()}
+	w.target.Thrift(t.shares)
+	defer w.target.Thrift(false)
 	return t.run()
 }
 
@@ -50,23 +52,30 @@ func (d *Disk) withRoom(j *job, work func() error) error {
 	return err
 }
 
-// tightPiece is the most that is copied at a time where room is short, in bytes.
-const tightPiece = 1 << 20
+const (
+	// tightPiece is the most that is copied at a time where room is short, in bytes.
+	tightPiece = 1 << 20
+	// sharedPiece is dealt with at a time where nothing is free and blocks are shared.
+	sharedPiece = 64 << 10
+)
 
 // tightCopy is copyRegions for a host that is nearly full: nothing is copied while a
 // window is settled, and a window ends anywhere.
 type tightCopy struct {
-	disk   *Disk
-	job    *job
-	work   regionWork
-	piece  int64 // how much is copied at a time
-	shares bool  // the host shares blocks
-	// The window: where it began, and what was copied and dealt with since.
-	from, copied, held int64
+	disk    *Disk
+	job     *job
+	work    regionWork
+	piece   int64 // how much is copied at a time
+	shares  bool  // the host can share blocks
+	inPlace bool  // what is written again takes no room on the host
+	// The window: where it began, what was free then, and what was copied and dealt with
+	// since.
+	from, room, copied, held int64
 }
 
 func (t *tightCopy) run() error {
 	w := t.work
+	t.begin(0)
 	for off, upTo := int64(0), int64(0); off < w.size(); off = upTo {
 		var held int64
 		var err error
@@ -129,49 +138,77 @@ func (t *tightCopy) region(off, held int64) error {
 
 // makeRoom is called when a piece at an offset does not fit: it settles the window up
 // to there, or has the next try be of a smaller piece, or takes the room that is kept.
-// What of the piece was copied stays where it is, and is not copied again.
+// What of the piece was copied stays where it is, and is not copied again. A host that
+// writes nothing in place has no room for a refcount or a table either then, however
+// small the piece is: there the room that is kept comes first, before pieces of it are
+// taken that leave none for the tables.
 func (t *tightCopy) makeRoom(at int64, full error) error {
 	switch {
 	case at > t.from:
 		return t.settle(at)
+	case !t.inPlace && t.giveSteps():
+		return nil
 	case t.piece > t.work.unit:
 		t.piece = max(t.work.unit, t.piece/2)
 		return nil
-	case t.disk.giveSteps(t.job):
+	case t.giveSteps():
 		return nil
 	}
 	return full
 }
 
+func (t *tightCopy) giveSteps() bool {
+	if !t.disk.giveSteps(t.job) {
+		return false
+	}
+	t.room, _ = t.disk.hostFree()
+	return true
+}
+
 // nextPiece is how much is copied next: half of what is free at most, since the flush
 // that settles a window may need room for tables where the host never writes in place.
-// What is shared takes none, and is not shared in small pieces.
+// Where the piece before was shared, at least most of it, that is all of it: what is
+// shared takes no room.
 func (t *tightCopy) nextPiece() int64 {
 	n := t.piece
-	if free, ok := t.disk.hostFree(); ok && !t.shares {
-		n = min(n, free/2)
+	free, ok := t.disk.hostFree()
+	switch {
+	case !ok:
+	case t.shares && t.work.target.Shares():
+		n = min(n, max(free, sharedPiece))
+	default:
+		n = min(n, free/2, t.room/2-t.copied)
 	}
 	return max(t.work.unit, n&^(t.work.unit-1))
 }
 
-// isWindow says whether enough was copied to be settled: half of what is free, the
-// other half is the guest's. As much was free before as now with what was copied.
+// isWindow says whether enough was copied to be settled: half of what was free, the
+// other half is for the tables and the guest. What is free now does not tell that alone:
+// btrfs counts what it has not written yet as free.
 func (t *tightCopy) isWindow() bool {
 	most := t.disk.window
 	if free, ok := t.disk.hostFree(); ok {
-		most = min(most, free)
+		most = min(most, free, t.room/2)
 	}
 	return t.copied > 0 && t.copied >= most
+}
+
+// begin begins a window at a guest offset.
+func (t *tightCopy) begin(off int64) {
+	t.from, t.copied, t.held = off, 0, 0
+	t.room, _ = t.disk.hostFree()
 }
 
 // settle makes the window final, and begins the next one where it ends.
 func (t *tightCopy) settle(to int64) error {
 	from := t.from
-	t.from, t.copied, t.held = to, 0, 0
 	if from >= to {
+		t.begin(to)
 		return nil
 	}
-	return t.disk.withRoom(t.job, func() error {
+	err := t.disk.withRoom(t.job, func() error {
 		return t.disk.survive(t.job, func() error { return t.work.settle(from, to) })
 	})
+	t.begin(to)
+	return err
 }

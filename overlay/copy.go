@@ -41,6 +41,7 @@ type Copier struct {
 	dealt  atomic.Int64 // bytes that Copy was given
 	shared atomic.Int64 // those that took no copying
 	shares atomic.Bool  // see judge
+	thrift atomic.Bool  // see Overlay.Thrift
 	ahead  readAhead    // of an export, which alone copies then
 }
 
@@ -84,7 +85,7 @@ func (c *Copier) Copy(source Source, off, host, n int64) error {
 				}
 			}
 			from, at, piece = f, h, min(piece, length)
-			if head := -h & (cloneUnit - 1); f != nil && head > 0 && head < piece && length >= minClone {
+			if head := -h & (cloneUnit - 1); f != nil && head > 0 && head < piece && length >= c.leastClone() {
 				piece = head // what follows may be shared
 			}
 		}
@@ -96,12 +97,20 @@ func (c *Copier) Copy(source Source, off, host, n int64) error {
 	return nil
 }
 
+// leastClone is the least that is worth sharing, in bytes.
+func (c *Copier) leastClone() int64 {
+	if c.thrift.Load() {
+		return cloneUnit
+	}
+	return minClone
+}
+
 // clone shares as much of the range as is worth it, and says how many bytes from
 // its start on that is: 0 where it has to be copied, with errors.ErrUnsupported where
 // the host will not share it.
 func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
 	n &^= cloneUnit - 1
-	if n < minClone || (at|host)&(cloneUnit-1) != 0 {
+	if n < c.leastClone() || (at|host)&(cloneUnit-1) != 0 {
 		return 0, nil
 	}
 	err := c.to.CloneRange(f, at, host, n)

@@ -78,6 +78,10 @@ func (o *Overlay) nothingToFill(extents []Extent, off, end, far int64, below Bac
 // the host shares blocks, and the content stands in pieces that are worth it.
 func (o *Overlay) Shares() bool { return o.copier.shares.Load() }
 
+// Thrift says whether Fill and Overwrite share also what costs less to copy, down to one
+// block of the host: what is shared takes no room there. Safe for concurrent use.
+func (o *Overlay) Thrift(on bool) { o.copier.thrift.Store(on) }
+
 // unshared takes what is shared off the bytes that fill has filled. Nobody else
 // copies into this layer meanwhile.
 func (o *Overlay) unshared(fill func() (int64, error)) (int64, error) {

@@ -54,7 +54,7 @@ func (c *Copier) share(p Placed, off, host, n int64) (shared, plain int64, refus
 			return 0, most, err, nil
 		}
 		head := -at & (cloneUnit - 1)
-		if f == nil || length < minClone+head || (at-host-plain)&(cloneUnit-1) != 0 {
+		if f == nil || length < c.leastClone()+head || (at-host-plain)&(cloneUnit-1) != 0 {
 			plain = min(plain+length, most)
 			continue
 		}

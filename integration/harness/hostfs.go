@@ -4,14 +4,15 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
 // SmallHost mounts a new file system of its own, on a loop device, and gives the
-// directory: a host that can be full. kind is ext4, xfs or btrfs. The end of the
-// test takes it away.
+// directory: a host that can be full. kind is ext4, xfs, btrfs or "btrfs mixed". The end
+// of the test takes it away.
 func SmallHost(t testing.TB, kind string, size int64) string {
 	t.Helper()
 	// Not t.TempDir: that cannot remove what is mounted in it.
@@ -27,8 +28,8 @@ func SmallHost(t testing.TB, kind string, size int64) string {
 	if err := errors.Join(f.Truncate(size), f.Close(), os.Mkdir(host, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	flags := map[string][]string{"ext4": {"-q", "-F", "-m", "0"}, "xfs": {"-q"}, "btrfs": {"-q"}}[kind]
-	Run(t, "mkfs."+kind, append(flags, file)...)
+	make, flags, _ := strings.Cut(map[string]string{"ext4": "ext4 -q -F -m 0", "xfs": "xfs -q", "btrfs": "btrfs -q", "btrfs mixed": "btrfs -q --mixed"}[kind], " ")
+	Run(t, "mkfs."+make, append(strings.Fields(flags), file)...)
 	Run(t, "mount", "-o", "loop", file, host)
 	t.Cleanup(func() {
 		if r := Try(t, "umount", host); r.Code != 0 {

@@ -81,7 +81,7 @@ var treeMutants = []mutant{
 		"		return into.Punch()\n", "		return nil\n",
 		"chain.TestDiscardBehindTheFrontier"),
 	one("M13", "where room is short a piece takes all that is free", "chain/tight.go",
-		"		n = min(n, free/2)\n", "		n = min(n, free)\n",
+		"		n = min(n, free/2, t.room/2-t.copied)\n", "		n = min(n, free)\n",
 		"chain.TestMergesOnAFullHost"),
 	one("M13", "where room is short pieces do not become smaller", "chain/tight.go",
 		"		t.piece = max(t.work.unit, t.piece/2)\n		return nil\n", "		return full\n",
