@@ -51,6 +51,9 @@ type Mount struct {
 	// which Mountpoint counts. Elsewhere tells them.
 	PID    int
 	Rooted bool
+
+	through string // after Reach: the path of fd
+	fd      int
 }
 
 // Whole says whether the whole mount is seen at this place.

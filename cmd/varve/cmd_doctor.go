@@ -181,7 +181,27 @@ func sourceScope(source string, list []mounts.Mount, looked map[string]look) *do
 			s.Mounts = append(s.Mounts, m)
 		}
 	}
+	if s.Directory != "" && own != nil && len(s.Mounts) == 0 {
+		lookElsewhere(s)
+	}
 	return s
+}
+
+// lookElsewhere finds a mount of a disk that other mount namespaces alone show.
+func lookElsewhere(s *doctor.Scope) {
+	pid, mountpoint, held, err := chain.Holder(s.Directory)
+	if err != nil || !held || mountpoint == "" {
+		return
+	}
+	err = heldElsewhere(s.Directory, pid, mountpoint)
+	unseen := unseenError{}
+	if !errors.As(err, &unseen) {
+		return
+	}
+	s.OutOfSight = unseen.how
+	if t, err := unseen.reach(s.Directory, err); err == nil {
+		s.Mounts = append(s.Mounts, t.mount)
+	}
 }
 
 // findScope finds what an argument names, also where findTarget refuses: a mount that

@@ -207,12 +207,12 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 		}
 		return overlay.Export{Source: source, Size: size}, d.Close, nil
 	}
-	file := filepath.Join(t.mountpoint, "layers", name+".raw")
+	file := t.path("layers", name+".raw")
 	if name == "leaf" {
 		if !t.readOnly {
 			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", chain.ShellWord(t.arg))
 		}
-		file = filepath.Join(t.mountpoint, "disk.raw")
+		file = t.path("disk.raw")
 	} else if err := chain.CheckName(name); err != nil && name != "base" {
 		return e, nil, err
 	}

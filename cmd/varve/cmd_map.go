@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -92,7 +91,7 @@ func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error
 	if t.mountpoint != "" {
 		for {
 			// An open draws what it comes to in some seconds, and the next one goes on.
-			picture, err := os.ReadFile(filepath.Join(t.mountpoint, "map.svg"))
+			picture, err := os.ReadFile(t.path("map.svg"))
 			if err != nil {
 				return nil, t.explain(err)
 			}

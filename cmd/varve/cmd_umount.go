@@ -56,7 +56,7 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 	if err := refuseBind(arg); err != nil {
 		return err
 	}
-	t, err := findTarget(arg)
+	t, err := findSeen(arg)
 	if unseen := (unseenError{}); errors.As(err, &unseen) {
 		return umountUnseen(ctx, cmd.ErrOrStderr(), arg, unseen, flags)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -23,7 +22,7 @@ import (
 func (t target) control(command, line string) (job string, err error) {
 	// What is read from the same open file is the outcome of this write, and
 	// not of somebody else's.
-	f, err := os.OpenFile(filepath.Join(t.mountpoint, "control", command), os.O_RDWR, 0)
+	f, err := os.OpenFile(t.path("control", command), os.O_RDWR, 0)
 	if err != nil {
 		return "", t.explain(err)
 	}
@@ -62,7 +61,7 @@ func (e refusedError) Unwrap() error { return e.errno }
 
 // document reads status.json of a mounted disk, as it stands and decoded.
 func (t target) document() ([]byte, chain.Status, error) {
-	text, err := os.ReadFile(filepath.Join(t.mountpoint, "status.json"))
+	text, err := os.ReadFile(t.path("status.json"))
 	return t.decoded(text, err)
 }
 
@@ -73,7 +72,7 @@ func (t target) decoded(text []byte, err error) ([]byte, chain.Status, error) {
 	}
 	var st chain.Status
 	if err := json.Unmarshal(text, &st); err != nil {
-		return nil, chain.Status{}, fmt.Errorf("read %s: %w", filepath.Join(t.mountpoint, "status.json"), err)
+		return nil, chain.Status{}, fmt.Errorf("read %s: %w", t.path("status.json"), err)
 	}
 	return text, st, nil
 }
@@ -83,13 +82,13 @@ const answerTime = 5 * time.Second
 
 // documentSoon is document for a mount that may hang.
 func (t target) documentSoon() (chain.Status, error) {
-	_, st, err := t.decoded(aside.Ask(context.Background(), doctor.ReadErrand, filepath.Join(t.mountpoint, "status.json"), answerTime))
+	_, st, err := t.decoded(aside.Ask(context.Background(), doctor.ReadErrand, t.path("status.json"), answerTime))
 	return st, err
 }
 
 // readSoon reads a file of a mount that may hang.
 func (t target) readSoon(name string) ([]byte, error) {
-	text, err := aside.Ask(context.Background(), doctor.ReadErrand, filepath.Join(t.mountpoint, name), answerTime)
+	text, err := aside.Ask(context.Background(), doctor.ReadErrand, t.path(name), answerTime)
 	if err != nil {
 		return nil, t.explain(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -34,7 +35,8 @@ func TestCopyInUse(t *testing.T) {
 
 	// umount(8) sees this mount namespace only.
 	tool(t, dir, "umount", "mnt")
-	fails(t, dir, exitFailed, []string{"cannot be seen from here (unmounted while it was in use): " + user, `"varve umount ` + dir + `/vm.raw.varve" ends it`}, "snapshot", "vm.raw", "x")
+	fails(t, dir, exitFailed, []string{"cannot be seen from here (unmounted while it was in use): " + user, `"varve umount ` + dir + `/vm.raw.varve" ends it`}, "mount", "vm.raw", "mnt")
+	must(t, dir, "snapshot", "vm.raw", "x") // by the copy
 	fails(t, dir, exitFailed, []string{"cannot be seen from here", user}, "umount", "vm.raw")
 	waiting := command(dir, "umount", "vm.raw", "--wait")
 	if err := waiting.Start(); err != nil {
@@ -100,5 +102,46 @@ func TestIdleCopy(t *testing.T) {
 			}
 			must(t, dir, "umount", "mnt")
 		})
+	}
+}
+
+// Where the control file system of FUSE is not mounted an ordinary user's daemon cannot end
+// a connection that a copy of its mount keeps. umount says so and how to go on, and does
+// not wait for ever; root's ends it, and nothing is lost.
+func TestIdleCopyOfAUsersMount(t *testing.T) {
+	dir := hostDir(t)
+	home := dir + "/home"
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(home, 0o755), os.Mkdir(home+"/mnt", 0o755),
+		os.Chown(home, nobody, nobody), os.Chown(home+"/mnt", nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	varve := command(home)
+	copyFile(t, varve.Path, home+"/varve", 0o755)
+	script := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `
+umount /sys/fs/fuse/connections 2>/dev/null
+user="setpriv --reuid=`+strconv.Itoa(nobody)+` --regid=`+strconv.Itoa(nobody)+` --clear-groups"
+$user ./varve create vm.varve --size 4M && $user ./varve mount vm.varve mnt || exit 3
+printf "not flushed" | $user dd of=mnt/disk.raw conv=notrunc status=none
+unshare --mount --propagation private sleep 1000 &
+copy=$!
+while [ "$(readlink /proc/$copy/ns/mnt)" = "$(readlink /proc/self/ns/mnt)" ]; do sleep 0.01; done
+$user ./varve umount mnt
+echo "as a user: $?" >&2
+./varve umount vm.varve
+echo "as root: $?" >&2
+$user ./varve export vm.varve leaf - | head -c 11 >&2
+kill $copy
+wait $copy
+exit 0`)
+	script.Dir, script.Env = home, varve.Env
+	r := finish(t, script)
+	for _, want := range []string{
+		"varve: umount mnt: " + home + "/mnt is no longer mounted here, but pid ", "all of it at " + home + "/mnt in the mount namespace of pid ",
+		"a user's daemon cannot end these where /sys/fs/fuse/connections is not mounted; \"varve umount " + home + "/vm.varve\" as root ends them",
+		"\nas a user: 1\n", "\nas root: 0\n", "not flushed",
+	} {
+		if r.code != 0 || !strings.Contains(r.stderr, want) {
+			t.Errorf("exit code %d, lacks %q:\n%s", r.code, want, r.stderr)
+		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -139,7 +138,7 @@ type mountedDifferences struct {
 }
 
 func (t target) mountedDifferences(a, b string) (_ differences, err error) {
-	path := filepath.Join(t.mountpoint, "control", "diff")
+	path := t.path("control", "diff")
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.mountpoint)
@@ -272,9 +271,9 @@ func parseDifference(line string) (x chain.Difference, err error) {
 func (d *mountedDifferences) Read(v chain.DiffView, p []byte, off int64) error {
 	view := d.views[v.Name]
 	if view == nil {
-		file := filepath.Join(d.t.mountpoint, "layers", v.Name+".raw")
+		file := d.t.path("layers", v.Name+".raw")
 		if v.Name == "leaf" {
-			file = filepath.Join(d.t.mountpoint, "disk.raw")
+			file = d.t.path("disk.raw")
 		}
 		image, err := openView(file)
 		if err != nil {

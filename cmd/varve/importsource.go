@@ -79,7 +79,7 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 // refuseOwn refuses a file of the disk itself, or of its mount: what it holds is there
 // without a copy.
 func (t target) refuseOwn(file, path string) error {
-	if t.mountpoint != "" && mounts.Within(path, t.mountpoint) {
+	if t.mountpoint != "" && t.mount.Here() && mounts.Within(path, t.mountpoint) {
 		if filepath.Dir(path) == filepath.Join(t.mountpoint, "layers") && filepath.Ext(path) == ".raw" {
 			return t.refuseLayer(file, filepath.Base(path[:len(path)-len(".raw")]))
 		}

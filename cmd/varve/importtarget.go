@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -87,7 +86,7 @@ func (t target) openMounted() (importTarget, error) {
 	if t.readOnly {
 		return nil, fmt.Errorf("%s is mounted read-only", t.mountpoint)
 	}
-	f, err := overlay.HostFS().Open(filepath.Join(t.mountpoint, "disk.raw"), os.O_RDWR, 0)
+	f, err := overlay.HostFS().Open(t.path("disk.raw"), os.O_RDWR, 0)
 	if err != nil {
 		return nil, t.explain(err)
 	}

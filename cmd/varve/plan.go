@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -83,7 +82,7 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 
 // ask writes a line to a control file and gives the answer.
 func (t target) ask(command, line string) (string, error) {
-	f, err := os.OpenFile(filepath.Join(t.mountpoint, "control", command), os.O_RDWR, 0)
+	f, err := os.OpenFile(t.path("control", command), os.O_RDWR, 0)
 	if err != nil {
 		return "", t.explain(err)
 	}

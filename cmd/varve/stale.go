@@ -4,13 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
 	"varve/chain/mounts"
-	"varve/cmd/varve/internal/holders"
 )
 
 // A daemon that was killed leaves its mount behind: whoever touches it is told
@@ -88,54 +86,4 @@ func (p plan) explainInUse(err error) error {
 		return err
 	}
 	return heldElsewhere(p.dir, pid, mountpoint)
-}
-
-// unseenError is that a daemon holds a disk for a mount that the mount table of this mount
-// namespace does not show.
-type unseenError struct {
-	dir        string
-	pid        int
-	mountpoint string // as the daemon says
-	device     uint64 // of the mount's files; 0 when it cannot be told
-	how        string // in words
-}
-
-func (e unseenError) Error() string {
-	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)", e.pid, holders.Command(e.pid), e.mountpoint, e.how).Error()
-}
-
-// heldElsewhere says who holds a disk for a mount that cannot be seen, who uses it, and how
-// to end that.
-func heldElsewhere(dir string, pid int, mountpoint string) error {
-	e := unseenError{dir: dir, pid: pid, mountpoint: mountpoint, how: "unmounted while it was in use, or mounted in another mount namespace"}
-	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	ours, ownErr := os.Readlink("/proc/self/ns/mnt")
-	known := false
-	e.device, known = holders.Connection(pid)
-	if err == nil && ownErr == nil && theirs != ours {
-		e.how = "mounted in another mount namespace"
-	}
-	way := fmt.Sprintf("; \"varve umount %s\" ends it when nobody has a file of it open any more", chain.ShellWord(dir))
-	u, usersErr := target{mountpoint: mountpoint, device: e.device}.users(false)
-	if !known || usersErr != nil {
-		return fmt.Errorf("%w%s", e, way)
-	}
-	switch {
-	case err != nil || ownErr != nil || theirs != ours:
-	case len(u.uses) > 0:
-		e.how = "unmounted while it was in use"
-	case len(u.places)+len(u.copies) > 0:
-		e.how = "unmounted, and seen in other mount namespaces"
-	}
-	switch {
-	case len(u.uses) > 0 && len(u.places)+len(u.copies) == 0 && theirs == ours:
-		return fmt.Errorf("%w: %v; close that, then it writes everything and ends by itself", e, u)
-	case len(u.uses)+len(u.places) > 0:
-		return fmt.Errorf("%w: %v%s", e, u, way)
-	case len(u.copies) > 0:
-		return fmt.Errorf("%w: %s%s", e, placesOf(u.copies), way)
-	case theirs == ours && err == nil:
-		return fmt.Errorf("%w: %s; close that, then it writes everything and ends by itself", e, usersOf(nil))
-	}
-	return fmt.Errorf("%w%s", e, way)
 }

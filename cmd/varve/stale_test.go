@@ -276,26 +276,3 @@ func TestLazilyUnmounted(t *testing.T) {
 		t.Errorf("disk.raw has %q", got)
 	}
 }
-
-// A disk that is mounted in another mount namespace is said to be; it can be unmounted
-// from here, since nobody uses it.
-func TestMountedInAnotherNamespace(t *testing.T) {
-	dir := hostDir(t)
-	if err := os.Mkdir(dir+"/mnt", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	must(t, dir, "create", "vm.varve", "--size", "4M")
-	varve := command(dir)
-	there := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
-		varve.Path+" mount vm.varve mnt && echo ready && read line; "+varve.Path+" umount mnt")
-	there.Dir, there.Env, there.Stderr = dir, varve.Env, os.Stderr
-	end := harness.Keep(t, there)
-	pid := daemonOf(t, dir+"/vm.varve")
-	fails(t, dir, exitFailed, []string{
-		fmt.Sprintf("pid %d ", pid), "that cannot be seen from here (mounted in another mount namespace)",
-		"\"varve umount " + dir + "/vm.varve\" ends it when nobody has a file of it open any more",
-	}, "snapshot", "vm.varve", "one")
-	must(t, dir, "umount", "vm.varve")
-	end()
-	must(t, dir, "mount", "vm.varve", "mnt")
-}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -13,7 +14,6 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
-	"varve/cmd/varve/internal/holders"
 )
 
 // lockWait is how long a command waits for another one to let go of a disk
@@ -31,11 +31,24 @@ type target struct {
 	owner      int    // uid of the mounting user, -1 when unknown
 	readOnly   bool   // the mount is read-only
 	device     uint64 // of the mount's files; 0 when the disk is not mounted
+
+	mount mounts.Mount // what path goes through; the zero value when the disk is not mounted
 }
 
 // findTarget finds the disk that an argument names: a mountpoint, a disk
-// directory, or an image with the disk directory that is its own by default.
+// directory, or an image with the disk directory that is its own by default. A mount
+// that only other mount namespaces show is opened there.
 func findTarget(arg string) (target, error) {
+	t, err := findSeen(arg)
+	if unseen := (unseenError{}); errors.As(err, &unseen) {
+		return unseen.reach(arg, err)
+	}
+	return t, err
+}
+
+// findSeen is findTarget for who needs the mount in this process's own mount namespace. An
+// unseenError says that it is not there.
+func findSeen(arg string) (target, error) {
 	path, err := mounts.Resolve(arg)
 	if err != nil {
 		return target{}, err
@@ -87,8 +100,17 @@ func mountTarget(arg string, m mounts.Mount) (target, error) {
 
 // at is the target as one that is mounted.
 func (t target) at(m mounts.Mount) target {
-	t.mountpoint, t.owner, t.readOnly, t.device = m.Mountpoint, m.UID, m.ReadOnly, m.Device
+	t.mountpoint, t.owner, t.readOnly, t.device, t.mount = m.Mountpoint, m.UID, m.ReadOnly, m.Device, m
 	return t
+}
+
+// path is where this process finds a file of the mount.
+func (t target) path(elements ...string) string {
+	root := t.mountpoint
+	if !t.mount.Here() {
+		root = t.mount.Path()
+	}
+	return filepath.Join(append([]string{root}, elements...)...)
 }
 
 // unseenWait is after how long a mount that cannot be seen is looked for elsewhere.
@@ -112,13 +134,12 @@ func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
 		if err != nil || ok {
 			return m, ok, err
 		}
-		if !looked && time.Since(begun) > unseenWait {
-			// One that is somewhere else does not come here.
+		// One that is somewhere else does not come here. Of one that is just going there
+		// may be copies.
+		if !looked && (time.Since(begun) > unseenWait || isApart(dir, pid, mountpoint)) {
 			looked = true
-			if device, ok := holders.Connection(pid); ok {
-				if places, err := otherPlaces(device, ""); err == nil && len(places) > 0 {
-					deadline = begun
-				}
+			if len(elsewhere(dir, pid, mountpoint)) > 0 {
+				deadline = begun
 			}
 		}
 		if time.Now().After(deadline) {
@@ -142,7 +163,11 @@ func diskDirectory(path string) (string, error) {
 	}
 	if info.IsDir() {
 		if !isDiskDirectory(path) {
-			return "", errors.New("it is a directory without chain.json, so no disk directory, and no varve mount")
+			words := "it is a directory without chain.json, so no disk directory, and no varve mount"
+			if m, ok := mountedElsewhere(path); ok {
+				words += fmt.Sprintf(" here; in the mount namespace of pid %d the disk %s is mounted there: name that", m.PID, m.Source)
+			}
+			return "", errors.New(words)
 		}
 		return path, nil
 	}
@@ -170,6 +195,10 @@ func (t target) name() string {
 
 // explain adds the way out to an error of reaching into the mount.
 func (t target) explain(err error) error {
+	// The path of a descriptor tells nobody anything.
+	if path := (*os.PathError)(nil); !t.mount.Here() && errors.As(err, &path) {
+		path.Path = strings.Replace(path.Path, t.mount.Path(), t.mountpoint, 1)
+	}
 	switch {
 	case errors.Is(err, aside.ErrNoAnswer):
 		return fmt.Errorf("no answer within %s", answerTime)
@@ -184,6 +213,9 @@ func (t target) explain(err error) error {
 // notMounted refuses a mounted disk, for what works on a disk directory only.
 func (t target) notMounted() error {
 	if t.mountpoint != "" {
+		if !t.mount.Here() {
+			return fmt.Errorf("it is mounted at %s in the mount namespace of pid %d; unmount it first with \"varve umount %s\"", t.mountpoint, t.mount.PID, chain.ShellWord(t.dir))
+		}
 		return fmt.Errorf("it is mounted at %s; unmount it first with \"varve umount %s\"", t.mountpoint, chain.ShellWord(t.mountpoint))
 	}
 	return nil
@@ -192,7 +224,7 @@ func (t target) notMounted() error {
 // refuseInside refuses a new file in a directory of the disk's own; dir is resolved.
 func (t target) refuseInside(dir, file string) error {
 	for _, own := range []string{t.dir, t.mountpoint} {
-		if own != "" && mounts.Within(dir, own) {
+		if own != "" && (own == t.dir || t.mount.Here()) && mounts.Within(dir, own) {
 			return fmt.Errorf("%s lies in %s, where only the disk's own files are", file, own)
 		}
 	}

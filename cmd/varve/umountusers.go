@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,9 +10,12 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
+	"varve/fs/device"
 )
 
 // users are the reasons for which a mount goes on.
@@ -29,6 +33,9 @@ func (u users) none() bool { return len(u.uses) == 0 && len(u.places) == 0 }
 // String says who uses the mount.
 func (u users) String() string {
 	var words []string
+	if u.none() && len(u.copies) > 0 {
+		return "copies of the mount in other mount namespaces: " + placesOf(u.copies)
+	}
 	if len(u.uses) > 0 || len(u.places) == 0 {
 		words = append(words, usersOf(u.uses))
 	}
@@ -237,6 +244,11 @@ func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, e
 				}
 			}
 			next = time.Now().Add(patience)
+			if time.Since(begun) > patience && len(u.uses) == 0 && len(u.places) == 0 && len(u.copies) > 0 {
+				if err := t.endCopies(pid, u.copies); err != nil {
+					return err
+				}
+			}
 			if time.Since(begun) > patience {
 				next = time.Now().Add(lookUsers)
 				what := fmt.Sprintf("waiting for pid %d to write everything", pid)
@@ -262,6 +274,27 @@ func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, e
 			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, t.dir)
 		}
 	}
+}
+
+// endCopies ends a connection that copies of its mount keep, by which no file is open: an
+// ordinary user's daemon has no way to end it where the control file system of FUSE is not
+// mounted. Root alone does so, who sees whether somebody has a file open.
+func (t target) endCopies(daemon int, copies []mounts.Mount) error {
+	if _, err := os.Stat(fmt.Sprintf("%s/%d", device.Connections, unix.Minor(t.device))); err == nil {
+		return nil // the daemon ends it by itself
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%s is no longer mounted here, but pid %d goes on for copies of the mount in other mount namespaces (%s): a user's daemon cannot end these where %s is not mounted; \"varve umount %s\" as root ends them, or before the next mount root runs \"mount -t fusectl none %s\"; until it has ended do not touch %s",
+			t.mountpoint, daemon, placesOf(copies), device.Connections, chain.ShellWord(t.dir), device.Connections, t.dir)
+	}
+	if serves, known := holders.Connection(daemon); !known || serves != t.device {
+		return nil
+	}
+	abort, err := device.OpenAbort(unix.Minor(t.device))
+	if err != nil {
+		return err
+	}
+	return errors.Join(abort.End(), abort.Close())
 }
 
 func (t target) stillUsed(pid int, u users) error {

@@ -130,6 +130,7 @@ func (w *statusWatch) status(ctx context.Context) (chain.Status, error) {
 	if err != nil {
 		return chain.Status{}, err
 	}
+	defer t.mount.Release()
 	if t.mountpoint != "" {
 		w.seen = diskMark{}
 		_, st, err := t.document()

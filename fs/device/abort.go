@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connections is where the control file system of FUSE is, once somebody has mounted it
+// Connections is where the control file system of FUSE is, once somebody has mounted it
 // (systemd does). It has a directory for each connection, by its device's minor number,
 // whose files belong to the user who mounted.
-const connections = "/sys/fs/fuse/connections"
+const Connections = "/sys/fs/fuse/connections"
 
 // Abort is the handle by which a connection can be ended from outside, wherever its mount
 // can still be seen.
@@ -21,7 +21,7 @@ type Abort struct{ f *os.File }
 // That must be alive meanwhile: the number is given to another one afterwards, but the
 // handle never comes to mean that. Root needs no mounted control file system.
 func OpenAbort(minor uint32) (*Abort, error) {
-	f, err := os.OpenFile(fmt.Sprintf("%s/%d/abort", connections, minor), os.O_WRONLY, 0)
+	f, err := os.OpenFile(fmt.Sprintf("%s/%d/abort", Connections, minor), os.O_WRONLY, 0)
 	if errors.Is(err, os.ErrNotExist) && os.Geteuid() == 0 {
 		f, err = openDetached(minor)
 	}

@@ -31,7 +31,7 @@ const notSeen = "not-seen"
 // checks are all checks, in the order in which they run.
 func checks() []check {
 	return slices.Concat(diskChecks(), mountChecks(), stakeChecks(), []check{
-		{"host-space", "the host's file system below a disk is nearly full, in bytes or in inodes, or takes no more writes", ofDisk, lookAtSpace},
+		{"host-space", "the host's file system below a disk is nearly full, in bytes by what the disks on it that are looked at can still take together, or in inodes; or it takes no more writes", ofDisk, lookAtSpace},
 		{vmLayer, "a VM, running or defined in libvirt, that has the file of the base, of a snapshot or of the leaf instead of disk.raw", ofDisk | ofImage, lookAtVMs(vmLayer)},
 		{vmOptions, "a VM that has disk.raw without format=raw or on a backing file, ignores flushes or takes no lock, or has a layer of the mount to write", ofMount, lookAtVMs(vmOptions)},
 		{vmAccess, "a mount that does not let in the user as whom libvirt runs a VM", ofMount, lookAtVMs(vmAccess)},
@@ -78,6 +78,7 @@ func Run(ctx context.Context, scopes []*Scope) (Report, error) {
 		}
 		s.refused()
 	}
+	addUp(scopes)
 	for _, c := range checks() {
 		looked := false
 		for _, s := range scopes {

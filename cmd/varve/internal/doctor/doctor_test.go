@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,18 +29,20 @@ func TestSpace(t *testing.T) {
 		want   []Severity
 		words  string
 	}{
-		{"plenty", room{50 * gib, 100 * gib, 1e6, 1e7, false}, growth{40 * gib, 1 << 40}, nil, ""},
+		{"plenty", room{50 * gib, 100 * gib, 1e6, 1e7, false}, growth{40 * gib, 1 << 40, 1}, nil, ""},
 		{"file system that makes inodes as needed", room{50 * gib, 100 * gib, 0, 0, false}, growth{}, nil, ""},
-		{"more promised than there", room{50 * gib, 100 * gib, 1e6, 1e7, false}, growth{60 * gib, 0}, []Severity{Note}, "60 GiB"},
-		{"below 5 %", room{4 * gib, 100 * gib, 1e6, 1e7, false}, growth{5 * gib, 0}, []Severity{Warning}, "4 GiB of 100 GiB free"},
-		{"below 5 % of much", room{400 * gib, 10000 * gib, 1e6, 1e7, false}, growth{500 * gib, 0}, []Severity{Note}, ""},
-		{"below 5 %, more than the guest can write", room{4 * gib, 100 * gib, 1e6, 1e7, false}, growth{gib, 0}, nil, ""},
-		{"a day's writes do not fit", room{50 * gib, 100 * gib, 1e6, 1e7, false}, growth{60 * gib, 1 << 20}, []Severity{Warning}, "nearly full"},
-		{"an hour's writes do not fit", room{2 * gib, 100 * gib, 1e6, 1e7, false}, growth{60 * gib, 1 << 20}, []Severity{Problem}, "within an hour"},
-		{"full", room{1 << 20, 100 * gib, 1e6, 1e7, false}, growth{gib, 0}, []Severity{Problem}, "ENOSPC"},
+		{"more promised than there", room{50 * gib, 100 * gib, 1e6, 1e7, false}, growth{60 * gib, 0, 1}, []Severity{Note}, "60 GiB"},
+		{"below 5 %", room{4 * gib, 100 * gib, 1e6, 1e7, false}, growth{5 * gib, 0, 1}, []Severity{Warning}, "4 GiB of 100 GiB free"},
+		{"below 5 % of much", room{400 * gib, 10000 * gib, 1e6, 1e7, false}, growth{500 * gib, 0, 1}, []Severity{Note}, ""},
+		{"below 5 %, more than the guest can write", room{4 * gib, 100 * gib, 1e6, 1e7, false}, growth{gib, 0, 1}, nil, ""},
+		{"a day's writes do not fit", room{50 * gib, 100 * gib, 1e6, 1e7, false}, growth{60 * gib, 1 << 20, 1}, []Severity{Warning}, "nearly full"},
+		{"an hour's writes do not fit", room{2 * gib, 100 * gib, 1e6, 1e7, false}, growth{60 * gib, 1 << 20, 1}, []Severity{Problem}, "within an hour"},
+		{"full", room{1 << 20, 100 * gib, 1e6, 1e7, false}, growth{gib, 0, 1}, []Severity{Problem}, "ENOSPC"},
 		{"full, and the disk has all its blocks", room{1 << 20, 100 * gib, 1e6, 1e7, false}, growth{}, nil, ""},
+		{"full by what two disks need", room{50 * gib, 100 * gib, 1e6, 1e7, false}, growth{40 * gib, 0, 1}.and(growth{20 * gib, 0, 1}), []Severity{Note}, "the guests of 2 disks there can still write 60 GiB"},
+		{"full within an hour by what two disks write", room{5 * gib, 100 * gib, 1e6, 1e7, false}, growth{4 * gib, 1 << 20, 1}.and(growth{4 * gib, 1 << 20, 1}), []Severity{Problem}, "as the guests of 2 disks there have written so far"},
 		{"no inodes", room{50 * gib, 100 * gib, 3, 1e7, false}, growth{}, []Severity{Problem}, "3 inodes left"},
-		{"neither", room{0, 100 * gib, 0, 1e7, false}, growth{gib, 0}, []Severity{Problem, Problem}, ""},
+		{"neither", room{0, 100 * gib, 0, 1e7, false}, growth{gib, 0, 1}, []Severity{Problem, Problem}, ""},
 	} {
 		got := spaceFindings(c.room, c.growth)
 		if len(got) != len(c.want) {
@@ -196,5 +199,27 @@ func TestUnmountedMeanwhile(t *testing.T) {
 	}
 	if found := lookAtHung(context.Background(), s); len(found) > 0 {
 		t.Errorf("got %v", found)
+	}
+}
+
+// What the disks of one file system can still take adds up, and what is on another does not.
+func TestGrowthAddsUp(t *testing.T) {
+	scope := func(dir string, size int64) *Scope {
+		leaf := filepath.Join(dir, fmt.Sprint(size))
+		if err := os.WriteFile(leaf, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return &Scope{Directory: dir, Size: size, Layers: []Layer{{State: "leaf", File: leaf}}}
+	}
+	other, err := os.MkdirTemp("/dev/shm", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(other)
+	here := t.TempDir()
+	a, b, c := scope(here, 1<<30), scope(here, 2<<30), scope(other, 4<<30)
+	addUp([]*Scope{a, b, c, {Subject: "host", Host: true}})
+	if a.neighbours != (growth{2 << 30, 0, 1}) || b.neighbours != (growth{1 << 30, 0, 1}) || c.neighbours != (growth{}) {
+		t.Errorf("beside them %+v, %+v and %+v", a.neighbours, b.neighbours, c.neighbours)
 	}
 }

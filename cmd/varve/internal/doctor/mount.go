@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,7 +54,7 @@ func (s *Scope) ask(ctx context.Context) {
 		asked.Go(func() {
 			a := mountAnswer{err: errHidden}
 			if m.Reachable() {
-				a = askMount(ctx, m.Mountpoint, answerTime)
+				a = askMount(ctx, m.Path(), answerTime)
 			}
 			if a.err != nil && !stillMounted(m) {
 				a.err = errGone
@@ -184,7 +185,7 @@ func lookAtJob(_ context.Context, s *Scope) []Finding {
 	var found []Finding
 	for i, m := range s.Mounts {
 		if j := s.answers[i].status.Job; j != nil && j.State == "failed" {
-			again := fmt.Sprintf("varve delete %s --unnamed goes on with it", chain.ShellWord(m.Mountpoint))
+			again := fmt.Sprintf("varve delete %s --unnamed goes on with it", chain.ShellWord(s.nameOf(m)))
 			if j.Kind != "delete" {
 				again = "do it again"
 			}
@@ -203,6 +204,10 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 			found = append(found, Finding{Severity: Warning, Subject: m.Mountpoint, What: fmt.Sprintf("%s is mounted over it: the disk %s cannot be reached there", m.Over, m.Source),
 				Fix: "umount " + chain.ShellWord(m.OverAt) + " takes the upper one away"})
 		}
+		if !m.Here() {
+			found = append(found, Finding{Severity: Note, Subject: s.Directory, What: fmt.Sprintf("it is mounted at %s in the mount namespace of pid %d, which cannot be seen from here (%s)", m.Mountpoint, m.PID, s.OutOfSight),
+				Fix: "nothing has to be done; commands reach it by the disk directory: varve status " + chain.ShellWord(s.Directory)})
+		}
 	}
 	if s.Directory == "" || s.Unreachable {
 		return found
@@ -212,7 +217,7 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 		return found
 	}
 	return append(found, Finding{Severity: Warning, Subject: s.Directory,
-		What: fmt.Sprintf("pid %d %s holds it for a mount at %s that cannot be seen from here: unmounted while in use, or mounted in another mount namespace", pid, holders.Command(pid), mountpoint),
+		What: fmt.Sprintf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)", pid, holders.Command(pid), mountpoint, cmp.Or(s.OutOfSight, "unmounted while it was in use, or mounted in another mount namespace")),
 		Fix:  "\"varve umount " + chain.ShellWord(s.Directory) + "\" says who uses it, and how to end that"})
 }
 
@@ -236,7 +241,7 @@ func lookAtBinds(_ context.Context, s *Scope) []Finding {
 // stillMounted says whether the mount table has a mount still.
 func stillMounted(m mounts.Mount) bool {
 	list, err := mounts.List()
-	return err != nil || slices.ContainsFunc(list, func(now mounts.Mount) bool { return now.ID == m.ID })
+	return err != nil || !m.Here() || slices.ContainsFunc(list, func(now mounts.Mount) bool { return now.ID == m.ID })
 }
 
 // mountedAt says whether the disk's mount can be seen at its mountpoint, or answers at

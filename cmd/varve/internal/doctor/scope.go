@@ -21,6 +21,10 @@ type Scope struct {
 	Image     string         // the image that was named, absolute; "" for a disk
 	Mounts    []mounts.Mount // of the disk, in the order in which they were mounted
 
+	// OutOfSight says why the disk's mount cannot be seen in this mount namespace, in a
+	// few words; "" where it can be, or there is none. Mounts has it where it can be reached.
+	OutOfSight string
+
 	// Unreachable is that the file system of its files does not answer: who looks at
 	// them may wait for ever. Run finds it out too.
 	Unreachable bool
@@ -29,10 +33,11 @@ type Scope struct {
 	Size   int64   // guest bytes; 0 where they cannot be told
 	Layers []Layer // of the disk or the image's chain, as far as they can be told
 
-	machine  *machine // the same for all
-	unseen   []string
-	examined []chain.Trouble
-	answers  []mountAnswer // of Mounts, in their order
+	machine    *machine // the same for all
+	neighbours growth   // of the other disks that are looked at, on the same file system
+	unseen     []string
+	examined   []chain.Trouble
+	answers    []mountAnswer // of Mounts, in their order
 }
 
 // Layer is a file of a disk's tree or of an image's chain.
@@ -49,6 +54,14 @@ func (l Layer) Label() string {
 		return "the unnamed layer " + l.ID
 	}
 	return l.File
+}
+
+// nameOf is what a command is given for the disk of a mount.
+func (s *Scope) nameOf(m mounts.Mount) string {
+	if m.Here() {
+		return m.Mountpoint
+	}
+	return s.Directory
 }
 
 // Unseen notes what a check could not look at, in a few words such as "open files

@@ -94,7 +94,11 @@ func lookAtSpace(ctx context.Context, s *Scope) []Finding {
 		return []Finding{{Severity: Problem, What: "the host's file system is read-only: the guest's writes fail, and so does the log; what was not flushed before is lost",
 			Fix: "see dmesg for why (often errors of the device). Stop what uses the disk, unmount it, repair the host's file system (fsck) and mount it writable again, then mount the disk"}}
 	}
-	found := spaceFindings(r, s.growth())
+	own := s.growth()
+	if own.left == 0 {
+		return spaceFindings(r, own)
+	}
+	found := spaceFindings(r, own.and(s.neighbours))
 	for i := range found {
 		if found[i].Fix == "" {
 			found[i].Fix = s.wayOut(ctx)
@@ -106,9 +110,37 @@ func lookAtSpace(ctx context.Context, s *Scope) []Finding {
 // mountedForWriting says whether a mount of the disk lets its guest write.
 func (s *Scope) mountedForWriting() bool { return len(s.Mounts) > 0 && s.writable() }
 
-// growth is what a leaf can still take on the host, and has taken a second since it
-// was made; both in bytes, 0 where that cannot be told or nobody writes it.
-type growth struct{ left, rate int64 }
+// growth is what leaves can still take on the host, and have taken a second since they
+// were made; both in bytes, 0 where that cannot be told or nobody writes them.
+type growth struct {
+	left, rate int64
+	disks      int // how many leaves
+}
+
+func (g growth) and(h growth) growth {
+	return growth{g.left + h.left, g.rate + h.rate, g.disks + h.disks}
+}
+
+// addUp finds out for each disk what the others on its file system can still take: they
+// share what is free there.
+func addUp(scopes []*Scope) {
+	onDevice := make(map[uint64][]*Scope)
+	for _, s := range scopes {
+		var st unix.Stat_t
+		if s.Directory != "" && !s.Unreachable && unix.Stat(s.Directory, &st) == nil {
+			onDevice[st.Dev] = append(onDevice[st.Dev], s)
+		}
+	}
+	for _, together := range onDevice {
+		for _, s := range together {
+			for _, other := range together {
+				if g := other.growth(); other != s && g.left > 0 {
+					s.neighbours = s.neighbours.and(g)
+				}
+			}
+		}
+	}
+}
 
 // lasts says whether what is free lasts for some time at that rate.
 func (g growth) lasts(free int64, d time.Duration) bool {
@@ -119,18 +151,22 @@ func (g growth) lasts(free int64, d time.Duration) bool {
 // whose disk has all its blocks. An empty Fix is to be filled in.
 func spaceFindings(r room, g growth) []Finding {
 	free := fmt.Sprintf("%s of %s free", fs.HumanSize(r.bytes), fs.HumanSize(r.total))
-	wants := fmt.Sprintf("; the guest can still write %s to new places", fs.HumanSize(g.left))
+	who, fail := "the guest", "its"
+	if g.disks > 1 {
+		who, fail = fmt.Sprintf("the guests of %d disks there", g.disks), "their"
+	}
+	wants := fmt.Sprintf("; %s can still write %s to new places", who, fs.HumanSize(g.left))
 	var found []Finding
 	switch {
 	case g.left <= r.bytes:
 	case r.bytes < noBytes:
-		found = append(found, Finding{Severity: Problem, What: "the host's file system is full: " + free + wants + ", and its writes there fail with ENOSPC"})
+		found = append(found, Finding{Severity: Problem, What: "the host's file system is full: " + free + wants + ", and " + fail + " writes there fail with ENOSPC"})
 	case !g.lasts(r.bytes, withinHour):
-		found = append(found, Finding{Severity: Problem, What: "the host's file system is full within an hour, as the guest has written so far: " + free + wants})
+		found = append(found, Finding{Severity: Problem, What: "the host's file system is full within an hour, as " + who + " " + has(g) + " written so far: " + free + wants})
 	case !g.lasts(r.bytes, withinDay) || r.bytes < min(r.total*lowPercent/100, lowBytes):
 		found = append(found, Finding{Severity: Warning, What: "the host's file system is nearly full: " + free + wants})
 	default:
-		found = append(found, Finding{Severity: Note, What: fmt.Sprintf("the guest can still write %s to new places, more than the host has: %s", fs.HumanSize(g.left), free),
+		found = append(found, Finding{Severity: Note, What: fmt.Sprintf("%s can still write %s to new places, more than the host has: %s", who, fs.HumanSize(g.left), free),
 			Fix: "keep an eye on the host's free space, or give it more"})
 	}
 	// Each snapshot takes a file, each change of chain.json another for a moment.
@@ -139,6 +175,13 @@ func spaceFindings(r room, g growth) []Finding {
 			Fix: "remove files that are not needed from it"})
 	}
 	return found
+}
+
+func has(g growth) string {
+	if g.disks > 1 {
+		return "have"
+	}
+	return "has"
 }
 
 // wayOut names the delete that gives room, of those that would be accepted.
@@ -151,7 +194,7 @@ func (s *Scope) wayOut(ctx context.Context) string {
 		if m.ReadOnly || i < len(s.answers) && s.answers[i].err != nil {
 			continue
 		}
-		text, err := aside.Ask(ctx, bestErrand, m.Mountpoint, examineTime)
+		text, err := aside.Ask(ctx, bestErrand, m.Path(), examineTime)
 		var p chain.Plan
 		if err != nil || json.Unmarshal(text, &p) != nil {
 			continue
@@ -160,7 +203,7 @@ func (s *Scope) wayOut(ctx context.Context) string {
 			return "no snapshot's delete would give anything back now; " + other
 		}
 		return fmt.Sprintf("\"varve delete %s %s\" gives back %s; \"fstrim\" in a guest with discard=unmap what it has deleted; or %s",
-			chain.ShellWord(m.Mountpoint), p.Gone[0].Name, fs.HumanSize(p.FreedBytes), other)
+			chain.ShellWord(s.nameOf(m)), p.Gone[0].Name, fs.HumanSize(p.FreedBytes), other)
 	}
 	return other
 }
@@ -193,7 +236,7 @@ func (s *Scope) growth() (g growth) {
 		if l.State != "leaf" || !s.writable() || unix.Stat(l.File, &st) != nil {
 			continue
 		}
-		g.left = max(0, s.Size-st.Blocks*512)
+		g.left, g.disks = max(0, s.Size-st.Blocks*512), 1
 		for _, a := range s.answers {
 			for _, o := range a.status.Layers {
 				if age := int64(time.Since(o.Created) / time.Second); o.ID == l.ID && age > 60 {

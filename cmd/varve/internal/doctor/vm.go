@@ -289,7 +289,7 @@ func (s *Scope) judgeUser(v vm, m mounts.Mount) []Finding {
 		return []Finding{{Severity: Problem, Check: vmAccess, Subject: m.Mountpoint, Fix: fix,
 			What: refused + fmt.Sprintf("this mount lets in uid %d only", m.UID)}}
 	}
-	info, err := StatSoon(m.Mountpoint)
+	info, err := StatSoon(m.Path())
 	if err != nil || mayPass(info, v.UID, v.GID) {
 		return nil
 	}

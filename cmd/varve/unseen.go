@@ -1,0 +1,140 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"varve/chain"
+	"varve/chain/mounts"
+	"varve/cmd/varve/internal/holders"
+)
+
+// A daemon's mount need not be seen where a command runs: it was made in another mount
+// namespace (a container, a service of its own, "unshare --mount"), or it was unmounted
+// here while another namespace had a copy. The daemon is known by the disk's lock and its
+// mount by the connection that it serves; a place of it in the namespace of a process is
+// opened through /proc.
+
+// unseenError is that a daemon holds a disk for a mount that the mount table of this mount
+// namespace does not show.
+type unseenError struct {
+	dir        string
+	pid        int
+	mountpoint string         // as the daemon says
+	device     uint64         // of the mount's files; 0 when it cannot be told
+	how        string         // in words
+	places     []mounts.Mount // in other mount namespaces, where all of it is seen
+}
+
+func (e unseenError) Error() string {
+	if e.pid == 0 { // in a container that shows none of its processes
+		return fmt.Errorf("another process holds it for a mount at %s that cannot be seen from here (%s)", e.mountpoint, e.how).Error()
+	}
+	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)", e.pid, holders.Command(e.pid), e.mountpoint, e.how).Error()
+}
+
+// elsewhere gives the places in other mount namespaces at which all of the mount is seen
+// that a daemon serves for a disk directory. The connection that the daemon has open tells
+// which mount that is; where it cannot be told it is the one that is of this disk, at the
+// daemon's mountpoint and in its own namespace.
+func elsewhere(dir string, pid int, mountpoint string) []mounts.Mount {
+	device, known := holders.Connection(pid)
+	list, err := mounts.Elsewhere()
+	if !known {
+		list, err = mounts.Apart(pid)
+	}
+	if err != nil {
+		return nil
+	}
+	var places []mounts.Mount
+	for _, m := range list {
+		served := known && m.Device == device || !known && m.Source == dir && m.Mountpoint == mountpoint
+		if served && m.Whole() && m.Reachable() {
+			places = append(places, m)
+		}
+	}
+	return places
+}
+
+// isApart says whether a daemon's mount is in the daemon's own mount namespace and not in
+// this one.
+func isApart(dir string, pid int, mountpoint string) bool {
+	list, err := mounts.Apart(pid)
+	if err != nil {
+		return false
+	}
+	for _, m := range list {
+		if m.Source == dir && m.Mountpoint == mountpoint && m.Whole() {
+			return true
+		}
+	}
+	return false
+}
+
+// mountedElsewhere is the mount that another mount namespace has at a path.
+func mountedElsewhere(path string) (mounts.Mount, bool) {
+	list, err := mounts.Elsewhere()
+	if err != nil {
+		return mounts.Mount{}, false
+	}
+	for _, m := range list {
+		if m.PID != 0 && !m.Rooted && m.Mountpoint == path && m.Whole() {
+			return m, true
+		}
+	}
+	return mounts.Mount{}, false
+}
+
+// reach is the target of an argument whose disk is mounted out of sight, by the first
+// place that can be opened; otherwise the error is unseen, with what is in the way of
+// looking into the namespace.
+func (e unseenError) reach(arg string, unseen error) (target, error) {
+	for _, place := range e.places {
+		m, err := place.Reach()
+		switch {
+		case err == nil:
+			return target{arg: arg, dir: e.dir}.at(m), nil
+		case errors.Is(err, os.ErrPermission):
+			unseen = fmt.Errorf("%w, and uid %d may not look into it: use root, or \"nsenter --target %d --mount\" before the command: %w", e, os.Geteuid(), place.PID, err)
+		}
+	}
+	return target{}, unseen
+}
+
+// heldElsewhere says who holds a disk for a mount that cannot be seen, who uses it, and how
+// to end that.
+func heldElsewhere(dir string, pid int, mountpoint string) error {
+	e := unseenError{dir: dir, pid: pid, mountpoint: mountpoint, how: "unmounted while it was in use, or mounted in a mount namespace that this user may not look into",
+		places: elsewhere(dir, pid, mountpoint)}
+	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	ours, ownErr := os.Readlink("/proc/self/ns/mnt")
+	known := false
+	e.device, known = holders.Connection(pid)
+	if err == nil && ownErr == nil && theirs != ours || isApart(dir, pid, mountpoint) {
+		e.how = "mounted in another mount namespace"
+	}
+	way := fmt.Sprintf("; \"varve umount %s\" ends it when nobody has a file of it open any more", chain.ShellWord(dir))
+	u, usersErr := target{mountpoint: mountpoint, device: e.device}.users(false)
+	if !known || usersErr != nil {
+		return fmt.Errorf("%w%s", e, way)
+	}
+	switch {
+	case err != nil || ownErr != nil || theirs != ours:
+	case len(u.uses) > 0:
+		e.how = "unmounted while it was in use"
+	case len(u.places)+len(u.copies) > 0:
+		e.how = "unmounted, and seen in other mount namespaces"
+	}
+	switch {
+	case len(u.uses) > 0 && len(u.places)+len(u.copies) == 0 && theirs == ours:
+		return fmt.Errorf("%w: %v; close that, then it writes everything and ends by itself", e, u)
+	case len(u.uses)+len(u.places) > 0:
+		return fmt.Errorf("%w: %v%s", e, u, way)
+	case len(u.copies) > 0:
+		return fmt.Errorf("%w: %s%s", e, placesOf(u.copies), way)
+	case theirs == ours && err == nil:
+		return fmt.Errorf("%w: %s; close that, then it writes everything and ends by itself", e, usersOf(nil))
+	}
+	return fmt.Errorf("%w%s", e, way)
+}
