@@ -340,3 +340,35 @@ func TestLibvirtPool(t *testing.T) {
 	harness.Judge(t, m.Disk, views)
 	harness.Run(t, harness.Varve(), "check", m.Disk)
 }
+
+// TestUnmountBesideAVM: on a host whose mounts do not propagate every virtual machine has a
+// copy of all of them. A disk that no machine uses is unmounted at once all the same; the
+// one that is used is refused, by the name of who uses it.
+func TestUnmountBesideAVM(t *testing.T) {
+	var disks []*harness.Mount
+	for range 2 {
+		disk := filepath.Join(t.TempDir(), "vm.varve")
+		harness.Run(t, harness.Varve(), "create", disk, "--size", "64M")
+		disks = append(disks, harness.MountDisk(t, disk, "--allow-other", "--uid", fmt.Sprint(libvirt.User), "--gid", fmt.Sprint(libvirt.User)))
+	}
+	d := libvirt.StartApart(t)
+	d.Define("vm", guest.Prepare(t), libvirt.Disk(disks[0].Raw(), "cache='none' io='native'"))
+	if r := d.Try("start", "--paused", "vm"); r.Code != 0 {
+		t.Fatalf("virsh start: %s\n%s", r.Stderr, d.Log("vm"))
+	}
+
+	copies := disks[1].Point + " can also be seen: all of it at " + disks[1].Point + " in the mount namespace of pid "
+	if list := harness.Run(t, harness.Varve(), "list"); !strings.Contains(list, copies) {
+		t.Errorf("no copies of the mount:\n%s", list)
+	}
+	disks[1].Unmount()
+	r := harness.Try(t, harness.Varve(), "umount", disks[0].Point)
+	if r.Code != 1 || !strings.Contains(r.Stderr, "it is in use: disk.raw is open (pid ") {
+		t.Errorf("umount of the disk that is used: exit code %d, says %q", r.Code, r.Stderr)
+	}
+	d.Run("destroy", "vm")
+	disks[0].Unmount() // libvirtd has its copies still
+	for _, m := range disks {
+		harness.Run(t, harness.Varve(), "check", m.Disk)
+	}
+}

@@ -41,11 +41,11 @@ cgroup_controllers = [ ]
 `
 )
 
-// start is the first process of a PID namespace, which takes in the ends of what
+// script is the first process of a PID namespace, which takes in the ends of what
 // libvirtd daemonizes: where init is slow in that, as in some containers, libvirtd
 // waits ten seconds for each QEMU that it asked for what it can do. It makes the scratch directories the daemon's own and starts it. Slave: what
 // is unmounted outside must not stay mounted inside.
-const start = `
+const script = `
 for d in etc lib cache log run; do
 	case $d in
 	etc) at=/etc/libvirt ;;
@@ -77,6 +77,20 @@ type Daemon struct {
 // of it.
 func Start(t testing.TB) *Daemon {
 	t.Helper()
+	shareMounts(t)
+	return start(t, "slave")
+}
+
+// StartApart is Start on a host whose mounts do not propagate, as in a container or
+// without systemd: the daemon, and so each virtual machine, keeps a copy of every mount
+// that there is by now, and gets none that is made later.
+func StartApart(t testing.TB) *Daemon {
+	t.Helper()
+	return start(t, "private")
+}
+
+func start(t testing.TB, propagation string) *Daemon {
+	t.Helper()
 	// Not t.TempDir: the path of a socket holds at most 107 bytes.
 	dir, err := os.MkdirTemp("", "libvirt-")
 	if err != nil {
@@ -101,14 +115,12 @@ func Start(t testing.TB) *Daemon {
 			t.Fatal(err)
 		}
 	}
-	shareMounts(t)
-
 	d := &Daemon{
 		URI: "qemu:///system?socket=" + filepath.Join(dir, "run/libvirt/libvirt-sock"),
 		t:   t, dir: dir, out: new(bytes.Buffer), done: make(chan struct{}),
 	}
-	d.cmd = exec.Command("unshare", "--mount", "--propagation", "slave",
-		"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc", start, "libvirtd", dir)
+	d.cmd = exec.Command("unshare", "--mount", "--propagation", propagation,
+		"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc", script, "libvirtd", dir)
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
 	d.cmd.WaitDelay = 5 * time.Second // a child of it may hold the pipe
 	if err := d.cmd.Start(); err != nil {
