@@ -17,6 +17,7 @@ import (
 	"varve/chain/diskdir"
 	"varve/chain/mounts"
 	"varve/overlay"
+	"varve/overlay/procs"
 )
 
 const (
@@ -34,10 +35,7 @@ type lockHolder struct {
 func (h lockHolder) String() string {
 	who := "another process"
 	if h.PID != 0 {
-		who = fmt.Sprintf("pid %d", h.PID)
-		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", h.PID)); err == nil {
-			who += " " + strings.TrimSpace(string(name))
-		}
+		who = procs.Title(h.PID, procs.Command(h.PID))
 	}
 	if h.Mountpoint != "" {
 		return who + " has it mounted at " + h.Mountpoint

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/procs"
 )
 
 // handleWait is how long a revert or a delete waits for handles to go: the
@@ -138,7 +139,7 @@ func (t *handleTable) unblock(id string) {
 func describe(who []Opener) string {
 	var parts []string
 	for _, w := range who {
-		words := strings.TrimSpace(fmt.Sprintf("pid %d %s", w.PID, w.Command))
+		words := procs.Title(w.PID, w.Command)
 		if w.Part != "" {
 			words += ": its partition " + w.Part
 		}

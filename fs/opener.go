@@ -5,9 +5,9 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"varve/chain"
+	"varve/overlay/procs"
 )
 
 // openerOf names the process behind a request. A request carries the number of
@@ -21,11 +21,7 @@ func openerOf(thread uint32) chain.Opener {
 	if leader := threadGroup(pid); leader > 0 {
 		pid = leader
 	}
-	comm, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-	if err != nil {
-		return chain.Opener{PID: pid}
-	}
-	return chain.Opener{PID: pid, Command: printable(strings.TrimSuffix(string(comm), "\n"))}
+	return chain.Opener{PID: pid, Command: procs.Command(pid)}
 }
 
 // threadGroup is the process that a thread belongs to, or 0.
@@ -47,13 +43,5 @@ func threadGroup(thread int) int {
 	return 0
 }
 
-// printable replaces what a terminal or a line of text must not be given: a
-// process chooses its own name.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
+// printable replaces what a terminal or a line of text must not be given.
+func printable(s string) string { return procs.Printable(s) }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/overlay/procs"
 )
 
 // QEMU marks what it does with an image, and what it forbids others to do, by
@@ -215,11 +217,11 @@ func describeProcess(pid string, self bool) string {
 	if self {
 		return "this process (pid " + pid + ")"
 	}
-	name, err := os.ReadFile("/proc/" + pid + "/comm")
+	n, err := strconv.Atoi(pid)
 	if err != nil {
 		return "pid " + pid
 	}
-	return "pid " + pid + " " + strings.TrimSpace(string(name))
+	return procs.Title(n, procs.Command(n))
 }
 
 // heldLock is one "lock:" line of a fdinfo file (proc_pid_fdinfo(5)).

@@ -13,6 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/overlay"
+	"varve/overlay/procs"
 )
 
 // importTarget is a disk that an import writes to.
@@ -136,7 +137,7 @@ func (m *mountedTarget) writers() (others []string, err error) {
 		}
 		all++
 		if o.PID != os.Getpid() {
-			others = append(others, strings.TrimSpace(fmt.Sprintf("pid %d %s", o.PID, o.Command)))
+			others = append(others, procs.Title(o.PID, o.Command))
 		}
 	}
 	if all < 2 {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
+	"varve/overlay/procs"
 )
 
 // Use is one reason for which a mount cannot go away.
@@ -37,11 +38,11 @@ func (u Use) String() string {
 	case u.How == "mount":
 		return u.What + " is mounted inside"
 	case u.How == "working directory" || u.How == "root directory":
-		return fmt.Sprintf("pid %d %s has its %s there", u.PID, u.Command, u.How)
+		return fmt.Sprintf("%s has its %s there", procs.Title(u.PID, u.Command), u.How)
 	case u.How == "open":
-		return fmt.Sprintf("%s is open (pid %d %s)", u.What, u.PID, u.Command)
+		return fmt.Sprintf("%s is open (%s)", u.What, procs.Title(u.PID, u.Command))
 	default:
-		return fmt.Sprintf("%s is %s (pid %d %s)", u.What, u.How, u.PID, u.Command)
+		return fmt.Sprintf("%s is %s (%s)", u.What, u.How, procs.Title(u.PID, u.Command))
 	}
 }
 

@@ -1,0 +1,66 @@
+package procs
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// run starts a process that calls itself args[0] and has the other arguments too. The end
+// of the test ends it.
+func run(t *testing.T, args ...string) int {
+	t.Helper()
+	// A shell, which makes of what follows -c and its script words that nobody reads.
+	stdin, keep, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh")
+	cmd.Args = append([]string{args[0], "-c", "read line", "sh"}, args[1:]...)
+	cmd.Stdin = stdin
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = stdin.Close()
+	t.Cleanup(func() {
+		_ = keep.Close()
+		_ = cmd.Wait()
+	})
+	return cmd.Process.Pid
+}
+
+func TestVM(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"/usr/bin/qemu-system-x86_64", "-name", "guest=vm1,debug-threads=on"}, "vm1"},
+		{[]string{"/usr/bin/qemu-system-x86_64", "-name", "vm1"}, "vm1"},
+		{[]string{"qemu-system-aarch64", "-m", "2G", "-name", "vm1,process=web"}, "vm1"},
+		{[]string{"/usr/libexec/qemu-kvm", "-name", "debug-threads=on,guest=a,,b=c"}, "a,b=c"},
+		{[]string{"kvm", "--name", "red\x1b[31m"}, "red?[31m"},
+		{[]string{"qemu-system-x86_64", "-name", "debug-threads=on"}, ""},
+		{[]string{"qemu-system-x86_64", "-m", "2G"}, ""},
+		{[]string{"qemu-system-x86_64", "-name"}, ""},
+		{[]string{"find", "-name", "vm1"}, ""},
+	} {
+		pid := run(t, c.args...)
+		if got := VM(pid); got != c.want {
+			t.Errorf("%q is VM %q, want %q", c.args, got, c.want)
+		}
+		want := fmt.Sprintf("pid %d qemu", pid)
+		if c.want != "" {
+			want += " of VM " + c.want
+		}
+		if got := Title(pid, "qemu"); got != want {
+			t.Errorf("%q is %q, want %q", c.args, got, want)
+		}
+	}
+	if got := VM(os.Getpid()); got != "" {
+		t.Errorf("the test is VM %q", got)
+	}
+	if got := Command(-1) + VM(-1); got != "" {
+		t.Errorf("no process is %q", got)
+	}
+}
