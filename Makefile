@@ -3,6 +3,7 @@
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
 PREFIX  ?= /usr/local
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
 
 # gofmt, go itself for the linters and the tests that build varve, losetup.
 export PATH := $(shell $(GO) env GOROOT)/bin:$(PATH):/usr/sbin:/sbin
@@ -41,7 +42,7 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/varve, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)' -o bin/varve ./cmd/varve
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o bin/varve ./cmd/varve
 
 .PHONY: man
 man: build ## bin/man, the manual pages, and bin/completion

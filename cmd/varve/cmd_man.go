@@ -59,8 +59,7 @@ func writeManual(root *cobra.Command, dir string) error {
 	if err != nil {
 		return err
 	}
-	number, _, _ := strings.Cut(strings.TrimPrefix(versionLine(version, info), "varve "), " (commit")
-	page := manpage.Page{Version: "varve " + number, Date: date}
+	page := manpage.Page{Version: "varve " + versionNumber(version, info), Date: date}
 	for _, section := range []string{"man1", "man5", "man8"} {
 		if err := os.MkdirAll(filepath.Join(dir, section), 0o755); err != nil {
 			return err

@@ -8,9 +8,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker: -X main.version=v1.2.3. Without it the
-// module's own version counts.
-var version string
+// version and commit are set by the linker: -X main.version=v1.2.3. Without it the
+// module's own version counts, and the commit that the go command has found, which
+// finds none in a git worktree or a copy of the sources.
+var version, commit string
 
 func newVersionCommand() *cobra.Command {
 	return &cobra.Command{
@@ -20,16 +21,21 @@ func newVersionCommand() *cobra.Command {
 		Example: `  varve version`,
 		Args:    takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			info, _ := debug.ReadBuildInfo()
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionLine(version, info))
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), thisVersion())
 			return err
 		},
 	}
 }
 
+// thisVersion words the program that runs.
+func thisVersion() string {
+	info, _ := debug.ReadBuildInfo()
+	return versionLine(version, commit, info)
+}
+
 // versionLine words a build: info may be nil.
-func versionLine(linked string, info *debug.BuildInfo) string {
-	commit, modified := "", ""
+func versionLine(linked, commit string, info *debug.BuildInfo) string {
+	modified := ""
 	if info != nil {
 		for _, s := range info.Settings {
 			switch {

@@ -46,14 +46,16 @@ func TestVersionLine(t *testing.T) {
 	}}
 	for _, c := range []struct {
 		linked string
+		commit string
 		info   *debug.BuildInfo
 		want   string
 	}{
-		{"v1.2.3", info, "varve v1.2.3 (commit abc123, modified) " + built},
-		{"", info, "varve v0.9.0 (commit abc123, modified) " + built},
-		{"", nil, "varve (devel) (commit unknown) " + built},
+		{"v1.2.3", "", info, "varve v1.2.3 (commit abc123, modified) " + built},
+		{"", "def", info, "varve v0.9.0 (commit abc123, modified) " + built},
+		{"", "", nil, "varve (devel) (commit unknown) " + built},
+		{"v1.2.3", "def", &debug.BuildInfo{}, "varve v1.2.3 (commit def) " + built},
 	} {
-		if got := versionLine(c.linked, c.info); got != c.want {
+		if got := versionLine(c.linked, c.commit, c.info); got != c.want {
 			t.Errorf("got %q, want %q", got, c.want)
 		}
 	}

@@ -230,7 +230,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		mount.Wait()
 		return err
 	}
-	m.log.Info("mounted", "disk", name, "mountpoint", m.plan.mountpoint, "version", versionLine(version, nil), "pid", os.Getpid())
+	m.log.Info("mounted", "disk", name, "mountpoint", m.plan.mountpoint, "version", thisVersion(), "pid", os.Getpid())
 
 	done := make(chan struct{})
 	defer close(done)

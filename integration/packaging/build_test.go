@@ -25,11 +25,14 @@ func checkoutCopy(t testing.TB) string {
 	return dir
 }
 
+// commit is of which commit a package is made here.
+const commit = "7661727665000000000000000000000000000000"
+
 // makeDeb makes the package of a version and gives its path.
 func makeDeb(t testing.TB, checkout, version string) string {
 	t.Helper()
 	out := harness.Shell(t, fmt.Sprintf(
-		"cd '%s'; SOURCE_DATE_EPOCH=1764000000 make --no-print-directory -s deb VERSION=v%s", checkout, version))
+		"cd '%s'; SOURCE_DATE_EPOCH=1764000000 make --no-print-directory -s deb VERSION=v%s COMMIT=%s", checkout, version, commit))
 	deb := filepath.Join(checkout, strings.TrimSpace(lastLine(out)))
 	if filepath.Base(deb) != "varve_"+version+"_amd64.deb" && !strings.HasPrefix(filepath.Base(deb), "varve_"+version+"_") {
 		t.Fatalf("make deb says %q", out)
@@ -61,7 +64,7 @@ func TestPackageIsInOrder(t *testing.T) {
 	harness.Run(t, "dpkg-deb", "-x", deb, root)
 	program := filepath.Join(root, "usr/bin/varve")
 	static(t, program)
-	if v := harness.Run(t, program, "version"); !strings.HasPrefix(v, "varve v1.0.0 (commit ") || !strings.Contains(v, " go1.") {
+	if v := harness.Run(t, program, "version"); !strings.HasPrefix(v, "varve v1.0.0 (commit "+commit+")") || !strings.Contains(v, " go1.") {
 		t.Errorf("varve version: %s", v)
 	}
 	if paths := harness.Run(t, "strings", program); strings.Contains(paths, checkout) {

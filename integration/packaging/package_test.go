@@ -45,7 +45,7 @@ exec 3>&-`)
 		t.Errorf("varve version after the upgrade: %s", v)
 	}
 	log := s.run("cat /srv/vm1.raw.varve/varve.log")
-	if !strings.Contains(log, "v1.0.0") || strings.Contains(log, "v1.1.0") || strings.Count(log, "msg=mounted") != 1 {
+	if want := "version=\"varve v1.0.0 (commit " + commit + ")"; !strings.Contains(log, want) || strings.Contains(log, "v1.1.0") || strings.Count(log, "msg=mounted") != 1 {
 		t.Errorf("the mount did not live on; its log says\n%s", log)
 	}
 	if got := s.run("head -c 6 /mnt/vm1/disk.raw"); got != "during" {
