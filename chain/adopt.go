@@ -215,6 +215,22 @@ func tidyPath(path string) string {
 	return filepath.Clean(path)
 }
 
+// LayerError says that an image is a layer of a varve disk, so that no other disk can be
+// made on it. It is an ErrInvalid.
+type LayerError struct {
+	File  string // as it was named
+	Disk  string // the disk's directory
+	Label string // of the layer, for a message
+	Name  string // by which commands know its view: a snapshot's, or leaf; "" of a layer without one
+}
+
+func (e *LayerError) Error() string {
+	return fmt.Sprintf("%s is %s of the varve disk %s; mount that disk instead, or make another one on its snapshots with \"varve clone\"", e.File, e.Label, e.Disk)
+}
+
+// Unwrap gives ErrInvalid.
+func (e *LayerError) Unwrap() error { return ErrInvalid }
+
 // refuseVarve refuses a file that varve itself writes or shows: a layer of a
 // disk changes under the new disk, and a file in a mount would make one varve
 // wait for another.
@@ -249,7 +265,11 @@ func refuseVarve(fs overlay.FS, path string, layersToo bool) error {
 			}
 			own, err := fs.Stat(l.path(dir))
 			if err == nil && own.Device == info.Device && own.Inode == info.Inode {
-				return invalidf("%s is %s of the varve disk %s; mount that disk instead, or make another one on its snapshots with \"varve clone\"", path, l.label(), dir)
+				name := l.Name
+				if l.ID == m.Leaf {
+					name = "leaf"
+				}
+				return &LayerError{File: path, Disk: dir, Label: l.label(), Name: name}
 			}
 		}
 	}

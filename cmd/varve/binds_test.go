@@ -145,7 +145,7 @@ func TestBoundAndOpen(t *testing.T) {
 	qemu := exec.Command("sh", "-c", "mkfifo in; exec 8<>in; qemu-io -f raw f.raw <&8 >out & echo 'write -P 7 0 64k' >&8; until grep -q wrote out; do sleep 0.05; done; echo ready; read line; echo quit >&8; wait; umount f.raw")
 	qemu.Dir = dir
 	end := harness.Keep(t, qemu)
-	fails(t, dir, exitFailed, []string{"it is in use: disk.raw is open (pid ", " qemu-io)", "; mounted a second time: disk.raw at " + dir + "/f.raw"}, "umount", "mnt")
+	fails(t, dir, exitFailed, []string{"it is in use: disk.raw is open (pid ", " qemu-io)", "; it can also be seen elsewhere: disk.raw at " + dir + "/f.raw"}, "umount", "mnt")
 	waiting := command(dir, "umount", "mnt", "--wait")
 	var words strings.Builder
 	waiting.Stderr = &words
@@ -225,7 +225,7 @@ func TestOvermounted(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Unmount(mnt, syscall.MNT_DETACH) })
 	must(t, dir, "snapshot", "vm.raw", "one")
 	r := vv(t, dir, "umount", "vm.raw")
-	if !strings.Contains(r.stderr, "mounted a second time: all of it at "+mnt+" (\"umount "+mnt+"\" takes that away)") {
+	if !strings.Contains(r.stderr, "umount vm.raw: it can also be seen elsewhere: all of it at "+mnt+" (\"umount "+mnt+"\" takes that away)") {
 		t.Errorf("umount says %q", r.stderr)
 	}
 	tool(t, dir, "umount", mnt)

@@ -119,7 +119,7 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("interrupted; the disk is half written: %s", back)
 	case errors.As(err, new(tooLong)):
-		return fmt.Errorf("%w; the disk is half written: %s, and \"varve resize %s SIZE\" makes it larger", err, back, chain.ShellWord(t.arg))
+		return fmt.Errorf("%w; the disk is half written: %s; count the image's bytes with \"wc -c\", make the disk as large with \"varve resize %s BYTES\", and import again", err, back, chain.ShellWord(t.arg))
 	case errors.As(err, new(givenUp)):
 		return fmt.Errorf("%w; what was imported is discarded again: make room and import again, or %s", err, back)
 	case noRoom(err):

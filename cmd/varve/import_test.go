@@ -127,6 +127,8 @@ func TestImportRefused(t *testing.T) {
 	tool(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "json:{}", "-F", "raw", "-u", "odd.qcow2", "1M")
 	must(t, dir, "snapshot", "mnt", "one")
 	put(t, mnt, "kept", 1<<20)
+	must(t, dir, "create", "other.varve", "--size", "2M")
+	must(t, dir, "snapshot", "other.varve", "theirs")
 	for _, c := range []struct {
 		args  string
 		code  int
@@ -151,6 +153,8 @@ func TestImportRefused(t *testing.T) {
 		{"mnt/layers/one.raw mnt", exitFailed, "is one of this disk; \"varve revert mnt one\" goes back to it without a copy"},
 		{"vm.raw mnt", exitFailed, "is base of this disk; \"varve revert mnt base\""},
 		{"vm.raw.varve/layers/000003.qcow2 mnt", exitFailed, "is a file of this disk (leaf)"},
+		{"other.varve/layers/000001.qcow2 mnt", exitFailed, "000001.qcow2 is theirs of the varve disk " + dir + "/other.varve and needs the layers below it; import what they show together: \"varve export " + dir + "/other.varve theirs - | varve import - mnt\""},
+		{"other.varve/layers/000002.qcow2 mnt", exitFailed, "\"varve export " + dir + "/other.varve leaf - | varve import - mnt\""},
 	} {
 		fails(t, dir, c.code, []string{c.words}, append([]string{"import"}, strings.Fields(c.args)...)...)
 	}
@@ -331,7 +335,7 @@ func TestImportFails(t *testing.T) {
 
 	cmd := command(host, "import", "-", "mnt")
 	cmd.Stdin = io.LimitReader(zeroReader{}, 64<<20+512)
-	if r := finish(t, cmd); r.code != exitFailed || !strings.Contains(r.stderr, "the image goes on behind the disk's end at 67108864 bytes; the disk is half written: \"varve revert mnt s\"") || !strings.Contains(r.stderr, "\"varve resize mnt SIZE\"") {
+	if r := finish(t, cmd); r.code != exitFailed || !strings.Contains(r.stderr, "the image goes on behind the disk's end at 67108864 bytes; the disk is half written: \"varve revert mnt s\"") || !strings.Contains(r.stderr, "; count the image's bytes with \"wc -c\", make the disk as large with \"varve resize mnt BYTES\", and import again") {
 		t.Errorf("a stream that is too long: exit %d, %q", r.code, r.stderr)
 	}
 	tool(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "bad.qcow2", "4M")

@@ -63,7 +63,7 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 	}
 	s, err := openImportFile(cmd, path, format)
 	if err != nil {
-		return nil, err
+		return nil, t.explainLayer(err)
 	}
 	s.name = file
 	s.unchanged = func() error {
@@ -109,6 +109,21 @@ func (t target) refuseOwn(file, path string) error {
 func (t target) refuseLayer(file, name string) error {
 	return fmt.Errorf("%s is %s of this disk; \"varve revert %s %s\" goes back to it without a copy",
 		file, name, chain.ShellWord(t.arg), name)
+}
+
+// explainLayer says how the view of another disk's layer is imported, of which the file
+// has a part only.
+func (t target) explainLayer(err error) error {
+	layer := (*chain.LayerError)(nil)
+	if !errors.As(err, &layer) {
+		return err
+	}
+	name := layer.Name
+	if name == "" {
+		name = "NAME"
+	}
+	return fmt.Errorf("%s is %s of the varve disk %s and needs the layers below it; import what they show together: \"varve export %s %s - | varve import - %s\"",
+		layer.File, layer.Label, layer.Disk, chain.ShellWord(layer.Disk), name, chain.ShellWord(t.arg))
 }
 
 // openImportFile opens an image. One in the mount of another disk is raw, and is read

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -90,6 +91,44 @@ func TestOtherUsersAreKeptOut(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Of a user's own mount root too is told whom to become, and as whom the command works.
+func TestRootAtAUsersMount(t *testing.T) {
+	dir := hostDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir+"/own", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir+"/own", nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	own := func(args ...string) {
+		t.Helper()
+		if r := asUser(t, nobody, dir+"/own", dir, args...); r.code != exitDone {
+			t.Fatalf("%q: %+v", args, r)
+		}
+	}
+	own("create", "d.varve", "--size", "1M")
+	if err := os.Mkdir(dir+"/own/mnt", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir+"/own/mnt", nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	own("mount", "d.varve", "mnt")
+	r := vv(t, dir, "snapshot", "own/mnt", "one")
+	who := fmt.Sprintf("varve: snapshot own/mnt: only uid %d, who mounted %s/own/mnt, may do that: ", nobody, dir)
+	_, become, found := strings.Cut(r.stderr, ": permission denied; become that user: ")
+	become, rest, ends := strings.Cut(become, " varve ...\n")
+	if r.code != exitFailed || !strings.HasPrefix(r.stderr, who) || !found || !ends || rest != "" {
+		t.Fatalf("%+v", r)
+	}
+	tool(t, dir+"/own", "sh", "-euc", become+" id -u | grep -qx 65534")
+	own("snapshot", "mnt", "one")
+	own("umount", "mnt")
 }
 
 // Another user's mount is not unmounted, and whose it is stands in the line.

@@ -248,7 +248,7 @@ func TestLazilyUnmounted(t *testing.T) {
 		fmt.Sprintf("pid %d sh has its working directory there", program.Process.Pid),
 		"close that, then it writes everything and ends by itself",
 	}
-	fails(t, dir, exitFailed, append(slices.Clone(words[:len(words)-1]), "varve: umount vm.raw.varve: ", "close that first, or let --wait wait for that"), "umount", "vm.raw.varve")
+	fails(t, dir, exitFailed, append(slices.Clone(words[:len(words)-1]), "varve: umount vm.raw.varve: ", "close that first, or use --wait"), "umount", "vm.raw.varve")
 	fails(t, dir, exitFailed, append(words, "varve: list vm.raw.varve: "), "list", "vm.raw.varve")
 	fails(t, dir, exitFailed, append(words, "varve: mount vm.raw: "), "mount", "vm.raw", "mnt")
 

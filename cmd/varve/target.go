@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -205,9 +207,20 @@ func (t target) explain(err error) error {
 	case errors.Is(err, syscall.ENOTCONN), errors.Is(err, syscall.ECONNABORTED):
 		return fmt.Errorf("the daemon of %s is gone; mount the disk there again, or clear the mountpoint with \"varve umount %s\"", t.mountpoint, chain.ShellWord(t.mountpoint))
 	case errors.Is(err, os.ErrPermission) && t.owner >= 0 && t.owner != os.Geteuid():
-		return fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.owner, t.mountpoint, err)
+		err = fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.owner, t.mountpoint, err)
+		if os.Geteuid() == 0 {
+			err = fmt.Errorf("%w; become that user: %s varve ...", err, become(t.owner))
+		}
 	}
 	return err
+}
+
+// become is how root runs a program as another user, whom the host need not know by name.
+func become(uid int) string {
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		return "runuser -u " + chain.ShellWord(u.Username) + " --"
+	}
+	return fmt.Sprintf("setpriv --reuid %d --clear-groups --", uid)
 }
 
 // notMounted refuses a mounted disk, for what works on a disk directory only.

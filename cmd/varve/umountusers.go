@@ -40,7 +40,7 @@ func (u users) String() string {
 		words = append(words, usersOf(u.uses))
 	}
 	if len(u.places) > 0 {
-		words = append(words, "mounted a second time: "+placesOf(u.places))
+		words = append(words, "it can also be seen elsewhere: "+placesOf(u.places))
 	}
 	return strings.Join(words, "; ")
 }
@@ -48,9 +48,9 @@ func (u users) String() string {
 // refusal is why a mount is not unmounted.
 func (u users) refusal() error {
 	if len(u.uses) == 0 && len(u.places) > 0 {
-		return fmt.Errorf("it is %v; that has to go first, or let --wait wait for that", u)
+		return fmt.Errorf("%v; unmount that first, or use --wait", u)
 	}
-	return fmt.Errorf("it is in use: %v; close that first, or let --wait wait for that", u)
+	return fmt.Errorf("it is in use: %v; close that first, or use --wait", u)
 }
 
 // numberIsAnothers says whether places that have the mount's device number show another
@@ -166,7 +166,7 @@ func (t target) leaveBehind(stderr io.Writer, daemon process) {
 	switch {
 	case err != nil:
 	case len(u.places) > 0:
-		say(stderr, "umount %s: its daemon goes on, since it is mounted a second time: %s", t.arg, placesOf(u.places))
+		say(stderr, "umount %s: its daemon goes on, for the mount can also be seen elsewhere: %s", t.arg, placesOf(u.places))
 	default:
 		_ = daemon.terminate() // it has ended, or is another user's
 	}
@@ -196,7 +196,7 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 		return err
 	}
 	if !flags.wait && len(u.uses)+len(u.places) > 0 {
-		return fmt.Errorf("%w: %v; close that first, or let --wait wait for that", unseen, u)
+		return fmt.Errorf("%w: %v; close that first, or use --wait", unseen, u)
 	}
 	if err := daemon.terminate(); err != nil {
 		return fmt.Errorf("%w, and it cannot be asked to end: %w", unseen, err)

@@ -167,7 +167,10 @@ func (s *Scope) what(l Layer) string {
 	case "frozen":
 		return fmt.Sprintf("the file of the snapshot %s, %s,", l.Name, l.File)
 	case "":
-		return fmt.Sprintf("%s, which %s stands on,", l.File, filepath.Base(s.Image))
+		if s.own(l) {
+			return "the image, " + l.File + ","
+		}
+		return fmt.Sprintf("%s, which %s stands on,", l.File, s.Image)
 	}
 	return l.Label() + ", " + l.File + ","
 }
