@@ -45,7 +45,7 @@ the first time, and puts the disk directory beside it.`,
 			}
 			made, err := chain.Create(args[0], o)
 			if err != nil {
-				return wrapped(cmd, args[0], err)
+				return wrapped(cmd, args[0], explainInUse(err))
 			}
 			sayCreated(cmd.ErrOrStderr(), made)
 			return nil

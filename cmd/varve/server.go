@@ -20,6 +20,7 @@ import (
 	"varve/cmd/varve/internal/background"
 	"varve/cmd/varve/internal/logfile"
 	"varve/fs"
+	"varve/overlay"
 )
 
 const (
@@ -126,11 +127,20 @@ func (m *server) makeDisk() error {
 	case m.flags.disk == "" && noPlaceBeside(err):
 		return fmt.Errorf("%w; beside the image no disk directory can be made, say where it shall be: --disk DIR", err)
 	case err != nil:
-		return err
+		return explainInUse(err)
 	default:
 		sayCreated(m.stderr, made)
 	}
 	return nil
+}
+
+// explainInUse adds the way out to an error about an image that somebody has open, most
+// often a VM that was not shut down before its image is mounted.
+func explainInUse(err error) error {
+	if errors.Is(err, overlay.ErrLocked) {
+		return fmt.Errorf("%w; stop that first", err)
+	}
+	return err
 }
 
 // noPlaceBeside says whether a disk directory could not be made for the place's sake:
@@ -179,7 +189,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 	if m.plan.dir == "" {
 		d, err := chain.OpenForeign(m.plan.image, m.flags.format, o)
 		if err != nil {
-			return nil, err
+			return nil, explainInUse(err)
 		}
 		if files := foreignFiles(d.Layers()); len(files) > 1 {
 			say(m.stderr, "reading a chain of %d files, top first:", len(files))
@@ -192,7 +202,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 	}
 	d, err := chain.Open(m.plan.dir, o)
 	if err != nil {
-		return nil, err
+		return nil, explainInUse(err)
 	}
 	if err := m.plan.belongs(d.Layers()); err != nil {
 		return nil, errors.Join(err, d.Close())

@@ -35,7 +35,7 @@ func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 	for _, l := range s.Layers {
 		id := s.identify(l)
 		file := s.machine.resolve(l.File)
-		readers := users{}
+		readers, written := users{}, false // by who may write it
 		for _, h := range table.Of(func(h holders.Handle) bool {
 			return h.Path == file || h.ID == id && id != (holders.Identity{})
 		}) {
@@ -46,11 +46,16 @@ func lookAtOpenFiles(_ context.Context, s *Scope) []Finding {
 			case write && !s.own(l):
 				list = append(list, s.judgeWriter(l, h))
 			default:
+				written = written || write
 				readers.add(h, write, locked)
 			}
 		}
 		if len(readers) > 0 {
-			list = append(list, Finding{Severity: Note, What: strings.TrimSuffix(s.what(l), ",") + ", is open: " + readers.String()})
+			f := Finding{Severity: Note, What: strings.TrimSuffix(s.what(l), ",") + ", is open: " + readers.String()}
+			if written {
+				f.Fix = "stop that before the image is mounted: varve refuses one that somebody writes"
+			}
+			list = append(list, f)
 		}
 	}
 	for i, m := range s.Mounts {
