@@ -24,8 +24,13 @@ var initramfsInit []byte
 //go:embed files/init.sh
 var rootInit []byte
 
-// modules are the drivers that the Debian kernel does not have built in.
-var modules = []string{"virtio_pci", "virtio_blk"}
+// modules are the drivers that the Debian kernel does not have built in: of the disk,
+// and of the power button.
+var modules = []string{"virtio_pci", "virtio_blk", "button", "evdev"}
+
+// powerButton is what the guest does when its power button is pressed, as virsh shutdown
+// does; acpid(8) of busybox runs it.
+const powerButton = "#!/bin/sh\nsync\nmount -o remount,ro /\npoweroff -f\n"
 
 // initramfs builds, in a directory, the archive that QEMU gives the kernel, and
 // gives its path.
@@ -114,6 +119,8 @@ func RootTree(t testing.TB) string {
 		}
 	}
 	write(t, filepath.Join(tree, "sbin/init"), rootInit, 0o755)
+	mkdir(t, filepath.Join(tree, "etc/acpi/PWRF"))
+	write(t, filepath.Join(tree, "etc/acpi/PWRF/00000080"), []byte(powerButton), 0o755)
 	var sums strings.Builder
 	for i := range 20 {
 		name := fmt.Sprintf("first.%d", i)

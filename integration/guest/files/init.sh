@@ -78,6 +78,8 @@ off() {
 	poweroff -f
 }
 
+acpid -l /dev/null -p /run/acpid.pid
+
 exec <$port >$port 2>&1
 echo "VARVE ready $(cut -d' ' -f1 /proc/uptime)"
 while read -r line; do
