@@ -83,7 +83,7 @@ func (d *Disk) otherRoom(p Plan) (text string) {
 	switch {
 	case err != nil:
 	case best == nil:
-		text += "; there is no snapshot whose delete fits there and gives anything back"
+		text += "; there is no snapshot whose delete fits there and gives anything back: make room on the host in another way"
 	default:
 		text += fmt.Sprintf("; deleting %s would give back most, %d bytes", best.Gone[0].Name, best.FreedBytes)
 	}

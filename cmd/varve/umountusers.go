@@ -238,7 +238,7 @@ func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, e
 			if err != nil {
 				return err
 			}
-			if len(u.uses) == 0 && len(u.places) == 0 && len(u.copies) > 0 {
+			if u.none() && (len(u.copies) > 0 || inPIDNamespace()) {
 				if err := ended.terminate(); err != nil {
 					return fmt.Errorf("%s is no longer mounted here, but pid %d goes on for copies of the mount in other mount namespaces (%s), and cannot be asked to end: %w", t.mountpoint, pid, placesOf(u.copies), err)
 				}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -91,16 +92,25 @@ func (t target) tryUnmount() error {
 	if err != nil {
 		return err
 	}
-	if len(u.copies) > 0 && len(u.uses) == 0 {
+	unseen := len(u.copies) > 0 || inPIDNamespace()
+	if unseen && len(u.uses) == 0 {
 		// The daemon sees also those whom this user does not.
 		if u, err = t.users(true); err != nil {
 			return err
 		}
 	}
-	if len(u.places) > 0 || len(u.copies) > 0 && len(u.uses) > 0 {
+	if len(u.places) > 0 || unseen && len(u.uses) > 0 {
 		return unix.EBUSY
 	}
 	return unmountPath(t.mountpoint)
+}
+
+// inPIDNamespace says whether /proc may lack processes of this host, with the copies of
+// the mount that they have, as in a container. The kernel's own namespace has this number
+// always (PROC_PID_INIT_INO of include/linux/proc_ns.h).
+func inPIDNamespace() bool {
+	is, err := os.Readlink("/proc/self/ns/pid")
+	return err != nil || is != "pid:[4026531836]"
 }
 
 // unmountedMeanwhile says that somebody else has unmounted the disk while this

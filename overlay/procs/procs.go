@@ -64,7 +64,11 @@ func guest(option string) string {
 
 // Title is a process as a message names it: "pid 12 qemu-system-x86 of VM web". The
 // command is given by who has it from elsewhere, such as of a process that has ended.
+// A process of another PID namespace has the number 0.
 func Title(pid int, command string) string {
+	if pid == 0 {
+		return "a process that cannot be seen from here"
+	}
 	title := strings.TrimSpace(fmt.Sprintf("pid %d %s", pid, Printable(command)))
 	if vm := VM(pid); vm != "" {
 		title += " of VM " + vm

@@ -60,6 +60,9 @@ func TestVM(t *testing.T) {
 	if got := VM(os.Getpid()); got != "" {
 		t.Errorf("the test is VM %q", got)
 	}
+	if got := Title(0, ""); got != "a process that cannot be seen from here" {
+		t.Errorf("a process of another PID namespace is %q", got)
+	}
 	if got := Command(-1) + VM(-1); got != "" {
 		t.Errorf("no process is %q", got)
 	}
