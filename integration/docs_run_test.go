@@ -10,9 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/integration/guest"
 	"varve/integration/harness"
-	"varve/integration/libvirt"
 )
 
 // coming are commands, flags and files of the mount that the pages may name before
@@ -216,51 +214,6 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestGuideLibvirt runs the guide's commands for libvirt, with its XML in the
-// definition of the domain.
-func TestGuideLibvirt(t *testing.T) {
-	const page, mountpoint = "docs/guide.md", "/mnt/vm1"
-	dir, bin := t.TempDir(), t.TempDir()
-	if err := os.Symlink(harness.Varve(), filepath.Join(bin, "varve")); err != nil {
-		t.Fatal(err)
-	}
-	image := filepath.Join(dir, "ubuntu.raw")
-	guest.Image(t, image, guestDisk)
-	harness.Guard(t, image)
-	point, err := os.MkdirTemp("", "mnt-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(point, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.Remove(point) })
-
-	d := libvirt.Start(t)
-	p := guest.Prepare(t)
-	disk := ""
-	for _, b := range pageBlocks(t, page) {
-		if b.info == "xml" && b.scene == "libvirt" {
-			disk = b.text
-		}
-	}
-	if !strings.Contains(disk, mountpoint+"/disk.raw") {
-		t.Fatalf("the guide has no disk on %s in\n%s", mountpoint, disk)
-	}
-	d.Define("vm1", p, strings.ReplaceAll(disk, mountpoint, point))
-	script, commands, _ := pageScript(t, page, "libvirt")
-	if commands < 15 {
-		t.Errorf("only %d lines of commands are run", commands)
-	}
-	out := harness.Shell(t, fmt.Sprintf("cd '%s'; PATH='%s':$PATH; LIBVIRT_DEFAULT_URI='%s'; export LIBVIRT_DEFAULT_URI; set -x\n%s",
-		dir, bin, d.URI, strings.ReplaceAll(script, mountpoint, point)))
-	for _, want := range []string{"Domain 'vm1' started", "disk.raw", "Block device 'vda' is resized"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("the guide's commands for libvirt do not show %q:\n%s", want, out)
-		}
-	}
-}
-
 var anyCommand = regexp.MustCompile(`(?m)^\s*(\$ )?(sudo )?(varve|virsh|virt-install|qemu-[a-z-]+|losetup|mount|umount|cp|mv|rm) `)
 
 // TestPagesAreRun: each command in a page stands in a block that is run, or that
@@ -279,7 +232,7 @@ func TestPagesAreRun(t *testing.T) {
 			if page == "docs/troubleshooting.md" && b.info == "sh" {
 				t.Errorf("%s:%d: no test runs the blocks of this page", page, b.line)
 			}
-			if page == "docs/guide.md" && b.scene != "guide" && b.scene != "libvirt" {
+			if page == "docs/guide.md" && b.scene != "guide" && !slices.Contains(libvirtScenes, b.scene) {
 				t.Errorf("%s:%d: no test runs the scene %q", page, b.line, b.scene)
 			}
 		}

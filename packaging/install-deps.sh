@@ -26,7 +26,8 @@ mount_tools='fusermount3:fuse3 losetup:mount fdisk:fdisk sfdisk:fdisk mke2fs:e2f
 test_tools='qemu-io:qemu-utils qemu-system-x86_64:qemu-system-x86 fio:fio mkfs.xfs:xfsprogs
 	mkfs.btrfs:btrfs-progs cpio:cpio depmod:kmod jq:jq setfattr:attr setpriv:util-linux
 	fstrim:util-linux strace:strace xz:xz-utils gzip:gzip tar:tar cmp:diffutils file:file
-	xmllint:libxml2-utils blkid:util-linux unshare:util-linux libvirtd:libvirt-daemon virsh:libvirt-clients'
+	xmllint:libxml2-utils blkid:util-linux unshare:util-linux libvirtd:libvirt-daemon virsh:libvirt-clients
+	/usr/share/OVMF/OVMF_CODE_4M.fd:ovmf'
 # manual pages, completion, units and the Debian package; a path is looked for as it is
 test_tools="$test_tools man:man-db lexgrog:man-db mandoc:mandoc col:bsdextrautils fish:fish zsh:zsh
 	/usr/share/bash-completion/bash_completion:bash-completion systemd-analyze:systemd

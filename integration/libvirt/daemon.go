@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -209,9 +210,8 @@ func (d *Daemon) Log(domain string) string {
 	return string(text)
 }
 
-// Inside runs a program where the daemon runs: it sees the daemon's directories as those
-// of the host, and the virtual machines among the processes.
-func (d *Daemon) Inside(name string, args ...string) harness.Result {
+// PID is a process in the daemon's namespaces: the first of its PID namespace.
+func (d *Daemon) PID() int {
 	d.t.Helper()
 	parent := d.cmd.Process.Pid
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
@@ -219,5 +219,16 @@ func (d *Daemon) Inside(name string, args ...string) harness.Result {
 		d.t.Fatal(err)
 	}
 	first, _, _ := strings.Cut(strings.TrimSpace(string(children)), " ")
-	return harness.Try(d.t, "nsenter", append([]string{"--target", first, "--mount", "--pid", "--", name}, args...)...)
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		d.t.Fatalf("the children of libvirtd's parent are %q", children)
+	}
+	return pid
+}
+
+// Inside runs a program where the daemon runs: it sees the daemon's directories as those
+// of the host, and the virtual machines among the processes.
+func (d *Daemon) Inside(name string, args ...string) harness.Result {
+	d.t.Helper()
+	return harness.Try(d.t, "nsenter", append([]string{"--target", strconv.Itoa(d.PID()), "--mount", "--pid", "--", name}, args...)...)
 }

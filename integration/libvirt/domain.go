@@ -18,6 +18,10 @@ var domain = template.Must(template.New("domain").Parse(`<domain type='qemu' xml
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='pc'>hvm</type>
+{{- if .Code}}
+    <loader readonly='yes' type='pflash'>{{.Code}}</loader>
+    <nvram>{{.Variables}}</nvram>
+{{- end}}
     <kernel>{{.Guest.Kernel}}</kernel>
     <initrd>{{.Guest.Initramfs}}</initrd>
     <cmdline>{{.Guest.Arguments}}</cmdline>
@@ -42,17 +46,29 @@ var domain = template.Must(template.New("domain").Parse(`<domain type='qemu' xml
 // given as XML elements.
 func (d *Daemon) Define(name string, p *guest.Prepared, disks string) {
 	d.t.Helper()
+	d.DefineUEFI(name, p, disks, "", "")
+}
+
+// DefineUEFI does the same with a UEFI firmware and the file of its variables, where they
+// are not "".
+func (d *Daemon) DefineUEFI(name string, p *guest.Prepared, disks, code, variables string) {
+	d.t.Helper()
 	file := filepath.Join(d.dir, name+".xml")
-	d.WriteDomain(file, name, p, disks)
+	d.write(file, name, p, disks, code, variables)
 	d.Run("define", file)
 }
 
 // WriteDomain writes what Define defines to a file.
 func (d *Daemon) WriteDomain(file, name string, p *guest.Prepared, disks string) {
 	d.t.Helper()
+	d.write(file, name, p, disks, "", "")
+}
+
+func (d *Daemon) write(file, name string, p *guest.Prepared, disks, code, variables string) {
+	d.t.Helper()
 	var text strings.Builder
 	err := domain.Execute(&text, map[string]any{
-		"Name": name, "Guest": p, "Disk": disks, "Run": os.Getenv("VARVE_TEST_RUN"),
+		"Name": name, "Guest": p, "Disk": disks, "Run": os.Getenv("VARVE_TEST_RUN"), "Code": code, "Variables": variables,
 	})
 	if err == nil {
 		err = os.WriteFile(file, []byte(text.String()), 0o644)
@@ -64,17 +80,20 @@ func (d *Daemon) WriteDomain(file, name string, p *guest.Prepared, disks string)
 
 // Disk is the XML element of a disk on a raw file, with further attributes of its
 // driver.
-func Disk(file, driver string) string { return disk(file, driver, "vda", "") }
+func Disk(file, driver string) string { return disk(file, "raw", driver, "vda", "") }
+
+// Qcow2 is the same on a qcow2.
+func Qcow2(file string) string { return disk(file, "qcow2", "", "vda", "") }
 
 // ReadOnlyDisk is the same of a second disk that the guest only reads.
 func ReadOnlyDisk(file, driver string) string {
-	return "\n" + disk(file, driver, "vdb", "\n      <readonly/>")
+	return "\n" + disk(file, "raw", driver, "vdb", "\n      <readonly/>")
 }
 
-func disk(file, driver, device, more string) string {
+func disk(file, format, driver, device, more string) string {
 	return fmt.Sprintf(`    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' %s/>
+      <driver name='qemu' type='%s' %s/>
       <source file='%s'/>
       <target dev='%s' bus='virtio'/>%s
-    </disk>`, driver, file, device, more)
+    </disk>`, format, driver, file, device, more)
 }
