@@ -209,7 +209,7 @@ func (t target) explain(err error) error {
 	case errors.Is(err, os.ErrPermission) && t.owner >= 0 && t.owner != os.Geteuid():
 		err = fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.owner, t.mountpoint, err)
 		if os.Geteuid() == 0 {
-			err = fmt.Errorf("%w; become that user: %s varve ...", err, become(t.owner))
+			err = fmt.Errorf("%w; become that user, with \"%s varve\" and the same words", err, become(t.owner))
 		}
 	}
 	return err
