@@ -42,7 +42,7 @@ func adopted(t testing.TB) (dir string, m *manifest) {
 }
 
 func TestAccept(t *testing.T) {
-	for _, layer := range []string{"base", "snap", "one", "000001", "000003"} {
+	for _, layer := range []string{"base", "adopted", "one", "000001", "000003"} {
 		t.Run(layer, func(t *testing.T) {
 			dir, m := adopted(t)
 			l := m.byName(layer)
@@ -134,14 +134,14 @@ func TestAcceptRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{what: "another backing file", layer: "snap", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
-			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "other.raw", "-F", "raw", m.byName("snap").File)
+		{what: "another backing file", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
+			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "other.raw", "-F", "raw", m.byName("adopted").File)
 		}},
-		{what: "no backing file any more", layer: "snap", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
-			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "", m.byName("snap").File)
+		{what: "no backing file any more", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
+			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "", m.byName("adopted").File)
 		}},
-		{what: "a truncated qcow2", layer: "snap", want: overlay.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest) {
-			if err := os.Truncate(m.byName("snap").File, 100); err != nil {
+		{what: "a truncated qcow2", layer: "adopted", want: overlay.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest) {
+			if err := os.Truncate(m.byName("adopted").File, 100); err != nil {
 				t.Fatal(err)
 			}
 		}},

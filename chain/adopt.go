@@ -23,7 +23,7 @@ const maxAdopted = 2000
 // a chain.
 type foreignImage struct {
 	path, format string    // as they go into chain.json
-	name         string    // of the layer; "" for one after its file
+	name         string    // of the layer; "" for one by its place
 	note         string    // what its user should know of it; "" for nothing
 	frozen       time.Time // zero: when the file was last written
 	image        *overlay.Image
@@ -33,7 +33,7 @@ type foreignImage struct {
 // adoptImages opens an image and all its backing files, top first. It follows
 // only backing names that a header gives together with a format. Layers of a varve
 // disk are refused unless layersToo is set. Every error names the file. The caller closes what it gets; on an error nothing is open.
-func adoptImages(fs overlay.FS, path, format string, layersToo bool) (images []*foreignImage, err error) {
+func adoptImages(fs overlay.FS, path, format string, witness Witness, layersToo bool) (images []*foreignImage, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, closeImages(images))
@@ -44,7 +44,7 @@ func adoptImages(fs overlay.FS, path, format string, layersToo bool) (images []*
 	if err != nil {
 		return nil, err
 	}
-	format, note, err := topFormat(fs, path, format)
+	format, note, err := topFormat(fs, path, format, witnessOr(witness))
 	if err != nil {
 		return nil, err
 	}

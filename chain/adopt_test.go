@@ -54,17 +54,17 @@ func TestAdopt(t *testing.T) {
 		files        []ForeignFile // top first
 		want         int64         // guest bytes of the disk
 	}{
-		{"ubuntu.raw", "", 0, []ForeignFile{{"base", at("ubuntu.raw"), "raw"}}, 4<<20 + 512},
-		{"ubuntu.raw", "raw", 1 << 30, []ForeignFile{{"base", at("ubuntu.raw"), "raw"}}, 1 << 30},
-		{"disk", "", 0, []ForeignFile{{"base", at("disk"), "raw"}}, 1 << 20},
-		{"single.qcow2", "", 0, []ForeignFile{{"base", at("single.qcow2"), "qcow2"}}, 4 << 20},
-		{"single.qcow2", "raw", 0, []ForeignFile{{"base", at("single.qcow2"), "raw"}}, 0},
-		{"vm.snap1", "qcow2", 0, []ForeignFile{{"vm.snap1", at("vm.snap1"), "qcow2"}, {"base", at("ubuntu.raw"), "raw"}}, 4<<20 + 512},
+		{"ubuntu.raw", "", 0, []ForeignFile{{Layer: "base", Path: at("ubuntu.raw"), Format: "raw"}}, 4<<20 + 512},
+		{"ubuntu.raw", "raw", 1 << 30, []ForeignFile{{Layer: "base", Path: at("ubuntu.raw"), Format: "raw"}}, 1 << 30},
+		{"disk", "", 0, []ForeignFile{{Layer: "base", Path: at("disk"), Format: "raw"}}, 1 << 20},
+		{"single.qcow2", "", 0, []ForeignFile{{Layer: "base", Path: at("single.qcow2"), Format: "qcow2"}}, 4 << 20},
+		{"single.qcow2", "raw", 0, []ForeignFile{{Layer: "base", Path: at("single.qcow2"), Format: "raw"}}, 0},
+		{"vm.snap1", "qcow2", 0, []ForeignFile{{Layer: "adopted", Path: at("vm.snap1"), Format: "qcow2"}, {Layer: "base", Path: at("ubuntu.raw"), Format: "raw"}}, 4<<20 + 512},
 		{"top.qcow2", "", 0, []ForeignFile{
-			{"top", at("top.qcow2"), "qcow2"}, {"base-2", at("base.qcow2"), "qcow2"},
-			{"vm.snap1", at("vm.snap1"), "qcow2"}, {"base", at("ubuntu.raw"), "raw"},
+			{Layer: "adopted", Path: at("top.qcow2"), Format: "qcow2"}, {Layer: "layer-2", Path: at("base.qcow2"), Format: "qcow2"},
+			{Layer: "layer-1", Path: at("vm.snap1"), Format: "qcow2"}, {Layer: "base", Path: at("ubuntu.raw"), Format: "raw"},
 		}, 4<<20 + 512},
-		{"short.qcow2", "", 0, []ForeignFile{{"short", at("short.qcow2"), "qcow2"}, {"base", at("ubuntu.raw"), "raw"}}, 1 << 20},
+		{"short.qcow2", "", 0, []ForeignFile{{Layer: "adopted", Path: at("short.qcow2"), Format: "qcow2"}, {Layer: "base", Path: at("ubuntu.raw"), Format: "raw"}}, 1 << 20},
 	}
 	for _, test := range tests {
 		t.Run(test.base+test.format, func(t *testing.T) {
@@ -76,6 +76,9 @@ func TestAdopt(t *testing.T) {
 			created, err := Create(dir, CreateOptions{Base: at(test.base), Format: test.format, Size: test.size})
 			if err != nil {
 				t.Fatal(err)
+			}
+			for i := range created.Files {
+				created.Files[i].About = ""
 			}
 			if !reflect.DeepEqual(created.Files, test.files) {
 				t.Errorf("files %+v", created.Files)

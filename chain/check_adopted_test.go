@@ -95,7 +95,7 @@ func TestCheckMarks(t *testing.T) {
 			w.write(79, test.bit)
 			w.close()
 			r, lines := c.check(false)
-			command := fmt.Sprintf("qemu-img check -r all %s && varve accept %s middle", middle, c.dir)
+			command := fmt.Sprintf("qemu-img check -r all %s && varve accept %s adopted", middle, c.dir)
 			first, _, _ := strings.Cut(lines, "\n")
 			if !strings.HasPrefix(first, test.finding) || !strings.HasSuffix(first, command) || r.Errors == 0 {
 				t.Errorf("%d errors:\n%s", r.Errors, lines)
@@ -106,7 +106,7 @@ func TestCheckMarks(t *testing.T) {
 				t.Errorf("doctor says %+v", e.Troubles)
 			}
 			qemuTool(t, "qemu-img", "check", "-q", "-r", "all", middle)
-			must(t, Accept(c.dir, "middle", OpenOptions{}))
+			must(t, Accept(c.dir, "adopted", OpenOptions{}))
 			if r, lines := c.check(false); len(r.Findings) != 0 {
 				t.Errorf("after the way out:\n%s", lines)
 			}

@@ -17,7 +17,7 @@ import (
 // and the next Create does its work over what is left.
 func TestPowerCutCreate(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []simKind{onRaw, blank, onChain} {
+	for _, kind := range []simKind{onRaw, blank, onKnown} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(flags.Seed, 11))

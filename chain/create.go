@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,6 +50,8 @@ type CreateOptions struct {
 	Size   int64  // guest bytes of a blank disk; with Base: 0, or a size at least the base's; rounded up to whole sectors
 	Base   string // path of a foreign image; "" for a blank disk
 	Format string // raw, qcow2 or "" (raw unless Base ends in .qcow2)
+
+	Witness Witness // of Base and what it stands on; nil for none
 }
 
 // Created says what Create made and which foreign files the disk reads.
@@ -63,6 +66,7 @@ type Created struct {
 // ForeignFile is a file that an adopted disk reads.
 type ForeignFile struct {
 	Layer, Path, Format string
+	About               string // what the layer is the state of, in words; "" where there is nothing to say
 }
 
 // DirFor is the disk directory that belongs to an image by default: beside
@@ -131,7 +135,7 @@ func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
 	var images []*foreignImage
 	if o.Base != "" {
 		var err error
-		if images, err = adoptImages(fs, o.Base, o.Format, false); err != nil {
+		if images, err = adoptImages(fs, o.Base, o.Format, o.Witness, false); err != nil {
 			return Created{}, err
 		}
 		// They were only read: a failing close loses nothing.
@@ -154,11 +158,10 @@ func checkFree(fs overlay.FS, dir string) error {
 // createOn makes a disk directory on images that are open and locked, top first; on
 // none a blank disk.
 func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions) (Created, error) {
-	plan, err := planDisk(images, o)
+	plan, err := planDisk(images, o, true)
 	if err != nil {
 		return Created{}, err
 	}
-	plan.below = viewOfImages(images)
 
 	temp := tempFor(dir)
 	lock, inside, err := claimTemp(fs, temp)
@@ -184,12 +187,7 @@ func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions
 	if err != nil {
 		return Created{}, errors.Join(err, removeDisk(fs, at))
 	}
-	made := Created{Dir: dir, Files: plan.files, Size: plan.leaf.Size, Given: plan.given}
-	for _, image := range images {
-		if image.note != "" {
-			made.Notes = append(made.Notes, image.note)
-		}
-	}
+	made := Created{Dir: dir, Files: plan.files, Size: plan.own[len(plan.own)-1].Size, Given: plan.given, Notes: slices.Concat(plan.notes, plan.naming)}
 	return made, nil
 }
 
@@ -209,18 +207,28 @@ func tempFor(dir string) string {
 // diskPlan is a disk that is to be made.
 type diskPlan struct {
 	manifest *manifest
-	leaf     overlay.CreateOptions
+	own      []ownLayer    // the leaf last
 	files    []ForeignFile // top first
+	notes    []string      // on formats, for the user, a line each
+	naming   []string      // the same on names
 	given    int64         // bytes that the leaf's size was rounded up from
-	below    *node         // the view of the images; nil for a blank disk
 }
 
-// planDisk numbers and names the layers, bottom first, and puts a leaf on top.
-func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
+// ownLayer is a layer of the disk's own that is to be made, without data.
+type ownLayer struct {
+	id string
+	overlay.CreateOptions
+	below *node // the view that it stands on; nil for none
+}
+
+// planDisk numbers and names the layers, bottom first, and puts a leaf on top. With
+// snapshots, what others know as a snapshot and is the base becomes one, too.
+func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPlan, error) {
 	now := time.Now().UTC()
 	m := &manifest{Version: manifestVersion, Next: 1, NextJob: 1, Modified: now}
 	plan := &diskPlan{manifest: m, files: make([]ForeignFile, len(images))}
-	names := map[string]bool{}
+	var names []adoptedLayer
+	names, plan.naming = nameAdopted(images, witnessOr(o.Witness))
 	top := ""
 	for i := len(images) - 1; i >= 0; i-- {
 		image := images[i]
@@ -236,19 +244,25 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 			frozen = image.frozen
 		}
 		l := &layerRecord{
-			ID: layerID(m.newNumber()), Name: baseName, Parent: top, Format: image.format,
+			ID: layerID(m.newNumber()), Name: names[i].name, Parent: top, Format: image.format,
 			File: image.path, Foreign: true, Created: frozen, Frozen: frozen,
 			Size: viewSize(image.format, image.image.Size()), Fingerprint: taken,
 		}
 		if top == "" {
 			m.Base = l.ID
-		} else {
-			l.Name = image.layerName(names)
 		}
-		names[l.Name] = true
 		m.add(l)
 		m.Modified, top = frozen, l.ID
-		plan.files[i] = ForeignFile{Layer: l.Name, Path: l.File, Format: l.Format}
+		plan.files[i] = ForeignFile{Layer: l.Name, Path: l.File, Format: l.Format, About: names[i].about}
+	}
+	for _, image := range images {
+		if image.note != "" {
+			plan.notes = append(plan.notes, image.note)
+		}
+	}
+	if bottom := len(images) - 1; bottom >= 0 && names[bottom].also != "" && snapshots {
+		plan.emptySnapshot(images[bottom:], names[bottom].also)
+		plan.files[bottom].About = "as " + names[bottom].also + ", " + names[bottom].about
 	}
 
 	size := o.Size
@@ -263,7 +277,6 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 		m.BlankSize = overlay.WholeSectors(size)
 	default:
 		base := images[0]
-		plan.leaf.Backing, plan.leaf.BackingFormat = base.path, base.format
 		if size == 0 {
 			size = base.image.Size()
 		}
@@ -274,22 +287,30 @@ func planDisk(images []*foreignImage, o CreateOptions) (*diskPlan, error) {
 			return nil, invalidf("a size of %d bytes is less than the %d of %s", size, base.image.Size(), base.path)
 		}
 	}
-	plan.leaf.Size, plan.given = overlay.WholeSectors(size), size
-	number := m.newNumber()
-	m.Leaf = layerID(number)
-	m.add(&layerRecord{
-		ID: m.Leaf, Parent: top, Format: formatQcow2, File: layerFile(number), Created: now,
-	})
+	plan.given = size
+	m.Leaf = plan.add(images, &layerRecord{Parent: top, Created: now}, overlay.WholeSectors(size))
 	return plan, nil
 }
 
-// layerName is what the layer of an image is called in a disk that has taken some
-// names already.
-func (i *foreignImage) layerName(taken map[string]bool) string {
-	if i.name != "" && !taken[i.name] {
-		return i.name
+// add plans a layer of the disk's own of some guest bytes on images, top first, which
+// has the record's parent. It gives the layer's id.
+func (p *diskPlan) add(images []*foreignImage, rec *layerRecord, size int64) string {
+	number := p.manifest.newNumber()
+	rec.ID, rec.Format, rec.File = layerID(number), formatQcow2, layerFile(number)
+	p.manifest.add(rec)
+	l := ownLayer{id: rec.ID, CreateOptions: overlay.CreateOptions{Size: size}, below: viewOfImages(images)}
+	if len(images) > 0 {
+		l.Backing, l.BackingFormat = images[0].path, images[0].format
 	}
-	return layerNameFor(i.path, taken)
+	p.own = append(p.own, l)
+	return rec.ID
+}
+
+// emptySnapshot plans a snapshot that shows what the base does.
+func (p *diskPlan) emptySnapshot(base []*foreignImage, name string) {
+	of := p.manifest.layer(p.manifest.Base)
+	size := overlay.WholeSectors(of.Size)
+	p.add(base, &layerRecord{Name: name, Parent: of.ID, Created: of.Created, Frozen: of.Frozen, Size: size}, size)
 }
 
 // write fills an empty disk directory. chain.json comes last, after all that it
@@ -299,20 +320,28 @@ func (p *diskPlan) write(fs overlay.FS, dir string) error {
 	if err := makeDir(fs, layers); err != nil {
 		return err
 	}
-	record := p.manifest.layer(p.manifest.Leaf)
-	leaf := filepath.Join(dir, record.File)
-	if err := overlay.Create(fs, leaf, p.leaf); err != nil {
-		return err
-	}
-	if err := setMode(fs, leaf, 0o600); err != nil {
-		return err
-	}
-	if err := p.keepTail(fs, leaf); err != nil {
-		return err
-	}
-	var err error
-	if record.Fingerprint, err = fingerprintOf(fs, leaf, record.Format); err != nil {
-		return err
+	for _, l := range p.own {
+		record := p.manifest.layer(l.id)
+		path := filepath.Join(dir, record.File)
+		if err := overlay.Create(fs, path, l.CreateOptions); err != nil {
+			return err
+		}
+		if err := setMode(fs, path, 0o600); err != nil {
+			return err
+		}
+		if err := l.keepTail(fs, path); err != nil {
+			return err
+		}
+		if l.id != p.manifest.Leaf {
+			// A power cut may take the time of the last write, by which it is judged.
+			if err := syncFile(fs, path); err != nil {
+				return err
+			}
+		}
+		var err error
+		if record.Fingerprint, err = fingerprintOf(fs, path, record.Format); err != nil {
+			return err
+		}
 	}
 	if err := fs.SyncDir(layers); err != nil {
 		return err
@@ -321,6 +350,15 @@ func (p *diskPlan) write(fs overlay.FS, dir string) error {
 		return err
 	}
 	return p.manifest.commit(fs, dir)
+}
+
+// syncFile makes a file durable with its times.
+func syncFile(fs overlay.FS, path string) error {
+	f, err := fs.Open(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func makeDir(fs overlay.FS, path string) error {

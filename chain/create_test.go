@@ -204,7 +204,7 @@ func TestCreateFaults(t *testing.T) {
 		parent := t.TempDir()
 		dir := filepath.Join(parent, "vm1.varve")
 		fs := &failingFS{FS: overlay.HostFS(), failAt: at}
-		_, err := Create(dir, CreateOptions{FS: fs, Base: top})
+		_, err := Create(dir, CreateOptions{FS: fs, Base: top, Witness: witness{states: map[string]string{base: "s1"}}})
 		if fs.failed == "" {
 			if err != nil {
 				t.Fatal(err)

@@ -42,6 +42,7 @@ type OpenOptions struct {
 	LockWait   time.Duration // how long to wait for another varve to let go
 	HoldJob    bool          // leave a recorded job for the next Open without this
 	JobRate    int64         // limit of jobs in bytes per second, see SetJobRate; 0: none
+	Witness    Witness       // of an image that is given for the first time; nil for none
 	// Trust lets root open what the directory of another user names, whoever may read it.
 	Trust bool
 
@@ -114,7 +115,8 @@ type Disk struct {
 	job     *job // the one under way or the last one; nil for none
 	closing bool // no job begins any more; guarded by jobMu
 
-	uneven int64 // see Uneven; set by Open
+	uneven  int64    // see Uneven; set by Open
+	adopted Adoption // see Adopted
 
 	reserve    reserve
 	counter    counter

@@ -22,8 +22,10 @@ type examinedImage struct {
 // ExamineImage looks for the usual troubles of an image that is no varve disk's, and
 // of all that it stands on. It takes no lock, writes nothing and reads headers only.
 // Where a header does not say the format of its backing file, that is guessed for
-// going on. fs is nil for the host's. The error is that of looking at the image itself.
-func ExamineImage(ctx context.Context, path string, fs overlay.FS) (Examination, error) {
+// going on. The image's own format is decided as at a first mount, with what the witness
+// claims; nil for none. fs is nil for the host's. The error is that of looking at the image
+// itself.
+func ExamineImage(ctx context.Context, path string, witness Witness, fs overlay.FS) (Examination, error) {
 	path, err := absolutePath(path)
 	if err != nil {
 		return Examination{}, err
@@ -35,7 +37,7 @@ func ExamineImage(ctx context.Context, path string, fs overlay.FS) (Examination,
 	if err := checkFile(fs, path); err != nil {
 		return Examination{}, err
 	}
-	format, err := e.named(path)
+	format, err := e.named(path, witnessOr(witness))
 	if err != nil {
 		return Examination{}, err
 	}
@@ -44,16 +46,29 @@ func ExamineImage(ctx context.Context, path string, fs overlay.FS) (Examination,
 }
 
 // named decides the format of the image that the user named, as topFormat does.
-func (e *examiner) named(path string) (format string, err error) {
+func (e *examiner) named(path string, witness Witness) (format string, err error) {
 	found, known, err := overlay.Recognise(e.fs, path)
 	if err != nil {
 		return "", err
+	}
+	if known && !found.Raw {
+		format, note, err := claimed(path, found, witness.Formats(path))
+		switch {
+		case err != nil:
+			e.warn(examineHeader, path, "mount it with --format", "%w", err)
+			return formatRaw, nil // what its header names is not looked at
+		case note != "":
+			e.note(examineHeader, path, "nothing has to be done", "%s", note)
+			return format, nil
+		case format != "":
+			return format, nil
+		}
 	}
 	named := namedQcow2(path)
 	switch {
 	case found.Qcow2 && !named:
 		e.warn(examineHeader, path, "mount it with --format qcow2, or with --format raw if a guest wrote that",
-			"it begins like a qcow2 but is not named .qcow2")
+			"it begins like a qcow2 but is not named .qcow2, and no domain of libvirt's says what it is")
 		return formatQcow2, nil
 	case found.Qcow2:
 		return formatQcow2, nil

@@ -176,7 +176,7 @@ func TestExamineRefuses(t *testing.T) {
 	cancel()
 	_, err = Examine(ctx, newPlainDisk(t).dir, nil)
 	wantError(t, err, context.Canceled)
-	_, err = ExamineImage(context.Background(), filepath.Join(t.TempDir(), "none.raw"), nil)
+	_, err = ExamineImage(context.Background(), filepath.Join(t.TempDir(), "none.raw"), nil, nil)
 	wantError(t, err, fs.ErrNotExist)
 }
 
@@ -281,7 +281,7 @@ func TestExamineImage(t *testing.T) {
 			must(t, os.Chtimes(dir+"/base.raw", now(), now().Add(-time.Hour)))
 			qcow2With(t, dir+"/mid.qcow2", "-b", "base.raw", "-F", "raw")
 			qcow2With(t, dir+"/top.qcow2", "-b", "mid.qcow2", "-F", "qcow2")
-			e, err := ExamineImage(context.Background(), c.do(t, dir), nil)
+			e, err := ExamineImage(context.Background(), c.do(t, dir), nil, nil)
 			must(t, err)
 			onlyTrouble(t, e, c.says...)
 			var files []string
@@ -337,7 +337,7 @@ func FuzzExamineImage(f *testing.F) {
 		}
 		putFile(t, host, path, data)
 		before := host.Versions()
-		e, err := ExamineImage(context.Background(), hostileTop, host)
+		e, err := ExamineImage(context.Background(), hostileTop, nil, host)
 		if err != nil || len(e.Layers) == 0 || len(e.Layers) > 3 {
 			t.Errorf("%v, %d files, %s", err, len(e.Layers), troubleLines(e))
 		}

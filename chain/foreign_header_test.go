@@ -73,7 +73,7 @@ func TestForeignHeaderNamesAnother(t *testing.T) {
 					}
 				}
 			}
-			if err := Accept(dir, "top", OpenOptions{}); !errors.Is(err, ErrInvalid) {
+			if err := Accept(dir, "adopted", OpenOptions{}); !errors.Is(err, ErrInvalid) {
 				t.Errorf("accept: %v", err)
 			}
 		})
@@ -127,7 +127,7 @@ func TestForeignHeaderStays(t *testing.T) {
 		}
 		job := func(_ string, err error) error { return err }
 		again("create", func(d *Disk) error { return d.Snapshot("one") })
-		again("a snapshot", func(d *Disk) error { return job(d.Delete("middle")) })
+		again("a snapshot", func(d *Disk) error { return job(d.Delete("adopted")) })
 		again("deleting an adopted layer", func(d *Disk) error { return d.Revert("base") })
 		again("a revert below it", func(d *Disk) error { return job(d.Delete("one")) })
 		again("a delete", func(d *Disk) error { return job(d.Flatten("leaf")) })

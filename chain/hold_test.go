@@ -342,7 +342,7 @@ func TestRebaseOfAnAdoptedChain(t *testing.T) {
 		must(t, os.Rename(filepath.Join(filepath.Dir(dir), name), filepath.Join(moved, name)))
 	}
 	_, err := Rebase(dir, filepath.Join(moved, "ubuntu.raw"), RebaseOptions{})
-	wantError(t, err, ErrInvalid, "snap")
+	wantError(t, err, ErrInvalid, "adopted")
 	_, err = Rebase(dir, filepath.Join(moved, "snap.qcow2"), RebaseOptions{})
 	must(t, err)
 	d = openDisk(t, dir)

@@ -486,7 +486,7 @@ func TestMergeOfPartsOfSubclusters(t *testing.T) {
 	_, err = Create(disk, CreateOptions{Base: mid})
 	must(t, err)
 	d := openDisk(t, disk)
-	id, err := d.Delete("mid")
+	id, err := d.Delete("adopted")
 	finish(t, d, id, err)
 	got := make([]byte, 1<<20)
 	must(t, d.ReadAt(got, 0))

@@ -183,7 +183,7 @@ func TestGrowthAtTheEndOfAMerge(t *testing.T) {
 	_, err := Create(disk, CreateOptions{Base: mid})
 	must(t, err)
 	d := openDisk(t, disk)
-	j, x, c, direction := heldMerge(t, d, "mid")
+	j, x, c, direction := heldMerge(t, d, "adopted")
 	if direction != directionUp {
 		t.Fatalf("the merge goes %s", direction)
 	}

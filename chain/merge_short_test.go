@@ -41,7 +41,7 @@ func TestMergeOfAShorterLayer(t *testing.T) {
 			put(t, d, 1, 10*gib, 4096)
 			places := append([]int64{0, 512 << 20, gib - 65536, 10 * gib}, hidden...)
 			want := readAll(t, d, places...)
-			_, err = d.Delete("short")
+			_, err = d.Delete("adopted")
 			must(t, err)
 			waitJobs(t, d)
 			sameBytes(t, "after the merge", readAll(t, d, places...), want)

@@ -2,7 +2,6 @@ package chain
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 )
 
@@ -52,18 +51,9 @@ func nameByte(c byte) bool {
 		strings.IndexByte("._-", c) >= 0
 }
 
-// layerNameFor makes a snapshot's name from an adopted file's path: its last
-// part without an image's extension, what no name may have replaced by '-',
-// and different from all that are taken.
-func layerNameFor(path string, taken map[string]bool) string {
-	name := filepath.Base(path)
-	for _, extension := range []string{".qcow2", ".qcow", ".raw", ".img"} {
-		stem := max(0, len(name)-len(extension))
-		if strings.EqualFold(name[stem:], extension) {
-			name = name[:stem]
-			break
-		}
-	}
+// legalName makes a snapshot's name of what something is called elsewhere: what no name
+// may have replaced by '-', and different from all that are taken.
+func legalName(name string, taken map[string]bool) string {
 	var clean strings.Builder
 	for _, r := range name {
 		if r < 0x80 && nameByte(byte(r)) {

@@ -427,6 +427,16 @@ func OpenForeign(image, format string, o OpenOptions) (*Disk, error) {
 	return d, nil
 }
 
+// Adoption is what an image that is shown stands on.
+type Adoption struct {
+	Files  []ForeignFile // top first
+	Notes  []string      // what to know of their formats, a line each
+	Naming []string      // and of the names of their layers
+}
+
+// Adopted tells of an image that OpenForeign or OpenImage shows.
+func (d *Disk) Adopted() Adoption { return d.adopted }
+
 // OpenImage is OpenForeign for an image that is to be the base of nothing.
 func OpenImage(image, format string, o OpenOptions) (*Disk, error) {
 	o = o.withDefaults()
@@ -435,15 +445,16 @@ func OpenImage(image, format string, o OpenOptions) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	images, err := adoptImages(o.FS, path, format, false)
+	images, err := adoptImages(o.FS, path, format, o.Witness, false)
 	if err != nil {
 		return nil, err
 	}
-	plan, err := planDisk(images, CreateOptions{Base: path, Format: format})
+	plan, err := planDisk(images, CreateOptions{Base: path, Format: format, Witness: o.Witness}, false)
 	if err != nil {
 		return nil, errors.Join(err, closeImages(images))
 	}
 	d := newDisk(path, o)
+	d.adopted = Adoption{Files: plan.files, Notes: plan.notes, Naming: plan.naming}
 	m := plan.manifest
 	d.manifest = m
 	d.modified.Store(m.Modified.UnixNano())

@@ -75,7 +75,7 @@ func rebase(fs overlay.FS, m *manifest, path string, acceptTime bool) ([]Foreign
 	if len(foreign) == 0 {
 		return nil, invalidf("the disk has no base: nothing of it lies outside of the disk directory")
 	}
-	images, err := adoptImages(fs, path, foreign[0].Format, isLayerPath(foreign[0].File))
+	images, err := adoptImages(fs, path, foreign[0].Format, nil, isLayerPath(foreign[0].File))
 	if err == nil && len(images) < len(foreign) {
 		err = errors.Join(invalidf("%s has %d files below it, but the disk reads %d in all", path, len(images)-1, len(foreign)), closeImages(images))
 	}

@@ -23,7 +23,7 @@ func TestOneFileTwoLayers(t *testing.T) {
 	link := filepath.Join(root, "link.qcow2")
 	must(t, os.Link(filepath.Join(root, "top.qcow2"), link))
 	m := mustLoad(t, dir)
-	twin := m.byName("top").clone()
+	twin := m.byName("adopted").clone()
 	twin.ID, twin.Name, twin.File = layerID(m.newNumber()), "twin", link
 	m.add(twin)
 	must(t, m.commit(overlay.HostFS(), dir))
@@ -31,7 +31,7 @@ func TestOneFileTwoLayers(t *testing.T) {
 	if err == nil {
 		d.Close()
 	}
-	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "top and twin are the same file") {
+	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "adopted and twin are the same file") {
 		t.Errorf("%v", err)
 	}
 }

@@ -137,13 +137,13 @@ var scenarios = []scenario{
 	{"an adopted chain: its own layer deleted under the leaf", onChain, func(g *simGuest) error {
 		return all(
 			g.write(atStart, 8, false), g.write(atStart+40, 8, true), g.flush(0),
-			g.delete("mid", 3), g.waitJob(), g.write(atEdge, 4, false), g.flush(0), g.compare(),
+			g.delete("adopted", 3), g.waitJob(), g.write(atEdge, 4, false), g.flush(0), g.compare(),
 		)
 	}},
 	{"an adopted chain: snapshots, revert to it, flatten", onChain, func(g *simGuest) error {
 		return all(
 			g.write(atStart, 8, false), g.snapshot("one", 0), g.write(atRegion, 12, false),
-			g.revert("mid"), g.write(atStart+2, 4, false), g.flatten(leafName), g.waitJob(), g.compare(),
+			g.revert("adopted"), g.write(atStart+2, 4, false), g.flatten(leafName), g.waitJob(), g.compare(),
 		)
 	}},
 }

@@ -121,22 +121,22 @@ func viewOfImages(images []*foreignImage) *node {
 	return top
 }
 
-// keepTail is Disk.keepTail for the leaf of a disk that is being made.
-func (p *diskPlan) keepTail(fs overlay.FS, leaf string) (err error) {
-	if p.below == nil {
+// keepTail is Disk.keepTail for a layer of a disk that is being made.
+func (l ownLayer) keepTail(fs overlay.FS, path string) (err error) {
+	if l.below == nil {
 		return nil
 	}
-	h := p.below.layer().header()
+	h := l.below.layer().header()
 	if h == nil || !overlay.Uneven(h.Size) {
 		return nil
 	}
-	o, err := overlay.OpenOverlay(fs, leaf, overlay.OverlayOptions{})
+	o, err := overlay.OpenOverlay(fs, path, overlay.OverlayOptions{})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	if err := o.KeepTail(h.Size, p.below); err != nil {
-		return fmt.Errorf("copy the last sector of %s: %w", p.below.layer().path, err)
+	if err := o.KeepTail(h.Size, l.below); err != nil {
+		return fmt.Errorf("copy the last sector of %s: %w", l.below.layer().path, err)
 	}
 	return o.Settle()
 }

@@ -363,7 +363,7 @@ func TestChainOnAnUnevenQcow2(t *testing.T) {
 	d := openDisk(t, disk)
 	sameBytes(t, "disk.raw", leafOf(t, d), want)
 	m, _ := d.tree()
-	files, err := d.ViewFiles(m.byName("top").ID)
+	files, err := d.ViewFiles(m.byName("adopted").ID)
 	must(t, err)
 	rest, err := OpenAtRest(overlay.HostFS(), files.File, files.Format, time.Now().Add(time.Minute))
 	must(t, err)
@@ -566,7 +566,7 @@ func TestChainOnAnUnevenQcow2IsMerged(t *testing.T) {
 	d := openDisk(t, disk)
 	places := []int64{0, evenSize - 65536, 6 << 30}
 	want := readAll(t, d, places...)
-	_, err = d.Delete("top")
+	_, err = d.Delete("adopted")
 	must(t, err)
 	waitJobs(t, d)
 	sameBytes(t, "disk.raw after the merge", readAll(t, d, places...), want)

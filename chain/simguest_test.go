@@ -38,6 +38,7 @@ const (
 	onRaw   simKind = "raw"
 	blank   simKind = "blank"
 	onChain simKind = "chain"
+	onKnown simKind = "chain of known snapshots" // the base is the state of s1
 )
 
 // baseValue is what a sector of the base has.
@@ -119,12 +120,15 @@ func newSimGuest(t testing.TB, kind simKind, seed uint64) *simGuest {
 		o.Base = filepath.Join(root, "base.raw")
 		g.makeRaw(o.Base)
 		g.base = powercut.NewView(simSize, hotRanges, baseValue)
-	case onChain:
+	case onChain, onKnown:
 		raw := filepath.Join(root, "base.raw")
 		o.Base, o.Format = filepath.Join(root, "mid.qcow2"), formatQcow2
 		g.makeRaw(raw)
 		g.makeAdopted(o.Base, raw)
 		g.base = powercut.NewView(simSize, hotRanges, baseValue)
+		if kind == onKnown {
+			o.Witness = witness{states: map[string]string{raw: "s1"}}
+		}
 	}
 	g.host.Settle()
 	must(t, g.host.Save(root, root))
@@ -133,8 +137,11 @@ func newSimGuest(t testing.TB, kind simKind, seed uint64) *simGuest {
 	g.made = o
 	g.host.Settle()
 	w := world{"": g.base.Clone()}
-	if kind == onChain {
-		w = world{"": powercut.NewView(simSize, hotRanges, adoptedValue), "mid": powercut.NewView(simSize, hotRanges, adoptedValue)}
+	if kind == onChain || kind == onKnown {
+		w = world{"": powercut.NewView(simSize, hotRanges, adoptedValue), "adopted": powercut.NewView(simSize, hotRanges, adoptedValue)}
+	}
+	if kind == onKnown {
+		w["s1"] = g.base.Clone()
 	}
 	g.worlds = worlds{w}
 	return g

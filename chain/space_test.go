@@ -126,7 +126,7 @@ func TestDirectionOfAMerge(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "vm.varve")
 			_, err := Create(dir, CreateOptions{Base: foreign})
 			must(t, err)
-			d = openWatched(t, newWatchedFS(), dir)
+			d, name = openWatched(t, newWatchedFS(), dir), "adopted"
 			before, err := os.ReadFile(foreign)
 			must(t, err)
 			t.Cleanup(func() {

@@ -10,10 +10,11 @@ import (
 )
 
 // topFormat decides the format of the image that the user named: what they said, or by
-// its name. Content never decides, since a guest can write any header into a raw disk; it
-// can only make the name a lie. The decision is made when an image is first given, and
-// chain.json keeps it. note is what the user should know, "" for nothing.
-func topFormat(fs overlay.FS, path, said string) (format, note string, err error) {
+// its name and what a witness says (Witness has the reasons). Content never decides, since
+// a guest can write any header into a raw disk; it can only make the name a lie. The
+// decision is made when an image is first given, and chain.json keeps it (M20). note is what the
+// user should know, "" for nothing.
+func topFormat(fs overlay.FS, path, said string, witness Witness) (format, note string, err error) {
 	switch said {
 	case "", formatRaw, formatQcow2:
 	default:
@@ -29,12 +30,18 @@ func topFormat(fs overlay.FS, path, said string) (format, note string, err error
 	if err != nil {
 		return "", "", err
 	}
+	if said == "" && known && !found.Raw {
+		format, note, err := claimed(path, found, witness.Formats(path))
+		if format != "" || err != nil {
+			return format, note, err
+		}
+	}
 	other := known && !found.Qcow2 && !found.Raw
 	switch {
 	case found.Qcow2 && (said == formatQcow2 || namedQcow2(path)):
 		return formatQcow2, "", nil
 	case found.Qcow2:
-		return "", "", invalidf("%s begins like a qcow2 but is not named .qcow2; say --format qcow2, or --format raw if a guest wrote that", path)
+		return "", "", invalidf("%s begins like a qcow2%s but is not named .qcow2, and no domain of libvirt's says what it is; say --format qcow2, or --format raw if a guest wrote that", path, standsOnWords(fs, path))
 	case other && said == formatQcow2:
 		return "", "", invalidf("%s is no qcow2: it is %s; %s", path, found.Name, wayOut(fs, path, found))
 	case other:
@@ -47,6 +54,35 @@ func topFormat(fs overlay.FS, path, said string) (format, note string, err error
 		note = rawNote(path, found)
 	}
 	return formatRaw, note, nil
+}
+
+// claimed is the format of an image that is no raw disk by its first bytes, where others
+// claim one; "" where nobody does. A claim that it is raw is believed of every content: a
+// raw disk can hold anything, and names no file.
+func claimed(path string, found sniff.Format, claims []Claim) (format, note string, err error) {
+	format, by, other := agreed(claims)
+	switch {
+	case other != Claim{}:
+		return "", "", invalidf("%s is given to VMs as %s (%s) and as %s (%s); say with --format which it is", path, format, by, other.Format, other.By)
+	case format == formatRaw && found.Qcow2 && namedQcow2(path):
+		return "", "", invalidf("%s is named .qcow2 and begins like one, but %s has it as raw, and then a guest wrote that; say --format raw, or --format qcow2 if the domain is wrong", path, by)
+	case format == formatRaw:
+		return formatRaw, fmt.Sprintf("%s is read as raw, as %s has it, although it begins like %s: a guest wrote that", path, by, found.Name), nil
+	case format == formatQcow2 && found.Qcow2 && namedQcow2(path):
+		return formatQcow2, "", nil
+	case format == formatQcow2 && found.Qcow2:
+		return formatQcow2, fmt.Sprintf("%s is read as a qcow2, as %s has it", path, by), nil
+	}
+	return "", "", nil
+}
+
+// standsOnWords says on what a file stands, if it is a qcow2, for who has to decide that.
+func standsOnWords(fs overlay.FS, path string) string {
+	header, err := overlay.ReadHeader(fs, path)
+	if err != nil || header.BackingName == "" || checkPath(header.BackingName) != nil {
+		return ""
+	}
+	return fmt.Sprintf(" on %q", header.BackingName)
 }
 
 // wayOut makes a raw image of a file that is recognised, under a name that is free: the

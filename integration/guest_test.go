@@ -40,7 +40,7 @@ var baseKinds = []struct {
 	{"chain", "cache=none,aio=io_uring", func(t *testing.T, raw string) (string, []foreignLayer) {
 		files := harness.ChainOfThree(t, raw, guestDisk)
 		return files[0], []foreignLayer{
-			{"top", files[0], "qcow2"}, {"middle", files[1], "qcow2"}, {"base", files[2], "qcow2"},
+			{"adopted", files[0], "qcow2"}, {"layer-1", files[1], "qcow2"}, {"base", files[2], "qcow2"},
 		}
 	}},
 }

@@ -128,7 +128,7 @@ func TestVarveRefusesWhatIsOpen(t *testing.T) {
 		{"base, a storage daemon that reads", "raw", "base", daemon("raw", false), none, ""},
 		{"qcow2 base, a VM", "qcow2", "base", asQcow2(harness.VM), all, writing},
 		{"qcow2 base, a VM that reads", "qcow2", "base", asQcow2(harness.VM, "readonly=on"), none, ""},
-		{"adopted top, a VM", "chain", "top", asQcow2(harness.VM), all, writing},
+		{"adopted top, a VM", "chain", "adopted", asQcow2(harness.VM), all, writing},
 		{"adopted bottom, qemu-io", "chain", "base", asQcow2(harness.IO), all, writing},
 		{"frozen, a VM", "raw", "one", asQcow2(harness.VM), theDisk, writing},
 		{"frozen, qemu-io", "raw", "two", asQcow2(harness.IO), theDisk, writing},

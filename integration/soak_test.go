@@ -143,7 +143,7 @@ func (s *soak) machine() {
 	const steps = 120
 	o := model.Options{
 		Seed: *soakSeed<<32 + uint64(s.round), Steps: steps, Every: 40,
-		Base: s.base, Extra: map[string][]byte{name: leaf}, Size: int64(len(leaf)), MaxSize: soakMax,
+		Base: s.base, Extra: map[string][]byte{name: leaf}, Top: name, Size: int64(len(leaf)), MaxSize: soakMax,
 	}
 	if err := model.Run(s.target, o); err != nil {
 		s.Fatal(err)

@@ -213,13 +213,13 @@ func TestStateMachine(t *testing.T) {
 			harness.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", one, "-F", "qcow2", top, "10M")
 			harness.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 9 1200k 7k", "-c", "write -c -P 5 9M 64k", top)
 			extra := map[string][]byte{}
-			for name, file := range map[string]string{"one": one, "top": top} {
+			for name, file := range map[string]string{"layer-1": one, "adopted": top} {
 				out := filepath.Join(dir, name+".out")
 				harness.Convert(t, file, "qcow2", out, "raw")
 				extra[name] = load(t, out)
 			}
 			harness.Guard(t, raw, one, top)
-			runMachine(t, top, model.Options{Seed: seed, Steps: steps, Base: base, Size: 10 << 20, MaxSize: 24 << 20, Extra: extra})
+			runMachine(t, top, model.Options{Seed: seed, Steps: steps, Base: base, Size: 10 << 20, MaxSize: 24 << 20, Extra: extra, Top: "adopted"})
 		})
 	}
 }

@@ -58,7 +58,7 @@ func TestChangedLayers(t *testing.T) {
 		{"an unsampled block of the base", "base", func(t *testing.T, dir string) {
 			patch(t, dir+"/vm.raw", unsampled, []byte("changed"))
 		}, "modification time", unsampled, "changed"},
-		{"the adopted layer", "snap", func(t *testing.T, dir string) {
+		{"the adopted layer", "adopted", func(t *testing.T, dir string) {
 			tool(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x63 8M 4k", dir+"/snap.qcow2")
 		}, "modification time", 8 << 20, "ccccccc"},
 		{"a frozen layer", "one", func(t *testing.T, dir string) {
@@ -79,7 +79,7 @@ func TestChangedLayers(t *testing.T) {
 			must(t, dir, "umount", "mnt")
 			c.change(t, dir)
 			if c.says != "" {
-				order := []string{"base", "snap", "one", "two", "the leaf"}
+				order := []string{"base", "adopted", "one", "two", "the leaf"}
 				for order[0] != c.layer {
 					order = order[1:]
 				}

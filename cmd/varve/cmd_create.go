@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/libvirt"
 )
 
 func newCreateCommand() *cobra.Command {
@@ -15,8 +16,9 @@ func newCreateCommand() *cobra.Command {
 an image that is only read from then on. With --base, --size makes the disk
 larger than the image; what is beyond it reads as zeros.
 
-IMAGE is raw unless its name ends in .qcow2 or --format says so. A qcow2 image
-with backing files is adopted with all of them.
+IMAGE is raw unless its name ends in .qcow2, a domain of libvirt's has it as
+qcow2, or --format says so. A qcow2 image with backing files is adopted with all
+of them.
 
 "varve mount IMAGE MOUNTPOINT" does the same for an image when it is mounted for
 the first time, and puts the disk directory beside it.`,
@@ -25,7 +27,7 @@ the first time, and puts the disk directory beside it.`,
   varve create vm1.varve --base golden.img --format qcow2 --size 40G`,
 		Args: takes("DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o := chain.CreateOptions{Base: base, Format: format}
+			o := chain.CreateOptions{Base: base, Format: format, Witness: libvirt.ThisHost()}
 			if err := checkFormat(format); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}

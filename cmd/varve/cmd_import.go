@@ -43,8 +43,8 @@ named by --snapshot or by the time. With --force it is overwritten in place,
 which needs less space. An import that is interrupted, or fails, leaves the disk
 half written, and says how to go back.
 
-FILE is raw unless its name ends in .qcow2 or --format says so. With "-" a raw
-image comes from standard input.`,
+FILE is raw unless its name ends in .qcow2, a domain of libvirt's has it as
+qcow2, or --format says so. With "-" a raw image comes from standard input.`,
 		Example: `  varve import backup.qcow2 /mnt/vm1
   varve import old.raw vm1.varve --snapshot before-restore
   zstdcat vm1.raw.zst | varve import - /mnt/vm1`,

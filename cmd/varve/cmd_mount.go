@@ -23,8 +23,10 @@ itself is only read, from then on and for good. A qcow2 image with backing files
 is adopted with all of them, by the names and formats that their headers give.
 
 MOUNTPOINT is an empty directory. Point the VM at MOUNTPOINT/disk.raw. An image
-is raw unless its name ends in .qcow2 or --format says so; the format is decided
-once and never guessed from what a guest may have written.
+is raw unless its name ends in .qcow2, a domain of libvirt's has it as qcow2, or
+--format says so; the format is decided once and never guessed from what a guest
+may have written. The layers of an adopted chain have the names of the snapshots
+of virsh's whose state they are, where libvirt knows them.
 
 A mount that is given none of the options below but -f and -r has those of the
 disk's last one, and says which; --defaults mounts it without.
@@ -33,7 +35,7 @@ disk's last one, and says which; --defaults mounts it without.
 format= as the flags do, and the usual ones of mount(8) such as noatime.`,
 		Example: `  varve mount ubuntu.raw /mnt/vm1          # first time: makes ubuntu.raw.varve
   varve mount vm1.varve /mnt/vm1
-  varve mount snap2.qcow2 /mnt/vm1         # a chain as virsh leaves it
+  varve mount vm2.s2 /mnt/vm2              # a chain as virsh leaves it
   varve mount /dev/vg/vm1 /mnt/vm1 --disk /var/lib/varve/vm1.varve
   varve mount -o allow_other,uid=107 vm1.varve /mnt/vm1`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -121,7 +121,7 @@ func TestCreate(t *testing.T) {
 	}
 	r = must(t, dir, "create", "chain.varve", "--base", "two.img", "--format", "qcow2", "--size", "20M")
 	want := "varve: made " + dir + "/chain.varve on a chain of 3 files, top first:\n" +
-		"  " + dir + "/two.img (qcow2, as two)\n  " + dir + "/one.qcow2 (qcow2, as one)\n  " + dir + "/u.raw (raw, as base)\n"
+		"  " + dir + "/two.img (qcow2, as adopted: the disk as it was last written)\n  " + dir + "/one.qcow2 (qcow2, as layer-1: what two.img stands on)\n  " + dir + "/u.raw (raw, as base: what one.qcow2 stands on)\n"
 	if !strings.HasPrefix(r.stderr, want) {
 		t.Errorf("says\n%swant\n%s", r.stderr, want)
 	}

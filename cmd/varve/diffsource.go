@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/libvirt"
 	"varve/fs"
 )
 
@@ -73,7 +74,7 @@ func (t target) openReadOnly(log *slog.Logger) (*chain.Disk, error) {
 			}
 		}
 	}
-	return chain.OpenForeign(st.Disk, format, chain.OpenOptions{Log: log})
+	return chain.OpenForeign(st.Disk, format, chain.OpenOptions{Log: log, Witness: libvirt.ThisHost()})
 }
 
 // directDifferences are those of a disk that this process has opened.

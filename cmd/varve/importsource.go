@@ -13,6 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/progress"
 	"varve/overlay"
 	"varve/overlay/sniff"
@@ -140,10 +141,11 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		}
 		return newImageSource(newRawView(image), image.Size(), image.File().SeekData, image.Close), nil
 	}
-	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr())})
+	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})
 	if err != nil {
 		return nil, err
 	}
+	sayNotes(cmd.ErrOrStderr(), d.Adopted().Notes)
 	view, size, err := d.ExportSource("leaf")
 	if err != nil {
 		return nil, errors.Join(err, d.Close())

@@ -64,18 +64,17 @@ func TestVersionLine(t *testing.T) {
 	}
 }
 
-func TestForeignFiles(t *testing.T) {
+func TestTopForeign(t *testing.T) {
 	parent := func(s string) *string { return &s }
 	layers := []chain.LayerStatus{
 		{ID: "000001", Name: "base", Foreign: true, File: "/b.raw", Format: "raw", Depth: 1},
 		{ID: "000002", Name: "snap1", Foreign: true, File: "/s1.qcow2", Format: "qcow2", Depth: 2, Parent: parent("000001")},
 		{ID: "000003", Name: "mine", File: "/d/layers/000003.qcow2", Format: "qcow2", Depth: 3, Parent: parent("000002")},
 	}
-	files := foreignFiles(layers)
-	if len(files) != 2 || files[0].Path != "/s1.qcow2" || files[1].Path != "/b.raw" {
-		t.Errorf("got %v", files)
+	if top := topForeign(layers); top == nil || top.File != "/s1.qcow2" {
+		t.Errorf("got %v", top)
 	}
-	if files := foreignFiles(layers[2:]); files != nil {
-		t.Errorf("a disk without a base: %v", files)
+	if top := topForeign(layers[2:]); top != nil {
+		t.Errorf("a disk without a base: %v", top)
 	}
 }

@@ -109,8 +109,8 @@ func TestMountAdoptsAChain(t *testing.T) {
 	if err := os.Mkdir(dir+"/mnt", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	files := "  " + dir + "/two.qcow2 (qcow2, as two)\n  " + dir + "/one.qcow2 (qcow2, as one)\n  " + dir + "/u.raw (raw, as base)\n"
-	if r := must(t, dir, "mount", "-r", "two.qcow2", "mnt"); r.stderr != "varve: reading a chain of 3 files, top first:\n"+files {
+	files := "  " + dir + "/two.qcow2 (qcow2, as adopted: the disk as it was last written)\n  " + dir + "/one.qcow2 (qcow2, as layer-1: what two.qcow2 stands on)\n  " + dir + "/u.raw (raw, as base: what one.qcow2 stands on)\n"
+	if r := must(t, dir, "mount", "-r", "two.qcow2", "mnt"); !strings.HasPrefix(r.stderr, "varve: reading a chain of 3 files, top first:\n"+files+"varve: note: a file of a chain holds what was written after the snapshot") {
 		t.Errorf("read-only says\n%s", r.stderr)
 	}
 	if got := get(t, dir+"/mnt/disk.raw", 4<<20, 3); got != "\a\a\a" {
@@ -120,7 +120,7 @@ func TestMountAdoptsAChain(t *testing.T) {
 	if r := must(t, dir, "mount", "two.qcow2", "mnt"); !strings.HasPrefix(r.stderr, "varve: made "+dir+"/two.qcow2.varve on a chain of 3 files, top first:\n"+files) {
 		t.Errorf("says\n%s", r.stderr)
 	}
-	if st := document(t, dir, "mnt"); named(st) != "base one two" {
+	if st := document(t, dir, "mnt"); named(st) != "base layer-1 adopted" {
 		t.Errorf("status says %+v", st)
 	}
 }
@@ -420,7 +420,7 @@ func TestMountStrangeNames(t *testing.T) {
 					t.Errorf("%q: exit %d, says %q", args, r.code, r.stderr)
 				}
 			}
-			if st := document(t, dir, home+"/"+img); named(st) != "base one two" {
+			if st := document(t, dir, home+"/"+img); named(st) != "base layer-1 adopted" {
 				t.Errorf("status says %+v", st)
 			}
 		})

@@ -270,24 +270,3 @@ func topForeign(layers []chain.LayerStatus) *chain.LayerStatus {
 	}
 	return top
 }
-
-// foreignFiles are the files of others that a disk reads, top first.
-func foreignFiles(layers []chain.LayerStatus) []chain.ForeignFile {
-	byID := map[string]chain.LayerStatus{}
-	for _, l := range layers {
-		byID[l.ID] = l
-	}
-	var files []chain.ForeignFile
-	for l := topForeign(layers); l != nil; {
-		files = append(files, chain.ForeignFile{Layer: l.Name, Path: l.File, Format: l.Format})
-		if l.Parent == nil {
-			break
-		}
-		below, ok := byID[*l.Parent]
-		if !ok {
-			break
-		}
-		l = &below
-	}
-	return files
-}

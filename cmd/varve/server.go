@@ -18,6 +18,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/background"
+	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/logfile"
 	"varve/fs"
 	"varve/overlay"
@@ -121,7 +122,7 @@ func (m *server) makeDisk() error {
 	if !m.plan.create {
 		return nil
 	}
-	made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format})
+	made, err := chain.Create(m.plan.dir, chain.CreateOptions{Base: m.plan.image, Format: m.flags.format, Witness: libvirt.ThisHost()})
 	switch {
 	case errors.Is(err, chain.ErrExist): // another mount was quicker: opening says which
 	case m.flags.disk == "" && noPlaceBeside(err):
@@ -130,6 +131,7 @@ func (m *server) makeDisk() error {
 		return explainInUse(err)
 	default:
 		sayCreated(m.stderr, made)
+		sayDomains(m.stderr, libvirt.ThisHost().With(made.Files[0].Path), m.plan.mountpoint)
 	}
 	return nil
 }
@@ -187,14 +189,18 @@ func (m *server) openDisk() (*chain.Disk, error) {
 		JobRate:    int64(m.flags.jobRate),
 	}
 	if m.plan.dir == "" {
+		o.Witness = libvirt.ThisHost()
 		d, err := chain.OpenForeign(m.plan.image, m.flags.format, o)
 		if err != nil {
 			return nil, explainInUse(err)
 		}
-		if files := foreignFiles(d.Layers()); len(files) > 1 {
-			say(m.stderr, "reading a chain of %d files, top first:", len(files))
-			sayFiles(m.stderr, files)
+		image := d.Adopted()
+		if len(image.Files) > 1 {
+			say(m.stderr, "reading a chain of %d files, top first:", len(image.Files))
+			sayFiles(m.stderr, image.Files)
 		}
+		sayNotes(m.stderr, image.Notes)
+		sayNotes(m.stderr, image.Naming)
 		if was := d.Uneven(); was > 0 {
 			sayRounded(m.stderr, was, d.Size())
 		}

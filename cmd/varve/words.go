@@ -21,9 +21,7 @@ func sayCreated(w io.Writer, made chain.Created) {
 		sayFiles(w, made.Files)
 	}
 	sayRounded(w, made.Given, made.Size)
-	for _, note := range made.Notes {
-		say(w, "note: %s", note)
-	}
+	sayNotes(w, made.Notes)
 	say(w, "%s now holds the only copy of what is written to the disk", made.Dir)
 	if len(made.Files) > 0 {
 		say(w, "it needs the image as it is: do not write to it, move it or delete it")
@@ -40,7 +38,26 @@ func sayRounded(w io.Writer, given, size int64) {
 // sayFiles lists the files of others that a disk reads, top first.
 func sayFiles(w io.Writer, files []chain.ForeignFile) {
 	for _, f := range files {
-		fmt.Fprintf(w, "  %s (%s, as %s)\n", visible(f.Path), f.Format, f.Layer)
+		about := ""
+		if f.About != "" {
+			about = ": " + f.About
+		}
+		fmt.Fprintf(w, "  %s (%s, as %s%s)\n", visible(f.Path), f.Format, f.Layer, visible(about))
+	}
+}
+
+// sayNotes says what to know of adopted files.
+func sayNotes(w io.Writer, notes []string) {
+	for _, note := range notes {
+		say(w, "note: %s", note)
+	}
+}
+
+// sayDomains says which of libvirt's domains still have the image on top of a disk that
+// was just made.
+func sayDomains(w io.Writer, names []string, mountpoint string) {
+	for _, name := range names {
+		say(w, "libvirt's domain %s still has it; \"varve doctor %s\" has the command that gives the domain disk.raw", name, chain.ShellWord(mountpoint))
 	}
 }
 

@@ -52,6 +52,7 @@ type Options struct {
 	Every   int    // steps between comparisons of everything; 0: 25
 	Logf    func(format string, args ...any)
 	Extra   map[string][]byte // further views of an adopted chain
+	Top     string            // the one of them as which disk.raw begins
 }
 
 // run is a run under way.
@@ -74,15 +75,11 @@ func Run(t Target, o Options) error {
 		r.views["base"] = o.Base
 		copy(r.leaf, o.Base)
 	}
-	top := ""
 	for name, content := range o.Extra {
 		r.views[name] = content
-		if name > top {
-			top = name
-		}
 	}
-	if top != "" {
-		copy(r.leaf, o.Extra[top])
+	if o.Top != "" {
+		copy(r.leaf, o.Extra[o.Top])
 	}
 	every := max(o.Every, 1)
 	if o.Every == 0 {

@@ -137,7 +137,7 @@ var readingMutants = []mutant{
 		"	if err := d.keepTail(leaf); err != nil {\n", "	if err := error(nil); err != nil {\n",
 		"chain.TestUnevenQcow2IsAdopted", "chain.TestOldDiskWithAClone"),
 	one("M2", "the first leaf leaves below what QEMU does not show of it", "chain/create.go",
-		"	if err := p.keepTail(fs, leaf); err != nil {\n		return err\n	}\n", "",
+		"		if err := l.keepTail(fs, path); err != nil {\n			return err\n		}\n", "",
 		"chain.TestUnevenQcow2IsAdopted"),
 	one("M2", "an adopted chain shows what QEMU hides", "overlay/keeptail.go",
 		"		im.hidden = Extent{Start: start, Length: SectorSize}\n", "",

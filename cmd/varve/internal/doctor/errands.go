@@ -8,6 +8,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/libvirt"
 )
 
 // ReadErrand reads a file of a mount.
@@ -43,7 +44,7 @@ func Errands() map[string]aside.Errand {
 			return examination(chain.Examine(context.Background(), dir, nil))
 		},
 		examineImageErrand: func(path string) ([]byte, error) {
-			return examination(chain.ExamineImage(context.Background(), path, nil))
+			return examination(chain.ExamineImage(context.Background(), path, libvirt.ThisHost(), nil))
 		},
 	}
 }
