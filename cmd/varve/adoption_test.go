@@ -126,7 +126,7 @@ func trace(t *testing.T, dir, mnt string, use func(), args ...string) traced {
 
 // programsOwn are what varve, and what it runs on, open for themselves.
 var programsOwn = []string{"/proc/", "/sys/", "/dev/null", "/dev/fuse", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", "/etc/fuse.conf",
-	"/lib/", "/lib64/", "/usr/lib/", "/usr/share/zoneinfo/", "/usr/share/locale", "/etc/nsswitch.conf", "/etc/passwd", "/etc/mtab"}
+	"/lib/", "/lib64/", "/usr/lib/", "/usr/share/zoneinfo/", "/usr/share/locale", "/etc/nsswitch.conf", "/etc/passwd", "/etc/mtab", "/etc/libvirt/", "/var/lib/libvirt/", "/root/.config/libvirt/"}
 
 // connectionControl is the file by which a mount is ended, in a mount of FUSE's control
 // file system that has no place.
@@ -422,4 +422,93 @@ func TestGuestHeaderIsData(t *testing.T) {
 	patch(t, dir+"/vm.raw", 2<<20, []byte("changed"))
 	must(t, dir, "accept", "vm.raw", "base")
 	mountedIs("after accept", nil, "layers/base.raw")
+}
+
+// sessionLibvirt gives the test a libvirt of its own user's: a domain that has a file in a format,
+// and, by name, snapshots with the file before each and its overlay.
+func sessionLibvirt(t *testing.T, domain, file, format string, snapshots map[string][2]string) {
+	t.Helper()
+	home := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", home)
+	disk := func(file string) string {
+		return `<devices><disk type="file" device="disk"><driver name="qemu" type="` + format + `"/><source file="` + file + `"/><target dev="vda" bus="virtio"/></disk></devices>`
+	}
+	write := func(name, text string) {
+		path := filepath.Join(home, "libvirt/qemu", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(domain+".xml", "<domain><name>"+domain+"</name>"+disk(file)+"</domain>")
+	for name, files := range snapshots {
+		write("snapshot/"+domain+"/"+name+".xml", "<domainsnapshot><name>"+name+`</name><disks><disk name="vda" snapshot="external"><source file="`+files[1]+`"/></disk></disks>`+
+			"<domain><name>"+domain+"</name>"+disk(files[0])+"</domain></domainsnapshot>")
+	}
+}
+
+// TestTakeover: what virsh left is adopted by its own names, without a flag, and called as
+// virsh calls it; the domain gets disk.raw by what doctor says.
+func TestTakeover(t *testing.T) {
+	dir := hostDir(t)
+	if err := os.Mkdir(dir+"/mnt", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	image(t, dir+"/vm2.qcow2.raw", 4<<20, 1<<20)
+	tool(t, dir, "qemu-img", "convert", "-O", "qcow2", "vm2.qcow2.raw", "vm2.qcow2")
+	for _, step := range [][3]string{{"vm2.qcow2", "vm2.s1", "1"}, {"vm2.s1", "vm2.s2", "2"}} {
+		tool(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", dir+"/"+step[0], "-F", "qcow2", step[1])
+		tool(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P "+step[2]+" 0 64k", step[1])
+	}
+	fails(t, dir, exitFailed, []string{`vm2.s2 begins like a qcow2 on "` + dir + `/vm2.s1" but is not named .qcow2, and no domain of libvirt's says what it is; say --format qcow2`}, "mount", "vm2.s2", "mnt")
+
+	sessionLibvirt(t, "vm2", dir+"/vm2.s2", "qcow2", map[string][2]string{"s1": {dir + "/vm2.qcow2", dir + "/vm2.s1"}, "s2": {dir + "/vm2.s1", dir + "/vm2.s2"}})
+	r := must(t, dir, "mount", "-r", "vm2.s2", "mnt")
+	if !strings.Contains(r.stderr, "/vm2.s1 (qcow2, as s2: libvirt's snapshot s2 of domain vm2)\n") {
+		t.Errorf("read-only says\n%s", r.stderr)
+	}
+	must(t, dir, "umount", "mnt")
+	r = must(t, dir, "mount", "vm2.s2", "mnt")
+	for _, line := range []string{
+		"  " + dir + "/vm2.s2 (qcow2, as adopted: the disk as it was last written)\n  " + dir + "/vm2.s1 (qcow2, as s2: libvirt's snapshot s2 of domain vm2)\n" +
+			"  " + dir + "/vm2.qcow2 (qcow2, as base: as s1, libvirt's snapshot s1 of domain vm2)\n",
+		"varve: note: " + dir + "/vm2.s2 is read as a qcow2, as libvirt's domain vm2 has it\n",
+		"varve: libvirt's domain vm2 still has it; \"varve doctor " + dir + "/mnt\" has the command that gives the domain disk.raw\n",
+	} {
+		if !strings.Contains(r.stderr, line) {
+			t.Errorf("no %q in\n%s", line, r.stderr)
+		}
+	}
+	for layer, want := range map[string]string{"s1": "vm2.qcow2", "s2": "vm2.s1", "adopted": "vm2.s2", "base": "vm2.qcow2"} {
+		tool(t, dir, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", "mnt/layers/"+layer+".raw", want)
+	}
+	must(t, dir, "revert", "mnt", "s1")
+	tool(t, dir, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", "mnt/disk.raw", "vm2.qcow2")
+	said := vv(t, dir, "doctor", "mnt").stdout
+	for _, line := range []string{
+		"virsh -c qemu:///session update-device vm2 /dev/stdin --config <<'END'\n<disk type='file' device='disk'>\n  <driver name='qemu' type='raw'/>\n  <source file='" + dir + "/mnt/disk.raw'/>\n  <target dev='vda' bus='virtio'/>\n</disk>\nEND\n",
+		"virsh -c qemu:///session snapshot-delete vm2 s1 --metadata\nvirsh -c qemu:///session snapshot-delete vm2 s2 --metadata\n",
+	} {
+		if !strings.Contains("\n"+said, "\n"+line) {
+			t.Errorf("no %q in\n%s", line, said)
+		}
+	}
+	must(t, dir, "umount", "mnt")
+	must(t, dir, "check", "vm2.s2")
+
+	// A guest that has written all this into its raw disk has it read as what it is.
+	sessionLibvirt(t, "vm2", dir+"/vm3.img", "raw", nil)
+	forged, err := os.ReadFile(dir + "/vm2.s2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/vm3.img", forged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	traced := trace(t, dir, dir+"/mnt", func() { tool(t, dir, "cmp", "mnt/disk.raw", "vm3.img") }, "mount", "vm3.img", "mnt")
+	if traced.code != exitDone || !strings.Contains(traced.stderr, "vm3.img is read as raw, as libvirt's domain vm2 has it") || slices.Contains(traced.tried, dir+"/vm2.s1") {
+		t.Errorf("exit %d, tried %q, %s", traced.code, traced.tried, traced.stderr)
+	}
 }

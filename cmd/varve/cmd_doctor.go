@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -279,6 +280,10 @@ func writeDoctor(out io.Writer, r doctor.Report, scopes []*doctor.Scope) error {
 		w.wrappedAs("  "+word+"  ", "  "+severityColor(f.Severity, word, color)+"  ", f.What)
 		if f.Fix != "" {
 			w.wrapped("           → ", f.Fix)
+		}
+		// For a shell: nothing before a line, and none is cut.
+		for line := range strings.Lines(f.Commands) {
+			w.line(visible(strings.TrimSuffix(line, "\n")))
 		}
 	}
 	if len(r.Findings) == 0 {

@@ -97,6 +97,12 @@ func Serve(args []string, errands map[string]Errand) (code int, ok bool) {
 // that was left behind with the same errand is waited for first, so that who asks
 // again and again does not leave more and more behind. It is safe for concurrent use.
 func Ask(ctx context.Context, errand, path string, limit time.Duration) ([]byte, error) {
+	return AskAs(ctx, nil, errand, path, limit)
+}
+
+// AskAs is Ask of a child that runs as another user, which only root can have; as nil is
+// the caller. A child of another user that was left behind is not waited for.
+func AskAs(ctx context.Context, as *syscall.Credential, errand, path string, limit time.Duration) ([]byte, error) {
 	end := time.Now().Add(limit)
 	for leftBehind(errand, path) {
 		if time.Now().After(end) {
@@ -115,6 +121,9 @@ func Ask(ctx context.Context, errand, path string, limit time.Duration) ([]byte,
 	defer r.Close()
 	// It has nothing of ours but the pipe, and keeps no directory busy.
 	child := exec.Cmd{Path: "/proc/self/exe", Args: []string{called, errand, limit.String(), path}, Dir: "/", Stdout: w}
+	if as != nil {
+		child.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+	}
 	err = child.Start()
 	w.Close()
 	if err != nil {

@@ -46,7 +46,7 @@ func (s *Scope) examine(ctx context.Context) []Finding {
 		s.Unreachable = errors.Is(err, aside.ErrNoAnswer)
 	}
 	if s.Unreachable {
-		return []Finding{{Problem, noAnswer, path, fmt.Sprintf("the file system that it is on gives no answer within %s; nothing more could be looked at there", answerTime), lookAtHost}}
+		return []Finding{{Problem, noAnswer, path, fmt.Sprintf("the file system that it is on gives no answer within %s; nothing more could be looked at there", answerTime), lookAtHost, ""}}
 	}
 	text, err := aside.Ask(ctx, errand, path, examineTime)
 	var found chain.Examination
@@ -58,13 +58,13 @@ func (s *Scope) examine(ctx context.Context) []Finding {
 		return nil
 	case errors.Is(err, aside.ErrNoAnswer):
 		s.Unreachable = true
-		return []Finding{{Problem, noAnswer, path, fmt.Sprintf("looking at its files took more than %s; one of them may be on a file system that hangs", examineTime), lookAtHost}}
+		return []Finding{{Problem, noAnswer, path, fmt.Sprintf("looking at its files took more than %s; one of them may be on a file system that hangs", examineTime), lookAtHost, ""}}
 	case errors.Is(err, os.ErrPermission):
 		s.Unseen("%s", path)
 	case errors.Is(err, os.ErrNotExist) && s.Directory != "":
-		return []Finding{{Problem, "chain-json", s.Directory, "its chain.json is not there", "copy the whole directory somewhere first, then put the newest chain.json back from a backup"}}
+		return []Finding{{Problem, "chain-json", s.Directory, "its chain.json is not there", "copy the whole directory somewhere first, then put the newest chain.json back from a backup", ""}}
 	case err != nil:
-		return []Finding{{Problem, "layer-file", path, "it cannot be looked at: " + err.Error(), "make it readable"}}
+		return []Finding{{Problem, "layer-file", path, "it cannot be looked at: " + err.Error(), "make it readable", ""}}
 	}
 	s.Size = found.Size
 	for _, l := range found.Layers {
@@ -83,7 +83,7 @@ func examinedFor(id string) func(context.Context, *Scope) []Finding {
 		var found []Finding
 		for _, t := range s.examined {
 			if t.Check == id {
-				found = append(found, Finding{Severity(t.Severity), id, t.File, t.Text, t.WayOut})
+				found = append(found, Finding{Severity(t.Severity), id, t.File, t.Text, t.WayOut, ""})
 			}
 		}
 		return found

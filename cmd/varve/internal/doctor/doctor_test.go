@@ -60,8 +60,8 @@ func TestSpace(t *testing.T) {
 func TestRunOrder(t *testing.T) {
 	r := Report{}
 	for _, f := range []Finding{
-		{Note, "a", "/one", "1", ""}, {Warning, "b", "/two", "2", ""}, {Problem, "c", "/three", "3", ""},
-		{Problem, "d", "/one", "4", ""}, {Note, "a", "/one", "1", ""},
+		{Note, "a", "/one", "1", "", ""}, {Warning, "b", "/two", "2", "", ""}, {Problem, "c", "/three", "3", "", ""},
+		{Problem, "d", "/one", "4", "", ""}, {Note, "a", "/one", "1", "", ""},
 	} {
 		r.add(f)
 	}

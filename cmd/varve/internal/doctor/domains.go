@@ -1,133 +1,85 @@
 package doctor
 
-import (
-	"encoding/xml"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
-)
+import "varve/cmd/varve/internal/libvirt"
 
-// domain is what matters of a libvirt domain's XML.
-type domain struct {
-	Name  string `xml:"name"`
-	Disks []struct {
-		Device string `xml:"device,attr"`
-		Driver struct {
-			Type  string `xml:"type,attr"`
-			Cache string `xml:"cache,attr"`
-		} `xml:"driver"`
-		Source struct {
-			File string `xml:"file,attr"`
-			Dev  string `xml:"dev,attr"`
-		} `xml:"source"`
-		Backing   *backingStore `xml:"backingStore"`
-		ReadOnly  *struct{}     `xml:"readonly"`
-		Transient *struct{}     `xml:"transient"`
-	} `xml:"devices>disk"`
-}
-
-// backingStore is what a disk stands on, by libvirt's knowledge of it.
-type backingStore struct {
-	Source struct {
-		File string `xml:"file,attr"`
-	} `xml:"source"`
-	Backing *backingStore `xml:"backingStore"`
-}
-
-// files are the paths of all that stands below, top first.
-func (b *backingStore) files() (list []string) {
-	for ; b != nil; b = b.Backing {
-		if filepath.IsAbs(b.Source.File) {
-			list = append(list, filepath.Clean(b.Source.File))
-		}
-	}
-	return list
+// libvirt is what libvirt keeps in files of this machine.
+func (m *machine) libvirt() *libvirt.Host {
+	return &libvirt.Host{Root: m.root, UID: m.uid, Resolve: m.resolve, Answers: m.answers}
 }
 
 // defined gives the VMs that libvirt would start. hidden says that there are some
 // that may not be looked at: they are root's.
 func (m *machine) defined() (list []vm, hidden bool) {
-	dir := filepath.Join(m.root, "etc/libvirt/qemu")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, os.IsPermission(err)
-	}
-	uid, gid := m.libvirtUser()
-	for _, e := range entries {
-		if filepath.Ext(e.Name()) != ".xml" {
-			continue
-		}
-		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			hidden = hidden || os.IsPermission(err)
-			continue
-		}
-		v, ok := parseDomain(text)
-		if !ok {
-			continue
-		}
-		v.UID, v.GID = uid, gid
+	host := m.libvirt()
+	domains, hidden := host.Domains(true)
+	for _, d := range domains {
+		v := vmOf(d)
+		v.domain, v.qemu = &d, host.QEMU(d)
+		v.UID, v.GID = v.qemu.UID, v.qemu.GID
 		list = append(list, v)
 	}
 	return list, hidden
 }
 
-func parseDomain(text []byte) (vm, bool) {
-	var d domain
-	if xml.Unmarshal(text, &d) != nil || d.Name == "" {
-		return vm{}, false
-	}
+// vmOf is a VM as a domain's definition has it.
+func vmOf(d libvirt.Domain) vm {
 	v := vm{Name: d.Name, UID: -1, GID: -1}
 	for _, disk := range d.Disks {
-		path := disk.Source.File
-		if path == "" {
-			path = disk.Source.Dev
-		}
-		if !filepath.IsAbs(path) {
-			continue
-		}
-		// libvirt never lets QEMU guess: what has no type is raw.
-		format := disk.Driver.Type
-		if format == "" {
-			format = "raw"
-		}
 		v.Disks = append(v.Disks, vmDisk{
-			Path:     filepath.Clean(path),
-			Format:   format,
-			ReadOnly: disk.ReadOnly != nil || disk.Transient != nil || disk.Device == "cdrom",
-			NoFlush:  disk.Driver.Cache == "unsafe",
-			Below:    disk.Backing.files(),
+			Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly,
+			NoFlush: disk.Cache == "unsafe", Below: disk.Below, defined: &disk,
 		})
 	}
-	return v, true
+	return v
 }
 
-// libvirtUser is the user as whom libvirt runs QEMU, -1 when it is not known.
-func (m *machine) libvirtUser() (uid, gid int) {
-	names := []string{"libvirt-qemu", "qemu"}
-	for line := range strings.Lines(m.read("etc/libvirt/qemu.conf")) {
-		if key, value, ok := strings.Cut(line, "="); ok && strings.TrimSpace(key) == "user" {
-			names = []string{strings.Trim(strings.TrimSpace(value), `"`)}
+// concerns says whether a VM is worth a word: what a user has defined whom the disk lets
+// in nowhere is that user's alone.
+func (s *Scope) concerns(v vm) bool {
+	return v.domain == nil || v.domain.User == "" || v.domain.Of == s.machine.uid || s.letsIn(v.domain.Of)
+}
+
+// lookAtSnapshots finds snapshots of libvirt's whose files are layers of a disk.
+func lookAtSnapshots(s *Scope) []Finding {
+	layers := map[string]bool{}
+	for _, l := range s.Layers {
+		if l.Foreign && l.Format == "qcow2" { // a snapshot makes no other
+			layers[s.machine.resolve(l.File)] = true
 		}
 	}
-	for _, name := range names {
-		if n, err := strconv.Atoi(strings.TrimPrefix(name, "+")); err == nil {
-			return n, -1
-		}
-		for line := range strings.Lines(m.read("etc/passwd")) {
-			f := strings.Split(line, ":")
-			if len(f) < 4 || f[0] != name {
+	if len(layers) == 0 {
+		return nil
+	}
+	snapshots, hidden := s.machine.libvirt().Snapshots()
+	if hidden {
+		s.Unseen("libvirt's snapshots")
+	}
+	type named struct{ names, commands string }
+	found, order := map[string]named{}, []string{}
+	for _, snapshot := range snapshots {
+		for _, d := range snapshot.Disks {
+			if d.Overlay == "" || !layers[s.machine.resolve(d.Overlay)] {
 				continue
 			}
-			uid, err := strconv.Atoi(f[2])
-			if err != nil {
-				continue
+			of, known := found[snapshot.Domain]
+			if !known {
+				order = append(order, snapshot.Domain)
+			} else {
+				of.names += ", "
 			}
-			if gid, err := strconv.Atoi(f[3]); err == nil {
-				return uid, gid
-			}
+			of.names += snapshot.Name
+			of.commands += snapshot.Forget() + "\n"
+			found[snapshot.Domain] = of
+			break
 		}
 	}
-	return -1, -1
+	var list []Finding
+	for _, domain := range order {
+		list = append(list, Finding{Severity: Warning,
+			What: "libvirt still lists " + found[domain].names + " as snapshots of domain " + domain +
+				", and their files are layers of this disk: its snapshot-revert would take the VM off disk.raw, and its snapshot-delete could merge these files",
+			Fix:      "varve goes back to them; have libvirt forget them, which leaves the files alone",
+			Commands: found[domain].commands})
+	}
+	return list
 }

@@ -36,6 +36,8 @@ func Errands() map[string]aside.Errand {
 		ReadErrand:   os.ReadFile,
 		statusErrand: readStatus,
 		bestErrand:   bestDelete,
+		passErrand:   func(path string) ([]byte, error) { return tryPath(path, false) },
+		useErrand:    func(path string) ([]byte, error) { return tryPath(path, true) },
 		statErrand: func(path string) ([]byte, error) {
 			_, err := os.Stat(path)
 			return nil, err

@@ -33,4 +33,7 @@ type Finding struct {
 	Subject  string   `json:"subject"` // what it is about: a path, a process, "host"
 	What     string   `json:"what"`
 	Fix      string   `json:"fix"` // the way out, "" where there is nothing to do
+	// Commands is the way out as lines for a shell, where that says all; each ends with a
+	// newline.
+	Commands string `json:"commands"`
 }

@@ -13,6 +13,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/libvirt"
 )
 
 // machine is the host as the checks see it. Each part is read once, when a check
@@ -69,6 +70,9 @@ type vm struct {
 	Name    string
 	Label   string // its AppArmor profile
 	Disks   []vmDisk
+
+	domain *libvirt.Domain // of one that is defined
+	qemu   libvirt.QEMU    // as whom that will run
 }
 
 // running finds the VMs in /proc.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/libvirt"
 	"varve/integration/harness"
 )
 
@@ -93,7 +94,7 @@ func TestDomains(t *testing.T) {
 			"problem vm-layer: libvirt's domain vm1 has the file of the snapshot one, /srv/d.varve/layers/000001.qcow2, to write: every write falsifies the layers above", "virsh edit"},
 		{"the leaf", "/srv/d.varve/layers/000002.qcow2", "qcow2", disk,
 			"problem vm-layer: libvirt's domain vm1 has the leaf's file, /srv/d.varve/layers/000002.qcow2, to write, past the mount: two writers destroy it", "virsh edit"},
-		{"another format", "/mnt/vm1/disk.raw", "qcow2", disk, "problem vm-options: libvirt's domain vm1 has disk.raw as qcow2, and it is raw", "virsh edit vm1, and write type='raw' into the disk's <driver>"},
+		{"another format", "/mnt/vm1/disk.raw", "qcow2", disk, "problem vm-options: libvirt's domain vm1 has disk.raw as qcow2, and it is raw: with that it does not start", "virsh edit vm1, and write type='raw' into the disk's <driver>"},
 		{"the chain of before", "/mnt/vm1/disk.raw'/><backingStore type='file'><format type='qcow2'/><source file='/srv/vm1.s1'/><backingStore/></backingStore><address type='x", "raw", disk,
 			"problem vm-options: libvirt's domain vm1 has disk.raw on /srv/vm1.s1, by the <backingStore> that libvirt has kept: with that it does not start", "virsh edit vm1, and take out the disk's <backingStore>"},
 		{"the base with a chain of before", "/srv/base.raw'/><backingStore type='file'><source file='/srv/older.raw'/></backingStore><address type='x", "raw", disk,
@@ -129,24 +130,101 @@ func TestLibvirtUser(t *testing.T) {
 		"": 64055, "#user = \"root\"\n": 64055, "user = \"root\"\n": 0, "user = \"+107\"\n": 107, "user=\"nobody\"": -1, "group = \"x\"\nusers = \"root\"\n": 64055,
 	} {
 		m := newMachine(tree(t, map[string]string{"etc/passwd": passwd, "etc/libvirt/qemu.conf": conf}))
-		if uid, _ := m.libvirtUser(); uid != want {
-			t.Errorf("%q: %d, not %d", conf, uid, want)
+		if q := m.libvirt().QEMU(libvirt.Domain{}); q.UID != want {
+			t.Errorf("%q: %d, not %d", conf, q.UID, want)
 		}
 	}
 }
 
-// TestModes: whether a mount's modes let QEMU's user pass is asked of the mount.
+// TestModes: whether QEMU's user gets to disk.raw is tried as that user, from the root
+// down, also by its groups; and the file itself where libvirt does not give it away.
 func TestModes(t *testing.T) {
-	dir := t.TempDir()
-	root := tree(t, map[string]string{"etc/passwd": passwd, "etc/libvirt/qemu/vm1.xml": domainOf(dir+"/disk.raw", "raw")})
-	s := Scope{Subject: "d", Mounts: []mounts.Mount{{Mountpoint: dir, UID: 0, AllowOther: true}}}
-	for mode, want := range map[os.FileMode]int{0o700: 1, 0o710: 1, 0o711: 0, 0o755: 0} {
-		if err := os.Chmod(dir, mode); err != nil {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: it tries as another user")
+	}
+	outer := t.TempDir()
+	dir := filepath.Join(outer, "vms/vm1")
+	raw := filepath.Join(dir, "disk.raw")
+	for _, err := range []error{os.MkdirAll(dir, 0o755), os.WriteFile(raw, nil, 0o600), os.Chmod(filepath.Dir(outer), 0o755), os.Chmod(outer, 0o755)} {
+		if err != nil {
 			t.Fatal(err)
 		}
-		if found := hostChecks(t, on(root, 0, s)); len(found) != want {
-			t.Errorf("mode %o: %q", mode, summary(found))
+	}
+	const group, user, keeps = "kvm:x:106:libvirt-qemu\n", "", "dynamic_ownership = 0\n"
+	s := Scope{Subject: "d", Mounts: []mounts.Mount{{Mountpoint: dir, UID: 0, AllowOther: true}}}
+	for _, test := range []struct {
+		name      string
+		vms, mode os.FileMode // of the directory above the mountpoint, and of that
+		file      os.FileMode
+		conf      string
+		want, fix string
+	}{
+		{"a private mount", 0o755, 0o700, 0o600, user, "the mount's modes (drwx------) do not let it pass", "--umask 066"},
+		{"as libvirt wants it", 0o755, 0o711, 0o600, user, "", ""},
+		{"a private directory above", 0o700, 0o711, 0o600, user, "may not pass the directory " + filepath.Dir(dir) + " (drwx------)", "setfacl -m u:64055:x " + filepath.Dir(dir)},
+		{"a directory of its group", 0o710, 0o711, 0o600, user, "", ""},
+		{"libvirt keeps owners", 0o755, 0o711, 0o600, keeps, "may not read and write disk.raw (-rw-------)", "--allow-other --uid 64055 --gid 64055"},
+		{"libvirt keeps owners, and that is right", 0o755, 0o711, 0o666, keeps, "", ""},
+		{"another user", 0o755, 0o711, 0o600, "user = \"root\"\n" + keeps, "", ""},
+	} {
+		for _, err := range []error{os.Chmod(filepath.Dir(dir), test.vms), os.Chown(filepath.Dir(dir), 0, 106), os.Chmod(dir, test.mode), os.Chmod(raw, test.file)} {
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
+		root := tree(t, map[string]string{"etc/passwd": passwd, "etc/group": group, "etc/libvirt/qemu.conf": test.conf, "etc/libvirt/qemu/vm1.xml": domainOf(raw, "raw")})
+		found := hostChecks(t, on(root, 0, s))
+		switch {
+		case test.want == "" && len(found) == 0:
+		case len(found) != 1 || test.want == "" || !strings.HasSuffix(found[0].What, ", and "+test.want) || !strings.Contains(found[0].Fix, test.fix):
+			t.Errorf("%s: %+v", test.name, found)
+		}
+	}
+	// Who is not root goes by the modes.
+	if err := os.Chmod(filepath.Dir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := on(tree(t, map[string]string{"etc/passwd": passwd}), 1000, s).machine
+	if at, _ := m.refusedAt(libvirt.QEMU{UID: 64055, GID: 64055}, passErrand, raw); at != filepath.Dir(dir) {
+		t.Errorf("by the modes: refused at %q", at)
+	}
+}
+
+// TestRedefinition: the command that doctor gives puts disk.raw into the domain, with what
+// else the domain has of that disk.
+func TestRedefinition(t *testing.T) {
+	s := Scope{Subject: "/srv/d.varve", Directory: "/srv/d.varve", Layers: []Layer{{ID: "000001", Name: "adopted", State: "frozen", File: "/srv/vm1.s2", Foreign: true}},
+		Mounts: []mounts.Mount{{Mountpoint: "/mnt/vm1", UID: 64055, AllowOther: true}}}
+	const want = `virsh update-device vm1 /dev/stdin --config <<'END'
+<disk type='file' device='disk'>
+  <driver name='qemu' type='raw' cache='none' io='native' discard='unmap'/>
+  <source file='/mnt/vm1/disk.raw'/>
+  <target dev='vda' bus='virtio'/>
+</disk>
+END
+`
+	chain := "'/><backingStore type='file'><format type='qcow2'/><source file='/srv/vm1.s1'/></backingStore><address type='x"
+	for _, path := range []string{"/srv/vm1.s2", "/srv/vm1.s2" + chain, "/mnt/vm1/disk.raw", "/mnt/vm1/disk.raw" + chain} {
+		found := hostChecks(t, on(tree(t, map[string]string{"etc/passwd": passwd, "etc/libvirt/qemu/vm1.xml": domainOf(path, "qcow2")}), 0, s))
+		if len(found) != 1 || found[0].Severity != Problem || strings.Replace(found[0].Commands, "  <address type='x'/>\n", "", 1) != want {
+			t.Errorf("%s: %+v", path, found)
+		}
+	}
+}
+
+// TestSnapshotsOfLibvirt: libvirt's list of snapshots whose files are layers now is worth
+// a word.
+func TestSnapshotsOfLibvirt(t *testing.T) {
+	const snapshot = `<domainsnapshot><name>NAME</name><disks><disk name='vda' snapshot='external'><source file='/srv/vm1.NAME'/></disk></disks></domainsnapshot>`
+	files := map[string]string{"etc/passwd": passwd}
+	for _, name := range []string{"s1", "s2", "other"} {
+		files["var/lib/libvirt/qemu/snapshot/vm1/"+name+".xml"] = strings.ReplaceAll(snapshot, "NAME", name)
+	}
+	s := on(tree(t, files), 0, Scope{Subject: "d", Directory: "/srv/d.varve", Layers: []Layer{{File: "/srv/vm1.s1", Format: "qcow2", Foreign: true}, {File: "/srv/vm1.s2", Format: "qcow2", Foreign: true}, {File: "/srv/d.varve/layers/000003.qcow2", Format: "qcow2"}}})
+	found := lookAtSnapshots(s)
+	if len(found) != 1 || !strings.HasPrefix(found[0].What, "libvirt still lists s1, s2 as snapshots of domain vm1") ||
+		found[0].Commands != "virsh snapshot-delete vm1 s1 --metadata\nvirsh snapshot-delete vm1 s2 --metadata\n" {
+		t.Errorf("%+v", found)
 	}
 }
 

@@ -3,13 +3,11 @@ package doctor
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"varve/chain"
@@ -225,21 +223,4 @@ func userName(h holders.Handle) string {
 		return h.Device
 	}
 	return fmt.Sprintf("pid %d %s", h.PID, h.Command)
-}
-
-// mayPass says whether a user may pass through a directory.
-func mayPass(info fs.FileInfo, uid, gid int) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	switch mode := info.Mode().Perm(); {
-	case !ok || uid == 0:
-		return true
-	case int(st.Uid) == uid:
-		return mode&0o100 != 0
-	case gid < 0:
-		return mode&0o011 != 0
-	case int(st.Gid) == gid:
-		return mode&0o010 != 0
-	default:
-		return mode&0o001 != 0
-	}
 }

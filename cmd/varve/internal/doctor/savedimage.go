@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"varve/cmd/varve/internal/libvirt"
 )
 
 // savedImage is the memory of a VM that libvirt keeps to resume it: what "virsh
@@ -118,11 +120,11 @@ func parseSavedImage(r io.Reader, path string) (vm, error) {
 	if end := bytes.IndexByte(text, 0); end >= 0 {
 		text = text[:end]
 	}
-	v, ok := parseDomain(text)
+	d, ok := libvirt.ParseDomain(text)
 	if !ok {
 		return vm{}, fmt.Errorf("%s has no domain", path)
 	}
-	return v, nil
+	return vmOf(d), nil
 }
 
 // remove is the command that gives up a saved image.

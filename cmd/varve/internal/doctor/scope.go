@@ -93,5 +93,5 @@ func (s *Scope) notSeen() []Finding {
 	if len(s.unseen) == 0 {
 		return nil
 	}
-	return []Finding{{Note, notSeen, s.Subject, "not looked at, for want of rights: " + strings.Join(s.unseen, "; "), "ask again as root, of a user's mount as that user (runuser -u USER -- varve doctor ...)"}}
+	return []Finding{{Note, notSeen, s.Subject, "not looked at, for want of rights: " + strings.Join(s.unseen, "; "), "ask again as root, of a user's mount as that user (runuser -u USER -- varve doctor ...)", ""}}
 }

@@ -165,7 +165,7 @@ func (s *Scope) overlays() []Stake {
 			list = append(list, Stake{What: fmt.Sprintf("%s, which stands on disk.raw, %s", file, who), Fix: fix})
 		}
 	}
-	const pivot = "virsh blockcommit %s %s --active --pivot"
+	const pivot = "blockcommit %s %s --active --pivot"
 	for _, v := range s.machine.vms() {
 		if v.PID == 0 {
 			continue
@@ -177,19 +177,22 @@ func (s *Scope) overlays() []Stake {
 			}
 			fix := "put its writes into disk.raw (QMP block-commit, then block-job-complete)"
 			if v.Name != "" {
-				fix = "put its writes into disk.raw and go on there: " + fmt.Sprintf(pivot, chain.ShellWord(v.Name), chain.ShellWord(file))
+				fix = "put its writes into disk.raw and go on there: " + "virsh " + fmt.Sprintf(pivot, chain.ShellWord(v.Name), chain.ShellWord(file))
 			}
 			add(file, "takes the writes of "+v.who(), fix)
 		}
 	}
 	for _, v := range s.machine.vms() {
+		if !s.concerns(v) {
+			continue // whom the disk does not let in holds up nothing
+		}
 		for _, d := range v.Disks {
 			file := s.machine.resolve(d.Path)
 			if v.PID != 0 || d.ReadOnly || slices.Contains(raws, file) || !s.machine.anyOf(raws, d.Below) && !s.machine.standsOn(file, raws) {
 				continue
 			}
 			add(file, "is the disk of "+v.who(),
-				"start it, then put its writes into disk.raw: "+fmt.Sprintf(pivot, chain.ShellWord(v.Name), chain.ShellWord(file)))
+				"start it, then put its writes into disk.raw: "+v.domain.Virsh(fmt.Sprintf(pivot, chain.ShellWord(v.Name), chain.ShellWord(file))))
 		}
 	}
 	for _, file := range s.beside(raws) {

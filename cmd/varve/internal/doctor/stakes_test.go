@@ -170,6 +170,17 @@ func TestOverlays(t *testing.T) {
 	look(root)
 	found("/gone, which stands on disk.raw, is the disk of libvirt's domain vm", x1)
 
+	// What a user defines holds up nothing of a disk that does not let that user in.
+	write(t, root+"/etc/libvirt/qemu/vm.xml", domainText("vm", domainDisk("raw", raw, "")))
+	write(t, root+"/etc/passwd", "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n")
+	write(t, root+"/home/ann/.config/libvirt/qemu/hers.xml", domainText("hers", domainDisk("qcow2", "/gone", "<backingStore><source file='"+raw+"'/></backingStore>")))
+	s.Mounts[0].AllowOther = false
+	look(root)
+	found(x1)
+	s.Mounts[0].AllowOther = true
+	look(root)
+	found("/gone, which stands on disk.raw, is the disk of libvirt's domain hers; start it, then put its writes into disk.raw: runuser -u ann -- virsh -c qemu:///session blockcommit hers /gone", x1)
+
 	// A VM runs on it, which the command line need not say.
 	look("/")
 	pid := startQEMU(t, elsewhere, "-name", "guest=web", "-drive", "file="+x2+",format=qcow2,if=virtio")

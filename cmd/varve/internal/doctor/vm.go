@@ -41,7 +41,7 @@ func FilesOfVMs() []string {
 // end is how a VM is told to let go.
 func (v vm) end() string {
 	if v.PID == 0 {
-		return "virsh edit " + chain.ShellWord(v.Name)
+		return v.domain.Virsh("edit " + chain.ShellWord(v.Name))
 	}
 	return "shut it down"
 }
@@ -84,6 +84,9 @@ func (s *Scope) vmFindings() []vmFinding {
 	var list []vmFinding
 	told := map[string]bool{} // name and path of what runs: its definition says it again
 	for _, v := range s.machine.vms() {
+		if !s.concerns(v) {
+			continue
+		}
 		for _, d := range v.Disks {
 			id := v.Name + "\x00" + d.Path
 			if v.PID == 0 && told[id] {
@@ -104,6 +107,9 @@ func (s *Scope) judge(v vm, d vmDisk) []vmFinding {
 			return nil
 		}
 		f.Check = vmLayer
+		if f.Severity != Note {
+			f = s.byCommand(f, v, d)
+		}
 		return []vmFinding{{f, v.PID, l.File}}
 	}
 	for _, m := range s.Mounts {
@@ -177,17 +183,41 @@ func (s *Scope) what(l Layer) string {
 
 // right is what a VM is to be given instead.
 func (s *Scope) right(v vm, d vmDisk) string {
-	without := ""
-	if v.PID == 0 && len(d.Below) > 0 {
-		without = "; take out the disk's <backingStore> with all that is in it, too: with that it does not start"
-	}
 	switch {
 	case len(s.Mounts) > 0:
-		return "give it " + filepath.Join(s.Mounts[0].Mountpoint, "disk.raw") + " (format raw) instead" + without
+		return "give it " + filepath.Join(s.Mounts[0].Mountpoint, "disk.raw") + " (format raw) instead" + without(v, d)
 	case s.Directory != "":
-		return fmt.Sprintf("mount the disk (varve mount %s MOUNTPOINT), and give it MOUNTPOINT/disk.raw (format raw) instead", chain.ShellWord(s.Directory)) + without
+		return fmt.Sprintf("mount the disk (varve mount %s MOUNTPOINT), and give it MOUNTPOINT/disk.raw (format raw) instead", chain.ShellWord(s.Directory)) + without(v, d)
 	}
 	return "give it the image on top"
+}
+
+// without says what else is to leave the definition of a domain.
+func without(v vm, d vmDisk) string {
+	if v.PID != 0 || len(d.Below) == 0 {
+		return ""
+	}
+	return "; take out the disk's <backingStore> with all that is in it, too: with that it does not start"
+}
+
+// redefine is the command that gives a domain the disk.raw of a mount as the disk that it
+// has defined, "" where that cannot be told.
+func redefine(v vm, d vmDisk, m mounts.Mount) string {
+	if v.domain == nil || d.defined == nil || d.defined.Target == "" {
+		return ""
+	}
+	return v.domain.Update(d.defined.On(filepath.Join(m.Mountpoint, "disk.raw")))
+}
+
+// byCommand adds to a finding the command that mends a domain's definition.
+func (s *Scope) byCommand(f Finding, v vm, d vmDisk) Finding {
+	if len(s.Mounts) > 0 {
+		f.Commands = redefine(v, d, s.Mounts[0])
+	}
+	if f.Commands != "" {
+		f.Fix += "; or let this command do it"
+	}
+	return f
 }
 
 // judgeLayer judges a VM that has a layer's own file.
@@ -223,29 +253,25 @@ func (s *Scope) checkAfter(v vm) string {
 func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Finding {
 	var list []Finding
 	add := func(severity Severity, check, what, fix string) {
-		list = append(list, Finding{severity, check, m.Mountpoint, v.who() + " " + what, fix})
+		list = append(list, Finding{severity, check, m.Mountpoint, v.who() + " " + what, fix, ""})
 	}
 	if inside != "disk.raw" {
 		if strings.HasPrefix(inside, "layers/") && !d.ReadOnly {
 			add(Warning, vmOptions, fmt.Sprintf("has %s to write, which cannot be written: it does not start with that", inside),
 				"say that it is read only (readonly=on, in libvirt <readonly/>), or let its writes go elsewhere (snapshot=on)")
 		}
-		return append(list, s.judgeUser(v, m)...)
+		return append(list, s.judgeUser(v, m, inside)...)
 	}
-	switch d.Format {
-	case "raw":
-	case "":
+	switch {
+	case v.PID == 0:
+		if f, wrong := s.judgeDefinition(v, d, m); wrong {
+			list = append(list, f)
+		}
+	case d.Format == "raw":
+	case d.Format == "":
 		add(Warning, vmOptions, "has disk.raw without a format: QEMU guesses it from what the guest has written", "give it format=raw")
 	default:
-		severity, fix := Warning, "give it format=raw"
-		if v.PID == 0 {
-			severity, fix = Problem, v.end()+", and write type='raw' into the disk's <driver>" // libvirt lets QEMU guess nothing
-		}
-		add(severity, vmOptions, fmt.Sprintf("has disk.raw as %s, and it is raw", d.Format), fix)
-	}
-	if v.PID == 0 && len(d.Below) > 0 {
-		add(Problem, vmOptions, fmt.Sprintf("has disk.raw on %s, by the <backingStore> that libvirt has kept: with that it does not start", d.Below[0]),
-			v.end()+", and take out the disk's <backingStore> with all that is in it")
+		add(Warning, vmOptions, fmt.Sprintf("has disk.raw as %s, and it is raw", d.Format), "give it format=raw")
 	}
 	if d.NoFlush && !d.ReadOnly {
 		add(Warning, vmOptions, "ignores the guest's flushes (cache=unsafe): a power cut takes what the guest believes to be safe", "give it cache=none")
@@ -256,7 +282,28 @@ func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Fin
 	if s.lostMount(v, m) {
 		add(Problem, vmLost, "still has a mount open that is gone: all that its guest reads and writes fails", "start it again; it finds the disk at the same path")
 	}
-	return append(list, s.judgeUser(v, m)...)
+	return append(list, s.judgeUser(v, m, inside)...)
+}
+
+// judgeDefinition judges how a domain has disk.raw: libvirt lets QEMU guess nothing, and
+// holds on to what a disk stood on.
+func (s *Scope) judgeDefinition(v vm, d vmDisk, m mounts.Mount) (f Finding, wrong bool) {
+	var what, fix []string
+	if d.Format != "raw" {
+		what = append(what, fmt.Sprintf("as %s, and it is raw", d.Format))
+		fix = append(fix, "write type='raw' into the disk's <driver>")
+	}
+	if len(d.Below) > 0 {
+		what = append(what, fmt.Sprintf("on %s, by the <backingStore> that libvirt has kept", d.Below[0]))
+		fix = append(fix, "take out the disk's <backingStore> with all that is in it")
+	}
+	if len(what) == 0 {
+		return Finding{}, false
+	}
+	f = Finding{Severity: Problem, Check: vmOptions, Subject: m.Mountpoint,
+		What: fmt.Sprintf("%s has disk.raw %s: with that it does not start", v.who(), strings.Join(what, ", and ")),
+		Fix:  v.end() + ", and " + strings.Join(fix, ", and ")}
+	return s.byCommand(f, v, d), true
 }
 
 // lostMount says whether a VM has disk.raw open in another mount than the one that
@@ -275,27 +322,4 @@ func (s *Scope) lostMount(v vm, m mounts.Mount) bool {
 		}
 	}
 	return lost
-}
-
-// judgeUser judges whether a VM that is to start is let into a mount.
-func (s *Scope) judgeUser(v vm, m mounts.Mount) []Finding {
-	if v.PID != 0 || v.UID < 0 || m.UID < 0 || v.UID == m.UID {
-		return nil
-	}
-	const again = "mount it again with --allow-other --umask 066"
-	refused := fmt.Sprintf("%s would run as uid %d, and ", v.who(), v.UID)
-	if !m.AllowOther {
-		fix := again
-		if m.UID != 0 && !s.machine.othersAllowed() {
-			fix += "; before that, root puts the line user_allow_other into /etc/fuse.conf"
-		}
-		return []Finding{{Severity: Problem, Check: vmAccess, Subject: m.Mountpoint, Fix: fix,
-			What: refused + fmt.Sprintf("this mount lets in uid %d only", m.UID)}}
-	}
-	info, err := StatSoon(m.Path())
-	if err != nil || mayPass(info, v.UID, v.GID) {
-		return nil
-	}
-	return []Finding{{Severity: Problem, Check: vmAccess, Subject: m.Mountpoint, Fix: again,
-		What: refused + fmt.Sprintf("the mount's modes (%s) do not let it pass", info.Mode())}}
 }

@@ -3,6 +3,8 @@ package doctor
 import (
 	"path/filepath"
 	"strings"
+
+	"varve/cmd/varve/internal/libvirt"
 )
 
 // vmDisk is an image file that the command line of a VM names.
@@ -13,7 +15,8 @@ type vmDisk struct {
 	NoFlush  bool   // flushes are ignored (cache=unsafe)
 	NoLock   bool   // opened without a lock (file.locking=off)
 
-	Below []string // what it stands on, as far as libvirt's XML says, top first
+	Below   []string      // what it stands on, as far as libvirt's XML says, top first
+	defined *libvirt.Disk // of a domain that is defined
 }
 
 // commandLine is what the command line of a VM, or of another program of QEMU's,
