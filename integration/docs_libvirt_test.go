@@ -14,7 +14,8 @@ import (
 	"varve/integration/patience"
 )
 
-// libvirtScenes are the scenes of the guide that TestGuideLibvirt runs.
+// libvirtScenes are the scenes of the guide that TestGuideLibvirt runs; TestGuideTakeover
+// runs the one of the takeover.
 var libvirtScenes = []string{"libvirt", "uefi", "full"}
 
 const (
@@ -214,4 +215,79 @@ virsh destroy vm1
 virsh undefine vm1
 varve umount /mnt/vm1
 varve check '` + host + `/full.varve'`)
+}
+
+// TestGuideTakeover takes over, by the guide's commands alone, a domain of which virsh has
+// taken two snapshots: each has its name, and going back to it gives that state.
+func TestGuideTakeover(t *testing.T) {
+	const page, images, mountpoint = "docs/guide.md", "/var/lib/libvirt/images", "/mnt/vm2"
+	bin, dir, point := t.TempDir(), openDir(t, "images-"), openDir(t, "mnt-")
+	if err := os.Symlink(harness.Varve(), filepath.Join(bin, "varve")); err != nil {
+		t.Fatal(err)
+	}
+	d := libvirt.Start(t)
+	p := guest.Prepare(t)
+	raw, base := filepath.Join(t.TempDir(), "vm2.raw"), filepath.Join(dir, "vm2.qcow2")
+	guest.Image(t, raw, guestDisk)
+	harness.Convert(t, raw, "raw", base, "qcow2")
+	d.Define("vm2", p, strings.Replace(libvirt.Disk(base, "cache='none'"), "type='raw'", "type='qcow2'", 1))
+	files := []string{base}
+	for _, name := range []string{"s1", "s2"} {
+		d.Run("snapshot-create-as", "vm2", name, "--disk-only")
+		file := filepath.Join(dir, "vm2."+name)
+		harness.Run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P 0x5%s %d 64k", name[1:], guestDisk-1<<16), file)
+		files = append(files, file)
+	}
+	harness.Guard(t, files...)
+
+	script, commands, _ := pageScript(t, page, "takeover")
+	if commands < 12 {
+		t.Errorf("only %d lines of commands are run", commands)
+	}
+	shell := func(script string) string {
+		t.Helper()
+		r := d.Inside("sh", "-euc", fmt.Sprintf("PATH='%s':$PATH; LIBVIRT_DEFAULT_URI='%s'; export LIBVIRT_DEFAULT_URI; set -x\n%s", bin, d.URI,
+			strings.NewReplacer(images, dir, mountpoint, point).Replace(script)))
+		if r.Code != 0 {
+			t.Fatalf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+		}
+		return r.Stdout + r.Stderr
+	}
+	out := shell(script)
+	for _, want := range []string{
+		dir + "/vm2.s1 (qcow2, as s2: libvirt's snapshot s2 of domain vm2)", "Device updated successfully",
+		"Domain snapshot s1 deleted", "Domain snapshot s2 deleted", "Domain 'vm2' started",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the guide's commands do not show %q:\n%s", want, out)
+		}
+	}
+	if xml := d.Run("dumpxml", "--inactive", "vm2"); strings.Contains(xml, "backingStore") || !strings.Contains(xml, "<source file='"+point+"/disk.raw'/>") {
+		t.Errorf("the domain is\n%s", xml)
+	}
+	// By qemu-img's word: disk.raw at s1 is what the VM had when virsh took s1.
+	shell(`varve mount /var/lib/libvirt/images/vm2.s2.varve /mnt/vm2
+cd /var/lib/libvirt/images
+for pair in s1=vm2.qcow2 s2=vm2.s1 adopted=vm2.s2; do
+	varve revert /mnt/vm2 ${pair%=*}
+	qemu-img compare -f raw -F qcow2 /mnt/vm2/disk.raw ${pair#*=}
+	qemu-img compare -f raw -F qcow2 /mnt/vm2/layers/${pair%=*}.raw ${pair#*=}
+done
+cd /
+varve umount /mnt/vm2
+varve check /var/lib/libvirt/images/vm2.s2.varve`)
+}
+
+// openDir makes a directory that QEMU's user can pass through.
+func openDir(t *testing.T, name string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
