@@ -28,7 +28,7 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 	if o.ReadOnly {
 		return fmt.Errorf("accept %s of %s: %w", layer, dir, ErrReadOnly)
 	}
-	fs, leave, err := enter(fs, dir, o.Trust)
+	fs, leave, err := enter(fs, dir)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,6 @@ type CheckOptions struct {
 	Repair   bool          // mend what can be mended without losing anything
 	LockWait time.Duration // how long to wait for another varve to let go
 	Log      *slog.Logger  // what Repair does; nil: discard
-	Trust    bool          // as of OpenOptions
 	// Progress is called with how many of the bytes that the layers' files occupy
 	// are looked through; nil for nobody. A repair begins from the start again.
 	Progress func(done, total int64)
@@ -106,7 +105,7 @@ func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport,
 		return CheckReport{}, fmt.Errorf("%s: %w: not a disk directory", dir, ErrInvalid)
 	}
 	var leave func() error
-	if o.FS, leave, err = enter(o.FS, dir, o.Trust); err != nil {
+	if o.FS, leave, err = enter(o.FS, dir); err != nil {
 		return CheckReport{}, err
 	}
 	defer func() { err = errors.Join(err, leave()) }()

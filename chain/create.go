@@ -391,7 +391,7 @@ func claimTemp(fs overlay.FS, temp string) (lock *dirLock, inside overlay.FS, er
 		if err != nil && !stale {
 			return nil, nil, err
 		}
-		inside, leave, err := enter(fs, temp, false)
+		inside, leave, err := enter(fs, temp)
 		if err == nil {
 			if err = ownedByCaller(inside); err != nil {
 				return nil, nil, errors.Join(err, leave())

@@ -43,8 +43,6 @@ type OpenOptions struct {
 	HoldJob    bool          // leave a recorded job for the next Open without this
 	JobRate    int64         // limit of jobs in bytes per second, see SetJobRate; 0: none
 	Witness    Witness       // of an image that is given for the first time; nil for none
-	// Trust lets root open what the directory of another user names, whoever may read it.
-	Trust bool
 
 	window int64 // of jobs, for tests; 0: copyWindow
 }

@@ -10,11 +10,11 @@ import (
 // enter gives the file system with which a disk directory is used: the host's, from a
 // descriptor of the directory that is held until leave, also where fs has entered another
 // one. A simulated one is used as it is.
-func enter(fs overlay.FS, dir string, trust bool) (entered overlay.FS, leave func() error, err error) {
+func enter(fs overlay.FS, dir string) (entered overlay.FS, leave func() error, err error) {
 	if !isHost(fs) {
 		return fs, func() error { return nil }, nil
 	}
-	d, err := diskdir.Open(dir, diskdir.Options{Trust: trust})
+	d, err := diskdir.Open(dir)
 	if err != nil {
 		return nil, nil, err
 	}

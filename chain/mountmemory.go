@@ -28,7 +28,7 @@ type MountMemory struct {
 // LastMount reads what a disk directory remembers of its last mount. It takes no lock,
 // so a mount that begins meanwhile may be missed. Errors are those of reading chain.json.
 func LastMount(dir string) (MountMemory, error) {
-	fs, leave, err := enter(overlay.HostFS(), dir, false)
+	fs, leave, err := enter(overlay.HostFS(), dir)
 	if err != nil {
 		return MountMemory{}, err
 	}

@@ -22,7 +22,7 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	} else if !info.Mode.IsDir() {
 		return nil, fmt.Errorf("%s: %w: not a disk directory", dir, ErrInvalid)
 	}
-	fs, leave, err := enter(o.FS, dir, o.Trust)
+	fs, leave, err := enter(o.FS, dir)
 	if err != nil {
 		return nil, err
 	}

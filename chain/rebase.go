@@ -27,7 +27,7 @@ func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) 
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	fs, leave, err := enter(options.FS, dir, options.Trust)
+	fs, leave, err := enter(options.FS, dir)
 	if err != nil {
 		return nil, err
 	}

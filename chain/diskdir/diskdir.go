@@ -28,8 +28,21 @@ import (
 )
 
 // ErrForeign is that something in the directory is not what a disk directory has: a link,
-// a pipe, a file of a stranger. It is EACCES for a guest.
-var ErrForeign = fmt.Errorf("not of this disk: %w", fs.ErrPermission)
+// a pipe, a file of a stranger. Such an error is an fs.ErrPermission too.
+var ErrForeign = errors.New("not of this disk")
+
+// errNoFile is of a pipe, a device or the like.
+var errNoFile = foreignf("it is no regular file, and every file of a disk directory is one")
+
+// foreignError is an ErrForeign in its own words, which say all.
+type foreignError string
+
+func foreignf(format string, args ...any) error { return foreignError(fmt.Sprintf(format, args...)) }
+
+func (e foreignError) Error() string { return string(e) }
+func (e foreignError) Is(target error) bool {
+	return target == ErrForeign || target == fs.ErrPermission
+}
 
 // Dir is the host's file system for a disk directory. Safe for concurrent use, but for
 // Close.
@@ -38,19 +51,12 @@ type Dir struct {
 	path  string     // absolute; names of files are below it
 	root  *os.File
 	owner owner
-	trust bool
 }
 
 var _ overlay.FS = (*Dir)(nil)
 
-// Options say how far a directory is trusted.
-type Options struct {
-	// Trust lets root read whatever the directory names, and takes files of anybody.
-	Trust bool
-}
-
 // Open opens a disk directory. Errors are those of open(2).
-func Open(path string, o Options) (*Dir, error) {
+func Open(path string) (*Dir, error) {
 	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
@@ -60,7 +66,7 @@ func Open(path string, o Options) (*Dir, error) {
 		root.Close() // only read
 		return nil, err
 	}
-	return &Dir{host: overlay.HostFS(), path: filepath.Clean(path), root: root, owner: ownerOf(info), trust: o.Trust}, nil
+	return &Dir{host: overlay.HostFS(), path: filepath.Clean(path), root: root, owner: ownerOf(info)}, nil
 }
 
 // Path is the absolute path at which the directory was.
@@ -112,7 +118,7 @@ func (d *Dir) parent(op, path string, parts []string, fn func(dir int, name stri
 		return &os.PathError{Op: op, Path: path, Err: syscall.EINVAL}
 	}
 	for _, part := range parts[:len(parts)-1] {
-		next, err := openAt(dir, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		next, err := openFolder(dir, part, unix.O_PATH)
 		if dir != int(d.root.Fd()) {
 			unix.Close(dir) // of O_PATH: nothing can be lost
 		}
@@ -136,13 +142,25 @@ func openAt(dir int, name string, flag int, perm uint32) (fd int, err error) {
 	}
 }
 
+// openFolder opens a directory; a link to one is ELOOP.
+func openFolder(dir int, name string, flag int) (fd int, err error) {
+	fd, err = openAt(dir, name, flag|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err == unix.ENOTDIR {
+		var st unix.Stat_t
+		if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			err = unix.ELOOP
+		}
+	}
+	return fd, err
+}
+
 // explain makes an error of a path; that of a link says so.
 func (d *Dir) explain(op, path string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.ELOOP):
-		err = fmt.Errorf("it is a symbolic link, which no disk directory has: %w", ErrForeign)
+		err = foreignf("it is a symbolic link, and no file of a disk directory is one; put the file itself there")
 	}
 	var at *os.PathError
 	if errors.As(err, &at) {
@@ -200,7 +218,7 @@ func (d *Dir) openInside(dir int, name, path string, flag int, perm os.FileMode)
 		}
 		if err != nil {
 			if err == unix.ENXIO { // of a pipe or a socket that nobody reads
-				err = fmt.Errorf("it is no regular file: %w", ErrForeign)
+				err = errNoFile
 			}
 			return nil, err
 		}
@@ -220,11 +238,11 @@ func (d *Dir) take(fd int, made bool, flag int) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("it is no regular file: %w", ErrForeign)
+		return errNoFile
 	}
 	if made {
 		d.owner.give(fd)
-	} else if err := d.owner.accepts(st); err != nil && !d.trust {
+	} else if err := d.owner.accepts(st); err != nil {
 		return err
 	}
 	return afterOpen(fd, flag)
@@ -292,7 +310,7 @@ func (d *Dir) openDir(path string, parts []string) (*os.File, error) {
 	}
 	var f *os.File
 	err := d.parent("open", path, parts, func(dir int, name string) error {
-		fd, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		fd, err := openFolder(dir, name, unix.O_RDONLY)
 		if err == nil {
 			f = os.NewFile(uintptr(fd), path)
 		}

@@ -48,9 +48,9 @@ func (o owner) accepts(st unix.Stat_t) error {
 	case uid == o.uid:
 		return nil
 	case uid != 0 && uid != os.Geteuid():
-		return fmt.Errorf("it belongs to uid %d, and the directory to uid %d: %w; chown it, or say --trust-directory", uid, o.uid, ErrForeign)
+		return foreignf("it belongs to uid %d, and the directory to uid %d; chown it to that one", uid, o.uid)
 	case st.Nlink > 1:
-		return fmt.Errorf("it has a second name and belongs to uid %d, the directory to uid %d: %w; copy it in its place, or say --trust-directory", uid, o.uid, ErrForeign)
+		return foreignf("it has a second name and belongs to uid %d, the directory to uid %d; put a copy in its place", uid, o.uid)
 	}
 	return nil
 }
@@ -58,12 +58,12 @@ func (o owner) accepts(st unix.Stat_t) error {
 // openElsewhere opens a file outside the directory: with the rights of the directory's
 // owner where that is not the one who opens it.
 func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (overlay.File, error) {
-	if !d.owner.anothers() || d.trust {
+	if !d.owner.anothers() {
 		return d.host.Open(path, flag, perm)
 	}
 	f, err := d.owner.open(path, flag)
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("%w: uid %d, whose %s is, may not read it; chown the directory to root, or say --trust-directory", err, d.owner.uid, d.path)
+		return nil, fmt.Errorf("%w: uid %d, whose %s is, may not read it; give that user the right to, or chown the disk directory to root", err, d.owner.uid, d.path)
 	}
 	if err != nil {
 		return nil, err

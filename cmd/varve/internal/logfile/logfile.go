@@ -5,8 +5,10 @@ package logfile
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +45,9 @@ func (f *File) open() error {
 	if err == nil && !info.Mode().IsRegular() {
 		err = fmt.Errorf("%s is not a file", f.path)
 	}
+	if err == nil {
+		err = f.belongs(file, info)
+	}
 	if err != nil {
 		file.Close()
 		return fmt.Errorf("open the log: %w", err)
@@ -53,6 +58,24 @@ func (f *File) open() error {
 	}
 	f.file, f.size = file, info.Size()
 	return nil
+}
+
+// belongs gives a log that root makes to the owner of its directory, who reads it, and
+// refuses one that is a second name of somebody else's file.
+func (f *File) belongs(file *os.File, info os.FileInfo) error {
+	dir, err := os.Stat(filepath.Dir(f.path))
+	if err != nil {
+		return err
+	}
+	own, ok := info.Sys().(*syscall.Stat_t)
+	owner, known := dir.Sys().(*syscall.Stat_t)
+	switch {
+	case !ok || !known || own.Uid == owner.Uid || os.Geteuid() != 0:
+		return nil
+	case own.Nlink > 1:
+		return fmt.Errorf("%s is a second name of a file of uid %d; remove it", f.path, own.Uid)
+	}
+	return file.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 // Write appends one entry, after putting the file aside when the entry would

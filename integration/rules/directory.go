@@ -1,0 +1,32 @@
+package main
+
+// directoryMutants: M21.
+var directoryMutants = []mutant{
+	one("M21", "a link in the directory is followed", "chain/diskdir/diskdir.go",
+		"	flag = flag&^os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK\n", "	flag = flag&^os.O_CREATE | unix.O_NONBLOCK\n",
+		"chain/diskdir.TestHostileDirectory"),
+	one("M21", "a folder in the directory may be a link", "chain/diskdir/diskdir.go",
+		"	fd, err = openAt(dir, name, flag|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)", "	fd, err = openAt(dir, name, flag|unix.O_DIRECTORY, 0)",
+		"chain/diskdir.TestHostileDirectory"),
+	one("M21", "what is no file is opened", "chain/diskdir/diskdir.go",
+		"	if st.Mode&unix.S_IFMT != unix.S_IFREG {", "	if false {",
+		"chain/diskdir.TestHostileDirectory"),
+	one("M21", "the path leads to the directory each time", "chain/diskdir/diskdir.go",
+		"	dir := int(d.root.Fd())\n	if len(parts) == 0 {", "	dir, _ := openAt(unix.AT_FDCWD, d.path, unix.O_PATH|unix.O_DIRECTORY, 0)\n	if len(parts) == 0 {",
+		"chain/diskdir.TestMovedDirectory"),
+	one("M21", "a stranger's file is used", "chain/diskdir/owner.go",
+		"	case uid != 0 && uid != os.Geteuid():", "	case false && uid != 0:",
+		"chain/diskdir.TestRootInAnothersDirectory"),
+	one("M21", "a second name of root's file is used", "chain/diskdir/owner.go",
+		"	case st.Nlink > 1:", "	case false:",
+		"chain/diskdir.TestRootInAnothersDirectory"),
+	one("M21", "root opens a base with its own rights", "chain/diskdir/owner.go",
+		"	if !d.owner.anothers() {\n		return d.host.Open", "	if true {\n		return d.host.Open",
+		"chain/diskdir.TestRootInAnothersDirectory"),
+	one("M21", "root's groups are kept", "chain/diskdir/owner.go",
+		"{{unix.SYS_SETFSGID, group}, {unix.SYS_SETFSUID, o.uid}}", "{{unix.SYS_SETFSUID, o.uid}}",
+		"chain/diskdir.TestRootInAnothersDirectory"),
+	one("M21", "an operation goes on in a directory that was moved", "chain/enter.go",
+		"		if err := d.Moved(); err != nil {", "		if err := d.Moved(); false && err != nil {",
+		"cmd/varve.TestMovedWhileMounted"),
+}
