@@ -220,9 +220,9 @@ func (d *Disk) recountRegion(c *liveCount, n *node, l *layer, i int64, size int6
 func (d *Disk) mappedBytes(l *layer, off, size int64) (total int64, err error) {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
-	extents, err := l.state.Load().Map(nil, off, min(regionSize, max(0, size-off)))
+	extents, err := l.extents(nil, off, min(regionSize, max(0, size-off)))
 	for _, e := range extents {
-		if e.Kind != overlay.Unallocated {
+		if e.Kind != overlay.Unallocated && e.Kind != overlay.Damaged {
 			total += e.Length
 		}
 	}

@@ -332,7 +332,7 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 			continue
 		}
 		var err error
-		if p.extents, err = p.layer.state.Load().Map(p.extents, at, regionSize); err != nil {
+		if p.extents, err = p.layer.extents(p.extents, at, regionSize); err != nil {
 			return err
 		}
 	}
@@ -345,7 +345,10 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 			if e.Kind == overlay.Unallocated {
 				continue
 			}
-			data.put(e.Start-at, e.End()-at, e.Kind != overlay.Zero)
+			data.put(e.Start-at, e.End()-at, e.Kind != overlay.Zero && e.Kind != overlay.Damaged)
+			if e.Kind == overlay.Damaged {
+				continue // it is told of by itself
+			}
 			if p.raw && e.Kind == overlay.Zero {
 				continue // a hole: a raw image has only what the host holds
 			}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 )
 
 // storedCounts are the counts of a frozen layer in chain.json, and a digest of all
@@ -120,10 +121,15 @@ func (d *Disk) believeCounts() {
 // others it is not sure when they were counted. Called with opMu held.
 func (d *Disk) noteCounts(m *manifest) {
 	in, before := m.countedIn(), d.manifest.countedIn()
+	damaged := slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return d.nodes[l.ID] != nil && d.nodes[l.ID].damaged() })
 	for _, l := range m.Layers {
 		of := in[l.ID]
 		if l.Counts != nil && (of == "" || l.Counts.Of != of) {
 			l.Counts = nil
+		}
+		if damaged && d.pathDamaged(m, l) {
+			l.Counts = nil // the next mount finds the damage when it counts again
+			continue
 		}
 		if of == "" || l.Counts != nil && l.Counts.Hides >= 0 || before[l.ID] != of {
 			continue

@@ -26,13 +26,17 @@ import (
 const (
 	InZeros = "zeros" // nowhere: they read as zeros
 	InEnd   = "end"   // behind the end of the view
+	// InDamage: nobody knows, since an entry of a layer is damaged; that layer's id
+	// follows.
+	InDamage = "damaged:"
 )
 
 // Difference is a run of guest bytes in which two views may differ.
 type Difference struct {
 	Start  int64
 	Length int64
-	// A and B say where each view has the bytes: the layer's id, InZeros or InEnd.
+	// A and B say where each view has the bytes: the layer's id, InZeros, InEnd or
+	// InDamage.
 	A, B string
 }
 
@@ -326,6 +330,9 @@ func (s *diffSides) compare(below func() (*region, error), stop int64, add func(
 func (s *diffSides) place(r *region, at span) string {
 	if at.kind == overlay.Zero || at.kind == overlay.Unallocated {
 		return InZeros
+	}
+	if at.kind == overlay.Damaged {
+		return InDamage + s.names[r.layers[at.layer]]
 	}
 	return s.names[r.layers[at.layer]]
 }

@@ -31,6 +31,7 @@ type MapLayer struct {
 	Data        []float32 // data that the layer itself maps
 	Zero        []float32 // zeros that it maps: discarded or written
 	Seen        []float32 // of the leaf's view: data that comes from this layer
+	Lost        []float32 // what cannot be read since an entry of its tables is damaged
 }
 
 // Complete says whether the figures of all bins are there.
@@ -44,7 +45,7 @@ const (
 )
 
 // mapRow has the figures of a layer, see MapLayer.
-type mapRow struct{ data, zero, seen []float32 }
+type mapRow struct{ data, zero, seen, lost []float32 }
 
 // mapKey says what of a frozen layer a row was made of.
 type mapKey struct {
@@ -165,7 +166,7 @@ func (c *mapper) follow(path []passLayer, size int64) {
 	for i := range path {
 		c.ids = append(c.ids, path[i].node.id)
 		if i >= len(c.rows) {
-			c.rows = append(c.rows, mapRow{make([]float32, bins), make([]float32, bins), make([]float32, bins)})
+			c.rows = append(c.rows, mapRow{make([]float32, bins), make([]float32, bins), make([]float32, bins), make([]float32, bins)})
 		}
 	}
 	c.frozen = frozen
@@ -318,6 +319,7 @@ func (c *mapper) clear(unit int) {
 		clear(row.data[from:to])
 		clear(row.zero[from:to])
 		clear(row.seen[from:to])
+		clear(row.lost[from:to])
 	}
 }
 
@@ -355,7 +357,7 @@ func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int
 			return errTreeChanged
 		}
 		var err error
-		if b.extents, err = p.layer.state.Load().Map(b.extents[:0], at, regionSize); err != nil {
+		if b.extents, err = p.layer.extents(b.extents[:0], at, regionSize); err != nil {
 			return err
 		}
 		size := min(c.size, p.node.size())
@@ -363,6 +365,8 @@ func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int
 			switch {
 			case e.Kind == overlay.Unallocated, e.Kind == overlay.Zero && p.raw:
 				// Of a raw image only what is no hole counts.
+			case e.Kind == overlay.Damaged:
+				c.add(c.rows[i].lost, e.Start, min(e.End(), size))
 			case e.Kind == overlay.Zero:
 				c.add(c.rows[i].zero, e.Start, min(e.End(), size))
 			default:
@@ -378,7 +382,7 @@ func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int
 	}
 	b.finish()
 	for k, s := range b.region.spans {
-		if s.kind == overlay.Zero {
+		if s.kind == overlay.Zero || s.kind == overlay.Damaged {
 			continue
 		}
 		stop := at + regionSize
@@ -418,6 +422,7 @@ func (c *mapper) result(d *Disk, path []passLayer) *ExtentMap {
 		m.Layers = append(m.Layers, MapLayer{
 			LayerStatus: byID[path[i].node.id],
 			Data:        slices.Clone(row.data), Zero: slices.Clone(row.zero), Seen: slices.Clone(row.seen),
+			Lost: slices.Clone(row.lost),
 		})
 	}
 	m.Beside -= len(m.Layers)

@@ -43,6 +43,10 @@ type fingerprint struct {
 	Inode   uint64
 	Device  uint64
 
+	// unread is where a sampled block could not be read, 0 for nowhere (a header that
+	// cannot be read is an error). The digest says nothing then.
+	unread int64
+
 	extra extraFields
 }
 
@@ -77,12 +81,15 @@ func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fingerprint %s: %w", f.Name(), err)
 	}
-	sum := sha256.New()
+	sum, unread := sha256.New(), int64(0)
 	block := make([]byte, sampleBytes)
 	add := func(off, length int64) error {
 		for length > 0 {
 			part := block[:min(length, sampleBytes)]
 			n, err := f.ReadAt(part, off)
+			if overlay.HostCannotRead(err) {
+				unread, n, err = max(off, 1), 0, nil
+			}
 			if err != nil && !errors.Is(err, io.EOF) {
 				return fmt.Errorf("fingerprint: read %d bytes at 0x%x of %s: %w", len(part), off, f.Name(), err)
 			}
@@ -121,6 +128,7 @@ func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
 		Digest:  digestPrefix + hex.EncodeToString(sum.Sum(nil)),
 		Inode:   info.Inode,
 		Device:  info.Device,
+		unread:  unread,
 	}
 	if info.Mode&os.ModeDevice != 0 {
 		taken.ModTime = 0
@@ -183,7 +191,11 @@ func compareFingerprints(old, now *fingerprint) (changes, noted []string) {
 	if old.ModTime != now.ModTime {
 		changes = append(changes, fmt.Sprintf("modification time %s → %s", stamp(old.ModTime), stamp(now.ModTime)))
 	}
-	if old.Digest != now.Digest {
+	switch {
+	case old.Digest == now.Digest:
+	case now.unread > 0:
+		noted = append(noted, fmt.Sprintf("it cannot be read at 0x%x, so what it holds is not compared", now.unread))
+	default:
 		changes = append(changes, "content at sampled places")
 	}
 	if old.Inode != now.Inode {
@@ -217,7 +229,7 @@ func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[stri
 		}
 		changes, noted := compareFingerprints(l.Fingerprint, now)
 		if len(noted) > 0 {
-			log.Info("a layer's file was moved or restored", "layer", l.label(), "file", l.path(dir), "noted", strings.Join(noted, ", "))
+			log.Info("a layer's file was moved or restored, or cannot be read everywhere", "layer", l.label(), "file", l.path(dir), "noted", strings.Join(noted, ", "))
 		}
 		switch {
 		case len(changes) == 0:

@@ -13,7 +13,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		return err
 	}
 	over, source := n.layer().over(), n.parent()
-	held := func(off int64) (int64, error) { return d.regionBytes(source, off>>regionBits, over.Size()) }
+	held := func(off int64) (int64, error) { return d.regionHeld(source, off>>regionBits, over.Size()) }
 	part, fill := d.filling(j, over, source, nil)
 	settle := func(_, _ int64) error {
 		forget := over.Copied()

@@ -78,6 +78,9 @@ func (d *Disk) countFrees(m *manifest, nodes map[string]*node, layers []LayerSta
 				continue
 			}
 			hidden, known, busy := d.hiddenCount(x, c)
+			if x.damaged() || c.damaged() { // what its merge would free nobody knows
+				continue
+			}
 			if !known {
 				counted = counted && busy
 				continue
@@ -123,7 +126,7 @@ func (d *Disk) hiddenIn(n *node, off int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	own, err := link.layer.state.Load().Map(nil, off, regionSize)
+	own, err := link.layer.extents(nil, off, regionSize)
 	return hiddenBytes(below, own), err
 }
 
@@ -133,14 +136,14 @@ func (d *Disk) hiddenIn(n *node, off int64) (int64, error) {
 func hiddenBytes(below, above []overlay.Extent) (total int64) {
 	i := 0
 	for _, e := range below {
-		if e.Kind == overlay.Unallocated || e.Kind == overlay.Zero {
+		if e.Kind != overlay.Data && e.Kind != overlay.Compressed {
 			continue
 		}
 		for i < len(above) && above[i].End() <= e.Start {
 			i++
 		}
 		for k := i; k < len(above) && above[k].Start < e.End(); k++ {
-			if above[k].Kind != overlay.Unallocated {
+			if above[k].Kind != overlay.Unallocated && above[k].Kind != overlay.Damaged {
 				total += min(e.End(), above[k].End()) - max(e.Start, above[k].Start)
 			}
 		}

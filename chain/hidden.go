@@ -73,7 +73,7 @@ func (d *Disk) hiddenExtents(dst []overlay.Extent, x, c *node, off, length int64
 		}
 		for _, a := range above {
 			start, end := max(e.Start, a.Start), min(e.End(), a.End())
-			if start >= end || a.Kind == overlay.Unallocated {
+			if start >= end || a.Kind == overlay.Unallocated || a.Kind == overlay.Damaged {
 				continue
 			}
 			dst = append(dst, overlay.Extent{Start: start, Length: end - start, Host: e.Host + start - e.Start, Kind: overlay.Data})

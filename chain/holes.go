@@ -68,11 +68,22 @@ func (n *node) resolved(i int64) (*region, error) {
 	return n.region(i)
 }
 
-// dataBytes is how much of a region is data, up to the view's size.
+// dataBytes is how much of a region is data, up to the view's size. What is damaged
+// does not count: nobody knows whether it is.
 func (r *region) dataBytes(size int64) int64 {
+	return r.sumOf(size, func(k overlay.Kind) bool { return k != overlay.Zero && k != overlay.Damaged })
+}
+
+// heldBytes is dataBytes with what is damaged: of which a copy is to be made, or fails.
+func (r *region) heldBytes(size int64) int64 {
+	return r.sumOf(size, func(k overlay.Kind) bool { return k != overlay.Zero })
+}
+
+// sumOf is how many bytes of a region, up to the view's size, are of a kind.
+func (r *region) sumOf(size int64, is func(overlay.Kind) bool) int64 {
 	var total int64
 	for i, s := range r.spans {
-		if s.kind == overlay.Zero {
+		if !is(s.kind) {
 			continue
 		}
 		end := int64(regionSize)
@@ -87,7 +98,17 @@ func (r *region) dataBytes(size int64) int64 {
 	return total
 }
 
+// regionBytes is how much of a region of a view is data.
 func (d *Disk) regionBytes(n *node, i, size int64) (int64, error) {
+	return d.sumRegion(n, i, func(r *region) int64 { return r.dataBytes(size) })
+}
+
+// regionHeld is regionBytes with what is damaged.
+func (d *Disk) regionHeld(n *node, i, size int64) (int64, error) {
+	return d.sumRegion(n, i, func(r *region) int64 { return r.heldBytes(size) })
+}
+
+func (d *Disk) sumRegion(n *node, i int64, sum func(r *region) int64) (int64, error) {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
 	r := n.regions.get(i)
@@ -98,5 +119,5 @@ func (d *Disk) regionBytes(n *node, i, size int64) (int64, error) {
 			return 0, err
 		}
 	}
-	return r.dataBytes(size), nil
+	return sum(r), nil
 }

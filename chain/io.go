@@ -55,9 +55,14 @@ func (n *node) readLive(p []byte, off int64) error {
 		part := p[:e.Length]
 		switch {
 		case e.Kind == overlay.Data:
-			err = o.ReadHost(part, e.Host)
+			if err = o.ReadHost(part, e.Host); err != nil {
+				err = l.layer.failedRead(off, e.Length, e.Kind, err)
+			}
 		case e.Kind == overlay.Unallocated && l.parent != nil:
 			err = l.parent.ReadAt(part, off)
+		case e.Kind == overlay.Damaged:
+			l.layer.mapped([]overlay.Extent{e}, e.Start, e.Length)
+			err = o.ReadExtent(part, e, off)
 		default:
 			clear(part)
 		}

@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync/atomic"
+
+	"varve/overlay"
 )
 
 // States of a job.
@@ -161,6 +163,9 @@ func (d *Disk) runJob(j *job) {
 		d.measures.jobEnded(j.kind, jobCancelled)
 		d.endJob(j, jobOutcome{state: jobCancelled})
 	default:
+		if overlay.IsDamage(err) {
+			err = fmt.Errorf("%w; it stops at this damage, and every view is as it was", err)
+		}
 		d.log.Error("job failed", "job", j.id, "error", err)
 		d.measures.jobEnded(j.kind, jobFailed)
 		d.endJob(j, jobOutcome{state: jobFailed, err: d.tooFull(err).Error()})

@@ -16,6 +16,7 @@ type layer struct {
 	path  string
 	file  overlay.File
 	state atomic.Pointer[layerState]
+	damages
 }
 
 type layerState struct {

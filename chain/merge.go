@@ -411,7 +411,7 @@ func (d *Disk) punchSource(x *node, from, to int64) error {
 		return nil
 	}
 	l := x.layer()
-	extents, err := l.state.Load().Map(nil, from, to-from)
+	extents, err := l.extents(nil, from, to-from)
 	if err != nil {
 		return err
 	}

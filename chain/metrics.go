@@ -91,6 +91,7 @@ type LayerMetrics struct {
 	Depth            int
 	SetAside         bool
 	Own, Host, Frees *int64
+	Damaged          int64 // bytes of the disk that cannot be read from it, as far as somebody has looked
 }
 
 // Metrics gives a disk's figures. It counts nothing but what the guest has changed
@@ -143,7 +144,7 @@ func (d *Disk) layerMetrics() []LayerMetrics {
 	list := make([]LayerMetrics, len(layers))
 	for i := range layers {
 		l := &layers[i]
-		list[i] = LayerMetrics{ID: l.ID, Name: l.Name, State: l.State, Depth: l.Depth, SetAside: l.SetAside}
+		list[i] = LayerMetrics{ID: l.ID, Name: l.Name, State: l.State, Depth: l.Depth, SetAside: l.SetAside, Damaged: l.DamagedBytes()}
 		n := nodes[l.ID]
 		if n == nil || n.layer() == nil {
 			continue

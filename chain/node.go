@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"varve/overlay"
@@ -75,7 +76,11 @@ func (n *node) readResolved(p []byte, off int64) error {
 		}
 		in := off & (regionSize - 1)
 		part := p[:min(int64(len(p)), regionSize-in)]
-		if err := r.read(part, off, uint32(in)); err != nil {
+		err = r.read(part, off, uint32(in))
+		if errors.Is(err, overlay.ErrReadable) {
+			err = n.readAnew(part, off)
+		}
+		if err != nil {
 			return err
 		}
 		p, off = p[len(part):], off+int64(len(part))
@@ -115,7 +120,7 @@ func (n *node) IsZero(off, length int64) (bool, error) {
 // isZeroLive is IsZero for a layer that is being written.
 func (n *node) isZeroLive(off, length int64) (bool, error) {
 	l := n.link.Load()
-	extents, err := l.layer.state.Load().Map(nil, off, length)
+	extents, err := l.layer.extents(nil, off, length)
 	if err != nil {
 		return false, err
 	}
@@ -183,7 +188,7 @@ func (n *node) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, e
 type ownSource struct{ *node }
 
 func (s ownSource) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
-	return s.layer().state.Load().Map(dst, off, length)
+	return s.layer().extents(dst, off, length)
 }
 
 // liveSource is ownSource for a layer that is, or may be, written meanwhile.

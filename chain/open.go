@@ -207,6 +207,9 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		return nil
 	})
 	for i, l := range layers {
+		if l != nil {
+			l.log = d.log
+		}
 		if l != nil { // also when another one failed: abandon closes them
 			d.nodes[records[i].ID] = newNode(records[i].ID, l, nil, d.cache)
 			files[records[i].ID] = l.file
@@ -287,13 +290,32 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		unclean = changed
 	}
 	l, err := newWritable(path, f, d.overlayOptions(unclean))
-	if errors.Is(err, overlay.ErrNotPlain) {
+	if errors.Is(err, overlay.ErrUnreadable) { // once is no damage
+		l, err = openWritable(d.fs, path, d.overlayOptions(unclean))
+	}
+	switch {
+	case err == nil:
+		return l, nil
+	case errors.Is(err, overlay.ErrNotPlain):
 		if rec.ID == d.manifest.Leaf {
 			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
 		}
-		return openFrozen(d.fs, path, rec.Format, false, false)
+	case overlay.IsDamage(err):
+		// Nothing more is written to it: where its tables or refcounts are wrong, what is
+		// free in it is not known. What can be read is read.
+		what := "a layer that was being written is damaged; it is kept as it is"
+		if rec.ID == d.manifest.Leaf {
+			what = "the leaf is damaged; it is kept as it is, as a frozen layer, and a new leaf goes on top"
+		}
+		d.log.Error(what, "layer", rec.label(), "file", path, "reason", err)
+	default:
+		return nil, err
 	}
-	return l, err
+	l, again := openFrozen(d.fs, path, rec.Format, false, false)
+	if again != nil {
+		return nil, errors.Join(err, again)
+	}
+	return l, nil
 }
 
 // touchedByOthers says whether the leaf's file, which is locked, differs from
@@ -379,13 +401,18 @@ func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
 		}
 		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", l.header().BackingName, "is", name)
 		o, err := d.thaw(n)
-		if err != nil {
+		switch {
+		case overlay.IsDamage(err):
+			// varve goes by chain.json; the header tells QEMU alone.
+			d.log.Error("a damaged layer keeps a header that does not follow chain.json: QEMU shows another disk through it", "file", l.path, "reason", err)
+		case err != nil:
 			return err
+		default:
+			if err := o.SetBacking(name, format); err != nil {
+				return err
+			}
+			rec.Writing = true
 		}
-		if err := o.SetBacking(name, format); err != nil {
-			return err
-		}
-		rec.Writing = true
 	} else if d.canGrowWhole(m, rec) {
 		if err := d.growWhole(n); err != nil {
 			return err

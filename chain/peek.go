@@ -79,7 +79,7 @@ func (d *Disk) dataBytesOfRegion(id string, off, end int64) (bytes, next int64, 
 func (r *region) dataBetween(from, to int64) int64 {
 	var total int64
 	for i := r.find(uint32(from)); i < len(r.spans) && int64(r.spans[i].start) < to; i++ {
-		if r.spans[i].kind == overlay.Zero {
+		if k := r.spans[i].kind; k == overlay.Zero || k == overlay.Damaged {
 			continue
 		}
 		stop := to

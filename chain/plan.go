@@ -460,7 +460,7 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 		if r.dataBytes(size) == 0 {
 			return next, nil
 		}
-		extents, err = n.layer().state.Load().Map(extents[:0], off, min(regionSize, size-off))
+		extents, err = n.layer().extents(extents[:0], off, min(regionSize, size-off))
 		if err != nil {
 			return off, err
 		}

@@ -197,7 +197,7 @@ func (w *unitScan) look(i int, off int64) (err error) {
 		return nil
 	}
 	end := min(off+regionSize, l.size())
-	if w.extents, err = l.state.Load().Map(w.extents[:0], off, end-off); err != nil {
+	if w.extents, err = l.extents(w.extents[:0], off, end-off); err != nil {
 		return err
 	}
 	raw := l.over() == nil && l.header() == nil

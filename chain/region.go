@@ -77,8 +77,9 @@ func (r *region) read(p []byte, off int64, in uint32) error {
 			clear(part)
 		} else {
 			e := overlay.Extent{Start: r.base + int64(s.start), Length: int64(end - s.start), Host: s.host, Kind: s.kind}
-			if err := r.layers[s.layer].state.Load().ReadExtent(part, e, off); err != nil {
-				return err
+			l := r.layers[s.layer]
+			if err := l.state.Load().ReadExtent(part, e, off); err != nil {
+				return l.failedRead(off, int64(len(part)), s.kind, err)
 			}
 		}
 		p, off, in = p[len(part):], off+int64(len(part)), in+uint32(len(part))
@@ -319,19 +320,18 @@ type regionBuilder struct {
 // asks once for the stretch from the first hole to the last: with every upper
 // layer there are more of them, and each question is a read of the file.
 func (b *regionBuilder) ask(l *layer, holes []overlay.Extent) ([]overlay.Extent, error) {
-	state := l.state.Load()
 	start, end := holes[0].Start, holes[len(holes)-1].End()
 	var err error
-	if b.extents, err = state.Map(b.extents[:0], start, end-start); err == nil {
+	if b.extents, err = l.extents(b.extents[:0], start, end-start); err == nil {
 		return b.fill(l, holes), nil
 	} else if len(holes) == 1 {
 		return nil, err
 	}
-	// An entry that breaks a rule is nobody's concern where the layers above
+	// A place that the host cannot tell of is nobody's concern where the layers above
 	// hide it.
 	var left []overlay.Extent
 	for _, h := range holes {
-		if b.extents, err = state.Map(b.extents[:0], h.Start, h.Length); err != nil {
+		if b.extents, err = l.extents(b.extents[:0], h.Start, h.Length); err != nil {
 			return nil, err
 		}
 		left = append(left, b.fill(l, []overlay.Extent{h})...)
@@ -418,7 +418,7 @@ func (b *regionBuilder) finish() {
 	for _, s := range p {
 		if n := len(out); n > 0 {
 			last := &out[n-1]
-			if s.kind == last.kind && (s.kind == overlay.Zero ||
+			if s.kind == last.kind && (s.kind == overlay.Zero || s.kind == overlay.Damaged && s.layer == last.layer ||
 				s.kind == overlay.Data && s.layer == last.layer && s.host-last.host == int64(s.start-last.start)) {
 				continue
 			}

@@ -218,7 +218,7 @@ func (d *Disk) mapsAny(nodes []*node, off, length int64) (bool, error) {
 			section := d.readers.enter()
 			l, extents, err := n.layer(), []overlay.Extent(nil), error(nil)
 			if l != nil && at < l.size() {
-				extents, err = l.state.Load().Map(nil, at, min(regionSize, l.size()-at))
+				extents, err = l.extents(nil, at, min(regionSize, l.size()-at))
 			}
 			d.readers.exit(section)
 			if err != nil {

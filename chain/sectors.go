@@ -83,6 +83,10 @@ func (d *Disk) keepTail(leaf *node) error {
 	section := d.readers.enter()
 	err := o.KeepTail(h.Size, below)
 	d.readers.exit(section)
+	if overlay.IsDamage(err) {
+		d.log.Warn("the last sector cannot be copied; QEMU would read zeros there", "file", below.layer().path, "error", err)
+		return nil
+	}
 	if err == nil && o.Changes() != changes {
 		err = o.Flush()
 	}

@@ -39,6 +39,17 @@ type LayerStatus struct {
 	// Frees is how many bytes of the host a delete would give back, 0 where nothing can
 	// be deleted; nil while it is not known.
 	Frees *int64 `json:"frees_bytes"`
+	// Damage are the guest bytes that cannot be read from this layer, as far as
+	// somebody has looked. OwnBytes is what it has at least, then.
+	Damage []Damage `json:"damage"`
+}
+
+// DamagedBytes is how many guest bytes cannot be read from the layer.
+func (l *LayerStatus) DamagedBytes() (total int64) {
+	for _, d := range l.Damage {
+		total += d.Length
+	}
+	return total
 }
 
 // OpenStatus describes one open file of the mount.

@@ -23,6 +23,9 @@ func (d *Disk) Layers() []LayerStatus {
 		if list[i].ID == m.Leaf {
 			list[i].Size = d.Size() // grows without a new manifest
 		}
+		if n := nodes[list[i].ID]; n != nil && n.damaged() {
+			list[i].Damage = n.layer().damages.all()
+		}
 	}
 	return list
 }

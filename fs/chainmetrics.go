@@ -143,6 +143,8 @@ func layerMetrics() []metric {
 			each(func(l *chain.LayerMetrics) *int64 { return l.Host })),
 		diskMetric("varve_layer_frees_bytes", prom.Gauge, "What a delete of the layer would give back; absent until that was counted.",
 			each(func(l *chain.LayerMetrics) *int64 { return l.Frees })),
+		diskMetric("varve_layer_damaged_bytes", prom.Gauge, "Bytes of the disk that cannot be read from a layer, as far as somebody has looked; its own bytes are more, perhaps.",
+			each(func(l *chain.LayerMetrics) *int64 { return &l.Damaged })),
 		figure("varve_set_aside_bytes", prom.Gauge, "What the leaf that the last revert set aside takes on the host.", func(m *chain.Metrics) int64 {
 			for _, l := range m.Layers {
 				if l.SetAside && l.Host != nil {

@@ -20,6 +20,8 @@ const mapShaded = 4
 const (
 	mapLeafColor = "#d55e00" // vermillion
 	mapBaseColor = "#8b929b"
+	// mapDamageColor is none of the layers'.
+	mapDamageColor = "#d1001f"
 )
 
 // Shades of the oldest and of the newest of many layers, in percent: how far towards

@@ -211,7 +211,20 @@ func (d *mapDrawing) layer(i int, top float64) {
 	if path := d.runs(func(column int) bool { return d.sum(l.Zero, column) > 0 }, d.bar/2-0.75); path != "" {
 		d.printf(`<path stroke-width="1.5" d="%s"/>`, path)
 	}
+	// What is damaged is red, over the whole height.
+	if path := d.runs(func(column int) bool { return d.sum(l.Lost, column) > 0 }, 0); path != "" {
+		d.printf(`<path stroke="%s" stroke-width="%s" d="%s"/>`, mapDamageColor, number(d.bar), path)
+	}
 	d.printf("</g></g>\n")
+}
+
+// holdsText is what a layer holds, or a view: at least that, where some of it is damaged.
+func holdsText(bins, lost []float32) string {
+	text := HumanSize(total(bins))
+	if total(lost) > 0 {
+		return "≥ " + text
+	}
+	return text
 }
 
 // rowText writes a layer's name and figures, where there is room for them.
@@ -236,7 +249,7 @@ func (d *mapDrawing) rowText(i int, top float64, color string) {
 		weight = ` class="b"`
 	}
 	d.printf(`<text%s x="%d" y="%s"%s>%s</text>`, weight, mapPad+14, baseline, style, d.text(fit(mapTitle(l.LayerStatus), (mapLeft-mapPad-14-8)/size)))
-	d.printf(`<text class="e" x="%d" y="%s"%s>%s</text>`, mapHolds, baseline, style, HumanSize(total(l.Data)))
+	d.printf(`<text class="e" x="%d" y="%s"%s>%s</text>`, mapHolds, baseline, style, holdsText(l.Data, l.Lost))
 	d.printf(`<text class="e m" x="%d" y="%s"%s>%s</text>`, mapSeen, baseline, style, HumanSize(total(l.Seen)))
 }
 
@@ -249,6 +262,9 @@ func (d *mapDrawing) words(l chain.MapLayer) string {
 	text += ": holds " + HumanSize(total(l.Data))
 	if zeros := total(l.Zero); zeros > 0 {
 		text += ", and zeros over " + HumanSize(zeros)
+	}
+	if lost := total(l.Lost); lost > 0 {
+		text += ", or more: " + HumanSize(lost) + " are damaged and cannot be read"
 	}
 	text += "; " + HumanSize(total(l.Seen)) + " of it is in the disk as it is now"
 	if l.State != "leaf" {

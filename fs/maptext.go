@@ -4,9 +4,12 @@ import (
 	"encoding/xml"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"varve/chain"
 )
 
 const mapStyle = `text{font:12px system-ui,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums;fill:#1f2328}
@@ -90,6 +93,11 @@ func (d *mapDrawing) legend(y float64) {
 	d.printf(`<path d="M%s %sh24" fill="none" stroke="%s" stroke-width="1.5"/>`, number(x), number(y+9), mapBaseColor)
 	x += 30
 	label("zeros: discarded, or written as zeros")
+	if d.damaged() {
+		d.printf(`<rect x="%s" y="%s" width="14" height="12" fill="%s"/>`, number(x), number(y), mapDamageColor)
+		x += 20
+		label("damaged")
+	}
 	if !d.m.Complete() {
 		d.printf(`<rect class="u" x="%s" y="%s" width="18" height="12"/>`, number(x), number(y))
 		x += 24
@@ -106,6 +114,11 @@ func (d *mapDrawing) legend(y float64) {
 		label("the darker a colour, the older the layer")
 	}
 	d.printf("\n")
+}
+
+// damaged says whether something of a layer is.
+func (d *mapDrawing) damaged() bool {
+	return slices.ContainsFunc(d.m.Layers, func(l chain.MapLayer) bool { return total(l.Lost) > 0 })
 }
 
 // text is a string as it may stand in XML.

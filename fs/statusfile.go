@@ -46,6 +46,7 @@ func (f *fileSystem) writeText(ctx context.Context, w io.Writer, node uint64) er
 	if err != nil {
 		return err
 	}
+	NameDamage(&st, f.peekView)
 	if node == nodeStatusJSON {
 		return JSON(w, st)
 	}

@@ -35,6 +35,9 @@ func JSON(w io.Writer, st chain.Status) error {
 		if st.Layers[i].Clones == nil {
 			st.Layers[i].Clones = []string{}
 		}
+		if st.Layers[i].Damage == nil {
+			st.Layers[i].Damage = []chain.Damage{}
+		}
 	}
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
@@ -95,11 +98,25 @@ func LayerTable(w io.Writer, st chain.Status) error {
 			frozenAt(l).Local().Format("2006-01-02 15:04"),
 		})
 	}
-	return writeRows(w, rows, []int{0, 1}, []int{2, 3})
+	if err := writeRows(w, rows, []int{0, 1}, []int{2, 3}); err != nil {
+		return err
+	}
+	for i := range st.Layers {
+		for _, note := range damageNotes(&st.Layers[i]) {
+			if _, err := fmt.Fprintf(w, "%s: %s\n", layerTitle(st, st.Layers[i].ID), note); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
-// ownSize is what a layer holds itself, marked where it is not counted to the end.
+// ownSize is what a layer holds itself, marked where it is not counted to the end. Of a
+// damaged one nobody knows whether it is more.
 func ownSize(l chain.LayerStatus) string {
+	if len(l.Damage) > 0 {
+		return "at least " + HumanSize(l.OwnBytes)
+	}
 	if !l.Counted {
 		return "~" + HumanSize(l.OwnBytes)
 	}

@@ -181,7 +181,7 @@ func (t *treeDrawing) notes(l *chain.LayerStatus) (notes []string) {
 	for _, clone := range l.Clones {
 		notes = append(notes, "held for its clone "+printable(clone))
 	}
-	return notes
+	return append(notes, damageNotes(l)...)
 }
 
 // frees is what deleting a layer would give back on the host, in words.
@@ -201,6 +201,7 @@ const (
 	treeLeaf   = "1;32"
 	treeBase   = "34"
 	treeYellow = "33"
+	treeRed    = "1;31"
 )
 
 func (t *treeDrawing) paint(code, s string) string {
@@ -250,8 +251,11 @@ func (t *treeDrawing) text() string {
 			out.WriteString("\n")
 		case line.layer == nil:
 			code := treeDim
-			if strings.HasPrefix(line.note, "held") {
+			switch {
+			case strings.HasPrefix(line.note, "held"):
 				code = treeYellow
+			case strings.HasPrefix(line.note, "damaged"):
+				code = treeRed
 			}
 			graph = t.cutGraph(graph, t.o.Width-12)
 			note := t.cut(line.note, t.o.Width-utf8.RuneCountInString(graph)-2)

@@ -25,6 +25,7 @@ type allocator struct {
 	clusterBits uint32
 	next        int64 // the next cluster to give out
 	end         int64 // clusters below have refcount 1 and lie within the file
+	opened      int64 // next when the layer was opened; it does not change
 	batch       int64 // clusters to add at a time
 	ahead       int64 // clusters up to here may have refcount 1 still, after a Settle that failed
 
@@ -52,11 +53,15 @@ func (a *allocator) load(f File, h *Header, fileSize int64) error {
 	a.clusterBits = h.ClusterBits
 	cs := h.ClusterSize()
 	a.next = (fileSize + cs - 1) >> h.ClusterBits
-	a.end = a.next
+	a.end, a.opened = a.next, a.next
 	a.batch = minBatch
 	table, err := readRefcountTable(f, h, fileSize)
 	if err != nil {
 		return err
+	}
+	if b := a.end / a.perBlock(); a.end%a.perBlock() != 0 && (b >= int64(len(table)) || table[b] == 0) {
+		// A new block would call clusters free that are in use.
+		return fmt.Errorf("%s: refcount table entry %d is 0, and clusters that it counts are in use: %w", f.Name(), b, ErrCorrupt)
 	}
 	a.table = table
 	a.tableOffset = h.RefcountTableOffset

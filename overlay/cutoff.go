@@ -46,7 +46,7 @@ func cutOff(f File) (Missing, error) {
 	if err != nil {
 		return Missing{}, err
 	}
-	l1, err := readL1(f, h)
+	l1, unread, err := readL1(f, h)
 	if err != nil {
 		return Missing{}, err
 	}
@@ -58,8 +58,8 @@ func cutOff(f File) (Missing, error) {
 	if info, err = f.Stat(); err != nil {
 		return Missing{}, err
 	}
-	for _, entry := range l1 {
-		if table := int64(entry & offsetMask); table >= info.Size {
+	for i, entry := range l1 {
+		if table := int64(entry & offsetMask); table >= info.Size && unread[int64(i)] == nil {
 			return Missing{At: table, What: "an L2 table"}, nil
 		}
 	}
@@ -88,7 +88,7 @@ func HasData(fs FS, path string) (bool, error) {
 	var l1 []uint64
 	h, err := readHeader(f, info.Size)
 	if err == nil {
-		l1, err = readL1(f, h)
+		l1, _, err = readL1(f, h)
 	}
 	if errors.Is(err, ErrCorrupt) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return false, nil

@@ -48,7 +48,7 @@ const (
 // says nothing and what is below, looked at as far as far says, is zero.
 func (o *Overlay) skipZero(off, length, far int64, below Backing) (int64, error) {
 	e, err := o.Lookup(off, length)
-	if err != nil || e.Kind == Data {
+	if err != nil || e.Kind == Data || e.Kind == Damaged {
 		return 0, err
 	}
 	if e.Kind == Zero || below == nil {
@@ -108,6 +108,9 @@ func (o *Overlay) discardCluster(cluster, in, n int64, below Backing) error {
 // unallocated, and queues the punch of those that held data. The stripe is
 // the caller's.
 func (o *Overlay) clearSubclusters(s *slice, i int, cluster int64, mask uint32, zero bool) error {
+	if err := o.changeable(s, i, cluster); err != nil {
+		return err
+	}
 	host, old := s.offset[i].Load(), s.bitmap[i].Load()
 	bitmap := old &^ (uint64(mask) | uint64(mask)<<32)
 	if zero {

@@ -178,7 +178,7 @@ func (o *Overlay) fillPart(source Source, room *[]Extent, cluster, in, n int64, 
 	m.Lock()
 	defer m.Unlock()
 	e, err := o.Lookup(base+in, n)
-	if err != nil || (e.Kind != Unallocated && e.Length == n) {
+	if err != nil || (e.Kind != Unallocated && e.Kind != Damaged && e.Length == n) {
 		return 0, err
 	}
 	if *room, err = source.Map((*room)[:0], base+in, n); err != nil {
@@ -209,7 +209,7 @@ func (o *Overlay) wanted(extents []Extent, base int64) (data, zero uint32) {
 	for _, e := range extents {
 		mask := o.subMask(e.Start-base, e.Length)
 		switch e.Kind {
-		case Data, Compressed:
+		case Data, Compressed, Damaged: // reading what is damaged ends the copy
 			data |= mask
 		case Zero:
 			zero |= mask
@@ -273,6 +273,13 @@ func (o *Overlay) overwrite(source Source, off, length int64, below Backing) (in
 			if err := o.Discard(e.Start, e.Length, below); err != nil {
 				return copied, err
 			}
+		case Damaged:
+			// What this layer has must not show where source may have something else.
+			n := min(e.Length, o.subSize())
+			if err := source.ReadAt(make([]byte, n), e.Start); err != nil {
+				return copied, fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", e.Length, e.Start, o.file.Name(), err)
+			}
+			return copied, fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", e.Length, e.Start, o.file.Name(), ErrReadable)
 		case Data, Compressed:
 			n, err := o.inRuns(source, []Extent{e}, e.Start, e.Length, func(off, length int64) (int64, error) {
 				return length, o.byCluster(off, length, func(cluster, in, n int64) error {

@@ -145,6 +145,7 @@ func (o *Overlay) publish(c *captured) error {
 	}
 	if len(c.slices) > 0 || len(c.l1) > 0 {
 		for i, s := range c.slices {
+			s.table.written.Or(1 << s.index)
 			if err := writeFull(o.file, c.image[i*sliceBytes:(i+1)*sliceBytes], s.at()); err != nil {
 				return err
 			}

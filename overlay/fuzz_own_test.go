@@ -139,9 +139,17 @@ func guest(t *testing.T, o *Overlay, below Backing) [][]byte {
 				if below != nil {
 					err = below.ReadAt(part, e.Start)
 				}
+			case Damaged:
+				if err := o.ReadExtent(part, e, e.Start); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotPlain) {
+					t.Fatalf("read %+v: %v", e, err)
+				}
+				p = nil
 			}
 			if err != nil {
 				t.Fatalf("read %+v: %v", e, err)
+			}
+			if p == nil {
+				break
 			}
 		}
 		views = append(views, p)

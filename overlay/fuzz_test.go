@@ -115,6 +115,11 @@ func explore(t *testing.T, data []byte) *Image {
 			if e.Kind != Unallocated && e.Start < im.Size() {
 				sum += min(e.End(), im.Size()) - e.Start
 			}
+			if e.Kind == Damaged && e.Start < im.Size() {
+				if err := im.ReadExtent(p[:1], e, e.Start); !errors.Is(err, ErrCorrupt) {
+					t.Fatalf("read %+v: %v", e, err)
+				}
+			}
 			if e.Kind != Data && e.Kind != Compressed || left <= 0 {
 				continue
 			}

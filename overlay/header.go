@@ -214,7 +214,7 @@ func readTable(f File, p []byte, off int64) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return err
+	return readError(err)
 }
 
 // ParseHeader decodes the header of the qcow2 file called name from its first

@@ -24,7 +24,8 @@ type Image struct {
 	// Of qcow2 only.
 	header     *Header
 	l1         []uint64
-	index      *tableIndex // of l1
+	l1Unread   map[int64]error // entries that the host cannot read; nil for none
+	index      *tableIndex     // of l1
 	l2         l2Format
 	compressed compressedReader
 	hidden     Extent // see HideTail
@@ -82,7 +83,7 @@ func NewImage(f File, format string) (*Image, error) {
 	im.size = h.Size
 	im.l2 = l2Format{version: h.Version, clusterBits: h.ClusterBits, extended: h.ExtendedL2(), fileSize: info.Size}
 	im.compressed = compressedReader{file: f, format: &im.l2, compression: h.CompressionType}
-	if im.l1, err = readL1(f, h); err != nil {
+	if im.l1, im.l1Unread, err = readL1(f, h); err != nil {
 		return nil, err
 	}
 	im.index = newTableIndex(len(im.l1))
@@ -100,24 +101,41 @@ var tableBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // readL1 reads the part of the L1 table that the disk's size needs; entries
 // behind it (of a disk that was shrunk, or for a saved machine's state) map no
-// guest bytes.
-func readL1(f File, h *Header) ([]uint64, error) {
+// guest bytes. Entries that the host cannot read are unreadL1, with the reason in
+// unread.
+func readL1(f File, h *Header) (l1 []uint64, unread map[int64]error, err error) {
 	buf := tableBuffers.Get().(*[64 << 10]byte)
 	defer tableBuffers.Put(buf)
-	l1 := make([]uint64, h.l1EntriesFor(h.Size))
-	for i := 0; i < len(l1); {
-		n := min(len(l1)-i, len(buf)/8)
-		at := h.L1Offset + int64(i)*8
-		if err := readTable(f, buf[:n*8], at); err != nil {
-			return nil, fmt.Errorf("read L1 table at 0x%x of %s: %w", at, f.Name(), err)
+	l1 = make([]uint64, h.l1EntriesFor(h.Size))
+	for i := int64(0); i < int64(len(l1)); {
+		n := min(int64(len(l1))-i, int64(len(buf)/8))
+		at := h.L1Offset + i*8
+		var broken []int64
+		err := readPieces(f, buf[:n*8], at, 8, func(first, n int64, reason error) error {
+			if unread == nil {
+				unread = make(map[int64]error)
+			}
+			for k := first; k < first+n; k++ {
+				unread[i+k], broken = reason, append(broken, i+k)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, nil, fmt.Errorf("read L1 table at 0x%x of %s: %w", at, f.Name(), err)
 		}
 		for k := range n {
 			l1[i+k] = binary.BigEndian.Uint64(buf[k*8:])
 		}
+		for _, k := range broken {
+			l1[k] = unreadL1
+		}
 		i += n
 	}
-	return l1, nil
+	return l1, unread, nil
 }
+
+// unreadL1 stands for an L1 entry that the host cannot read.
+const unreadL1 = ^uint64(0)
 
 // Header is the qcow2 header; nil for raw. It must not be changed.
 func (im *Image) Header() *Header { return im.header }
@@ -137,8 +155,8 @@ func (im *Image) Close() error { return im.file.Close() }
 
 // Map is Layer.Map. Of a qcow2 image it reads the L2 entries of the range, of
 // a raw one it asks the host for holes. It allocates nothing but what dst
-// needs to grow. Errors wrap ErrCorrupt where an entry breaks a rule; a
-// smaller range without that entry can still be mapped.
+// needs to grow. An entry that breaks a rule, or stands where the host cannot read,
+// costs what it maps, which is Damaged. Errors are those of the host otherwise.
 func (im *Image) Map(dst []Extent, off, length int64) ([]Extent, error) {
 	if off < 0 || length < 0 || off > math.MaxInt64-length {
 		return dst, fmt.Errorf("map %d bytes at %d of %s: %w", length, off, im.file.Name(), os.ErrInvalid)
@@ -192,21 +210,15 @@ func (im *Image) mapTables(list *extentList, pos, limit int64) error {
 
 // mapTable maps [pos, end), all within the reach of L1 entry number i.
 func (im *Image) mapTable(list *extentList, l1Entry uint64, i, pos, end int64) error {
+	if err := im.badL1(i, l1Entry); err != nil {
+		return list.broken(pos, end, err)
+	}
 	table := int64(l1Entry & offsetMask)
-	clusterBits := im.header.ClusterBits
-	switch {
-	case l1Entry&l1Reserved != 0:
-		return im.corrupt("L1 entry %d has reserved bits 0x%x set", i, l1Entry&l1Reserved)
-	case table == 0:
+	if table == 0 {
 		list.add(Unallocated, pos, end, 0)
 		return nil
-	case table&(1<<clusterBits-1) != 0:
-		return im.corrupt("L1 entry %d: the L2 table's offset 0x%x is no multiple of the cluster size", i, table)
-	case table > im.fileSize-1<<clusterBits:
-		// Unlike data, a table whose end is missing is not taken as zeros:
-		// that would let the backing file show through.
-		return im.corrupt("L1 entry %d: the L2 table at 0x%x ends behind the end of the file at 0x%x", i, table, im.fileSize)
 	}
+	clusterBits := im.header.ClusterBits
 	buf := tableBuffers.Get().(*[64 << 10]byte)
 	defer tableBuffers.Put(buf)
 	entryBytes := im.l2.entryBytes()
@@ -215,24 +227,93 @@ func (im *Image) mapTable(list *extentList, l1Entry uint64, i, pos, end int64) e
 	last := (end - 1 - tableStart) >> clusterBits
 	for first <= last {
 		n := min(last-first+1, int64(len(buf))/entryBytes)
-		at := table + first*entryBytes
-		if err := readTable(im.file, buf[:n*entryBytes], at); err != nil {
-			return fmt.Errorf("read L2 table at 0x%x of %s: %w", at, im.file.Name(), err)
+		piece := tablePiece{at: table + first*entryBytes, start: tableStart + first<<clusterBits, entries: buf[:n*entryBytes]}
+		err := readTable(im.file, piece.entries, piece.at)
+		switch {
+		case err == nil:
+			err = im.mapEntries(list, piece)
+		case isUnreadable(err):
+			err = im.mapSectors(list, piece)
+		default:
+			err = fmt.Errorf("read L2 table at 0x%x of %s: %w", piece.at, im.file.Name(), err)
 		}
-		for k := range n {
-			entry := buf[k*entryBytes:]
-			word, bitmap := binary.BigEndian.Uint64(entry), uint64(0)
-			if im.l2.extended {
-				bitmap = binary.BigEndian.Uint64(entry[8:])
-			}
-			start := tableStart + (first+k)<<clusterBits
-			if word|bitmap == 0 {
-				list.add(Unallocated, start, start+1<<clusterBits, 0)
-			} else if err := im.l2.add(list, start, word, bitmap); err != nil {
-				return fmt.Errorf("%s: L2 entry at 0x%x, of guest offset 0x%x: %w", im.file.Name(), at+k*entryBytes, start, err)
-			}
+		if err != nil {
+			return err
 		}
 		first += n
+	}
+	return nil
+}
+
+// tablePiece is a piece of an L2 table as it was read from a file offset; its first
+// entry maps the guest cluster at start.
+type tablePiece struct {
+	at, start int64
+	entries   []byte
+}
+
+// mapEntries maps what the entries of a piece say.
+func (im *Image) mapEntries(list *extentList, p tablePiece) error {
+	entryBytes, start := im.l2.entryBytes(), p.start
+	for k := int64(0); k < int64(len(p.entries)); k += entryBytes {
+		entry := p.entries[k:]
+		word, bitmap := binary.BigEndian.Uint64(entry), uint64(0)
+		if im.l2.extended {
+			bitmap = binary.BigEndian.Uint64(entry[8:])
+		}
+		end := start + 1<<im.header.ClusterBits
+		if word|bitmap == 0 {
+			list.add(Unallocated, start, end, 0)
+		} else if err := im.l2.add(list, start, word, bitmap); err != nil {
+			err = fmt.Errorf("%s: L2 entry at 0x%x, of guest offset 0x%x: %w", im.file.Name(), p.at+k, start, err)
+			if err = list.broken(start, end, err); err != nil {
+				return err
+			}
+		}
+		start = end
+	}
+	return nil
+}
+
+// mapSectors maps a piece of a table that the host cannot read as a whole.
+func (im *Image) mapSectors(list *extentList, p tablePiece) error {
+	entryBytes, clusterBits := im.l2.entryBytes(), im.header.ClusterBits
+	mapped := int64(0) // bytes of entries
+	upTo := func(end int64) error {
+		part := tablePiece{p.at + mapped, p.start + mapped/entryBytes<<clusterBits, p.entries[mapped:end]}
+		mapped = end
+		return im.mapEntries(list, part)
+	}
+	err := readPieces(im.file, p.entries, p.at, entryBytes, func(first, n int64, reason error) error {
+		if err := upTo(first * entryBytes); err != nil {
+			return err
+		}
+		mapped = (first + n) * entryBytes
+		reason = fmt.Errorf("read L2 table at 0x%x of %s: %w", p.at+first*entryBytes, im.file.Name(), reason)
+		return list.broken(p.start+first<<clusterBits, p.start+(first+n)<<clusterBits, reason)
+	})
+	if err != nil {
+		return err
+	}
+	return upTo(int64(len(p.entries)))
+}
+
+// badL1 says what is wrong with an L1 entry by its number, nil for nothing.
+func (im *Image) badL1(i int64, entry uint64) error {
+	table := int64(entry & offsetMask)
+	switch {
+	case entry == unreadL1 && im.l1Unread[i] != nil:
+		return fmt.Errorf("read L1 entry %d of %s: %w", i, im.file.Name(), im.l1Unread[i])
+	case entry&l1Reserved != 0:
+		return im.corrupt("L1 entry %d has reserved bits 0x%x set", i, entry&l1Reserved)
+	case table == 0:
+		return nil
+	case table&(1<<im.header.ClusterBits-1) != 0:
+		return im.corrupt("L1 entry %d: the L2 table's offset 0x%x is no multiple of the cluster size", i, table)
+	case table > im.fileSize-1<<im.header.ClusterBits:
+		// Unlike data, a table whose end is missing is not taken as zeros:
+		// that would let the backing file show through.
+		return im.corrupt("L1 entry %d: the L2 table at 0x%x ends behind the end of the file at 0x%x", i, table, im.fileSize)
 	}
 	return nil
 }
@@ -252,6 +333,8 @@ func (im *Image) ReadExtent(p []byte, e Extent, off int64) error {
 		return im.readData(p, e.Host+off-e.Start)
 	case e.Kind == Compressed && im.header != nil:
 		return im.compressed.read(p, uint64(e.Host), off&(im.header.ClusterSize()-1))
+	case e.Kind == Damaged && im.header != nil:
+		return im.whyDamaged(off, int64(len(p)))
 	}
 	return fmt.Errorf("read %d bytes at %d of %s: the extent has no data: %w", len(p), off, im.file.Name(), os.ErrInvalid)
 }
@@ -262,7 +345,7 @@ func (im *Image) readData(p []byte, host int64) error {
 		return nil
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %d bytes at 0x%x of %s: %w", len(p), host, im.file.Name(), err)
+		return fmt.Errorf("read %d bytes at 0x%x of %s: %w", len(p), host, im.file.Name(), readError(err))
 	}
 	if host+int64(n) < min(host+int64(len(p)), im.fileSize) {
 		return im.corrupt("it ends at 0x%x, but had %d bytes when it was opened", host+int64(n), im.fileSize)
@@ -272,8 +355,9 @@ func (im *Image) readData(p []byte, host int64) error {
 }
 
 // OwnBytes counts the guest bytes that the layer itself maps: data, zeros and
-// compressed clusters; of a raw image what the host holds as data. It reads
-// all L2 tables, in memory that does not depend on their number.
+// compressed clusters, and what may be that since it is damaged; of a raw image what
+// the host holds as data. It reads all L2 tables, in memory that does not depend on
+// their number.
 func (im *Image) OwnBytes() (int64, error) {
 	if im.header == nil {
 		return im.rawDataBytes()

@@ -145,6 +145,7 @@ type extentList struct {
 	list      []Extent
 	first     int // what is before belongs to the caller
 	low, high int64
+	strict    bool // see broken
 }
 
 // add appends [start, end). host counts for Data, where it moves with a

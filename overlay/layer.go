@@ -32,6 +32,10 @@ const (
 	// the cluster's descriptor (qcow2 specification, "Compressed Clusters
 	// Descriptor"), read with Layer.ReadExtent.
 	Compressed
+	// Damaged: the entry that says it breaks a rule, or cannot be read. Nobody knows
+	// what the bytes are, nor whether the backing layer answers; Layer.ReadExtent says
+	// what is wrong.
+	Damaged
 )
 
 // Extent is a run of guest bytes for which a layer has one answer.
@@ -53,15 +57,16 @@ type Layer interface {
 	// Map appends to dst the extents that cover [off, off+length) without
 	// gaps and in order, neighbours of one kind merged where their host
 	// offsets follow each other. What lies at or past Size is Zero (M2). It
-	// reads metadata only.
+	// reads metadata only. What a damaged entry maps is Damaged, and no error.
 	Map(dst []Extent, off, length int64) ([]Extent, error)
 	// Next is where, at off or behind it, the layer may hold something: what lies before
 	// is Unallocated, or of a raw image a hole. It is Size when nothing follows. It costs
 	// the same however far that is. Errors are those of the host.
 	Next(off int64) (int64, error)
 	// ReadExtent reads the guest bytes [off, off+len(p)), which must lie
-	// within e, an extent of kind Data or Compressed that Map returned. Bytes
-	// past the end of the file read as zeros.
+	// within e, an extent of kind Data, Compressed or Damaged that Map returned. Bytes
+	// past the end of the file read as zeros. Of a Damaged one it gives the reason as
+	// an error, or ErrReadable when there is none any more.
 	ReadExtent(p []byte, e Extent, off int64) error
 	// Close releases the file and its locks.
 	Close() error

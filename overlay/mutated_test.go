@@ -177,7 +177,7 @@ func readCluster(im *Image, p []byte, start int64, below memory) error {
 	for _, e := range extents {
 		part := p[e.Start-start : e.End()-start]
 		switch e.Kind {
-		case Data, Compressed:
+		case Data, Compressed, Damaged:
 			err = im.ReadExtent(part, e, e.Start)
 		case Unallocated:
 			err = below.ReadAt(part, e.Start)

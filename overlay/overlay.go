@@ -109,6 +109,12 @@ type Overlay struct {
 type table struct {
 	host   int64
 	slices []atomic.Pointer[slice]
+	// written has a bit for each slice that a flush has begun to write since the layer
+	// was opened; all of them for a table that was made since.
+	written atomic.Uint64
+
+	badMu sync.Mutex         // guards bad; held for moments
+	bad   map[int64]ownEntry // by their index in the table
 }
 
 // slice is a run of 256 entries of an L2 table. Readers load entries without
@@ -116,7 +122,8 @@ type table struct {
 // of the bitmap and never changes (M3).
 type slice struct {
 	table   *table
-	index   int // within the table
+	index   int   // within the table
+	unread  error // why the host cannot read all of it; nil when it can
 	offset  [sliceEntries]atomic.Uint64
 	bitmap  [sliceEntries]atomic.Uint64
 	mu      sync.Mutex // changes of entries, and the flags below
@@ -360,7 +367,7 @@ func readFull(f File, p []byte, off int64) error {
 			return nil
 		}
 		if err != nil {
-			return err
+			return readError(err)
 		}
 		if n == 0 {
 			return io.ErrNoProgress

@@ -69,15 +69,19 @@ func (a *allocator) takeTables(f File, n int64) (int64, error) {
 }
 
 // checkData says what is wrong with the host offset of a data cluster as it was
-// read from a table; 0 is none.
-func (a *allocator) checkData(host int64) error {
+// read from a table; 0 is none. written: the entry may have been written since the
+// layer was opened.
+func (a *allocator) checkData(host int64, written bool) error {
 	if host == 0 {
 		return nil
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	c := host >> a.clusterBits
-	if c >= a.next {
+	c, end := host>>a.clusterBits, a.opened
+	if written {
+		end = a.next
+	}
+	if c >= end {
 		return fmt.Errorf("the cluster at 0x%x is behind the last one in use: %w", host, ErrCorrupt)
 	}
 	if _, table := a.tables[c]; table {

@@ -171,7 +171,7 @@ func (o *Overlay) takePunch(cluster, end int64) (host int64, p pendingPunch, err
 		return 0, pendingPunch{}, err
 	}
 	o.punch.cancel(cluster, p.mask)
-	if s == nil {
+	if s == nil || s.offset[i].Load() == badEntry {
 		return 0, pendingPunch{}, nil
 	}
 	host, bitmap := int64(s.offset[i].Load()), s.bitmap[i].Load()

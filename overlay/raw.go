@@ -24,15 +24,15 @@ func (im *Image) mapRaw(list *extentList, pos, limit int64) error {
 
 // nextRawData finds the first run of data in [pos, limit); an empty one at
 // limit when there is none. Positions from the host that make no sense (of a
-// file system that forgets them, or a file that shrinks) become data: reading
-// then tells.
+// file system that forgets them, or a file that shrinks) become data, and so does what
+// it cannot tell of for a damage of its own: reading then tells.
 func (im *Image) nextRawData(pos, limit int64) (start, end int64, err error) {
 	start, found, err := im.nextRawStart(pos, limit)
 	if err != nil || !found {
 		return start, start, err
 	}
 	end, err = im.file.SeekHole(start)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && !errors.Is(err, io.EOF) && !HostCannotRead(err) {
 		return 0, 0, im.noHoles(start, err)
 	}
 	if err != nil || end <= start || end > limit {
@@ -47,6 +47,9 @@ func (im *Image) nextRawStart(pos, limit int64) (start int64, found bool, err er
 	start, err = im.file.SeekData(pos)
 	if errors.Is(err, io.EOF) {
 		return limit, false, nil
+	}
+	if HostCannotRead(err) {
+		return pos, true, nil
 	}
 	if err != nil {
 		return 0, false, im.noHoles(pos, err)

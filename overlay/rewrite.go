@@ -331,7 +331,7 @@ func (a *allocator) putBack(end int64, freed []int64) {
 	a.ahead, a.freed = max(a.ahead, end), append(a.freed, freed...)
 }
 
-// OwnBytes is how many guest bytes the layer itself maps: data and zeros. It
+// OwnBytes is how many guest bytes the layer itself maps, as Image.OwnBytes. It
 // reads all tables, without keeping them in memory.
 func (o *Overlay) OwnBytes() (int64, error) {
 	var total int64
@@ -361,10 +361,13 @@ func (s *slice) ownBytes(base, size int64, clusterBits uint32) int64 {
 	var total int64
 	for i := range s.bitmap {
 		bitmap := s.bitmap[i].Load()
+		cluster := base + int64(i)<<clusterBits
+		if s.offset[i].Load() == badEntry { // it may hold all of the cluster
+			total += max(0, min(size, cluster+1<<clusterBits)-cluster)
+		}
 		if bitmap == 0 {
 			continue
 		}
-		cluster := base + int64(i)<<clusterBits
 		for sub := uint(0); sub < 32; {
 			kind, run := runAt(bitmap, sub)
 			from := cluster + int64(sub)<<(clusterBits-5)

@@ -52,8 +52,8 @@ func (o *Overlay) loadSlice(t *table, si int) (*slice, error) {
 		return s, nil
 	}
 	s, err := o.readSlice(t, si)
-	if err != nil {
-		return nil, err
+	if err != nil || s.unread != nil { // not kept: the host may read it again
+		return s, err
 	}
 	t.slices[si].Store(s)
 	o.cache.add(s)
@@ -64,24 +64,60 @@ func (o *Overlay) loadSlice(t *table, si int) (*slice, error) {
 func (o *Overlay) readSlice(t *table, si int) (*slice, error) {
 	var p [sliceBytes]byte
 	at := t.host + int64(si)*sliceBytes
-	if err := readFull(o.file, p[:], at); err != nil {
-		return nil, fmt.Errorf("read L2 table at 0x%x of %s: %w", at, o.file.Name(), err)
-	}
 	s := &slice{table: t, index: si}
 	s.used.Store(true)
+	err := readFull(o.file, p[:], at)
+	if isUnreadable(err) {
+		err = o.readSectors(s, p[:], at)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read L2 table at 0x%x of %s: %w", at, o.file.Name(), err)
+	}
+	written := t.written.Load()>>si&1 != 0
 	for i := 0; i < sliceEntries; i++ {
-		e := binary.BigEndian.Uint64(p[i*entrySize:])
-		bitmap := binary.BigEndian.Uint64(p[i*entrySize+8:])
-		if err := badOwnEntry(e, bitmap, o.clusterSize()); err != nil {
-			return nil, fmt.Errorf("L2 entry at 0x%x of %s: %w", at+int64(i)*entrySize, o.file.Name(), err)
+		if s.offset[i].Load() == badEntry {
+			continue
 		}
-		if err := o.alloc.checkData(int64(e & offsetMask)); err != nil {
-			return nil, fmt.Errorf("L2 entry at 0x%x of %s: %w", at+int64(i)*entrySize, o.file.Name(), err)
+		e := ownEntry{word: binary.BigEndian.Uint64(p[i*entrySize:]), bitmap: binary.BigEndian.Uint64(p[i*entrySize+8:])}
+		if !o.usable(t, int64(si)*sliceEntries+int64(i), e, written) {
+			s.offset[i].Store(badEntry)
+			continue
 		}
-		s.offset[i].Store(e & offsetMask)
-		s.bitmap[i].Store(bitmap)
+		s.offset[i].Store(e.word & offsetMask)
+		s.bitmap[i].Store(e.bitmap)
 	}
 	return s, nil
+}
+
+// usable says whether an entry, by its index in its table, is one that this layer has
+// written. written is for a slice that a flush has written since the layer was opened:
+// before that no entry can name a cluster that was given out since.
+func (o *Overlay) usable(t *table, i int64, e ownEntry, written bool) bool {
+	if e.word|e.bitmap == 0 {
+		return true
+	}
+	if _, bad := t.badAt(i); bad {
+		return false
+	}
+	if e.reason = badOwnEntry(e.word, e.bitmap, o.clusterSize()); e.reason == nil {
+		e.reason = o.alloc.checkData(int64(e.word&offsetMask), written)
+	}
+	if e.reason != nil {
+		t.noteBad(i, e)
+	}
+	return e.reason == nil
+}
+
+// readSectors reads what of a slice the host can read. The entries of the rest cannot
+// be used, and none of the slice be changed.
+func (o *Overlay) readSectors(s *slice, p []byte, at int64) error {
+	return readPieces(o.file, p, at, entrySize, func(first, n int64, reason error) error {
+		s.unread = reason
+		for i := first; i < first+n; i++ {
+			s.offset[i].Store(badEntry)
+		}
+		return nil
+	})
 }
 
 // badOwnEntry says what is wrong with an extended L2 entry for a layer that we
@@ -121,6 +157,12 @@ func badOwnL1Entry(e uint64) error {
 func (s *slice) encode(p []byte) {
 	for i := 0; i < sliceEntries; i++ {
 		e := s.offset[i].Load()
+		if e == badEntry { // it stays as it is
+			bad, _ := s.table.badAt(int64(s.index)*sliceEntries + int64(i))
+			binary.BigEndian.PutUint64(p[i*entrySize:], bad.word)
+			binary.BigEndian.PutUint64(p[i*entrySize+8:], bad.bitmap)
+			continue
+		}
 		if e != 0 {
 			e |= copiedFlag
 		}
@@ -164,6 +206,9 @@ func (o *Overlay) markDirty(s *slice) {
 func (o *Overlay) setEntry(cluster int64, offset, bitmap uint64) error {
 	for {
 		s, i, err := o.findSlice(cluster)
+		if err == nil {
+			err = o.changeable(s, i, cluster)
+		}
 		if err != nil {
 			return err
 		}
@@ -174,16 +219,20 @@ func (o *Overlay) setEntry(cluster int64, offset, bitmap uint64) error {
 	}
 }
 
-// ensureSlice is findSlice that makes the L2 table where there is none.
+// ensureSlice is findSlice for who changes the entry: it makes the L2 table where there
+// is none, and refuses an entry that cannot be changed.
 func (o *Overlay) ensureSlice(cluster int64) (*slice, int, error) {
 	s, i, err := o.findSlice(cluster)
-	if s != nil || err != nil {
-		return s, i, err
+	if s == nil && err == nil {
+		if err := o.makeTable(cluster >> o.tableBits); err != nil {
+			return nil, 0, err
+		}
+		s, i, err = o.findSlice(cluster)
 	}
-	if err := o.makeTable(cluster >> o.tableBits); err != nil {
+	if err != nil {
 		return nil, 0, err
 	}
-	return o.findSlice(cluster)
+	return s, i, o.changeable(s, i, cluster)
 }
 
 // makeTable allocates an L2 table. Its blocks on the host are reserved now, so
@@ -213,7 +262,9 @@ func (o *Overlay) makeTable(l1 int64) error {
 		return fmt.Errorf("reserve L2 table at 0x%x of %s: %w", host, o.file.Name(), err)
 	}
 	o.index.Load().set(int(l1)) // who finds the table may set an entry at once
-	tables[l1].Store(o.newTable(host))
+	t := o.newTable(host)
+	t.written.Store(^uint64(0))
+	tables[l1].Store(t)
 	o.dirtyMu.Lock()
 	o.dirtyL1 = append(o.dirtyL1, int(l1))
 	o.dirtyMu.Unlock()

@@ -30,7 +30,9 @@ func (im *Image) Touched(off int64) (mask uint64, err error) {
 	}
 	span := im.header.l2Bits() + im.header.ClusterBits
 	for i := off >> span; i<<span < end; i++ {
-		if table := int64(im.l1[i] & offsetMask); table != 0 {
+		if im.l1[i] != 0 && im.badL1(i, im.l1[i]) != nil {
+			mask |= spanMask(i<<span-off, (i+1)<<span-off)
+		} else if table := int64(im.l1[i] & offsetMask); table != 0 {
 			m, err := touchedTable(im.file, table, i<<span, im.l2.entryBytes(), im.header.ClusterBits, off)
 			if err != nil {
 				return 0, err
@@ -77,6 +79,9 @@ func touchedTable(f File, table, guest, entryBytes int64, clusterBits uint32, of
 		if errors.Is(err, io.EOF) {
 			break
 		}
+		if HostCannotRead(err) {
+			start, err = at, nil // reading tells
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -85,7 +90,7 @@ func touchedTable(f File, table, guest, entryBytes int64, clusterBits uint32, of
 			break
 		}
 		stop, err := f.SeekHole(start)
-		if err != nil && !errors.Is(err, io.EOF) {
+		if err != nil && !errors.Is(err, io.EOF) && !HostCannotRead(err) {
 			return 0, err
 		}
 		if err != nil || stop <= start || stop > end {

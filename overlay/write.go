@@ -14,6 +14,7 @@ import (
 //	  h         0        0    unallocated; a host cluster is kept for it (M3)
 //	 any        0        1    reads as zeros
 //	  h         1        0    data at h
+//	badEntry    0        0    the entry cannot be used; see damage.go
 //
 // An entry changes only under its cluster's stripe, after the data that the
 // new state names was written.
@@ -39,6 +40,8 @@ func (o *Overlay) Lookup(off, length int64) (Extent, error) {
 	e := Extent{Start: off, Length: min(length, n), Kind: kind}
 	if kind == Data {
 		e.Host = host + in
+	} else if host < 0 { // badEntry
+		return o.lookupBad(off, length)
 	}
 	return e, nil
 }
@@ -95,6 +98,9 @@ func appendExtent(dst []Extent, e Extent) []Extent {
 
 // ReadExtent implements Layer.
 func (o *Overlay) ReadExtent(p []byte, e Extent, off int64) error {
+	if e.Kind == Damaged {
+		return o.whyBad(off)
+	}
 	return o.ReadHost(p, e.Host+off-e.Start)
 }
 

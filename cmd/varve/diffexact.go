@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"strings"
 
 	"varve/chain"
+	"varve/overlay"
 )
 
 // exactBlock is the unit, in bytes from the disk's start, in which an exact list
@@ -45,6 +48,8 @@ func (e *exactDifferences) Next() (list []chain.Difference, done int64, more boo
 	e.done = x.Start
 	if x.A == chain.InEnd || x.B == chain.InEnd {
 		e.differing += x.Length
+	}
+	if x.A == chain.InEnd || x.B == chain.InEnd || isDamaged(x.A) || isDamaged(x.B) {
 		e.found(*x)
 		e.waiting = e.waiting[1:]
 		return e.list, e.done, true, nil
@@ -66,10 +71,21 @@ func (e *exactDifferences) compare(off, length int64, placeA, placeB string) err
 		e.bufA, e.bufB = make([]byte, exactStep), make([]byte, exactStep)
 	}
 	ofA, ofB := e.bufA[:length], e.bufB[:length]
-	if err := e.Read(a, ofA, off); err != nil {
-		return err
+	errA, errB := e.Read(a, ofA, off), e.Read(b, ofB, off)
+	if overlay.IsDamage(errA) || overlay.IsDamage(errB) { // a smaller piece may do
+		if length > exactBlock-off%exactBlock {
+			for n := int64(0); length > 0; off, length = off+n, length-n {
+				n = min(length, exactBlock-off%exactBlock)
+				if err := e.compare(off, n, placeA, placeB); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		e.found(chain.Difference{Start: off, Length: length, A: unlessRead(placeA, errA), B: unlessRead(placeB, errB)})
+		return nil
 	}
-	if err := e.Read(b, ofB, off); err != nil {
+	if err := errors.Join(errA, errB); err != nil {
 		return err
 	}
 	for len(ofA) > 0 {
@@ -85,6 +101,17 @@ func (e *exactDifferences) compare(off, length int64, placeA, placeB string) err
 		ofA, ofB, off = ofA[n:], ofB[n:], off+n
 	}
 	return nil
+}
+
+// isDamaged says whether a place of a Difference is a damaged one.
+func isDamaged(place string) bool { return strings.HasPrefix(place, chain.InDamage) }
+
+// unlessRead is a place, or that it is damaged where a read of it failed.
+func unlessRead(place string, err error) string {
+	if err == nil {
+		return place
+	}
+	return chain.InDamage + place
 }
 
 // found adds a difference to the one before, when they touch.

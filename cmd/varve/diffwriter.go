@@ -112,6 +112,8 @@ func (w *diffTable) in(place string) string {
 		return inEnd
 	case title != "":
 		return title
+	case strings.HasPrefix(place, chain.InDamage):
+		return "? " + w.in(strings.TrimPrefix(place, chain.InDamage))
 	}
 	return "(" + place + ")" // it came meanwhile
 }

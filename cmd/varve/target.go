@@ -16,6 +16,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
+	"varve/fs"
 )
 
 // lockWait is how long a command waits for another one to let go of a disk
@@ -259,7 +260,16 @@ func (t target) status(cmd *cobra.Command) (chain.Status, error) {
 	if err := d.CountAll(cmd.Context()); err != nil {
 		return chain.Status{}, err
 	}
-	return d.Status()
+	st, err := d.Status()
+	if err == nil {
+		fs.NameDamage(&st, func(id string, p []byte, off int64) error {
+			if id == "" {
+				return d.ReadAt(p, off)
+			}
+			return d.PeekView(id, p, off)
+		})
+	}
+	return st, err
 }
 
 // open opens a disk that is not mounted.

@@ -148,10 +148,13 @@ func TestMountFindings(t *testing.T) {
 		{"job done", mountAnswer{status: chain.Status{Job: &chain.JobStatus{State: "done"}}}, ""},
 		{"job failed", mountAnswer{status: chain.Status{Job: &chain.JobStatus{ID: "7", Kind: "delete", State: "failed", Error: "no space left on device"}}}, "problem failed-job /mnt/vm1: job 7 (delete) failed: no space left on device; no view is harmed; put right what it says, then varve delete /mnt/vm1 --unnamed goes on with it"},
 		{"flatten failed", mountAnswer{status: chain.Status{Job: &chain.JobStatus{ID: "7", Kind: "flatten", State: "failed", Error: "no space left on device"}}}, "problem failed-job /mnt/vm1: job 7 (flatten) failed: no space left on device; no view is harmed; put right what it says, then do it again"},
+		{"damaged", mountAnswer{status: chain.Status{Layers: []chain.LayerStatus{{ID: "000001", Name: "s1", File: "/img/vm1.varve/layers/000001.qcow2",
+			Damage: []chain.Damage{{Start: 5 << 20, Length: 64 << 10, Reason: "reserved bit", Partition: "p1"}, {Start: 1 << 30, Length: 512}}}}}},
+			"problem damaged-layer /mnt/vm1: layer s1 (/img/vm1.varve/layers/000001.qcow2) is damaged: 65536 bytes at 5242880 (p1), and 1 more places of the disk cannot be read from it: reserved bit; all else can be read"},
 	} {
 		s := &Scope{Mounts: []mounts.Mount{m}, answers: []mountAnswer{c.answer}}
 		lines := ""
-		for _, check := range mountChecks()[:3] {
+		for _, check := range mountChecks()[:4] {
 			for _, f := range check.look(context.Background(), s) {
 				lines += fmt.Sprintf("%s %s %s: %s; %s\n", f.Severity, check.id, f.Subject, f.What, f.Fix)
 			}

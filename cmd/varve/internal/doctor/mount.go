@@ -35,6 +35,7 @@ func mountChecks() []check {
 		{"stale-mount", "a mount's daemon is gone", ofMount, lookAtStale},
 		{noAnswer, "a mount's daemon, or a file system below a disk, does not answer", ofMount, lookAtHung},
 		{"failed-job", "the last job of a mounted disk failed", ofMount, lookAtJob},
+		{"damaged-layer", "something of a mounted disk's layers was found damaged, and cannot be read", ofMount, lookAtDamage},
 		{"hidden-mount", "something is mounted over a mount, or a disk's mount cannot be seen from here", ofDisk | ofMount, lookAtHidden},
 		{"bind-mount", "a mount, or a file or directory of it, can be seen at further places", ofMount, lookAtBinds},
 	}
@@ -191,6 +192,33 @@ func lookAtJob(_ context.Context, s *Scope) []Finding {
 			}
 			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: fmt.Sprintf("job %s (%s) failed: %s", j.ID, j.Kind, j.Error),
 				Fix: "no view is harmed; put right what it says, then " + again})
+		}
+	}
+	return found
+}
+
+// lookAtDamage tells of layers of which a mount could not read everything.
+func lookAtDamage(_ context.Context, s *Scope) []Finding {
+	var found []Finding
+	for i, m := range s.Mounts {
+		for _, l := range s.answers[i].status.Layers {
+			if len(l.Damage) == 0 {
+				continue
+			}
+			name, first := l.Name, l.Damage[0]
+			if name == "" {
+				name = l.ID
+			}
+			where := fmt.Sprintf("%d bytes at %d", first.Length, first.Start)
+			if first.Partition != "" {
+				where += " (" + first.Partition + ")"
+			}
+			if more := len(l.Damage) - 1; more > 0 {
+				where += fmt.Sprintf(", and %d more places", more)
+			}
+			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint,
+				What: fmt.Sprintf("layer %s (%s) is damaged: %s of the disk cannot be read from it: %s", name, l.File, where, first.Reason),
+				Fix:  "all else can be read: save it with \"varve export --skip-damaged\", or put the file back from a backup with the disk unmounted; \"varve check\" then lists every place in its tables"})
 		}
 	}
 	return found

@@ -1,0 +1,214 @@
+package chain
+
+import (
+	"cmp"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"varve/overlay"
+)
+
+// A damaged entry of a layer costs the bytes that it maps, and nothing else:
+//
+//	reads of those bytes          fail with the reason, all others work
+//	counts, the map, diff         leave them out, and say so
+//	jobs                          stop there: what cannot be read is not copied, and
+//	                              not given back either
+//	a damaged leaf                is kept as a frozen layer, under a new one (coverLeaf)
+//
+// Each layer remembers what was found damaged in its file, by whoever looked.
+
+// Damage is a run of guest bytes that a layer should hold, or hide, and that cannot be
+// read from its file.
+type Damage struct {
+	Start  int64  `json:"start"`  // guest offset in bytes
+	Length int64  `json:"length"` // bytes
+	Reason string `json:"reason"`
+	// Partition is the one of the disk in which Start lies, as the mount names it
+	// (p1); "" for none.
+	Partition string `json:"partition,omitempty"`
+}
+
+// End is the guest offset behind the damage.
+func (d Damage) End() int64 { return d.Start + d.Length }
+
+const (
+	// mostDamages is how many runs a layer remembers.
+	mostDamages = 256
+	// mostDamagesSaid is how many of them the log names.
+	mostDamagesSaid = 16
+)
+
+// damages are what of a layer's file cannot be read, as far as somebody has looked.
+// Safe for concurrent use.
+type damages struct {
+	found atomic.Bool // list is not empty
+
+	mu   sync.Mutex // guards the rest
+	list []foundDamage
+	said int
+	log  *slog.Logger // nil for nobody
+}
+
+type foundDamage struct {
+	Damage
+	// read says that the tables are right, and what they name cannot be read.
+	read bool
+}
+
+// all are the damages, in the order of the guest's bytes.
+func (d *damages) all() []Damage {
+	if !d.found.Load() {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := make([]Damage, len(d.list))
+	for i, f := range d.list {
+		list[i] = f.Damage
+	}
+	return list
+}
+
+// mapped takes note of what a Map of [off, off+length) has said.
+func (l *layer) mapped(extents []overlay.Extent, off, length int64) {
+	d := &l.damages
+	i := slices.IndexFunc(extents, func(e overlay.Extent) bool { return e.Kind == overlay.Damaged })
+	if i < 0 && !d.found.Load() {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before := d.list
+	d.list = nil
+	for _, f := range before { // what the tables say now counts
+		if f.read || f.End() <= off || f.Start >= off+length {
+			d.list = append(d.list, f)
+			continue
+		}
+		if f.Start < off {
+			d.list = append(d.list, f.part(f.Start, off))
+		}
+		if f.End() > off+length {
+			d.list = append(d.list, f.part(off+length, f.End()))
+		}
+	}
+	for ; i >= 0 && i < len(extents); i++ {
+		if e := extents[i]; e.Kind == overlay.Damaged {
+			d.put(l, foundDamage{Damage: Damage{Start: e.Start, Length: e.Length, Reason: l.whyDamaged(e)}}, before)
+		}
+	}
+	d.found.Store(len(d.list) > 0)
+}
+
+// whyDamaged is what the file says of a Damaged extent.
+func (l *layer) whyDamaged(e overlay.Extent) string {
+	var p [1]byte
+	err := l.state.Load().ReadExtent(p[:], e, e.Start)
+	if err == nil {
+		err = overlay.ErrReadable
+	}
+	return err.Error()
+}
+
+func (f foundDamage) part(start, end int64) foundDamage {
+	f.Start, f.Length = start, end-start
+	return f
+}
+
+// put adds a damage, joined with its neighbours, and has the log say it unless before
+// has it already. Called with mu held.
+func (d *damages) put(l *layer, f foundDamage, before []foundDamage) {
+	known := slices.ContainsFunc(before, func(o foundDamage) bool { return o.Start <= f.Start && f.End() <= o.End() })
+	i, _ := slices.BinarySearchFunc(d.list, f.Start, func(o foundDamage, at int64) int { return cmp.Compare(o.Start, at) })
+	if i > 0 && d.list[i-1].End() >= f.Start && d.list[i-1].read == f.read {
+		i--
+		o := &d.list[i]
+		o.Length = max(o.End(), f.End()) - o.Start
+	} else if len(d.list) < mostDamages {
+		d.list = slices.Insert(d.list, i, f)
+	}
+	for i+1 < len(d.list) && d.list[i].End() >= d.list[i+1].Start && d.list[i].read == d.list[i+1].read {
+		d.list[i].Length = max(d.list[i].End(), d.list[i+1].End()) - d.list[i].Start
+		d.list = slices.Delete(d.list, i+1, i+2)
+	}
+	if known || d.log == nil || d.said > mostDamagesSaid {
+		return
+	}
+	if d.said++; d.said > mostDamagesSaid {
+		d.log.Error("a layer has more damaged places; check lists them all", "file", l.path)
+		return
+	}
+	d.log.Error("a layer is damaged: these bytes of the disk cannot be read, all others can",
+		"file", l.path, "guest_offset", f.Start, "bytes", f.Length, "reason", f.Reason)
+}
+
+// failedRead takes note of a read of n guest bytes at off that failed although the
+// tables are right, and gives the error back. A shorter one that fails later says
+// better where it is.
+func (l *layer) failedRead(off, n int64, kind overlay.Kind, err error) error {
+	if kind == overlay.Damaged || !overlay.IsDamage(err) || errors.Is(err, overlay.ErrReadable) {
+		return err
+	}
+	d := &l.damages
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := foundDamage{Damage{Start: off, Length: n, Reason: err.Error()}, true}
+	before := slices.Clone(d.list)
+	for i, o := range d.list {
+		if o.read && o.Start <= f.Start && f.End() <= o.End() {
+			d.list = slices.Delete(d.list, i, i+1)
+			break
+		}
+	}
+	d.put(l, f, before)
+	d.found.Store(true)
+	return err
+}
+
+// extents is Map of the layer's file, which takes note of damage.
+func (l *layer) extents(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+	first := len(dst)
+	list, err := l.state.Load().Map(dst, off, length)
+	if err == nil {
+		l.mapped(list[first:], off, length)
+	}
+	return list, err
+}
+
+// isDamaged says whether something of the layer was found damaged.
+func (l *layer) isDamaged() bool { return l.damages.found.Load() }
+
+// readAnew reads p again after a table could not be read and now can: the regions of
+// the view and of those below it are looked up once more.
+func (n *node) readAnew(p []byte, off int64) error {
+	affected := make(map[*node]bool)
+	for at := n; at != nil; at = at.parent() {
+		affected[at] = true
+	}
+	n.cache.drop(affected, off, int64(len(p)))
+	r, err := n.region(off >> regionBits)
+	if err != nil {
+		return err
+	}
+	return r.read(p, off, uint32(off&(regionSize-1)))
+}
+
+// damaged says whether something of the node's own layer was found damaged.
+func (n *node) damaged() bool {
+	l := n.layer()
+	return l != nil && l.isDamaged()
+}
+
+// pathDamaged says whether a layer or one below it was found damaged.
+func (d *Disk) pathDamaged(m *manifest, l *layerRecord) bool {
+	for ; l != nil; l = m.layer(l.Parent) {
+		if n := d.nodes[l.ID]; n != nil && n.damaged() {
+			return true
+		}
+	}
+	return false
+}
