@@ -130,6 +130,9 @@ func (c *checker) checkFingerprint(rec *layerRecord, path string, f overlay.File
 		c.blockf(rec.ID, path, "put it back from a backup", "it cannot be read: %v", err)
 		return
 	}
+	if now.Unread > 0 {
+		c.errorf(rec.ID, path, salvageWords, false, "the host cannot read it at 0x%x", now.Unread)
+	}
 	// Another inode or device, of a restored file, is nothing to act on.
 	changes, _ := compareFingerprints(rec.Fingerprint, now)
 	switch {
@@ -298,8 +301,11 @@ func (c *checker) imageWayOut(rec *layerRecord, mendable bool) string {
 	case rec.Foreign:
 		return "the file is not varve's: put it back from a backup; or, with a copy of it made: " + foreignRepair(c.dir, rec)
 	}
-	return "put the file back from a backup, or try qemu-img check -r all on a copy of the disk directory"
+	return salvageWords
 }
+
+// salvageWords is the way out of a layer that cannot be read everywhere.
+const salvageWords = "put the file back from a backup, or save what can be read of a view with varve export --skip-damaged"
 
 // foreignRepair is how a file of others is repaired that a disk reads, in order.
 func foreignRepair(dir string, rec *layerRecord) string {

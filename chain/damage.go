@@ -104,6 +104,12 @@ func (l *layer) mapped(extents []overlay.Extent, off, length int64) {
 	d.found.Store(len(d.list) > 0)
 }
 
+// lookAround takes note of the damage in the region around a Damaged extent of a layer
+// that is written, of which a read has only met a part.
+func (l *layer) lookAround(e overlay.Extent) {
+	_, _ = l.extents(nil, e.Start&^(regionSize-1), regionSize) // the read has its own error
+}
+
 // whyDamaged is what the file says of a Damaged extent.
 func (l *layer) whyDamaged(e overlay.Extent) string {
 	var p [1]byte
@@ -119,10 +125,10 @@ func (f foundDamage) part(start, end int64) foundDamage {
 	return f
 }
 
-// put adds a damage, joined with its neighbours, and has the log say it unless before
-// has it already. Called with mu held.
+// put adds a damage, joined with its neighbours, and has the log say it unless it is, or
+// touches, one of before. Called with mu held.
 func (d *damages) put(l *layer, f foundDamage, before []foundDamage) {
-	known := slices.ContainsFunc(before, func(o foundDamage) bool { return o.Start <= f.Start && f.End() <= o.End() })
+	known := slices.ContainsFunc(slices.Concat(before, d.list), func(o foundDamage) bool { return o.Start <= f.End() && f.Start <= o.End() })
 	i, _ := slices.BinarySearchFunc(d.list, f.Start, func(o foundDamage, at int64) int { return cmp.Compare(o.Start, at) })
 	if i > 0 && d.list[i-1].End() >= f.Start && d.list[i-1].read == f.read {
 		i--

@@ -43,9 +43,9 @@ type fingerprint struct {
 	Inode   uint64
 	Device  uint64
 
-	// unread is where a sampled block could not be read, 0 for nowhere (a header that
+	// Unread is where a sampled block could not be read, 0 for nowhere (a header that
 	// cannot be read is an error). The digest says nothing then.
-	unread int64
+	Unread int64
 
 	extra extraFields
 }
@@ -68,6 +68,9 @@ func (f *fingerprint) fault() error {
 	if _, err := hex.DecodeString(digits); err != nil {
 		return fmt.Errorf("fingerprint with the digest %q", f.Digest)
 	}
+	if f.Unread < 0 {
+		return fmt.Errorf("fingerprint that could not be read at %d", f.Unread)
+	}
 	if f.Size < 0 {
 		return fmt.Errorf("fingerprint with a size of %d bytes", f.Size)
 	}
@@ -87,6 +90,9 @@ func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
 		for length > 0 {
 			part := block[:min(length, sampleBytes)]
 			n, err := f.ReadAt(part, off)
+			if overlay.HostCannotRead(err) { // once is no damage
+				n, err = f.ReadAt(part, off)
+			}
 			if overlay.HostCannotRead(err) {
 				unread, n, err = max(off, 1), 0, nil
 			}
@@ -128,7 +134,7 @@ func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
 		Digest:  digestPrefix + hex.EncodeToString(sum.Sum(nil)),
 		Inode:   info.Inode,
 		Device:  info.Device,
-		unread:  unread,
+		Unread:  unread,
 	}
 	if info.Mode&os.ModeDevice != 0 {
 		taken.ModTime = 0
@@ -193,8 +199,10 @@ func compareFingerprints(old, now *fingerprint) (changes, noted []string) {
 	}
 	switch {
 	case old.Digest == now.Digest:
-	case now.unread > 0:
-		noted = append(noted, fmt.Sprintf("it cannot be read at 0x%x, so what it holds is not compared", now.unread))
+	case now.Unread > 0:
+		noted = append(noted, fmt.Sprintf("it cannot be read at 0x%x, so what it holds is not compared", now.Unread))
+	case old.Unread > 0:
+		noted = append(noted, fmt.Sprintf("it could not be read at 0x%x, so what it holds is not compared", old.Unread))
 	default:
 		changes = append(changes, "content at sampled places")
 	}

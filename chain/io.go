@@ -61,7 +61,7 @@ func (n *node) readLive(p []byte, off int64) error {
 		case e.Kind == overlay.Unallocated && l.parent != nil:
 			err = l.parent.ReadAt(part, off)
 		case e.Kind == overlay.Damaged:
-			l.layer.mapped([]overlay.Extent{e}, e.Start, e.Length)
+			l.layer.lookAround(e)
 			err = o.ReadExtent(part, e, off)
 		default:
 			clear(part)

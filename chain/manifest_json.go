@@ -70,6 +70,7 @@ type fingerprintFields struct {
 	Digest  string `json:"digest"`
 	Inode   uint64 `json:"inode"`
 	Device  uint64 `json:"device"`
+	Unread  int64  `json:"unread_at,omitempty"`
 }
 
 func (m *manifest) MarshalJSON() ([]byte, error) {
@@ -177,7 +178,7 @@ func (c *cloneRecord) UnmarshalJSON(data []byte) error {
 
 func (f *fingerprint) MarshalJSON() ([]byte, error) {
 	return encodeObject(&fingerprintFields{
-		Size: f.Size, ModTime: f.ModTime, Digest: f.Digest, Inode: f.Inode, Device: f.Device,
+		Size: f.Size, ModTime: f.ModTime, Digest: f.Digest, Inode: f.Inode, Device: f.Device, Unread: f.Unread,
 	}, f.extra)
 }
 
@@ -189,7 +190,7 @@ func (f *fingerprint) UnmarshalJSON(data []byte) error {
 	}
 	*f = fingerprint{
 		Size: known.Size, ModTime: known.ModTime, Digest: known.Digest,
-		Inode: known.Inode, Device: known.Device, extra: extra,
+		Inode: known.Inode, Device: known.Device, Unread: known.Unread, extra: extra,
 	}
 	return nil
 }

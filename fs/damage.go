@@ -24,19 +24,34 @@ func NameDamage(st *chain.Status, read func(id string, p []byte, off int64) erro
 		if l.Name != "" || l.State == "base" {
 			id, size = l.ID, l.Size
 		}
-		list, err := partition.Read(partition.ReadFunc(func(p []byte, off int64) error { return read(id, p, off) }), overlay.WholeSectors(size))
-		if err != nil {
-			continue // no table, or one that is damaged itself
-		}
+		table := PartitionsOf(func(p []byte, off int64) error { return read(id, p, off) }, size)
 		for k := range l.Damage {
-			d := &l.Damage[k]
-			for _, p := range list {
-				if p.Start <= d.Start && d.Start < p.Start+p.Length {
-					d.Partition = fmt.Sprintf("p%d", p.Number)
-				}
-			}
+			l.Damage[k].Partition = table.At(l.Damage[k].Start)
 		}
 	}
+}
+
+// Partitions are those of a disk.
+type Partitions []partition.Partition
+
+// PartitionsOf reads a disk's partition table; none where it has none, or that cannot
+// be read. read is io.ReaderAt without the count.
+func PartitionsOf(read func(p []byte, off int64) error, size int64) Partitions {
+	list, err := partition.Read(partition.ReadFunc(read), overlay.WholeSectors(size))
+	if err != nil {
+		return nil
+	}
+	return list
+}
+
+// At is the partition in which an offset lies, as the mount names it; "" for none.
+func (t Partitions) At(off int64) string {
+	for _, p := range t {
+		if p.Start <= off && off < p.Start+p.Length {
+			return fmt.Sprintf("p%d", p.Number)
+		}
+	}
+	return ""
 }
 
 // peekView is read of NameDamage for a mounted disk.

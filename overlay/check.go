@@ -239,7 +239,7 @@ func (c *checker) planProgress(passes int64) error {
 	w := tableWalk{file: c.file, h: c.h, l1: func(int64, uint64) (bool, error) {
 		tables++
 		return false, c.ctx.Err()
-	}}
+	}, unread: func(string, int64, int64, error) error { return nil }}
 	for _, t := range c.l1Tables {
 		if err := w.walk(t.offset, t.entries); err != nil {
 			return err

@@ -28,7 +28,14 @@ func (c *checker) compareRefcounts(last bool) error {
 			if err := c.ctx.Err(); err != nil {
 				return err
 			}
-			if err := readFull(c.file, c.buf, int64(entry)); err != nil {
+			err := readFull(c.file, c.buf, int64(entry))
+			if isUnreadable(err) {
+				c.refcountErrorf(int64(entry), "refcount block at 0x%x: it cannot be read: %v", entry, err)
+				c.badBlock[b] = true
+				c.skipBlock(from, min(to, c.counts.high))
+				break
+			}
+			if err != nil {
 				return err
 			}
 			c.compareBlock(c.buf, b*perBlock, from, to)

@@ -25,7 +25,7 @@ func (c *checker) countUses() error {
 	for _, t := range c.l1Tables {
 		c.use(t.name, t.offset, t.entries*8, usedByTable)
 		judge := l1Judge{c, t}
-		w := tableWalk{file: c.file, h: c.h, buf: c.buf, l1: judge.l1, l2: judge.l2}
+		w := tableWalk{file: c.file, h: c.h, buf: c.buf, l1: judge.l1, l2: judge.l2, unread: c.unread}
 		if err := w.walk(t.offset, t.entries); err != nil {
 			return err
 		}
@@ -45,6 +45,12 @@ func (c *checker) use(name string, offset, length int64, flags uint32) {
 	}
 	bits := c.h.ClusterBits
 	c.counts.add(offset>>bits, (offset+length-1)>>bits, flags)
+}
+
+// unread notes that the host cannot read a piece of a table.
+func (c *checker) unread(table string, at, n int64, reason error) error {
+	c.entryError(at, "%s: %d bytes at 0x%x cannot be read: %v", table, n, at, reason)
+	return nil
 }
 
 // entryError notes what is wrong with an entry, in the first pass only.
@@ -174,7 +180,10 @@ func (c *checker) readRefcountTable() error {
 	defer tableBuffers.Put(piece)
 	for i := 0; i < int(bytes/8); {
 		n := min(int(bytes/8)-i, len(piece)/8)
-		if err := readFull(c.file, piece[:n*8], at+int64(i)*8); err != nil {
+		err := readPieces(readFull, c.file, piece[:n*8], at+int64(i)*8, 8, func(first, n int64, reason error) error {
+			return c.unread("refcount table", at+(int64(i)+first)*8, n*8, reason)
+		})
+		if err != nil {
 			return fmt.Errorf("read refcount table at 0x%x of %s: %w", at, c.file.Name(), err)
 		}
 		for k := range n {

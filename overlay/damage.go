@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,16 +66,17 @@ const damageUnit = SectorSize
 
 // readPieces reads the entries of a table, of entryBytes each, into p, which is at
 // file offset at. Where the host cannot read, it reads sector by sector, and tells
-// broken of the entries that it cannot have, whose bytes in p mean nothing then.
-// Other errors are the caller's.
-func readPieces(f File, p []byte, at, entryBytes int64, broken func(first, n int64, reason error) error) error {
-	err := readTable(f, p, at)
+// broken of the entries that it cannot have, whose bytes in p are zeros then. read is
+// readTable or readFull. Other errors are the caller's.
+func readPieces(read func(File, []byte, int64) error, f File, p []byte, at, entryBytes int64, broken func(first, n int64, reason error) error) error {
+	err := read(f, p, at)
 	if !isUnreadable(err) {
 		return err
 	}
 	for off := int64(0); off < int64(len(p)); {
 		end := min(int64(len(p)), (at+off)/damageUnit*damageUnit+damageUnit-at)
-		if err := readTable(f, p[off:end], at+off); isUnreadable(err) {
+		if err := read(f, p[off:end], at+off); isUnreadable(err) {
+			clear(p[off:end])
 			if err := broken(off/entryBytes, (end-off)/entryBytes, err); err != nil {
 				return err
 			}
@@ -152,8 +154,20 @@ func (o *Overlay) lookupBad(off, length int64) (Extent, error) {
 		if err := format.add(&list, start, e.word, e.bitmap); err == nil && list.list[0].Kind != Compressed {
 			return list.list[0], nil
 		}
+	} else if s.readAgain() {
+		return o.Lookup(off, length)
 	}
 	return Extent{Start: list.low, Length: list.high - list.low, Kind: Damaged}, nil
+}
+
+// unreadFor is how long a sector that the host could not read is not tried again: a
+// disk may take seconds to say that it cannot.
+const unreadFor = time.Second
+
+// readAgain drops a slice of which a sector could not be read, so that who looks for it
+// reads it once more; false when it is too early, or changes of it wait for a flush.
+func (s *slice) readAgain() bool {
+	return s.lacks != 0 && time.Since(s.read) > unreadFor && s.evict()
 }
 
 // whyBad is what is wrong with a cluster's entry, of which ReadExtent was given a
@@ -179,14 +193,11 @@ func (o *Overlay) badReason(s *slice, i int, off int64) error {
 		s.at()+int64(i)*entrySize, o.file.Name(), off&^(o.clusterSize()-1), reason)
 }
 
-// changeable is nil where an entry can be changed: it is one that varve has written,
-// and all of its slice can be read, or a flush could not write the slice.
+// changeable is nil where an entry can be changed: where it is one that varve has
+// written.
 func (o *Overlay) changeable(s *slice, i int, cluster int64) error {
-	switch {
-	case s.offset[i].Load() == badEntry:
+	if s.offset[i].Load() == badEntry {
 		return o.badReason(s, i, cluster<<o.clusterBits)
-	case s.unread != nil:
-		return fmt.Errorf("change the L2 table at 0x%x of %s: %w", s.at(), o.file.Name(), s.unread)
 	}
 	return nil
 }

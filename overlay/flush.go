@@ -146,7 +146,7 @@ func (o *Overlay) publish(c *captured) error {
 	if len(c.slices) > 0 || len(c.l1) > 0 {
 		for i, s := range c.slices {
 			s.table.written.Or(1 << s.index)
-			if err := writeFull(o.file, c.image[i*sliceBytes:(i+1)*sliceBytes], s.at()); err != nil {
+			if err := o.writeSlice(s, c.image[i*sliceBytes:(i+1)*sliceBytes]); err != nil {
 				return err
 			}
 			s.mu.Lock()
@@ -161,6 +161,22 @@ func (o *Overlay) publish(c *captured) error {
 		}
 	}
 	o.punch.completed(c.seq)
+	return nil
+}
+
+// writeSlice writes a slice, but for the sectors of it that could not be read: what
+// stands in them nobody knows.
+func (o *Overlay) writeSlice(s *slice, p []byte) error {
+	if s.lacks == 0 {
+		return writeFull(o.file, p, s.at())
+	}
+	for i := int64(0); i < sliceBytes/damageUnit; i++ {
+		if s.lacks>>i&1 == 0 {
+			if err := writeFull(o.file, p[i*damageUnit:(i+1)*damageUnit], s.at()+i*damageUnit); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 

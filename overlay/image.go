@@ -111,7 +111,7 @@ func readL1(f File, h *Header) (l1 []uint64, unread map[int64]error, err error) 
 		n := min(int64(len(l1))-i, int64(len(buf)/8))
 		at := h.L1Offset + i*8
 		var broken []int64
-		err := readPieces(f, buf[:n*8], at, 8, func(first, n int64, reason error) error {
+		err := readPieces(readTable, f, buf[:n*8], at, 8, func(first, n int64, reason error) error {
 			if unread == nil {
 				unread = make(map[int64]error)
 			}
@@ -284,7 +284,7 @@ func (im *Image) mapSectors(list *extentList, p tablePiece) error {
 		mapped = end
 		return im.mapEntries(list, part)
 	}
-	err := readPieces(im.file, p.entries, p.at, entryBytes, func(first, n int64, reason error) error {
+	err := readPieces(readTable, im.file, p.entries, p.at, entryBytes, func(first, n int64, reason error) error {
 		if err := upTo(first * entryBytes); err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Backing is what shows through where an overlay says nothing: the view of the
@@ -121,9 +122,13 @@ type table struct {
 // a lock: the bitmap first, then the offset, which is set before the first bit
 // of the bitmap and never changes (M3).
 type slice struct {
-	table   *table
-	index   int   // within the table
-	unread  error // why the host cannot read all of it; nil when it can
+	table *table
+	index int // within the table
+	// What the host could not read of it: why, nil when all was read, which sectors, and
+	// when. Set before others see the slice.
+	unread  error
+	lacks   uint8
+	read    time.Time
 	offset  [sliceEntries]atomic.Uint64
 	bitmap  [sliceEntries]atomic.Uint64
 	mu      sync.Mutex // changes of entries, and the flags below

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // sliceCache bounds the clean slices in memory with a clock hand.
@@ -52,8 +53,8 @@ func (o *Overlay) loadSlice(t *table, si int) (*slice, error) {
 		return s, nil
 	}
 	s, err := o.readSlice(t, si)
-	if err != nil || s.unread != nil { // not kept: the host may read it again
-		return s, err
+	if err != nil {
+		return nil, err
 	}
 	t.slices[si].Store(s)
 	o.cache.add(s)
@@ -109,10 +110,12 @@ func (o *Overlay) usable(t *table, i int64, e ownEntry, written bool) bool {
 }
 
 // readSectors reads what of a slice the host can read. The entries of the rest cannot
-// be used, and none of the slice be changed.
+// be used, and no flush writes them.
 func (o *Overlay) readSectors(s *slice, p []byte, at int64) error {
-	return readPieces(o.file, p, at, entrySize, func(first, n int64, reason error) error {
+	s.read = time.Now()
+	return readPieces(readFull, o.file, p, at, entrySize, func(first, n int64, reason error) error {
 		s.unread = reason
+		s.lacks |= 1 << (first * entrySize / damageUnit)
 		for i := first; i < first+n; i++ {
 			s.offset[i].Store(badEntry)
 		}
@@ -314,6 +317,6 @@ func (s *slice) evict() bool {
 		return false
 	}
 	s.evicted = true
-	s.table.slices[s.index].Store(nil)
+	s.table.slices[s.index].CompareAndSwap(s, nil) // readAgain may have put in another one
 	return true
 }

@@ -19,6 +19,19 @@ type tableWalk struct {
 	// l2 judges an entry that is not 0 and stands at a host offset; bitmap is
 	// the second half of an extended one. guest is what it maps, in bytes.
 	l2 func(at, guest int64, word, bitmap uint64) error
+	// unread is told of n bytes of a table at a host offset that the host cannot read,
+	// which are taken as zeros; nil makes that the walk's error.
+	unread func(table string, at, n int64, reason error) error
+}
+
+// read reads a piece of a table; what lies past the end of the file is zeros.
+func (w *tableWalk) read(table string, p []byte, at, entryBytes int64) error {
+	if w.unread == nil {
+		return readFull(w.file, p, at)
+	}
+	return readPieces(readFull, w.file, p, at, entryBytes, func(first, n int64, reason error) error {
+		return w.unread(table, at+first*entryBytes, n*entryBytes, reason)
+	})
 }
 
 // walk goes through the L1 table at offset. What lies past the end of the file
@@ -29,7 +42,7 @@ func (w *tableWalk) walk(offset, entries int64) error {
 	for i := int64(0); i < entries; {
 		n := min(entries-i, int64(len(piece))/8)
 		at := offset + i*8
-		if err := readFull(w.file, piece[:n*8], at); err != nil {
+		if err := w.read("L1 table", piece[:n*8], at, 8); err != nil {
 			return fmt.Errorf("read L1 table at 0x%x of %s: %w", at, w.file.Name(), err)
 		}
 		for k := range n {
@@ -53,14 +66,14 @@ func (w *tableWalk) walk(offset, entries int64) error {
 }
 
 func (w *tableWalk) walkL2(i, table int64) error {
-	if err := readFull(w.file, w.buf, table); err != nil {
-		return fmt.Errorf("read L2 table at 0x%x of %s: %w", table, w.file.Name(), err)
-	}
-	start := i << (w.h.ClusterBits + w.h.l2Bits())
 	size := 8
 	if w.h.ExtendedL2() {
 		size = entrySize
 	}
+	if err := w.read("L2 table", w.buf, table, int64(size)); err != nil {
+		return fmt.Errorf("read L2 table at 0x%x of %s: %w", table, w.file.Name(), err)
+	}
+	start := i << (w.h.ClusterBits + w.h.l2Bits())
 	for j := 0; j < len(w.buf); j += size {
 		word, bitmap := binary.BigEndian.Uint64(w.buf[j:]), uint64(0)
 		if size == entrySize {

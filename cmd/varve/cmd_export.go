@@ -26,6 +26,7 @@ type exportFlags struct {
 	format   string
 	compress bool
 	force    bool
+	skip     bool
 }
 
 func newExportCommand() *cobra.Command {
@@ -40,6 +41,10 @@ no space. OUT appears under its name when it is complete and durable.
 A qcow2 is of the plain kind that every program reads. With "-" for OUT a raw
 image goes to standard output, zeros included. OUT can be a block device too,
 with --force: it is overwritten from its beginning on, unless something uses it.
+
+A place that cannot be read, since a table is damaged or a sector of the host's disk
+is, ends the export. With --skip-damaged there are zeros in its stead, all such
+places are listed on standard error, and the exit code is 4 when there were any.
 
 Snapshots can be exported while the disk is mounted. The leaf of a mounted disk
 changes while it is read: take a snapshot and export that.`,
@@ -70,6 +75,7 @@ changes while it is read: take a snapshot and export that.`,
 	c.Flags().StringVar(&flags.format, "format", "raw", "`FORMAT` of OUT: raw or qcow2")
 	c.Flags().BoolVar(&flags.compress, "compress", false, "compress the clusters of a qcow2 (zlib)")
 	c.Flags().BoolVar(&flags.force, "force", false, "replace a file OUT that is there, or overwrite a block device")
+	c.Flags().BoolVar(&flags.skip, "skip-damaged", false, "write zeros for what cannot be read, and list the places")
 	return c
 }
 
@@ -97,11 +103,16 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 			return err
 		}
 	}
-	e, closeSource, err := t.exportSource(name, !stream && !isDevice && !flags.compress, warnings(cmd.ErrOrStderr()))
+	e, closeSource, err := t.exportSource(name, !stream && !isDevice && !flags.compress && !flags.skip, warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeSource()) }()
+	var salvage *overlay.Salvage
+	if flags.skip {
+		salvage = overlay.NewSalvage(e.Source)
+		e.Source = salvage
+	}
 	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
 	e.Progress = bar.Update
 	var rest int64
@@ -120,11 +131,17 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("interrupted; %s was not made", out)
 	case err != nil:
+		if !flags.skip {
+			err = damageHint(err)
+		}
 		return err
 	}
 	bar.Finish(e.Size)
 	if rest > 0 {
 		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, fs.HumanSize(rest))
+	}
+	if salvage != nil {
+		return sayLost(cmd.ErrOrStderr(), cmd.Name()+" "+arg, out, salvage, e.Size)
 	}
 	return nil
 }
@@ -148,7 +165,10 @@ func exportStream(ctx context.Context, e overlay.Export, place output.Place) err
 	}
 	err = errors.Join(e.Stream(ctx, f), f.Close())
 	if err != nil && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("write %s: %w; a part is written", f.Name(), underlying(err))
+		if !overlay.IsDamage(err) { // which says where it is
+			err = underlying(err)
+		}
+		return fmt.Errorf("write %s: %w; a part is written", f.Name(), err)
 	}
 	return err
 }

@@ -25,6 +25,8 @@ const (
 	exitFailed = 1
 	exitUsage  = 2
 	exitLeaks  = 3 // of check: nothing but lost space
+	// exitSkipped is of an export with --skip-damaged that had something to skip.
+	exitSkipped = 4
 )
 
 func main() {
