@@ -139,8 +139,8 @@ func (t *table) badAt(i int64) (e ownEntry, ok bool) {
 	return e, ok
 }
 
-// lookupBad is Lookup at an entry that cannot be used for writing. What a frozen
-// layer would show of it can be read all the same.
+// lookupBad is Lookup at an entry that cannot be used for writing. One that only varve
+// does not write, such as one without the COPIED flag, can be read all the same.
 func (o *Overlay) lookupBad(off, length int64) (Extent, error) {
 	cluster := off >> o.clusterBits
 	start := cluster << o.clusterBits
@@ -150,6 +150,9 @@ func (o *Overlay) lookupBad(off, length int64) (Extent, error) {
 		return Extent{}, err
 	}
 	if e, ok := s.table.badAt(int64(s.index)*sliceEntries + int64(i)); ok {
+		if !errors.Is(e.reason, ErrNotPlain) {
+			return Extent{Start: list.low, Length: list.high - list.low, Kind: Damaged}, nil
+		}
 		format := l2Format{version: 3, clusterBits: o.clusterBits, extended: true, fileSize: o.alloc.opened << o.clusterBits}
 		if err := format.add(&list, start, e.word, e.bitmap); err == nil && list.list[0].Kind != Compressed {
 			return list.list[0], nil

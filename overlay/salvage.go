@@ -11,6 +11,7 @@ import (
 // shared may be one that cannot be. Safe for concurrent use as far as the other one is.
 type Salvage struct {
 	source Source
+	size   int64 // guest bytes; what lies past it is nobody's loss
 
 	mu   sync.Mutex // guards lost
 	lost []Lost
@@ -27,8 +28,8 @@ func (l Lost) End() int64 { return l.Start + l.Length }
 
 var _ Skipper = (*Salvage)(nil)
 
-// NewSalvage reads from a source, which stays the caller's.
-func NewSalvage(source Source) *Salvage { return &Salvage{source: source} }
+// NewSalvage reads from a source of size guest bytes, which stays the caller's.
+func NewSalvage(source Source, size int64) *Salvage { return &Salvage{source: source, size: size} }
 
 // ReadAt fills p. Where a read fails for damage, halves are read, down to sectors.
 func (s *Salvage) ReadAt(p []byte, off int64) error {
@@ -42,7 +43,9 @@ func (s *Salvage) ReadAt(p []byte, off int64) error {
 	}
 	if middle >= off+int64(len(p)) {
 		clear(p)
-		s.note(Lost{off, int64(len(p)), err})
+		if n := min(int64(len(p)), s.size-off); n > 0 {
+			s.note(Lost{off, n, err})
+		}
 		return nil
 	}
 	if err := s.ReadAt(p[:middle-off], off); err != nil {

@@ -110,7 +110,7 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 	defer func() { err = errors.Join(err, closeSource()) }()
 	var salvage *overlay.Salvage
 	if flags.skip {
-		salvage = overlay.NewSalvage(e.Source)
+		salvage = overlay.NewSalvage(e.Source, e.Size)
 		e.Source = salvage
 	}
 	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
