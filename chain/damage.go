@@ -11,7 +11,7 @@ import (
 	"varve/overlay"
 )
 
-// A damaged entry of a layer costs the bytes that it maps, and nothing else:
+// A damaged entry of a layer costs the bytes that it maps, and nothing else (M22, D28):
 //
 //	reads of those bytes          fail with the reason, all others work
 //	counts, the map, diff         leave them out, and say so

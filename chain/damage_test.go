@@ -505,6 +505,7 @@ func TestJobsStopAtDamage(t *testing.T) {
 		{"down into the lower layer", "s1", 40, func(d *Disk) (string, error) { return d.Delete("s1") }, true},
 		{"beside what is moved", "s1", 5, func(d *Disk) (string, error) { return d.Delete("s1") }, false},
 		{"flatten", "s1", 5, func(d *Disk) (string, error) { return d.Flatten("s2") }, true},
+		{"flatten, where nothing else is", "s1", 200, func(d *Disk) (string, error) { return d.Flatten("s2") }, true},
 		{"flatten, hidden", "s1", 40, func(d *Disk) (string, error) { return d.Flatten("s2") }, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -563,12 +564,20 @@ func TestDiffTellsOfDamage(t *testing.T) {
 }
 
 // Counts of damaged layers are not kept in chain.json: the next mount finds the damage
-// again.
+// again, where nothing else has to be counted.
 func TestDamageIsFoundAgain(t *testing.T) {
-	dir, _ := damagedWorld(t)
+	dir := filepath.Join(t.TempDir(), "vm.varve")
+	_, err := Create(dir, CreateOptions{Size: 256 << 20})
+	must(t, err)
+	d := openDisk(t, dir)
+	put(t, d, 1, 100<<20, 1<<20)
+	must(t, d.Snapshot("s1"))
+	put(t, d, 2, 0, 1<<20)
+	must(t, d.Close())
 	path := fileOf(t, dir, "s1")
 	_, _, _, l2 := tablesAt(t, path)
-	flip(t, path, l2+16*5+6, 1<<4)
+	flip(t, path, l2+16*800+6, 1<<4)
+	must(t, Accept(dir, "s1", OpenOptions{})) // what was counted before is not believed
 	for range 2 {
 		d := openDisk(t, dir)
 		must(t, d.CountAll(context.Background()))
@@ -576,5 +585,28 @@ func TestDamageIsFoundAgain(t *testing.T) {
 			t.Errorf("status lists %v", got)
 		}
 		must(t, d.Close())
+	}
+}
+
+// What lies below a damaged entry is not given back as hidden by it: nobody knows
+// whether it is.
+func TestDamageHidesNothing(t *testing.T) {
+	dir, _ := damagedWorld(t)
+	path := fileOf(t, dir, "s2")
+	_, _, _, l2 := tablesAt(t, path)
+	flip(t, path, l2+16*40+6, 1<<4)
+	d := openDisk(t, dir)
+	m, nodes := d.tree()
+	hidden, err := d.hiddenExtents(nil, nodes[m.byName("s1").ID], nodes[m.byName("s2").ID], 0, 8<<20)
+	must(t, err)
+	var total int64
+	for _, e := range hidden {
+		total += e.Length
+		if e.Start < 41*damagedCluster && e.End() > 40*damagedCluster {
+			t.Errorf("%+v would be given back", e)
+		}
+	}
+	if want := int64(4<<20 - damagedCluster); total != want {
+		t.Errorf("%d bytes are hidden, want %d", total, want)
 	}
 }

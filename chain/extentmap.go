@@ -31,7 +31,7 @@ type MapLayer struct {
 	Data        []float32 // data that the layer itself maps
 	Zero        []float32 // zeros that it maps: discarded or written
 	Seen        []float32 // of the leaf's view: data that comes from this layer
-	Lost        []float32 // what cannot be read since an entry of its tables is damaged
+	Lost        []float32 // what cannot be read since an entry of its tables is damaged; nil for nothing
 }
 
 // Complete says whether the figures of all bins are there.
@@ -406,6 +406,14 @@ func (c *mapper) add(bins []float32, from, to int64) {
 	}
 }
 
+// lostBins are bins of what is damaged; nil where nothing is.
+func lostBins(bins []float32) []float32 {
+	if !slices.ContainsFunc(bins, func(b float32) bool { return b > 0 }) {
+		return nil
+	}
+	return slices.Clone(bins)
+}
+
 // result copies what is known.
 func (c *mapper) result(d *Disk, path []passLayer) *ExtentMap {
 	m := &ExtentMap{Disk: d.dir, Size: c.size, BinBytes: 1 << c.binBits}
@@ -422,7 +430,7 @@ func (c *mapper) result(d *Disk, path []passLayer) *ExtentMap {
 		m.Layers = append(m.Layers, MapLayer{
 			LayerStatus: byID[path[i].node.id],
 			Data:        slices.Clone(row.data), Zero: slices.Clone(row.zero), Seen: slices.Clone(row.seen),
-			Lost: slices.Clone(row.lost),
+			Lost: lostBins(row.lost),
 		})
 	}
 	m.Beside -= len(m.Layers)

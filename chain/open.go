@@ -207,10 +207,8 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		return nil
 	})
 	for i, l := range layers {
-		if l != nil {
-			l.log = d.log
-		}
 		if l != nil { // also when another one failed: abandon closes them
+			l.log = d.log
 			d.nodes[records[i].ID] = newNode(records[i].ID, l, nil, d.cache)
 			files[records[i].ID] = l.file
 		}
@@ -301,7 +299,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
 		}
 	case overlay.IsDamage(err):
-		// Nothing more is written to it: where its tables or refcounts are wrong, what is
+		// Nothing more is written to it (D29): where its tables or refcounts are wrong, what is
 		// free in it is not known. What can be read is read.
 		what := "a layer that was being written is damaged; it is kept as it is"
 		if rec.ID == d.manifest.Leaf {
@@ -493,6 +491,7 @@ func OpenImage(image, format string, o OpenOptions) (*Disk, error) {
 		var l *layer
 		if i := files[rec.File]; rec.Foreign && i != nil {
 			l = newLayer(i.path, i.image.File(), &layerState{Layer: i.image})
+			l.log = d.log
 		}
 		d.nodes[rec.ID] = newNode(rec.ID, l, d.nodes[rec.Parent], d.cache)
 	}

@@ -50,6 +50,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 	}
 	m.add(rec)
 	m.Leaf = rec.ID
+	l.log = d.log
 	return rec, l, nil
 }
 

@@ -34,13 +34,23 @@ func joinGroup(group []chain.MapLayer) chain.MapLayer {
 	row.Name = mapTitle(row.LayerStatus) + " … " + mapTitle(last.LayerStatus)
 	row.ID += " … " + last.ID
 	row.Data, row.Zero, row.Seen = slices.Clone(row.Data), slices.Clone(row.Zero), slices.Clone(row.Seen)
-	row.Lost = slices.Clone(row.Lost)
+	row.Lost = nil
+	for _, l := range group {
+		if len(l.Lost) == 0 {
+			continue
+		}
+		if row.Lost == nil {
+			row.Lost = make([]float32, len(row.Data))
+		}
+		for i := range l.Lost {
+			row.Lost[i] += l.Lost[i]
+		}
+	}
 	for _, l := range group[1:] {
 		for i := range row.Data {
 			row.Data[i] += l.Data[i]
 			row.Zero[i] += l.Zero[i]
 			row.Seen[i] += l.Seen[i]
-			row.Lost[i] += l.Lost[i]
 		}
 	}
 	return row

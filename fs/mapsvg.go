@@ -212,7 +212,8 @@ func (d *mapDrawing) layer(i int, top float64) {
 		d.printf(`<path stroke-width="1.5" d="%s"/>`, path)
 	}
 	// What is damaged is red, over the whole height.
-	if path := d.runs(func(column int) bool { return d.sum(l.Lost, column) > 0 }, 0); path != "" {
+	lost := func(column int) bool { return len(l.Lost) > 0 && d.sum(l.Lost, column) > 0 }
+	if path := d.runs(lost, 0); path != "" {
 		d.printf(`<path stroke="%s" stroke-width="%s" d="%s"/>`, mapDamageColor, number(d.bar), path)
 	}
 	d.printf("</g></g>\n")

@@ -10,7 +10,7 @@ import (
 )
 
 // Damage of an image's tables costs the guest bytes that the damaged entry maps, and
-// no others. Map gives them as Damaged: neither data nor zeros, and nothing shows
+// no others (M22). Map gives them as Damaged: neither data nor zeros, and nothing shows
 // through from below. ReadExtent says what is wrong there.
 //
 //	an entry that breaks a rule          the cluster, or the reach of the L2 table

@@ -42,9 +42,9 @@ A qcow2 is of the plain kind that every program reads. With "-" for OUT a raw
 image goes to standard output, zeros included. OUT can be a block device too,
 with --force: it is overwritten from its beginning on, unless something uses it.
 
-A place that cannot be read, since a table is damaged or a sector of the host's disk
-is, ends the export. With --skip-damaged there are zeros in its stead, all such
-places are listed on standard error, and the exit code is 4 when there were any.
+A place that cannot be read, since a table or the host's disk is damaged, ends
+the export. With --skip-damaged there are zeros in its stead, all such places
+are listed on standard error, and the exit code is 4 when there were any.
 
 Snapshots can be exported while the disk is mounted. The leaf of a mounted disk
 changes while it is read: take a snapshot and export that.`,

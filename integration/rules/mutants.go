@@ -4,7 +4,7 @@ import "slices"
 
 // allMutants are the mutants in the order of the rules.
 func allMutants() []mutant {
-	return slices.Concat(readingMutants, writingMutants, durabilityMutants, treeMutants, namesMutants, outsideMutants, adoptionMutants, directoryMutants)
+	return slices.Concat(readingMutants, writingMutants, durabilityMutants, treeMutants, namesMutants, outsideMutants, adoptionMutants, directoryMutants, damageMutants)
 }
 
 // one is a mutant of a single edit.
