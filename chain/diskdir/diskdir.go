@@ -4,8 +4,8 @@
 // what users own. So the directory is opened once, and everything in it is reached from
 // that descriptor, one component after the other: no symbolic link in it is followed,
 // nothing but regular files is opened, no open waits, and what belongs to a stranger is
-// refused. Whoever moves the directory takes the disk along, and whatever is put in its
-// place is not touched. A path that leads elsewhere, to the image of somebody, is opened
+// refused (M21, D26). Whoever moves the directory takes the disk along, and whatever is put
+// in its place is not touched (D27). A path that leads elsewhere, to the image of somebody, is opened
 // with the rights of the directory's owner where root does it.
 //
 // The package knows nothing of disks, layers or their formats.
