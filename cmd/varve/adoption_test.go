@@ -29,7 +29,8 @@ type traced struct {
 	tried  []string // of all
 }
 
-var openCall = regexp.MustCompile(`(?:open|openat|openat2)\((?:[^"]*, )?"((?:[^"\\]|\\.)*)"(\.\.\.)?.*\)\s+= (-?\d+)`)
+// openCall has the directory that a name is relative to, as strace -y shows it, and the name.
+var openCall = regexp.MustCompile(`(?:open|openat|openat2)\((?:[A-Z0-9_]+(?:<([^>]*)>)?, )?"((?:[^"\\]|\\.)*)"(\.\.\.)?.*\)\s+= (-?\d+)`)
 
 // trace runs varve in dir under strace. What it mounted at mnt, if that is not
 // "", is unmounted after use was called.
@@ -41,7 +42,7 @@ func trace(t *testing.T, dir, mnt string, use func(), args ...string) traced {
 	// strace stays as long as the daemon does; a shell tells when varve itself
 	// has ended, and how.
 	script := `"$@"; echo $? >` + done
-	cmd.Args = append([]string{"strace", "-f", "-q", "-s", "5000", "-e", "trace=open,openat,openat2", "-o", log, "sh", "-c", script, "sh", cmd.Path}, args...)
+	cmd.Args = append([]string{"strace", "-f", "-y", "-q", "-s", "5000", "-e", "trace=open,openat,openat2", "-o", log, "sh", "-c", script, "sh", cmd.Path}, args...)
 	var err error
 	if cmd.Path, err = exec.LookPath("strace"); err != nil {
 		t.Fatal(err)
@@ -110,12 +111,16 @@ func trace(t *testing.T, dir, mnt string, use func(), args ...string) traced {
 			}
 			continue
 		}
-		if m[1] == done {
+		path := m[2]
+		if path != "" && !filepath.IsAbs(path) {
+			path = m[1] + "/" + strings.TrimSuffix(path, ".")
+		}
+		if path == done {
 			continue
 		}
-		r.tried = append(r.tried, m[1])
-		if !strings.HasPrefix(m[3], "-") {
-			r.opened = append(r.opened, m[1])
+		r.tried = append(r.tried, path)
+		if !strings.HasPrefix(m[4], "-") {
+			r.opened = append(r.opened, path)
 		}
 	}
 	if len(r.opened) == 0 {
@@ -130,7 +135,7 @@ var programsOwn = []string{"/proc/", "/sys/", "/dev/null", "/dev/fuse", "/dev/ur
 
 // connectionControl is the file by which a mount is ended, in a mount of FUSE's control
 // file system that has no place.
-var connectionControl = regexp.MustCompile(`^[0-9]+/abort$`)
+var connectionControl = regexp.MustCompile(`^/*[0-9]+/abort$`)
 
 // foreignOpened are the opened files that are neither the program's own nor in
 // one of the directories, which are the disk's and the mount's. Sorted, each
