@@ -37,6 +37,9 @@ func (u umountFlags) check() error {
 const (
 	busyPoll  = 250 * time.Millisecond
 	lookUsers = 5 * time.Second
+	// A mount that the kernel calls busy and that nobody is seen to use is tried again after
+	// gonePoll, for the time of patience.
+	gonePoll = 50 * time.Millisecond
 )
 
 // takeDown unmounts at the mountpoint. A mount in use is an error that says by
@@ -47,7 +50,7 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 		return unmount(t.mountpoint, true)
 	}
 	var looked time.Time
-	said := ""
+	said, begun := "", time.Now()
 	for {
 		err := t.tryUnmount()
 		if !errors.Is(err, unix.EBUSY) {
@@ -65,7 +68,13 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 			if err != nil {
 				return err
 			}
-			if !flags.wait {
+			switch {
+			case flags.wait:
+			case who.none() && len(who.copies) == 0 && time.Since(begun) < patience:
+				// Whoever had it open between the two questions has gone since.
+				time.Sleep(gonePoll)
+				continue
+			default:
 				return who.refusal()
 			}
 			if words := who.String(); words != said {

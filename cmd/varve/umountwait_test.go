@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // With --wait the unmount comes when the last user is done, and says meanwhile
@@ -112,4 +115,33 @@ func TestUmountByForce(t *testing.T) {
 	if got := get(t, mnt+"/disk.raw", 0, 4); got != "safe" {
 		t.Errorf("disk.raw has %q", got)
 	}
+}
+
+// Whoever keeps a mount busy only for a moment, and is gone when umount looks for its
+// users, does not make umount fail.
+func TestUmountBesideAPasserBy(t *testing.T) {
+	dir, mnt := mounted(t, 4<<20, 1<<20)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// A descriptor that is under way in a socket is nobody's in /proc.
+	fd, err := unix.Open(mnt, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(fd), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	if err := unmountPath(mnt); !errors.Is(err, unix.EBUSY) {
+		t.Fatalf("the mount is not busy: %v", err)
+	}
+	fails(t, dir, exitFailed, []string{"by a process that cannot be seen"}, "umount", "mnt")
+	time.AfterFunc(200*time.Millisecond, func() {
+		unix.Close(pair[1])
+		unix.Close(pair[0])
+	})
+	must(t, dir, "umount", "mnt")
 }
