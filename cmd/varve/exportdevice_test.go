@@ -91,7 +91,7 @@ func TestExportToADeviceRefused(t *testing.T) {
 	if err := os.Mkdir(dir+"/used", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	tool(t, dir, "mount", device, "used")
+	tool(t, dir, "mount", "-o", "ro", device, "used") // or the kernel writes in its own time
 	refused([]string{"is in use: " + filepath.Base(device) + " is mounted at " + dir + "/used"}, device, file, "--force")
 	tool(t, dir, "umount", "used")
 	qemu := exec.Command("qemu-io", "-f", "raw", device)
@@ -125,7 +125,7 @@ func TestExportToADeviceRefused(t *testing.T) {
 	part := device + "p1"
 	eventually(t, "the partition is there", func() bool { _, err := os.Stat(part); return err == nil })
 	tool(t, dir, "mkfs.ext4", "-q", "-F", part)
-	tool(t, dir, "mount", part, "used")
+	tool(t, dir, "mount", "-o", "ro", part, "used")
 	use := filepath.Base(part) + " is mounted at " + dir + "/used"
 	refused([]string{"is in use: " + use}, device, file, "--force")
 	refused([]string{"is in use: " + use}, part, file, "--force")
