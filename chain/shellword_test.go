@@ -19,7 +19,8 @@ func TestShellWord(t *testing.T) {
 		"x; touch /tmp/pwn #":    "'x; touch /tmp/pwn #'",
 		"it's":                   `'it'\''s'`,
 		"$(id)`id`\"":            "'$(id)`id`\"'",
-		"a\x1b[31m'b\\":          `$'a\033[31m\'b\\'`,
+		"a\x1b[31m'b\\":          `$'a\033[31m\047b\\'`,
+		"\u0080';exit 9;#":       `$'\302\200\047;exit 9;#'`,
 		"a\nb\t1":                `$'a\012b\0111'`,
 		"not\xffUTF-8 �":         `$'not\377UTF-8 �'`,
 		"a\u202eb":               `$'a\342\200\256b'`,
@@ -35,6 +36,11 @@ func TestShellWord(t *testing.T) {
 		out, err := exec.Command("bash", "-c", "printf %s "+got).Output()
 		if err != nil || string(out) != name {
 			t.Errorf("%q: a shell takes %s for %q, %v", name, got, out, err)
+		}
+		// The shell of a script need not know $'...', and must run nothing of it.
+		out, err = exec.Command("dash", "-c", "printf '%s,' "+got+" end").Output()
+		if err != nil || strings.Count(string(out), ",") != 2+strings.Count(name, ",") || !strings.HasSuffix(string(out), ",end,") {
+			t.Errorf("%q: dash takes %s for %q, %v", name, got, out, err)
 		}
 	}
 }
