@@ -20,12 +20,12 @@ type Domain struct {
 	Of      int    // the uid of that user; 0 for the system's
 	Trusted bool   // nobody but root and the reading user can have written the definition
 
-	virsh string
+	as, virsh string // the beginning of a command, see virsh
 }
 
 // Virsh is a command of virsh's about the domain, as the reading user types it. The
 // arguments are shell words.
-func (d Domain) Virsh(arguments string) string { return d.virsh + " " + arguments }
+func (d Domain) Virsh(arguments string) string { return d.as + d.virsh + " " + arguments }
 
 // Disk is one disk of a domain that has a file or a block device.
 type Disk struct {
@@ -124,7 +124,8 @@ func (h *Host) Domains(others bool) (list []Domain, hidden bool) {
 			if !ok {
 				continue
 			}
-			d.User, d.Of, d.virsh = p.user, p.uid, virsh(p.user, p.uid, h.UID)
+			d.User, d.Of = p.user, p.uid
+			d.as, d.virsh = virsh(p.user, p.uid, h.UID)
 			d.Trusted = private && counts && h.writtenBy(info)
 			list = append(list, d)
 		}

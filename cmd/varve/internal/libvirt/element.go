@@ -128,5 +128,12 @@ func escape(text string) string {
 // Update is the command, for a shell, that puts a disk's XML in the place of the one that
 // the domain has at the same target, for its next start. It ends with a newline.
 func (d Domain) Update(xml string) string {
-	return d.Virsh("update-device "+chain.ShellWord(d.Name)+" /dev/stdin --config") + " <<'END'\n" + xml + "END\n"
+	const arguments = " /dev/stdin --config"
+	command := d.Virsh("update-device " + chain.ShellWord(d.Name) + arguments)
+	if d.as != "" {
+		// virsh opens /dev/stdin anew, and what the shell of the caller made of the lines
+		// below is the caller's alone. So it gets a pipe of its own user's.
+		command = d.as + "sh -c 'cat | " + d.virsh + ` update-device "$1"` + arguments + "' sh " + chain.ShellWord(d.Name)
+	}
+	return command + " <<'END'\n" + xml + "END\n"
 }

@@ -124,13 +124,13 @@ func (h *Host) list(dir string) (paths []string, err error) {
 }
 
 // virsh is the beginning of a command to the libvirtd of a user, "" for the system's.
-// uid is as whom it is called.
-func virsh(user string, of, uid int) string {
+// uid is as whom it is called, and as is what makes that another user, "" for nothing.
+func virsh(user string, of, uid int) (as, command string) {
 	switch {
 	case user == "":
-		return "virsh"
+		return "", "virsh"
 	case of == uid:
-		return "virsh -c qemu:///session"
+		return "", "virsh -c qemu:///session"
 	}
-	return "runuser -u " + chain.ShellWord(user) + " -- virsh -c qemu:///session"
+	return "runuser -u " + chain.ShellWord(user) + " -- ", "virsh -c qemu:///session"
 }

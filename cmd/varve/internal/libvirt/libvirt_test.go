@@ -3,6 +3,7 @@ package libvirt
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -166,6 +167,30 @@ func TestQEMU(t *testing.T) {
 		if got := h.QEMU(test.d); !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%q, %+v: %+v", test.conf, test.d, got)
 		}
+	}
+}
+
+// TestUpdateOfAnothers: virsh, which runs as the user whose domain it is, can read what
+// the command of root's gives it.
+func TestUpdateOfAnothers(t *testing.T) {
+	as, command := virsh("nobody", 65534, 0)
+	d := Domain{Name: "it's", as: as, virsh: command}
+	bin := t.TempDir()
+	for dir := bin; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As virsh does, it opens the file that it is given.
+	if err := os.WriteFile(filepath.Join(bin, "virsh"), []byte("#!/bin/sh\necho \"$(id -un) $*\"; cat \"$5\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	shell := exec.Command("sh")
+	shell.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH")}
+	shell.Stdin = strings.NewReader(d.Update("<disk/>\n"))
+	out, err := shell.CombinedOutput()
+	if want := "nobody -c qemu:///session update-device it's /dev/stdin --config\n<disk/>\n"; err != nil || string(out) != want {
+		t.Errorf("%v, %q", err, out)
 	}
 }
 

@@ -92,8 +92,8 @@ func (h *Host) Snapshots() (list []Snapshot, hidden bool) {
 				}
 				if s, ok := parseSnapshot(text); ok {
 					s.Domain = e.Name()
-					d := Domain{virsh: virsh(p.user, p.uid, h.UID)}
-					s.forget = d.Virsh("snapshot-delete " + chain.ShellWord(s.Domain) + " " + chain.ShellWord(s.Name) + " --metadata")
+					as, command := virsh(p.user, p.uid, h.UID)
+					s.forget = Domain{as: as, virsh: command}.Virsh("snapshot-delete " + chain.ShellWord(s.Domain) + " " + chain.ShellWord(s.Name) + " --metadata")
 					list = append(list, s)
 				}
 			}
