@@ -122,7 +122,10 @@ func AskAs(ctx context.Context, as *syscall.Credential, errand, path string, lim
 	// It has nothing of ours but the pipe, and keeps no directory busy.
 	child := exec.Cmd{Path: "/proc/self/exe", Args: []string{called, errand, limit.String(), path}, Dir: "/", Stdout: w}
 	if as != nil {
-		child.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+		// That user can trace the child: it has no terminal of ours to type into, and no
+		// environment to read, in which there may be passwords.
+		child.SysProcAttr = &syscall.SysProcAttr{Credential: as, Setsid: true}
+		child.Env = []string{}
 	}
 	err = child.Start()
 	w.Close()

@@ -3,6 +3,7 @@ package aside
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"varve/integration/patience"
 )
@@ -21,10 +24,17 @@ func TestMain(m *testing.M) {
 	if os.Getenv(startsLate) != "" && len(os.Args) > 0 && os.Args[0] == called {
 		time.Sleep(400 * time.Millisecond)
 	}
-	if code, ok := Serve(os.Args, map[string]Errand{"read": os.ReadFile, "absent": func(string) ([]byte, error) { return nil, fs.ErrNotExist }}); ok {
+	errands := map[string]Errand{"read": os.ReadFile, "absent": func(string) ([]byte, error) { return nil, fs.ErrNotExist }, "session": ownSession}
+	if code, ok := Serve(os.Args, errands); ok {
 		os.Exit(code)
 	}
 	os.Exit(m.Run())
+}
+
+// ownSession says whether a child is in a session of its own, without a terminal.
+func ownSession(string) ([]byte, error) {
+	session, err := unix.Getsid(0)
+	return fmt.Append(nil, session == os.Getpid()), err
 }
 
 // What a child reads comes as it is, and so does what went wrong.
@@ -84,5 +94,18 @@ func TestAskOnABusyHost(t *testing.T) {
 	}
 	if text, err := Ask(context.Background(), "read", path, 200*time.Millisecond); err != nil || string(text) != "text" {
 		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// A child of another user, who can trace it, has neither root's environment nor root's
+// terminal.
+func TestAskAs(t *testing.T) {
+	t.Setenv("PASSWORD", "secret")
+	as := &syscall.Credential{Uid: 65534, Gid: 65534}
+	if text, err := AskAs(context.Background(), as, "read", "/proc/self/environ", patience.Hang); err != nil || len(text) > 0 {
+		t.Errorf("its environment has %d bytes, %v", len(text), err)
+	}
+	if text, err := AskAs(context.Background(), as, "session", "", patience.Hang); err != nil || string(text) != "true" {
+		t.Errorf("in a session of its own: %s, %v", text, err)
 	}
 }
