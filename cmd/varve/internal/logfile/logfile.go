@@ -18,6 +18,7 @@ import (
 type File struct {
 	path string
 	max  int64
+	dir  *os.File // held: another directory may be at its path later
 
 	mu   sync.Mutex // guards what follows
 	file *os.File
@@ -27,26 +28,29 @@ type File struct {
 // Open opens the log at path to append to it, or makes it with mode 0600. It
 // holds at most max bytes. The Go runtime's report of a crash goes there too.
 func Open(path string, max int64) (*File, error) {
-	f := &File{path: path, max: max}
+	dir, err := os.OpenFile(filepath.Dir(path), os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the log: %w", err)
+	}
+	f := &File{path: path, max: max, dir: dir}
 	if err := f.open(); err != nil {
+		dir.Close() // only read
 		return nil, err
 	}
 	return f, nil
 }
 
 func (f *File) open() error {
-	// No link, which could lead to a file of somebody else, and no FIFO, which would
-	// be waited for: the directory may be another user's.
-	file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	file, made, err := f.openAt()
 	if err != nil {
-		return fmt.Errorf("open the log: %w", err)
+		return fmt.Errorf("open the log: %w", &os.PathError{Op: "open", Path: f.path, Err: err})
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
 		err = fmt.Errorf("%s is not a file", f.path)
 	}
 	if err == nil {
-		err = f.belongs(file, info)
+		err = f.belongs(file, info, made)
 	}
 	if err != nil {
 		file.Close()
@@ -60,10 +64,33 @@ func (f *File) open() error {
 	return nil
 }
 
-// belongs gives a log that root makes to the owner of its directory, who reads it, and
-// refuses one that is a second name of somebody else's file.
-func (f *File) belongs(file *os.File, info os.FileInfo) error {
-	dir, err := os.Stat(filepath.Dir(f.path))
+// openAt opens the log; made says that it was not there.
+func (f *File) openAt() (file *os.File, made bool, err error) {
+	// No link, which could lead to a file of somebody else, and no FIFO, which would
+	// be waited for: the directory may be another user's.
+	const flag = unix.O_WRONLY | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	for range 100 {
+		fd, err := unix.Openat(int(f.dir.Fd()), filepath.Base(f.path), flag, 0)
+		made := err == unix.ENOENT
+		if made {
+			fd, err = unix.Openat(int(f.dir.Fd()), filepath.Base(f.path), flag|unix.O_CREAT|unix.O_EXCL, 0o600)
+		}
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), f.path), made, nil
+		case unix.EINTR, unix.EEXIST: // somebody else has made it meanwhile
+		default:
+			return nil, false, err
+		}
+	}
+	return nil, false, unix.EEXIST
+}
+
+// belongs gives a log that root has made to the owner of its directory, who reads it, and
+// refuses one that is a second name of somebody else's file. One that was there stays whose
+// it is: the owner of the directory can have given any file of root's that name.
+func (f *File) belongs(file *os.File, info os.FileInfo, made bool) error {
+	dir, err := f.dir.Stat()
 	if err != nil {
 		return err
 	}
@@ -74,6 +101,8 @@ func (f *File) belongs(file *os.File, info os.FileInfo) error {
 		return nil
 	case own.Nlink > 1:
 		return fmt.Errorf("%s is a second name of a file of uid %d; remove it", f.path, own.Uid)
+	case !made:
+		return nil
 	}
 	return file.Chown(int(owner.Uid), int(owner.Gid))
 }
@@ -94,8 +123,9 @@ func (f *File) Write(p []byte) (int, error) {
 }
 
 func (f *File) rotate() error {
-	if err := os.Rename(f.path, f.path+".old"); err != nil {
-		return fmt.Errorf("put the log aside: %w", err)
+	name := filepath.Base(f.path)
+	if err := unix.Renameat(int(f.dir.Fd()), name, int(f.dir.Fd()), name+".old"); err != nil {
+		return fmt.Errorf("put the log aside: %w", &os.LinkError{Op: "rename", Old: f.path, New: f.path + ".old", Err: err})
 	}
 	old := f.file
 	if err := f.open(); err != nil {
@@ -108,6 +138,7 @@ func (f *File) rotate() error {
 func (f *File) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	defer f.dir.Close() // only read
 	if err := debug.SetCrashOutput(nil, debug.CrashOptions{}); err != nil {
 		f.file.Close()
 		return err

@@ -2,6 +2,7 @@ package logfile
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -102,5 +103,56 @@ func TestLogIsAFile(t *testing.T) {
 	}
 	if got, err := os.ReadFile(other); string(got) != "somebody's" {
 		t.Errorf("the other file has %q (%v)", got, err)
+	}
+}
+
+// TestInAnothersDirectory: a log that root makes is the directory's owner's. A file of
+// root's that was given the log's name stays root's, and what takes the directory's place is
+// not touched.
+func TestInAnothersDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root; make test runs it so")
+	}
+	const member = 61001
+	dir := filepath.Join(t.TempDir(), "vm.varve")
+	path := filepath.Join(dir, "varve.log")
+	owner := func(path string) uint32 {
+		t.Helper()
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Uid
+	}
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("root's own\n"), 0o600), os.Chown(dir, member, member)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(path, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid := owner(path); uid != 0 {
+		t.Errorf("a file of root's is uid %d's now", uid)
+	}
+	moved, other := dir+".moved", filepath.Join(t.TempDir(), "other")
+	if err := errors.Join(os.Rename(dir, moved), os.Mkdir(other, 0o700), os.WriteFile(filepath.Join(other, "varve.log"), nil, 0o600), os.Symlink(other, dir)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second puts the log aside
+		if _, err := f.Write(bytes.Repeat([]byte("x"), 80)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := os.ReadDir(other); err != nil || len(names) != 1 {
+		t.Errorf("in the other directory there is %v, %v", names, err)
+	}
+	if info, err := os.Stat(filepath.Join(other, "varve.log")); err != nil || info.Size() != 0 {
+		t.Errorf("the other log has %d bytes, %v", info.Size(), err)
+	}
+	if uid := owner(filepath.Join(moved, "varve.log")); uid != member {
+		t.Errorf("a log that root has made is uid %d's", uid)
 	}
 }
