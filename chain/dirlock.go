@@ -47,7 +47,8 @@ func (h lockHolder) String() string {
 // the descriptor, whatever way the process ends, and two opens in one process
 // exclude each other too.
 type dirLock struct {
-	f         *os.File // nil where nothing is locked
+	fs        overlay.FS // of what is in the directory
+	f         *os.File   // nil where nothing is locked
 	exclusive bool
 	// failed is set when what the lock guarded could not be closed in order:
 	// then the holder's words stay, and ClosedInOrder sees them.
@@ -109,7 +110,7 @@ func tryLockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string) (*
 		}
 		return nil, fmt.Errorf("lock %s: the file system gives no locks: %w", dir, err)
 	}
-	lock := &dirLock{f: f, exclusive: exclusive}
+	lock := &dirLock{fs: fs, f: f, exclusive: exclusive}
 	if err := lock.entered(fs, path, mountpoint); err != nil {
 		return nil, errors.Join(err, lock.unlock())
 	}
@@ -186,7 +187,7 @@ func (l *dirLock) entered(fs overlay.FS, path, mountpoint string) error {
 // to remove the file that is kept as a reserve.
 func (l *dirLock) cut(size int64) error {
 	err := l.f.Truncate(size)
-	if isFull(err) && giveReserve(filepath.Dir(l.f.Name())) {
+	if isFull(err) && giveReserve(l.fs, filepath.Dir(l.f.Name())) {
 		err = l.f.Truncate(size)
 	}
 	return err
@@ -194,8 +195,9 @@ func (l *dirLock) cut(size int64) error {
 
 // unlock lets the lock go. It is free afterwards, whatever the error.
 func (l *dirLock) unlock() (err error) {
-	if l.leave != nil {
-		defer func() { err = errors.Join(err, l.leave()) }()
+	if leave := l.leave; leave != nil {
+		l.leave = nil
+		defer func() { err = errors.Join(err, leave()) }()
 	}
 	if l.f == nil {
 		return nil
@@ -203,7 +205,7 @@ func (l *dirLock) unlock() (err error) {
 	if l.exclusive && !l.failed {
 		// A holder that crashed leaves its words.
 		if err = l.cut(0); isFull(err) {
-			err = os.Remove(l.f.Name())
+			err = l.fs.Remove(l.f.Name())
 		}
 	}
 	// Let go before it is closed: a child that is between fork and exec shares

@@ -189,6 +189,43 @@ func TestLockRefusesALink(t *testing.T) {
 	}
 }
 
+// TestReserveOfAMovedDirectory: what a lock removes on a full host it removes where the disk
+// is, and not from what is in its place by then.
+func TestReserveOfAMovedDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "disk")
+	put := func(dir string) {
+		t.Helper()
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, reserveName), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(dir)
+	fs, leave, err := enter(overlay.HostFS(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockDir(fs, dir, true, "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock.leave = leave
+	if err := os.Rename(dir, dir+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	put(dir)
+	if !giveReserve(lock.fs, dir) {
+		t.Error("there is no reserve")
+	}
+	if _, err := os.Stat(filepath.Join(dir, reserveName)); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := lock.unlock(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestLockOfASimulatedFileSystem(t *testing.T) {
 	dir := t.TempDir()
 	for range 2 {

@@ -169,8 +169,8 @@ func neverInPlace(dir string) bool {
 
 // giveReserve removes the reserve of a disk directory whose lock is held, before the disk
 // is opened or after it was closed; false when there is none.
-func giveReserve(dir string) bool {
-	if os.Remove(filepath.Join(dir, reserveName)) != nil {
+func giveReserve(fs overlay.FS, dir string) bool {
+	if fs.Remove(filepath.Join(dir, reserveName)) != nil {
 		return false
 	}
 	settleFreed(dir)
