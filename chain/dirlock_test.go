@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -223,6 +224,36 @@ func TestReserveOfAMovedDirectory(t *testing.T) {
 		if err := lock.unlock(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestOwnersOfAMovedDirectory: the options of a user's disk are not taken for root's since
+// a directory of root's stands at its path meanwhile.
+func TestOwnersOfAMovedDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root; make test runs it so")
+	}
+	const member = 61001
+	dir := filepath.Join(t.TempDir(), "disk")
+	put := func(dir string, owner int) {
+		t.Helper()
+		file := filepath.Join(dir, manifestName)
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, owner, owner), os.WriteFile(file, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(dir, member)
+	fs, leave, err := enter(overlay.HostFS(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leave()
+	if err := os.Rename(dir, dir+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	put(dir, 0)
+	if owners, err := ownersOf(fs, dir); err != nil || !slices.Equal(owners, []int{member, 0}) {
+		t.Errorf("%v, %v", owners, err)
 	}
 }
 

@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/diskdir"
 	"varve/overlay"
 )
 
@@ -38,16 +38,32 @@ func LastMount(dir string) (MountMemory, error) {
 		return MountMemory{}, err
 	}
 	last := MountMemory{Mountpoint: m.Mountpoint, Options: *m.MountOptions, Known: true}
-	for _, path := range []string{dir, filepath.Join(dir, manifestName)} {
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			return MountMemory{}, fmt.Errorf("look who can have changed the options of the last mount: %w", &os.PathError{Op: "stat", Path: path, Err: err})
-		}
-		if owner := int(st.Uid); !slices.Contains(last.Owners, owner) {
-			last.Owners = append(last.Owners, owner)
-		}
+	last.Owners, err = ownersOf(fs, dir)
+	return last, err
+}
+
+// ownersOf are the users who can have written the chain.json of a directory that was
+// entered, each once.
+func ownersOf(fs overlay.FS, dir string) ([]int, error) {
+	d, ok := fs.(*diskdir.Dir)
+	if !ok {
+		return nil, nil
 	}
-	return last, nil
+	owners := []int{d.Owner()}
+	path := filepath.Join(dir, manifestName)
+	f, err := d.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("look who can have changed the options of the last mount: %w", err)
+	}
+	defer f.Close() // only read
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("look who can have changed the options of the last mount: %w", &os.PathError{Op: "stat", Path: path, Err: err})
+	}
+	if owner := int(st.Uid); owner != d.Owner() {
+		owners = append(owners, owner)
+	}
+	return owners, nil
 }
 
 // RememberMount makes where the disk is mounted, and with which options, durable for
