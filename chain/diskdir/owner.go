@@ -63,7 +63,7 @@ func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (overlay.Fi
 	}
 	f, err := d.owner.open(path, flag)
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("%w: uid %d, whose %s is, may not read it; give that user the right to, or chown the disk directory to root", err, d.owner.uid, d.path)
+		return nil, fmt.Errorf("%w: uid %d, whose %s is, may not read it; give that user the right to, or chown -R the disk directory to root", err, d.owner.uid, d.path)
 	}
 	if err != nil {
 		return nil, err
