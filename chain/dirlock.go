@@ -273,7 +273,7 @@ func holds(pid int, f *os.File) (known, ok bool) {
 		return false, true
 	}
 	for _, e := range entries {
-		if locksInode(filepath.Join(dir, e.Name()), inode) {
+		if file := filepath.Join(dir, e.Name()); locksInode(file, inode) && describes(file, f) {
 			return true, true
 		}
 	}
@@ -292,15 +292,14 @@ func inodeOf(f *os.File) (inode string, ok bool) {
 		return "", false
 	}
 	// The device before the inode is not compared: on btrfs and overlayfs the
-	// kernel shows another one than stat does.
+	// kernel shows another one than stat does. describes tells the rest.
 	return fmt.Sprintf(":%d", sys.Ino), true
 }
 
 // pidHolding finds a process that holds a lock on f: of OFD locks the kernel
 // tells no pid, but /proc/PID/fdinfo has a "lock:" line with the inode
-// (proc_pid_fdinfo(5)). 0 when there is none that may be read. It looks at no
-// file that a process has open, only at its name: the file could be in a FUSE
-// mount that hangs.
+// (proc_pid_fdinfo(5)). 0 when there is none that may be read. It asks no file
+// system for a file that a process has open: it could be in a FUSE mount that hangs.
 func pidHolding(f *os.File) int {
 	inode, ok := inodeOf(f)
 	if !ok {
@@ -315,7 +314,7 @@ func pidHolding(f *os.File) int {
 			continue
 		}
 		target, err := os.Readlink(strings.Replace(file, "/fdinfo/", "/fd/", 1))
-		if err != nil || filepath.Base(target) != lockName {
+		if err != nil || filepath.Base(target) != lockName || !describes(file, f) {
 			continue
 		}
 		if pid, err := strconv.Atoi(strings.Split(file, "/")[2]); err == nil {
@@ -323,6 +322,18 @@ func pidHolding(f *os.File) int {
 		}
 	}
 	return 0
+}
+
+// describes says whether /proc/PID/fdinfo/N is of the file f. Its inode number alone could
+// be another file's: on a file system of the own, a user can have a file of any number.
+func describes(fdinfo string, f *os.File) bool {
+	var theirs, ours unix.Statx_t
+	const mask = unix.STATX_INO
+	err := unix.Statx(unix.AT_FDCWD, strings.Replace(fdinfo, "/fdinfo/", "/fd/", 1), unix.AT_STATX_DONT_SYNC, mask, &theirs)
+	if err == nil {
+		err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, mask, &ours)
+	}
+	return err == nil && theirs.Ino == ours.Ino && theirs.Dev_major == ours.Dev_major && theirs.Dev_minor == ours.Dev_minor
 }
 
 func locksInode(fdinfo, inode string) bool {

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/integration/interleave"
 	"varve/integration/patience"
 	"varve/overlay"
@@ -254,6 +256,62 @@ func TestOwnersOfAMovedDirectory(t *testing.T) {
 	put(dir, 0)
 	if owners, err := ownersOf(fs, dir); err != nil || !slices.Equal(owners, []int{member, 0}) {
 		t.Errorf("%v, %v", owners, err)
+	}
+}
+
+// TestHolderOfThatFile: a process with a lock on another file that has the same inode number,
+// on another file system, does not hold the disk, whatever is written into the lock file.
+func TestHolderOfThatFile(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root; make test runs it so")
+	}
+	var dirs []string
+	var inodes []uint64
+	for range 2 {
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+		if err := os.WriteFile(filepath.Join(dir, lockName), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, lockName), &st); err != nil {
+			t.Fatal(err)
+		}
+		dirs, inodes = append(dirs, dir), append(inodes, st.Ino)
+	}
+	if inodes[0] != inodes[1] {
+		t.Fatalf("inodes %v", inodes)
+	}
+	shell := exec.Command("sh", "-c", "exec 9<"+filepath.Join(dirs[1], lockName)+"; flock 9; echo locked; read end")
+	stdin, err := shell.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := shell.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = errors.Join(stdin.Close(), shell.Wait()) })
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "locked\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	other := shell.Process.Pid
+	lock, err := lockDir(overlay.HostFS(), dirs[0], true, "/nowhere", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.unlock()
+	if _, err := lock.f.WriteAt(fmt.Appendf(nil, `{"pid":%d,"mountpoint":"/nowhere"}`, other), 0); err != nil {
+		t.Fatal(err)
+	}
+	if pid, _, held, err := Holder(dirs[0]); pid != os.Getpid() || !held || err != nil {
+		t.Errorf("pid %d holds it, %v, %v; it is %d, and %d is another one", pid, held, err, os.Getpid(), other)
 	}
 }
 

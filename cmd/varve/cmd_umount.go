@@ -17,6 +17,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/holders"
 )
 
 func newUmountCommand() *cobra.Command {
@@ -159,19 +160,22 @@ func unmount(mountpoint string, lazily bool) error {
 }
 
 // process is a handle on a process that cannot come to mean another one.
-type process struct{ fd int } // -1 for none
+type process struct {
+	fd      int    // -1 for none
+	command string // its name
+}
 
 // processEnd gets hold of a process to wait for its end. Where that cannot be
 // had, there is nothing to wait for.
 func processEnd(pid int) process {
 	if pid <= 0 {
-		return process{-1}
+		return process{fd: -1}
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return process{-1}
+		return process{fd: -1}
 	}
-	return process{fd}
+	return process{fd, holders.Command(pid)}
 }
 
 // wait returns when the process has ended, or after limit.
@@ -192,10 +196,14 @@ func (p process) wait(limit time.Duration) {
 	}
 }
 
-// terminate asks the process to end, as SIGTERM does a daemon.
+// terminate asks a daemon to end, as SIGTERM does. The owner of a disk directory can have it
+// look as if any process held it: what is not called varve is left alone.
 func (p process) terminate() error {
 	if p.fd < 0 {
 		return unix.ESRCH
+	}
+	if p.command != "varve" && p.command != holders.Command(os.Getpid()) {
+		return fmt.Errorf("it is %s, and no varve", p.command)
 	}
 	return unix.PidfdSendSignal(p.fd, unix.SIGTERM, nil, 0)
 }

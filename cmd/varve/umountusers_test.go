@@ -2,9 +2,11 @@ package main
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"varve/chain/mounts"
+	"varve/integration/harness"
 )
 
 // The device number of a mount that is gone is given to the next one: what is seen there
@@ -28,5 +30,15 @@ func TestDeviceNumberOfAnotherDisk(t *testing.T) {
 		if got := (target{dir: dir + "/one"}).numberIsAnothers(places); got != want {
 			t.Errorf("a mount of %s: %v, want %v", source, got, want)
 		}
+	}
+}
+
+// TestTerminateAsksVarvesOnly: a process that a lock file says to be the daemon, and that is
+// none, gets no signal.
+func TestTerminateAsksVarvesOnly(t *testing.T) {
+	other := processEnd(harness.KeepShell(t, "true"))
+	defer other.close()
+	if err := other.terminate(); err == nil || !strings.Contains(err.Error(), "it is sh, and no varve") {
+		t.Errorf("%v", err)
 	}
 }
