@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/chain"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
@@ -22,13 +24,33 @@ import (
 func (t target) control(command, line string) (job string, err error) {
 	// What is read from the same open file is the outcome of this write, and
 	// not of somebody else's.
-	f, err := os.OpenFile(t.path("control", command), os.O_RDWR, 0)
+	f, err := t.openToWrite("control", command)
 	if err != nil {
-		return "", t.explain(err)
+		return "", err
 	}
 	defer f.Close() // nothing is held back until then
 	_, job, err = t.exchange(f, line)
 	return job, err
+}
+
+// openToWrite opens a file of the mount to write. What answers there need be no varve, where
+// another user has mounted it: a link out of the mount, to a file that is not that user's,
+// is refused before anything is written.
+func (t target) openToWrite(elements ...string) (*os.File, error) {
+	f, err := os.OpenFile(t.path(elements...), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, t.explain(err)
+	}
+	var st unix.Statx_t
+	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st)
+	if err == nil && unix.Mkdev(st.Dev_major, st.Dev_minor) != t.device {
+		err = fmt.Errorf("%s leads out of the mount, so what is mounted at %s is no varve's", f.Name(), t.mountpoint)
+	}
+	if err != nil {
+		f.Close() // nothing was written
+		return nil, err
+	}
+	return f, nil
 }
 
 // exchange writes a line to an open control file and reads what it says then.

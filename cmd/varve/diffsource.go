@@ -139,13 +139,12 @@ type mountedDifferences struct {
 }
 
 func (t target) mountedDifferences(a, b string) (_ differences, err error) {
-	path := t.path("control", "diff")
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := t.openToWrite("control", "diff")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.mountpoint)
 	}
 	if err != nil {
-		return nil, t.explain(err)
+		return nil, err
 	}
 	d := &mountedDifferences{t: t, file: f, lines: bufio.NewReaderSize(f, 64<<10), views: map[string]*rawView{}}
 	defer func() {

@@ -87,9 +87,13 @@ func (t target) openMounted() (importTarget, error) {
 	if t.readOnly {
 		return nil, fmt.Errorf("%s is mounted read-only", t.mountpoint)
 	}
-	f, err := overlay.HostFS().Open(t.path("disk.raw"), os.O_RDWR, 0)
+	opened, err := t.openToWrite("disk.raw")
 	if err != nil {
-		return nil, t.explain(err)
+		return nil, err
+	}
+	f, err := overlay.HostFile(opened)
+	if err != nil {
+		return nil, err
 	}
 	m := &mountedTarget{t: t, file: f}
 	if err = f.Lock(overlay.LockWritable); err == nil {

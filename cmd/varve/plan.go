@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -82,9 +81,9 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 
 // ask writes a line to a control file and gives the answer.
 func (t target) ask(command, line string) (string, error) {
-	f, err := os.OpenFile(t.path("control", command), os.O_RDWR, 0)
+	f, err := t.openToWrite("control", command)
 	if err != nil {
-		return "", t.explain(err)
+		return "", err
 	}
 	defer f.Close() // nothing is held back until then
 	text, _, err := t.exchange(f, line)
