@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/libvirt"
 )
 
@@ -133,4 +134,17 @@ func (i savedImage) remove() []string {
 		return []string{"virsh", "-c", "qemu:///system", "managedsave-remove", i.Name}
 	}
 	return []string{"virsh", "-c", "qemu:///session", "managedsave-remove", i.Name}
+}
+
+// removal is remove in words for a shell of the user with a uid.
+func (i savedImage) removal(uid int) string {
+	var words []string
+	for _, word := range i.remove() {
+		words = append(words, chain.ShellWord(word))
+	}
+	text := strings.Join(words, " ")
+	if i.User != "" && i.Of != uid {
+		text = "runuser -u " + chain.ShellWord(i.User) + " -- " + text
+	}
+	return text
 }

@@ -27,7 +27,12 @@ type Stake struct {
 
 // Discard gives up the saved memory of a stake, by telling libvirt: it gives the command
 // that does, of which User is as whom it is to run ("" for the caller).
-func (k Stake) Discard() (command []string, user string) { return k.image.remove(), k.image.User }
+func (k Stake) Discard() (command []string, user string) {
+	if user = k.image.User; k.image.Of == os.Geteuid() {
+		user = "" // runuser is root's alone
+	}
+	return k.image.remove(), user
+}
 
 // Stakes gives what relies on the content of a disk. What may not be looked at, and file
 // systems that may not answer, are left out.
@@ -126,7 +131,7 @@ func (s *Scope) saved() []Stake {
 		}
 		list = append(list, Stake{Saved: true, image: i,
 			What: fmt.Sprintf("%s keeps the memory%s of domain %s, in %s, and its next start goes on with that", of, when, i.Name, i.File),
-			Fix:  fmt.Sprintf("start the domain and shut it down in order, or give its memory up: %s", strings.Join(i.remove(), " "))})
+			Fix:  fmt.Sprintf("start the domain and shut it down in order, or give its memory up: %s", i.removal(s.machine.uid))})
 	}
 	return list
 }

@@ -58,6 +58,9 @@ func TestSavedImages(t *testing.T) {
 	write(t, root+session+"mine.save", string(savedImageFile(binary.BigEndian, domainText("mine",
 		domainDisk("qcow2", "/x1.qcow2", "<backingStore type='file'><format type='raw'/><source file='"+raw+"'/><backingStore/></backingStore>")))))
 
+	write(t, root+"/root/.config/libvirt/qemu/save/roots.save", string(savedImageFile(binary.LittleEndian, domainText("root's", domainDisk("raw", raw, "")))))
+
+	s.Mounts[0].UID = 61001
 	if list := s.saved(); len(list) != 1 || list[0].image.Name != "vm6" {
 		t.Errorf("a user whom the mount does not let in: %+v", list)
 	}
@@ -72,13 +75,14 @@ func TestSavedImages(t *testing.T) {
 	}
 	for _, want := range []string{
 		"of domain vm6, in " + system + "vm6.save, and its next start goes on with that; start the domain and shut it down in order, or give its memory up: virsh -c qemu:///system managedsave-remove vm6; : virsh",
-		"ann's libvirt keeps the memory of ", "of domain mine, in " + session + "mine.save", "; ann: virsh -c qemu:///session managedsave-remove mine\n",
+		"ann's libvirt keeps the memory of ", "of domain mine, in " + session + "mine.save", "give its memory up: runuser -u ann -- virsh -c qemu:///session managedsave-remove mine; ann: virsh -c qemu:///session managedsave-remove mine\n",
+		`give its memory up: virsh -c qemu:///session managedsave-remove 'root'\''s'; : virsh -c qemu:///session managedsave-remove root's` + "\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}
 	}
-	if strings.Count(got, "\n") != 2 {
+	if strings.Count(got, "\n") != 3 {
 		t.Errorf("found\n%s", got)
 	}
 
