@@ -5,6 +5,7 @@ package procs
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,11 +22,22 @@ func Command(pid int) string {
 	return Printable(strings.TrimSuffix(string(comm), "\n"))
 }
 
+const (
+	mostArguments = 64 << 10 // bytes of a command line that are looked at
+	mostName      = 64       // characters of a VM's name that a message has
+)
+
 // VM is the name of the virtual machine that a process runs: what QEMU was given with
 // -name, which for libvirt is the domain. It is "" of any other process, of a machine
-// without a name, and where /proc shows no arguments.
+// without a name, and where /proc shows no arguments. A long name is cut: whoever can run a
+// program can call it QEMU.
 func VM(pid int) string {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return ""
+	}
+	defer f.Close() // only read
+	text, err := io.ReadAll(io.LimitReader(f, mostArguments))
 	if err != nil {
 		return ""
 	}
@@ -35,7 +47,11 @@ func VM(pid int) string {
 	}
 	for i := 1; i+1 < len(args); i++ {
 		if args[i] == "-name" || args[i] == "--name" {
-			return Printable(guest(args[i+1]))
+			name := []rune(Printable(guest(args[i+1])))
+			if len(name) > mostName {
+				name = append(name[:mostName-1], '…')
+			}
+			return string(name)
 		}
 	}
 	return ""

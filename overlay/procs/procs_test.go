@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 )
 
@@ -41,6 +42,7 @@ func TestVM(t *testing.T) {
 		{[]string{"/usr/libexec/qemu-kvm", "-name", "debug-threads=on,guest=a,,b=c"}, "a,b=c"},
 		{[]string{"kvm", "--name", "red\x1b[31m"}, "red?[31m"},
 		{[]string{"qemu-system-x86_64", "-name", "debug-threads=on"}, ""},
+		{[]string{"qemu-system-x86_64", "-name", strings.Repeat("long", 1000)}, strings.Repeat("long", 16)[:63] + "…"},
 		{[]string{"qemu-system-x86_64", "-m", "2G"}, ""},
 		{[]string{"qemu-system-x86_64", "-name"}, ""},
 		{[]string{"find", "-name", "vm1"}, ""},
