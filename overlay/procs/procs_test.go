@@ -28,7 +28,16 @@ func run(t *testing.T, args ...string) int {
 		_ = keep.Close()
 		_ = cmd.Wait()
 	})
-	return cmd.Process.Pid
+	// The kernel tells the parent of an exec a moment before /proc shows the arguments.
+	for {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(text) > 0 {
+			return cmd.Process.Pid
+		}
+	}
 }
 
 func TestVM(t *testing.T) {
