@@ -17,6 +17,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
+	"varve/fs/device"
 	testpatience "varve/integration/patience"
 )
 
@@ -59,7 +60,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	ended := mountFuseControl()
 	code := m.Run()
+	ended()
 	files, _ := filepath.Glob(reports + "/race*")
 	for _, f := range files {
 		text, err := os.ReadFile(f)
@@ -113,6 +116,19 @@ func hostDir(t *testing.T) string {
 type result struct {
 	code           int
 	stdout, stderr string
+}
+
+// mountFuseControl mounts FUSE's control file system, as systemd does on every machine:
+// with it a user's daemon ends a mount of which another mount namespace has a copy, such as
+// that of a VM that another test starts meanwhile.
+func mountFuseControl() (ended func()) {
+	if entries, err := os.ReadDir(device.Connections); err != nil || len(entries) > 0 {
+		return func() {}
+	}
+	if err := syscall.Mount("none", device.Connections, "fusectl", 0, ""); err != nil {
+		return func() {} // mounted already and empty, or not allowed
+	}
+	return func() { syscall.Unmount(device.Connections, syscall.MNT_DETACH) }
 }
 
 // quick is varve without the race detector, "" when the tests run without it too, and in
