@@ -88,6 +88,10 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		if daemon, _, held, err = chain.Holder(t.dir); err != nil {
 			return err
 		}
+		if serves, known := holders.Connection(daemon); held && known && serves != t.device {
+			// Any user can mount something under this name.
+			return fmt.Errorf("the mount there says that it shows %s, which pid %d has mounted elsewhere; \"umount %s\" takes it away", t.dir, daemon, chain.ShellWord(t.mountpoint))
+		}
 	}
 	ended := processEnd(daemon)
 	defer ended.close()
