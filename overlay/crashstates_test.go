@@ -208,7 +208,7 @@ func (c *crashTest) judge(content memContent) error {
 		}
 	}
 	f := &memFile{now: content.clone(), durable: content.clone()}
-	o, err := NewOverlay(f, OverlayOptions{Unclean: !c.vast})
+	o, err := NewOverlay(f, OverlayOptions{Unclean: !c.vast, unrecovered: c.vast})
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}

@@ -27,6 +27,9 @@ type OverlayOptions struct {
 	// Unclean says that the layer was not settled when it was last written:
 	// its tables are scanned, refcounts mended, leaks freed.
 	Unclean bool
+	// unrecovered has a file taken as a crash leaves it, without a recovery, for tests whose
+	// file is too long for one.
+	unrecovered bool
 	// MaxSlices bounds the cached table slices of 4 KiB; 0 for the default.
 	// Dirty ones come on top until the next flush.
 	MaxSlices int
@@ -209,6 +212,11 @@ func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 	}
 	if err := ov.alloc.load(f, h, size); err != nil {
 		return nil, err
+	}
+	if !o.unrecovered {
+		if err := ov.alloc.checkLast(f); err != nil {
+			return nil, err
+		}
 	}
 	if err := ov.noteTables(); err != nil {
 		return nil, err

@@ -201,12 +201,13 @@ func (p process) wait(limit time.Duration) {
 }
 
 // terminate asks a daemon to end, as SIGTERM does. The owner of a disk directory can have it
-// look as if any process held it: what is not called varve is left alone.
+// look as if any process held it: what is called neither varve, with a version's number
+// perhaps, nor as this program is left alone.
 func (p process) terminate() error {
 	if p.fd < 0 {
 		return unix.ESRCH
 	}
-	if p.command != "varve" && p.command != holders.Command(os.Getpid()) {
+	if !strings.HasPrefix(p.command, "varve") && p.command != holders.Command(os.Getpid()) {
 		return fmt.Errorf("it is %s, and no varve", p.command)
 	}
 	return unix.PidfdSendSignal(p.fd, unix.SIGTERM, nil, 0)
