@@ -123,6 +123,7 @@ type exportWorld struct {
 	rand  *rand.Rand
 	model []byte
 	next  int
+	jobs  atomic.Int64 // deletes and flattens that were begun
 
 	mu    sync.Mutex
 	views map[string][]byte // guarded by mu
@@ -200,6 +201,9 @@ func (w *exportWorld) do() {
 		w.t.Errorf("%s %s: %v", op, line, err)
 		return
 	}
+	if op == "delete" || op == "flatten" {
+		w.jobs.Add(1)
+	}
 	switch op {
 	case "snapshot":
 		w.views[fresh] = bytes.Clone(w.model)
@@ -235,10 +239,10 @@ func TestExportsDuringJobs(t *testing.T) {
 	until, late := time.Now().Add(long), time.Now().Add(long+patience.Hang)
 	var exports sync.WaitGroup
 	done := 0
-	var shares atomic.Int64 // exports that share blocks; one there must be, however slow the machine is
+	var shares atomic.Int64 // exports that share blocks; one there must be, and some jobs, however slow the machine is
 	more := func() bool {
 		now := time.Now()
-		return now.Before(until) || shares.Load() == 0 && now.Before(late) && !t.Failed()
+		return now.Before(until) || (shares.Load() == 0 || w.jobs.Load() < 3) && now.Before(late) && !t.Failed()
 	}
 	exports.Go(func() {
 		for i := 0; more(); i++ {
