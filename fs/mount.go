@@ -37,6 +37,7 @@ type Server struct {
 	direct     bool          // mounted by mount(2), not by fusermount3
 	device     uint64        // of the mount's files; 0 when it could not be told
 	abort      *device.Abort // ends the connection; nil where there is no way
+	identified chan struct{} // closed when abort is there, or cannot be had
 	done       chan struct{} // closed when the last request was answered
 }
 
@@ -52,7 +53,7 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	f := newFileSystem(d, o)
-	s := &Server{fs: f, mountpoint: mountpoint, direct: os.Geteuid() == 0, done: make(chan struct{})}
+	s := &Server{fs: f, mountpoint: mountpoint, direct: os.Geteuid() == 0, identified: make(chan struct{}), done: make(chan struct{})}
 	options, err := s.fuseOptions(d, o)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
@@ -68,6 +69,7 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 	go s.serve()
 	s.refusePolls()
 	s.identify()
+	close(s.identified)
 	if s.direct {
 		if err := raiseReadahead(mountpoint); err != nil {
 			f.log.Debug("readahead stays as it is", "error", err)
@@ -119,6 +121,7 @@ func (s *Server) serve() {
 	if err := s.kernel.Close(); err != nil {
 		s.fs.log.Warn("cannot close the connection to the kernel", "error", err)
 	}
+	<-s.identified // the mount may have gone at once
 	if s.abort != nil {
 		_ = s.abort.Close() // nothing is held back until then
 	}

@@ -420,7 +420,7 @@ func TestMountStrangeNames(t *testing.T) {
 					t.Errorf("%q: exit %d, says %q", args, r.code, r.stderr)
 				}
 			}
-			if st := document(t, dir, home+"/"+img); named(st) != "base layer-1 adopted" {
+			if st := document(t, dir, home+"/"+img); named(st) != "base one two" {
 				t.Errorf("status says %+v", st)
 			}
 		})

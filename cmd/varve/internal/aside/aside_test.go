@@ -22,7 +22,7 @@ const startsLate = "VARVE_TEST_STARTS_LATE"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(startsLate) != "" && len(os.Args) > 0 && os.Args[0] == called {
-		time.Sleep(400 * time.Millisecond)
+		time.Sleep(1200 * time.Millisecond)
 	}
 	errands := map[string]Errand{"read": os.ReadFile, "absent": func(string) ([]byte, error) { return nil, fs.ErrNotExist }, "session": ownSession}
 	if code, ok := Serve(os.Args, errands); ok {
@@ -88,11 +88,12 @@ func TestAskGivesUp(t *testing.T) {
 // A busy host, on which a child starts late, is not taken for a file system that hangs.
 func TestAskOnABusyHost(t *testing.T) {
 	t.Setenv(startsLate, "1")
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // the child ends with its answer
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if text, err := Ask(context.Background(), "read", path, 200*time.Millisecond); err != nil || string(text) != "text" {
+	if text, err := Ask(context.Background(), "read", path, time.Second); err != nil || string(text) != "text" {
 		t.Errorf("%q, %v", text, err)
 	}
 }
