@@ -5,8 +5,8 @@
 // that descriptor, one component after the other: no symbolic link in it is followed,
 // nothing but regular files is opened, no open waits, and what belongs to a stranger is
 // refused (M21, D26). Whoever moves the directory takes the disk along, and whatever is put
-// in its place is not touched (D27). A path that leads elsewhere, to the image of somebody, is opened
-// with the rights of the directory's owner where root does it.
+// in its place is not touched (D27). A path that leads elsewhere, such as to the base, is
+// opened with the rights of the directory's owner where root does it.
 //
 // The package knows nothing of disks, layers or their formats.
 package diskdir
@@ -91,7 +91,7 @@ func (d *Dir) Moved() error {
 	case err != nil:
 		return err
 	case !os.SameFile(held, there):
-		return fmt.Errorf("%s was moved while it was in use, and another directory is in its place; put it back", d.path)
+		return fmt.Errorf("%s was moved while it was in use, and another directory is in its place; move the first one back", d.path)
 	}
 	return nil
 }
@@ -345,7 +345,7 @@ func (d *Dir) Mkdir(path string, perm os.FileMode) error {
 		if err := unix.Mkdirat(dir, name, uint32(perm.Perm())); err != nil {
 			return err
 		}
-		fd, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		fd, err := openFolder(dir, name, unix.O_RDONLY)
 		if err != nil {
 			return err
 		}
@@ -445,9 +445,25 @@ func (d *Dir) Free(path string) (int64, error) {
 	if _, inside := d.split(path); !inside {
 		return d.host.Free(path)
 	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(d.root.Fd()), &st); err != nil {
-		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
+	st, err := d.Statfs()
+	if err != nil {
+		return 0, err
 	}
 	return overlay.FreeOf(&st), nil
+}
+
+// Statfs is statfs(2) of the directory's file system.
+func (d *Dir) Statfs() (st unix.Statfs_t, err error) {
+	if err := unix.Fstatfs(int(d.root.Fd()), &st); err != nil {
+		return st, &os.PathError{Op: "statfs", Path: d.path, Err: err}
+	}
+	return st, nil
+}
+
+// Syncfs is syncfs(2) of the directory's file system.
+func (d *Dir) Syncfs() error {
+	if err := unix.Syncfs(int(d.root.Fd())); err != nil {
+		return &os.PathError{Op: "syncfs", Path: d.path, Err: err}
+	}
+	return nil
 }

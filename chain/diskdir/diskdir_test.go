@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -253,19 +254,16 @@ func TestRootInAnothersDirectory(t *testing.T) {
 	}
 	must(t, os.Chown(in("new"), stranger, stranger))
 	refused(in("new"), "belongs to uid 61002, and the directory to uid 61001")
-	must(t, os.Chown(in("new"), 0, 0)) // of an earlier varve, as root
-	must(t, os.WriteFile(in("new"), []byte("mine"), 0o600))
-	if got := read(t, d, in("new")); got != "mine" {
-		t.Errorf("%q", got)
-	}
+	must(t, os.Chown(in("new"), 0, 0)) // moved there by the owner, who can do that
+	refused(in("new"), "belongs to uid 0, and the directory to uid 61001")
 	outside := filepath.Dir(dir)
 	secret, public, group := filepath.Join(outside, "secret"), filepath.Join(outside, "public"), filepath.Join(outside, "group")
 	must(t, os.WriteFile(secret, []byte("secret"), 0o600))
 	must(t, os.WriteFile(public, []byte("public"), 0o644))
 	must(t, os.WriteFile(group, []byte("group"), 0o640)) // of root's group
 	must(t, os.Link(secret, in("link")))
-	refused(in("link"), "has a second name and belongs to uid 0")
-	refused(secret, "uid 61001, whose "+dir+" is, may not read it")
+	refused(in("link"), "belongs to uid 0, and the directory to uid 61001")
+	refused(secret, "uid 61001, who owns "+dir+", may not read it")
 	refused(group, "may not read it")
 	if got := read(t, d, public); got != "public" {
 		t.Errorf("%q", got)
@@ -281,5 +279,41 @@ func TestRootInAnothersDirectory(t *testing.T) {
 	must(t, os.Chmod(fifo, 0o666))
 	if f, err := d.Open(fifo, os.O_RDONLY, 0); err == nil { // it did not wait
 		f.Close()
+	}
+}
+
+// A file of the caller's in a directory of somebody else counts with one name only: the
+// owner may have made the second one.
+func TestSecondName(t *testing.T) {
+	other := owner{uid: member, gid: member}
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root; make test runs it so")
+	}
+	var st unix.Stat_t
+	st.Uid, st.Nlink = stranger, 1
+	// accepts asks who calls; a thread of another user shows it.
+	ended := make(chan error, 4)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this function
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), stranger, ^uintptr(0)); errno != 0 {
+			ended <- errno
+			return
+		}
+		ended <- nil
+		ended <- other.accepts(st)
+		st.Nlink = 2
+		ended <- other.accepts(st)
+		st.Uid, st.Nlink = 0, 1
+		ended <- other.accepts(st)
+	}()
+	must(t, <-ended)
+	if err := <-ended; err != nil {
+		t.Errorf("the caller's own file: %v", err)
+	}
+	if err := <-ended; !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "second name") {
+		t.Errorf("a second name of it: %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("a file of root's: %v", err)
 	}
 }

@@ -32,8 +32,8 @@ func ownerOf(info os.FileInfo) owner {
 // anothers says that root acts in a directory of somebody else.
 func (o owner) anothers() bool { return os.Geteuid() == 0 && o.uid != 0 }
 
-// give makes the directory's owner the one of what root made in it; without that the owner
-// could not mount the own disk any more. It stays root's where the file system has no owners.
+// give makes the directory's owner the owner of what root made in it. Where the file system
+// has no owners, all is its owner's anyway.
 func (o owner) give(fd int) {
 	if o.anothers() {
 		_ = unix.Fchown(fd, o.uid, o.gid)
@@ -41,13 +41,15 @@ func (o owner) give(fd int) {
 }
 
 // accepts refuses a file in the directory that belongs to neither its owner, root, nor
-// the caller, and one of root's that has another name: a link of the owner to it.
+// the caller, and of these one with another name, which may be a link of the owner's to it.
+// Root takes none of its own in a directory of somebody else either: the owner can move one
+// there from any other directory of theirs, and could neither read nor write it.
 func (o owner) accepts(st unix.Stat_t) error {
 	uid := int(st.Uid)
 	switch {
 	case uid == o.uid:
 		return nil
-	case uid != 0 && uid != os.Geteuid():
+	case uid != 0 && uid != os.Geteuid() || o.anothers():
 		return foreignf("it belongs to uid %d, and the directory to uid %d; chown it to that one", uid, o.uid)
 	case st.Nlink > 1:
 		return foreignf("it has a second name and belongs to uid %d, the directory to uid %d; put a copy in its place", uid, o.uid)
@@ -63,7 +65,7 @@ func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (overlay.Fi
 	}
 	f, err := d.owner.open(path, flag)
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("%w: uid %d, whose %s is, may not read it; give that user the right to, or chown -R the disk directory to root", err, d.owner.uid, d.path)
+		return nil, fmt.Errorf("%w: uid %d, who owns %s, may not read it; give that user the right to, or chown -R the disk directory to root", err, d.owner.uid, d.path)
 	}
 	if err != nil {
 		return nil, err
