@@ -325,7 +325,7 @@ func pidHolding(f *os.File) int {
 }
 
 // describes says whether /proc/PID/fdinfo/N is of the file f. Its inode number alone could
-// be another file's: on a file system of the own, a user can have a file of any number.
+// be another file's: on a file system of their own, a user can have a file of any number.
 func describes(fdinfo string, f *os.File) bool {
 	var theirs, ours unix.Statx_t
 	const mask = unix.STATX_INO

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/diskdir"
 	"varve/overlay"
 )
 
@@ -134,37 +136,34 @@ func (d *Disk) giveRoom() bool {
 	} else if err != nil {
 		return false
 	}
-	d.settleFreed()
+	settleFreed(d.fs)
 	return true
-}
-
-// settleFreed has the host make room of what was freed.
-func (d *Disk) settleFreed() {
-	if isHost(d.fs) {
-		settleFreed(d.dir)
-	}
 }
 
 // settleFreed has the host make room of what was freed: btrfs gives it out again only
 // after its next transaction (seen: writes and renames fail with ENOSPC until then).
-func settleFreed(dir string) {
-	if !neverInPlace(dir) {
-		return
-	}
-	if f, err := os.Open(dir); err == nil {
-		_ = unix.Syncfs(int(f.Fd())) // what it cannot do shows in the next write
-		f.Close()
+func settleFreed(fs overlay.FS) {
+	if dir, ok := fs.(*diskdir.Dir); ok && neverInPlace(fs) {
+		_ = dir.Syncfs() // what it cannot do shows in the next write
 	}
 }
 
 // neverInPlace says whether the host is btrfs, which gives each block that is written
 // again a new place, frees the old one with its next transaction, and an extent only as
 // a whole. (A file with chattr +C is written in place there; that is not looked at.)
-func (d *Disk) neverInPlace() bool { return isHost(d.fs) && neverInPlace(d.dir) }
+func (d *Disk) neverInPlace() bool { return neverInPlace(d.fs) }
 
-func neverInPlace(dir string) bool {
-	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == nil && st.Type == unix.BTRFS_SUPER_MAGIC
+func neverInPlace(fs overlay.FS) bool { return isOn(fs, unix.BTRFS_SUPER_MAGIC) }
+
+// isOn says whether a disk directory that was entered is on a file system of one of some
+// types, by their numbers in statfs(2).
+func isOn(fs overlay.FS, types ...int64) bool {
+	dir, ok := fs.(*diskdir.Dir)
+	if !ok {
+		return false
+	}
+	st, err := dir.Statfs()
+	return err == nil && slices.Contains(types, int64(st.Type))
 }
 
 // giveReserve removes the reserve of a disk directory whose lock is held, before the disk
@@ -173,7 +172,7 @@ func giveReserve(fs overlay.FS, dir string) bool {
 	if fs.Remove(filepath.Join(dir, reserveName)) != nil {
 		return false
 	}
-	settleFreed(dir)
+	settleFreed(fs)
 	return true
 }
 
@@ -250,7 +249,7 @@ func (d *Disk) commitWithReserve(m *manifest) error {
 		return d.tooFull(err)
 	}
 	d.log.Warn("the host file system is full; chain.json takes the room that was kept for it")
-	d.settleFreed()
+	settleFreed(d.fs)
 	if err := m.commit(d.fs, d.dir); err != nil {
 		return d.tooFull(err)
 	}

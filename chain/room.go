@@ -44,8 +44,7 @@ func (d *Disk) sharesBlocks() bool {
 // canShare says whether the host's file system can share blocks, of files in the disk
 // directory at least.
 func (d *Disk) canShare() bool {
-	var fs unix.Statfs_t
-	return isHost(d.fs) && unix.Statfs(d.dir, &fs) == nil && (fs.Type == unix.XFS_SUPER_MAGIC || fs.Type == unix.BTRFS_SUPER_MAGIC)
+	return isOn(d.fs, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC)
 }
 
 // leastStep is what a merge on a full host needs for one step beside the tables of its
