@@ -83,19 +83,8 @@ func (l *layer) mapped(extents []overlay.Extent, off, length int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	before := d.list
-	d.list = nil
-	for _, f := range before { // what the tables say now counts
-		if f.read || f.End() <= off || f.Start >= off+length {
-			d.list = append(d.list, f)
-			continue
-		}
-		if f.Start < off {
-			d.list = append(d.list, f.part(f.Start, off))
-		}
-		if f.End() > off+length {
-			d.list = append(d.list, f.part(off+length, f.End()))
-		}
-	}
+	// What the tables say now counts.
+	d.list = without(before, off, off+length, func(f foundDamage) bool { return !f.read })
 	for ; i >= 0 && i < len(extents); i++ {
 		if e := extents[i]; e.Kind == overlay.Damaged {
 			d.put(l, foundDamage{Damage: Damage{Start: e.Start, Length: e.Length, Reason: l.whyDamaged(e)}}, before)
@@ -173,6 +162,40 @@ func (l *layer) failedRead(off, n int64, kind overlay.Kind, err error) error {
 	d.put(l, f, before)
 	d.found.Store(true)
 	return err
+}
+
+// readWell takes note of a read of n guest bytes at off that the host has answered: where it
+// failed before, the host could not read for a while, and can again.
+func (l *layer) readWell(off, n int64) {
+	d := &l.damages
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if slices.ContainsFunc(d.list, func(f foundDamage) bool { return f.read && f.overlaps(off, off+n) }) {
+		d.list = without(d.list, off, off+n, func(f foundDamage) bool { return f.read })
+		d.found.Store(len(d.list) > 0)
+	}
+}
+
+// overlaps says whether a damage has a byte of [start, end).
+func (d Damage) overlaps(start, end int64) bool { return d.Start < end && start < d.End() }
+
+// without is a list of damages in which those that match have no byte of [start, end) any
+// more; what of one lies before or behind it stays.
+func without(list []foundDamage, start, end int64, match func(foundDamage) bool) []foundDamage {
+	var left []foundDamage
+	for _, f := range list {
+		if !match(f) || !f.overlaps(start, end) {
+			left = append(left, f)
+			continue
+		}
+		if f.Start < start {
+			left = append(left, f.part(f.Start, start))
+		}
+		if f.End() > end {
+			left = append(left, f.part(end, f.End()))
+		}
+	}
+	return left
 }
 
 // extents is Map of the layer's file, which takes note of damage.

@@ -81,6 +81,9 @@ func (r *region) read(p []byte, off int64, in uint32) error {
 			if err := l.state.Load().ReadExtent(part, e, off); err != nil {
 				return l.failedRead(off, int64(len(part)), s.kind, err)
 			}
+			if l.isDamaged() {
+				l.readWell(off, int64(len(part)))
+			}
 		}
 		p, off, in = p[len(part):], off+int64(len(part)), in+uint32(len(part))
 	}

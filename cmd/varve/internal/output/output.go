@@ -34,8 +34,9 @@ type Place struct {
 // mostLinks is how many symbolic links one name may lead over, as in path_resolution(7).
 const mostLinks = 40
 
-// Find follows a name. A link is followed where it belongs to the caller or to root: in a
-// directory of somebody else it could lead root anywhere. The error is one line.
+// Find follows a name. A link in the place of the file is followed only where it belongs to
+// the caller or to root: one that somebody else can put there could lead root anywhere.
+// Links in place of directories are followed, whosever they are. The error is one line.
 func Find(name string) (Place, error) {
 	place := Place{name: name, number: -1}
 	path, err := filepath.Abs(name)
