@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 	"unicode"
 )
 
@@ -29,9 +30,42 @@ const (
 
 // VM is the name of the virtual machine that a process runs: what QEMU was given with
 // -name, which for libvirt is the domain. It is "" of any other process, of a machine
-// without a name, and where /proc shows no arguments. A long name is cut: whoever can run a
-// program can call it QEMU.
-func VM(pid int) string {
+// without a name, and where /proc does not show the arguments within a second. A long name
+// is cut: whoever can run a program can call it QEMU.
+func VM(pid int) string { return arguments.ask(time.Second, func() string { return vm(pid) }) }
+
+// arguments is held by who reads the arguments of a process. They stand in its memory, a
+// page of which may be of a file system that hangs: nobody waits for that, and nobody else
+// begins to.
+var arguments = make(turn, 1)
+
+// turn lets one ask at a time.
+type turn chan struct{}
+
+// ask gives the answer of what, or "" when that takes longer than limit, or the answer of
+// who asked before is still out.
+func (t turn) ask(limit time.Duration, what func() string) string {
+	late := time.After(limit)
+	select {
+	case t <- struct{}{}:
+	case <-late:
+		return ""
+	}
+	answer := make(chan string, 1)
+	go func() {
+		answer <- what()
+		<-t
+	}()
+	select {
+	case text := <-answer:
+		return text
+	case <-late:
+		return ""
+	}
+}
+
+// vm is VM without the limit.
+func vm(pid int) string {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return ""

@@ -6,6 +6,9 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
+
+	"varve/integration/patience"
 )
 
 // run starts a process that calls itself args[0] and has the other arguments too. The end
@@ -76,5 +79,22 @@ func TestVM(t *testing.T) {
 	}
 	if got := Command(-1) + VM(-1); got != "" {
 		t.Errorf("no process is %q", got)
+	}
+}
+
+// A process whose arguments cannot be read for now holds up who asks first for a moment,
+// and nobody for longer.
+func TestWhatHangsIsNotWaitedFor(t *testing.T) {
+	asked, goOn := make(turn, 1), make(chan struct{})
+	hangs := func() string { <-goOn; return "late" }
+	if got := asked.ask(10*time.Millisecond, hangs); got != "" {
+		t.Errorf("%q", got)
+	}
+	if got := asked.ask(10*time.Millisecond, func() string { return "beside it" }); got != "" {
+		t.Errorf("%q", got)
+	}
+	close(goOn)
+	if got := asked.ask(patience.Hang, func() string { return "afterwards" }); got != "afterwards" {
+		t.Errorf("%q", got)
 	}
 }

@@ -144,13 +144,16 @@ func AskAs(ctx context.Context, as *syscall.Credential, errand, path string, lim
 		return from()
 	}
 	_, err = read(func() ([]byte, error) { return io.ReadAll(io.LimitReader(r, int64(len(began)))) }, startTime)
+	hasBegun := err == nil
 	var text []byte
-	if err == nil {
+	if hasBegun {
 		text, err = read(func() ([]byte, error) { return io.ReadAll(r) }, limit)
 	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded) && !hasBegun:
+		return nil, fmt.Errorf("ask for %s: the process that was to look has not begun within %s: this host is too busy", path, startTime)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, ErrNoAnswer
 	case err != nil:
