@@ -224,6 +224,9 @@ func (d *Dir) openInside(dir int, name, path string, flag int, perm os.FileMode)
 		}
 		if err := d.take(fd, made, flag); err != nil {
 			unix.Close(fd) // nothing was written
+			if made {
+				err = errors.Join(err, unix.Unlinkat(dir, name, 0))
+			}
 			return nil, err
 		}
 		return os.NewFile(uintptr(fd), path), nil
@@ -240,9 +243,13 @@ func (d *Dir) take(fd int, made bool, flag int) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return errNoFile
 	}
+	var err error
 	if made {
-		d.owner.give(fd)
-	} else if err := d.owner.accepts(st); err != nil {
+		err = d.owner.give(fd)
+	} else {
+		err = d.owner.accepts(st)
+	}
+	if err != nil {
 		return err
 	}
 	return afterOpen(fd, flag)
@@ -350,7 +357,9 @@ func (d *Dir) Mkdir(path string, perm os.FileMode) error {
 			return err
 		}
 		defer unix.Close(fd) // only read
-		d.owner.give(fd)
+		if err := d.owner.give(fd); err != nil {
+			return errors.Join(err, unix.Unlinkat(dir, name, unix.AT_REMOVEDIR))
+		}
 		return nil
 	})
 }

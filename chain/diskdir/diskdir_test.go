@@ -282,6 +282,34 @@ func TestRootInAnothersDirectory(t *testing.T) {
 	}
 }
 
+// What root could not give to the directory's owner is not left there: it would be in the
+// way of the next mount.
+func TestRootCannotGive(t *testing.T) {
+	_, dir := disk(t)
+	d := enterDir(t, dir)
+	d.owner = owner{uid: member, gid: member}
+	fchown = func(int, int, int) error { return unix.EPERM }
+	t.Cleanup(func() { fchown = unix.Fchown })
+	for what, make := range map[string]func(path string) error{
+		"a file": func(path string) error {
+			f, err := d.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+			if err == nil {
+				f.Close()
+			}
+			return err
+		},
+		"a folder": func(path string) error { return d.Mkdir(path, 0o700) },
+	} {
+		path := filepath.Join(dir, "new")
+		if err := make(path); err == nil || !strings.Contains(err.Error(), "do it as that user, or chown -R the directory to root") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", what, err)
+		}
+	}
+}
+
 // A file of the caller's in a directory of somebody else counts with one name only: the
 // owner may have made the second one.
 func TestSecondName(t *testing.T) {

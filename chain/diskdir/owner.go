@@ -19,6 +19,9 @@ import (
 // nobody is the group of a process without one.
 const nobody = 65534
 
+// fchown is fchown(2); a test has it fail.
+var fchown = unix.Fchown
+
 // owner is whose a disk directory is.
 type owner struct{ uid, gid int }
 
@@ -32,12 +35,21 @@ func ownerOf(info os.FileInfo) owner {
 // anothers says that root acts in a directory of somebody else.
 func (o owner) anothers() bool { return os.Geteuid() == 0 && o.uid != 0 }
 
-// give makes the directory's owner the owner of what root made in it. Where the file system
-// has no owners, all is its owner's anyway.
-func (o owner) give(fd int) {
-	if o.anothers() {
-		_ = unix.Fchown(fd, o.uid, o.gid)
+// give makes the directory's owner the owner of what root made in it, which would not be
+// taken from there otherwise. Where the file system has no owners it is so already.
+func (o owner) give(fd int) error {
+	if !o.anothers() {
+		return nil
 	}
+	err := fchown(fd, o.uid, o.gid)
+	if err == nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) == nil && int(st.Uid) == o.uid {
+		return nil
+	}
+	return fmt.Errorf("what root makes there cannot be given to uid %d, who owns the directory: %w; do it as that user, or chown -R the directory to root", o.uid, err)
 }
 
 // accepts refuses a file in the directory that belongs to neither its owner, root, nor
