@@ -103,7 +103,8 @@ func TestMountMemoryIsNotTrusted(t *testing.T) {
 	must(t, dir, "mount", "vm.raw", "mnt", "--umask", "000")
 	must(t, dir, "umount", "mnt")
 	// Root opens the base with that user's rights.
-	if err := errors.Join(os.Chown(disk, 65534, -1), os.Chmod(dir, 0o755), os.Chmod(dir+"/vm.raw", 0o644)); err != nil {
+	tool(t, dir, "chown", "-R", "65534", disk)
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(dir+"/vm.raw", 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	r := must(t, dir, "mount", "vm.raw", "mnt")

@@ -27,17 +27,20 @@ const (
 		"FreesIs|GoneLayers|StepsDoNotGrow|DeleteCopiesOnce|MergeKeepsZeros|MergeNeedsLittle|DirectionOfAMerge|MergesOnAFullHost|" +
 		"TestExamine|TestPlan|TestAdopt|TestAccept|TestCheck|DiffPlaces|AfterACrash|CommitRefuses|OldDisk|" +
 		"WindowThatCannotSettle|FailedRevert"
+	// These wait for a guest that boots or for a daemon that starts, more than they work.
+	guests = "Guest|Guide|Libvirt|Kill|VM|Pages|OneMountWins"
 )
 
 // suites are what can be run. Of parts that run beside each other the longest come
 // first, so that none is left for the end.
 var suites = map[string][]part{
 	"test": {
-		{title: "integration", packages: []string{"./integration"}},
+		{title: "guests and libvirt", packages: []string{"./integration"}, flags: []string{"-run=" + guests}},
 		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
 		{title: "power cuts and faults of a disk", packages: []string{"./chain"}, flags: []string{"-run=" + crash},
 			testFlags: []string{"-crash.stride=5", "-fault.stride=10"}, env: crashes},
 		{title: "the program, with the race detector", packages: []string{"./cmd/..."}, flags: []string{"-race"}},
+		{title: "integration", packages: []string{"./integration"}, flags: []string{"-skip=" + guests}},
 		{title: "chain and overlay, one thing at a time", packages: []string{"./chain/...", "./overlay/..."}, flags: []string{"-run=" + single, "-skip=" + crash}},
 		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
 			testFlags: []string{"-crash.runs=4", "-crash.stride=2", "-fault.stride=2"}, env: crashes},
