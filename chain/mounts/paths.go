@@ -17,24 +17,22 @@ func Within(path, dir string) bool {
 
 // Resolve makes a path absolute and resolves its symbolic links as far as they
 // can be: the last elements need not exist or be accessible, as with a
-// directory that is yet to be made, and with a mountpoint whose daemon is gone
-// or belongs to somebody else.
+// directory that is yet to be made. No varve mount is asked: its daemon may hang, be gone
+// or belong to somebody else, and there are no links in it.
 func Resolve(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
 	}
-	rest := ""
-	for dir := abs; ; dir = filepath.Dir(dir) {
-		resolved, err := filepath.EvalSymlinks(dir)
-		if err == nil {
-			return filepath.Join(resolved, rest), nil
-		}
-		if dir == filepath.Dir(dir) {
-			return abs, nil
-		}
-		rest = filepath.Join(filepath.Base(dir), rest)
+	list, err := List()
+	if err != nil {
+		return "", err
 	}
+	var at []string
+	for _, m := range list {
+		at = append(at, m.Mountpoint)
+	}
+	return ResolveUpTo(abs, at), nil
 }
 
 // maxLinks is how many symbolic links a path may lead through.

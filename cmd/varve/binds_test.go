@@ -43,7 +43,7 @@ func bind(t *testing.T, from, at string) {
 func namespace(t *testing.T, dir, script string) (pid int) {
 	t.Helper()
 	c := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
-		`awk '$5 !~ "^'"$1"'/" && / - fuse.varve / {print $5}' /proc/self/mountinfo | while read at; do umount "$at"; done; `+script+`; echo ready; read line`, "sh", dir)
+		`awk '$5 !~ "^'"$1"'/" && / - fuse.varve / {print $5}' /proc/self/mountinfo | while read at; do umount -ilc "$at"; done; `+script+`; echo ready; read line`, "sh", dir)
 	c.Dir = dir
 	harness.Keep(t, c)
 	return c.Process.Pid // unshare becomes the shell

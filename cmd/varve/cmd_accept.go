@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/waiting"
 )
 
 func newAcceptCommand() *cobra.Command {
@@ -32,5 +33,6 @@ func acceptLayer(cmd *cobra.Command, arg, layer string) error {
 	if err := t.notMounted(); err != nil {
 		return err
 	}
+	defer waiting.For(places(t.dir))()
 	return chain.Accept(t.dir, layer, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), LockWait: lockWait})
 }

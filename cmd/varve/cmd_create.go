@@ -5,6 +5,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/libvirt"
+	"varve/cmd/varve/internal/waiting"
 )
 
 func newCreateCommand() *cobra.Command {
@@ -45,7 +46,9 @@ the first time, and puts the disk directory beside it.`,
 					return wrongUse(cmd, "%w", err)
 				}
 			}
+			begun := waiting.For(places(args[0]))
 			made, err := chain.Create(args[0], o)
+			begun()
 			if err != nil {
 				return wrapped(cmd, args[0], explainInUse(err))
 			}

@@ -15,6 +15,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 	"varve/overlay"
 )
@@ -236,7 +237,7 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 	} else if err := chain.CheckName(name); err != nil && name != "base" {
 		return e, nil, err
 	}
-	image, err := openView(file)
+	image, err := t.openView(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return e, nil, fmt.Errorf("snapshot %s: %w", name, chain.ErrNotExist)
 	}
@@ -256,8 +257,8 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
 // cache a second time, and is read in larger pieces.
-func openView(file string) (*overlay.Image, error) {
-	f, err := openDirect(file)
+func (t target) openView(file string) (*overlay.Image, error) {
+	f, err := t.openDirect(file)
 	if err != nil {
 		return nil, err
 	}
@@ -277,6 +278,8 @@ func exportFile(ctx context.Context, e overlay.Export, out string, flags exportF
 		return fmt.Errorf("make %s: %w", out, underlying(err))
 	}
 	done := false
+	// An interrupt while the mount gives no answer ends this process without what is deferred.
+	defer waiting.Finally(func() { _ = host.Remove(partial) })()
 	defer func() {
 		if !done {
 			err = errors.Join(err, host.Remove(partial))

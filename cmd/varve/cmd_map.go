@@ -13,6 +13,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
 
@@ -91,7 +92,9 @@ func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error
 	if t.mountpoint != "" {
 		for {
 			// An open draws what it comes to in some seconds, and the next one goes on.
+			answered := waiting.For(t.reading())
 			picture, err := os.ReadFile(t.path("map.svg"))
+			answered()
 			if err != nil {
 				return nil, t.explain(err)
 			}

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/waiting"
 )
 
 func newRebaseCommand() *cobra.Command {
@@ -42,6 +43,7 @@ func rebase(cmd *cobra.Command, arg, base string, accept bool) error {
 	if err := t.notMounted(); err != nil {
 		return err
 	}
+	defer waiting.For(places(t.dir))()
 	files, err := chain.Rebase(t.dir, base, chain.RebaseOptions{
 		OpenOptions: chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), LockWait: lockWait},
 		AcceptTime:  accept,

@@ -15,6 +15,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
 
@@ -24,6 +25,7 @@ import (
 func (t target) control(command, line string) (job string, err error) {
 	// What is read from the same open file is the outcome of this write, and
 	// not of somebody else's.
+	defer waiting.For(t.changing())()
 	f, err := t.openToWrite("control", command)
 	if err != nil {
 		return "", err
@@ -83,6 +85,7 @@ func (e refusedError) Unwrap() error { return e.errno }
 
 // document reads status.json of a mounted disk, as it stands and decoded.
 func (t target) document() ([]byte, chain.Status, error) {
+	defer waiting.For(t.reading())()
 	text, err := os.ReadFile(t.path("status.json"))
 	return t.decoded(text, err)
 }
@@ -104,12 +107,14 @@ const answerTime = 5 * time.Second
 
 // documentSoon is document for a mount that may hang.
 func (t target) documentSoon() (chain.Status, error) {
+	defer waiting.For(t.reading())()
 	_, st, err := t.decoded(aside.Ask(context.Background(), doctor.ReadErrand, t.path("status.json"), answerTime))
 	return st, err
 }
 
 // readSoon reads a file of a mount that may hang.
 func (t target) readSoon(name string) ([]byte, error) {
+	defer waiting.For(t.reading())()
 	text, err := aside.Ask(context.Background(), doctor.ReadErrand, t.path(name), answerTime)
 	if err != nil {
 		return nil, t.explain(err)

@@ -14,6 +14,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/libvirt"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
 
@@ -74,6 +75,7 @@ func (t target) openReadOnly(log *slog.Logger) (*chain.Disk, error) {
 			}
 		}
 	}
+	defer waiting.For(places(st.Disk))()
 	return chain.OpenForeign(st.Disk, format, chain.OpenOptions{Log: log, Witness: libvirt.ThisHost()})
 }
 
@@ -139,6 +141,7 @@ type mountedDifferences struct {
 }
 
 func (t target) mountedDifferences(a, b string) (_ differences, err error) {
+	defer waiting.For(t.reading())()
 	f, err := t.openToWrite("control", "diff")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.mountpoint)
@@ -183,7 +186,12 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 
 // line reads a line, and makes an error of one that says so.
 func (d *mountedDifferences) line() (string, error) {
+	answered := func() {}
+	if d.lines.Buffered() == 0 {
+		answered = waiting.For(d.t.reading())
+	}
 	line, err := d.lines.ReadString('\n')
+	answered()
 	if errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("read %s: it ends before the list does", d.file.Name())
 	}
@@ -275,7 +283,7 @@ func (d *mountedDifferences) Read(v chain.DiffView, p []byte, off int64) error {
 		if v.Name == "leaf" {
 			file = d.t.path("disk.raw")
 		}
-		image, err := openView(file)
+		image, err := d.t.openView(file)
 		if err != nil {
 			return d.t.explain(err)
 		}

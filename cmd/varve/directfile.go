@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/cmd/varve/internal/waiting"
 	"varve/overlay"
 )
 
@@ -20,12 +21,13 @@ const (
 	directMost  = 1 << 20 // bytes of one read
 )
 
-func openDirect(path string) (overlay.File, error) {
+func (t target) openDirect(path string) (overlay.File, error) {
+	defer waiting.For(t.reading())()
 	f, err := overlay.HostFS().Open(path, unix.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return nil, err
 	}
-	return directFile{f}, nil
+	return directFile{awaited{f, t.reading()}}, nil
 }
 
 // ReadAt is io.ReaderAt. What is not aligned goes through a buffer that is.

@@ -15,6 +15,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/waiting"
 	"varve/overlay"
 	"varve/overlay/sniff"
 )
@@ -141,6 +142,7 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		}
 		return newImageSource(newRawView(image), image.Size(), image.File().SeekData, image.Close), nil
 	}
+	defer waiting.For(places(path))()
 	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})
 	if err != nil {
 		return nil, err

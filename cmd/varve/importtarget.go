@@ -95,7 +95,7 @@ func (t target) openMounted() (importTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &mountedTarget{t: t, file: f}
+	m := &mountedTarget{t: t, file: awaited{f, t.changing()}}
 	if err = f.Lock(overlay.LockWritable); err == nil {
 		err = m.look()
 	}

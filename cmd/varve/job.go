@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/waiting"
 )
 
 // A waiting command looks how far its job is after nextPoll, between firstPoll and
@@ -53,21 +51,14 @@ func (r *rateFlag) register(f *pflag.FlagSet) {
 func (r rateFlag) given() bool  { return r.flags != nil && r.flags.Changed("rate") }
 func (r rateFlag) line() string { return strconv.FormatInt(int64(r.value), 10) }
 
-// interruptible is the command's context, which ends at the first Ctrl-C or
-// SIGTERM; a second one ends the process.
+// interruptible is the command's context, see waiting.Interruptible.
 func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	parent := cmd.Context()
 	if parent == nil {
 		parent = context.Background()
 	}
-	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, func() { time.AfterFunc(signalTwice, stop) })
-	return ctx, stop
+	return waiting.Interruptible(parent)
 }
-
-// signalTwice is within what time a second signal means no more than the first:
-// timeout(1) sends one to its child and one to the group that the child is in.
-const signalTwice = 200 * time.Millisecond
 
 // runJob starts a job on the disk that arg names and waits for it, or with
 // background leaves it to run.
@@ -147,7 +138,9 @@ func (w waiter) direct(ctx context.Context, j job, background bool) error {
 	if err != nil {
 		return err
 	}
+	begun := waiting.For(places(w.target.dir))
 	id, err := j.direct(d)
+	begun()
 	if err == nil && id != "" && !background {
 		err = w.follow(ctx, d)
 	}

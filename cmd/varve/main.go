@@ -17,6 +17,7 @@ import (
 
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/waiting"
 )
 
 // Exit codes. Scripts tell them apart.
@@ -37,7 +38,11 @@ func main() {
 	if code, ok := asHelper(os.Args, os.Stdout, os.Stderr); ok {
 		os.Exit(code)
 	}
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(waiting.Main(
+		func() int { return run(os.Args[1:], os.Stdout, os.Stderr) },
+		func(text string) { say(os.Stderr, "%s", text) },
+		exitFailed,
+	))
 }
 
 // keepOwnersRights clears those bits of the umask that would take rights from the

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/waiting"
 )
 
 // operation is a command that changes a disk at once: what it is written as in
@@ -62,6 +63,7 @@ func (t target) perform(stderr io.Writer, op operation) error {
 	if err != nil {
 		return err
 	}
+	defer waiting.For(places(t.dir))()
 	err = op.direct(d)
 	// An operation is durable when its call returns; Close tells whether the
 	// disk was left in order.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
 
@@ -81,6 +82,7 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 
 // ask writes a line to a control file and gives the answer.
 func (t target) ask(command, line string) (string, error) {
+	defer waiting.For(t.reading())()
 	f, err := t.openToWrite("control", command)
 	if err != nil {
 		return "", err

@@ -20,6 +20,7 @@ import (
 	"varve/cmd/varve/internal/background"
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/logfile"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 	"varve/overlay"
 )
@@ -69,34 +70,15 @@ func (m *server) run() error {
 
 	liftFileSize()
 
-	var err error
-	if m.plan, err = makePlan(m.flags, m.source, m.mountpoint); err != nil {
-		return err
-	}
-	if err := m.recallMount(); err != nil {
-		return err
-	}
-	// All paths are absolute now, and a working directory would be kept busy.
-	if err := os.Chdir("/"); err != nil {
-		return err
-	}
-	if m.flags.allowOther && os.Geteuid() != 0 && !mounts.OthersAllowed("/etc/fuse.conf") {
-		return errors.New("allow_other needs a line \"user_allow_other\" in /etc/fuse.conf")
-	}
-	if err := m.makeDisk(); err != nil {
-		return err
-	}
-	if err := m.openLog(); err != nil {
-		return err
-	}
-	defer m.tellUse()()
-	d, err := m.openDisk()
+	askedForUse := make(chan os.Signal, 1)
+	signal.Notify(askedForUse, syscall.SIGUSR1)
+	defer signal.Stop(askedForUse)
+	d, err := m.prepare(signals)
 	if err != nil {
-		return errors.Join(m.plan.explainInUse(err), m.closeLog())
+		return err
 	}
-	if err = m.plan.clearStale(m.stderr, m.source, !m.flags.readOnly); err == nil {
-		err = m.serve(d, signals)
-	}
+	defer m.tellUse(askedForUse)()
+	err = m.serve(d, signals)
 	if closeErr := d.Close(); closeErr != nil {
 		m.log.Error("the disk was not closed in order; what was written last may be lost", "error", closeErr)
 		err = errors.Join(err, fmt.Errorf("close the disk: %w", closeErr))
@@ -104,6 +86,63 @@ func (m *server) run() error {
 		m.log.Info("closed", "disk", d.Dir())
 	}
 	return errors.Join(err, m.closeLog())
+}
+
+// prepare opens the disk and the log, and makes the mountpoint free.
+func (m *server) prepare(signals chan os.Signal) (d *chain.Disk, err error) {
+	defer m.interruptible(signals)()
+	if m.plan, err = makePlan(m.flags, m.source, m.mountpoint); err != nil {
+		return nil, err
+	}
+	if err := m.recallMount(); err != nil {
+		return nil, err
+	}
+	// All paths are absolute now, and a working directory would be kept busy.
+	if err := os.Chdir("/"); err != nil {
+		return nil, err
+	}
+	if m.flags.allowOther && os.Geteuid() != 0 && !mounts.OthersAllowed("/etc/fuse.conf") {
+		return nil, errors.New("allow_other needs a line \"user_allow_other\" in /etc/fuse.conf")
+	}
+	if err := m.makeDisk(); err != nil {
+		return nil, err
+	}
+	if err := m.openLog(); err != nil {
+		return nil, err
+	}
+	if d, err = m.openDisk(); err != nil {
+		return nil, errors.Join(m.plan.explainInUse(err), m.closeLog())
+	}
+	if err := m.plan.clearStale(m.stderr, m.source, !m.flags.readOnly); err != nil {
+		return nil, errors.Join(err, d.Close(), m.closeLog())
+	}
+	return d, nil
+}
+
+// interruptible lets a signal end this process where what comes before the mount waits for
+// a file system that gives no answer. From the call of prepared on a signal means what it
+// means to a mount.
+func (m *server) interruptible(signals chan os.Signal) (prepared func()) {
+	done := waiting.For(places(m.source))
+	stop := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case s := <-signals:
+			select {
+			case signals <- s: // for the mount, where it comes to that
+			default: // the next one is there
+			}
+			waiting.Interrupt()
+		case <-stop:
+		}
+	})
+	return func() {
+		close(stop)
+		watching.Wait()
+		done()
+		waiting.Resume()
+	}
 }
 
 // liftFileSize takes away a soft limit of the size of files, which is a shell's, as far

@@ -15,6 +15,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs/device"
 )
 
@@ -132,6 +133,7 @@ func usersOf(uses []holders.Use) string {
 
 // refuseBind refuses to unmount by the path of a bind mount of a part of a mount.
 func refuseBind(arg string) error {
+	defer waiting.For(places(arg))()
 	path, err := mounts.Resolve(arg)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/waiting"
 )
 
 // umountFlags is how "varve umount" was asked to go about it.
@@ -111,6 +112,7 @@ func (t target) tryUnmount() error {
 	if len(u.places) > 0 || unseen && len(u.uses) > 0 {
 		return unix.EBUSY
 	}
+	defer waiting.For(t.changing())()
 	return unmountPath(t.mountpoint)
 }
 

@@ -2,17 +2,13 @@ package main
 
 import (
 	"os"
-	"os/signal"
 	"runtime/metrics"
-	"syscall"
 )
 
-// tellUse logs what this process uses of memory each time that somebody sends
-// it SIGUSR1, until stop is called: whether a daemon that has run for weeks has
-// grown, and by what, its log then says.
-func (m *server) tellUse() (stop func()) {
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, syscall.SIGUSR1)
+// tellUse logs what this process uses of memory each time that it is asked, by SIGUSR1,
+// until stop is called: whether a daemon that has run for weeks has grown, and by what, its
+// log then says.
+func (m *server) tellUse(asked <-chan os.Signal) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -24,10 +20,7 @@ func (m *server) tellUse() (stop func()) {
 			}
 		}
 	}()
-	return func() {
-		signal.Stop(asked)
-		close(done)
-	}
+	return func() { close(done) }
 }
 
 // use is what the Go runtime knows of this process, as attributes for the log:

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"varve/cmd/varve/internal/waiting"
+	"varve/overlay"
+)
+
+// awaited is an open file of a mount. Each call that the mount's daemon answers is a wait.
+type awaited struct {
+	overlay.File
+	what waiting.Subject
+}
+
+func (f awaited) ReadAt(p []byte, off int64) (n int, err error) {
+	defer waiting.For(f.what)()
+	return f.File.ReadAt(p, off)
+}
+
+func (f awaited) WriteAt(p []byte, off int64) (n int, err error) {
+	defer waiting.For(f.what)()
+	return f.File.WriteAt(p, off)
+}
+
+func (f awaited) SeekData(off int64) (int64, error) {
+	defer waiting.For(f.what)()
+	return f.File.SeekData(off)
+}
+
+func (f awaited) SeekHole(off int64) (int64, error) {
+	defer waiting.For(f.what)()
+	return f.File.SeekHole(off)
+}
+
+func (f awaited) PunchHole(off, length int64) error {
+	defer waiting.For(f.what)()
+	return f.File.PunchHole(off, length)
+}
+
+func (f awaited) Sync() error {
+	defer waiting.For(f.what)()
+	return f.File.Sync()
+}
+
+func (f awaited) Stat() (overlay.Info, error) {
+	defer waiting.For(f.what)()
+	return f.File.Stat()
+}
+
+func (f awaited) Close() error {
+	defer waiting.For(f.what)()
+	return f.File.Close()
+}
