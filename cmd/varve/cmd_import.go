@@ -10,6 +10,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
 
@@ -109,6 +110,7 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 	if err != nil {
 		return err
 	}
+	defer waiting.Leaves("the disk is half written: " + back)()
 	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
 	copied, err := pourAll(ctx, source, to, kept, bar.Update)
 	bar.Clear()

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 	"varve/overlay"
 )
@@ -204,7 +205,9 @@ func exportDevice(ctx context.Context, e overlay.Export, d blockDevice) (rest in
 	if info.Size < e.Size {
 		return 0, fmt.Errorf("%s (%s) has %d bytes, and the image %d", d.name, d.describe(), info.Size, e.Size)
 	}
+	forget := waiting.Leaves(d.name + " is half written")
 	err = e.Device(ctx, f)
+	forget()
 	switch {
 	case errors.Is(err, context.Canceled):
 		return 0, fmt.Errorf("interrupted; %s is half written", d.name)

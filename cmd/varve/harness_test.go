@@ -185,7 +185,7 @@ func finish(t *testing.T, cmd *exec.Cmd) result {
 }
 
 // notices are lines of a command that waits for longer than a second, as on a busy host.
-var notices = regexp.MustCompile(`(?m)^varve: waiting for .*\n`)
+var notices = regexp.MustCompile(`(?m)^varve: (waiting for|interrupted, ending) .*\n`)
 
 // must runs varve and expects success.
 func must(t *testing.T, dir string, args ...string) result {

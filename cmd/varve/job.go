@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -104,6 +105,14 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		return nil
 	}
 	bar := progress.New(w.out, w.title)
+	interrupted := func() error {
+		return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, chain.ShellWord(w.target.arg), id)
+	}
+	leaves := func() (forget func()) {
+		return waiting.Leaves(strings.TrimPrefix(interrupted().Error(), "interrupted; "))
+	}
+	forget := leaves()
+	defer func() { forget() }()
 	for start := time.Now(); ; {
 		asked := time.Now()
 		_, st, err := w.target.document()
@@ -116,6 +125,8 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 			// It has ended and another one took its place: the next merge of several.
 			if st.Job != nil && st.Job.Kind == jobDelete && j.command != "flatten" {
 				id = st.Job.ID // also when that has ended: it may have failed
+				forget()
+				forget = leaves()
 				continue
 			}
 			bar.Finish(0)
@@ -128,7 +139,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		case <-time.After(nextPoll(asked.Sub(start), time.Since(asked))):
 		case <-ctx.Done():
 			bar.Clear()
-			return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, chain.ShellWord(w.target.arg), id)
+			return interrupted()
 		}
 	}
 }

@@ -43,7 +43,7 @@ func Try(t testing.TB, name string, args ...string) Result {
 }
 
 // notices are lines of varve's when it waits for longer than a second, as on a busy host.
-var notices = regexp.MustCompile(`(?m)^varve: waiting for .*\n`)
+var notices = regexp.MustCompile(`(?m)^varve: (waiting for|interrupted, ending) .*\n`)
 
 // Run runs a command that must exit 0 and gives its standard output.
 func Run(t testing.TB, name string, args ...string) string {

@@ -26,7 +26,7 @@ const (
 	noticeAfter = time.Second
 	// grace is how long a wait may go on after an interrupt: one that is about to end
 	// should end by itself.
-	grace = 200 * time.Millisecond
+	grace = 500 * time.Millisecond
 	// describeTime is how long it may take to find out about what is waited for, which
 	// may hang as well.
 	describeTime = 500 * time.Millisecond
@@ -61,6 +61,7 @@ type Waits struct {
 	said        string     // of a wait, last
 	interrupted bool
 	last        []*func() // what is done at the end of an interrupted command
+	leaves      []*string // what such a command leaves, in words
 }
 
 type wait struct {
@@ -154,8 +155,8 @@ func (w *Waits) isOpen(one *wait) bool {
 func (w *Waits) endSoon(one *wait) {
 	one.end = time.AfterFunc(grace, func() {
 		words := "interrupted while waiting for " + one.words()
-		if one.Left != "" {
-			words += "; " + one.Left
+		if left := w.leavesAt(one); left != "" {
+			words += "; " + left
 		}
 		if !w.isOpen(one) {
 			return
@@ -165,6 +166,34 @@ func (w *Waits) endSoon(one *wait) {
 		default: // another wait has ended it
 		}
 	})
+}
+
+// leavesAt is what the command leaves that is interrupted in a wait.
+func (w *Waits) leavesAt(one *wait) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.leaves); n > 0 {
+		return *w.leaves[n-1]
+	}
+	return one.Left
+}
+
+// Leaves tells what the command has done so far and leaves when it is interrupted while it
+// waits, until forget is called: a job that goes on, a disk that is half written. What was
+// told last counts, before Subject.Left.
+func Leaves(words string) (forget func()) { return process.Leaves(words) }
+
+// Leaves is the function Leaves for these waits.
+func (w *Waits) Leaves(words string) (forget func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	one := &words
+	w.leaves = append(w.leaves, one)
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.leaves = slices.DeleteFunc(w.leaves, func(o *string) bool { return o == one })
+	}
 }
 
 // words is the name with the details, if these come soon.

@@ -72,6 +72,10 @@ func TestInterruptedWait(t *testing.T) {
 		var order []string
 		defer w.Finally(func() { order = append(order, "first") })()
 		w.Finally(func() { order = append(order, "forgotten") })()
+		if before {
+			defer w.Leaves("half of it is there")()
+			w.Leaves("forgotten")()
+		}
 		defer w.Finally(func() { order = append(order, "last") })()
 		hangs, started := make(chan struct{}), make(chan struct{})
 		defer close(hangs)
@@ -94,7 +98,11 @@ func TestInterruptedWait(t *testing.T) {
 			<-hangs
 			return 0
 		}, 9)
-		if got := s.next(t); code != 9 || got != "interrupted while waiting for it; it may go on" {
+		want := "interrupted while waiting for it; it may go on"
+		if before {
+			want = "interrupted while waiting for it; half of it is there"
+		}
+		if got := s.next(t); code != 9 || got != want {
 			t.Errorf("code %d, says %q", code, got)
 		}
 		if !slices.Equal(order, []string{"last", "first"}) {
