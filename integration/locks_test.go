@@ -12,6 +12,7 @@ import (
 	"varve/chain"
 	"varve/integration/harness"
 	"varve/integration/patience"
+	"varve/integration/turn"
 )
 
 // M18, seen from outside: what QEMU's tools may do with the files of a mounted
@@ -90,10 +91,49 @@ func (f lockedFile) allows(u use) bool {
 	return false
 }
 
-// tryEverything tries everything on a file. A VM and a storage daemon are tried
-// too, as the writer, as a reader, and as the writer of an overlay.
-func tryEverything(t *testing.T, f lockedFile) {
+// lockTrier tries what there is to try on one file after the other.
+type lockTrier struct{ files int }
+
+// newLockTrier begins at another place in each turn.
+func newLockTrier() *lockTrier { return &lockTrier{turn.Of(0, triesShare)} }
+
+// triesShare is of how many programs of one use a file is tried with one: they open it
+// with the same locks. The next file is tried with the next one, so that a test tries each
+// program on several files of each state.
+const triesShare = 3
+
+// share is what has its turn among the tries of each use; everything in the long tests.
+func share[T any](n int, tries []T, of func(T) use) (chosen []T) {
+	seen := map[use]int{}
+	all := map[use]int{}
+	for _, try := range tries {
+		all[of(try)]++
+	}
+	for _, try := range tries {
+		u := of(try)
+		every := min(triesShare, all[u])
+		if harness.Long() || seen[u]%every == n%every {
+			chosen = append(chosen, try)
+		}
+		seen[u]++
+	}
+	return chosen
+}
+
+// qemuProgram opens a file and stays.
+type qemuProgram struct {
+	use     use
+	what    string
+	command []string
+}
+
+// file tries, on a file, each use by the programs whose turn it is: as qemu-img does, and
+// as a VM or a storage daemon does, as the writer, as a reader, or as the writer of an
+// overlay.
+func (l *lockTrier) file(t *testing.T, f lockedFile) {
 	t.Helper()
+	n := l.files
+	l.files++
 	// No tool asks for every byte alone.
 	for at, held := range map[int64]bool{
 		100: true, 101: f.writable, 102: false, 103: f.writable, 200: false, 201: true, 202: false, 203: true,
@@ -122,10 +162,13 @@ func tryEverything(t *testing.T, f lockedFile) {
 		harness.Run(t, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", f.file, "-F", f.format, path("OVERLAY"), "64M")
 	}
 	names := strings.NewReplacer("FILE", f.file, "FORMAT", f.format, "OVERLAY", path("OVERLAY"), "OTHER", path("OTHER"), "OUT", path("OUT"))
+	var tries []lockTry
 	for _, try := range lockTries {
-		if !strings.Contains(try.formats, f.format) {
-			continue
+		if strings.Contains(try.formats, f.format) {
+			tries = append(tries, try)
 		}
+	}
+	for _, try := range share(n, tries, func(try lockTry) use { return try.use }) {
 		if strings.Contains(try.command, "OVERLAY") {
 			newOverlay()
 		}
@@ -136,17 +179,14 @@ func tryEverything(t *testing.T, f lockedFile) {
 		}
 	}
 	newOverlay()
-	for _, program := range []struct {
-		use     use
-		what    string
-		command []string
-	}{
+	programs := []qemuProgram{
 		{writes, "a VM", harness.VM(f.file, f.format)},
 		{follow, "a VM that only reads", harness.VM(f.file, f.format, "readonly=on")},
 		{follow, "a VM on an overlay", harness.VM(path("OVERLAY"), "qcow2")},
 		{writes, "a storage daemon", harness.StorageDaemon(t, f.file, f.format, true)},
 		{follow, "a storage daemon that only reads", harness.StorageDaemon(t, f.file, f.format, false)},
-	} {
+	}
+	for _, program := range share(n, programs, func(p qemuProgram) use { return p.use }) {
 		h, words := harness.TryHold(t, program.command...)
 		judge(program.what, program.use, h != nil, words)
 		if h != nil {
@@ -155,9 +195,9 @@ func tryEverything(t *testing.T, f lockedFile) {
 	}
 }
 
-// tryLayers tries everything on every layer of a mounted disk. jobWrites are the
-// ids of the layers that a job writes at the moment.
-func tryLayers(t *testing.T, status chain.Status, jobWrites ...string) {
+// layers is file for every layer of a mounted disk. jobWrites are the ids of the layers
+// that a job writes at the moment.
+func (l *lockTrier) layers(t *testing.T, status chain.Status, jobWrites ...string) {
 	t.Helper()
 	layers := map[string]chain.LayerStatus{}
 	for _, layer := range status.Layers {
@@ -174,7 +214,7 @@ func tryLayers(t *testing.T, status chain.Status, jobWrites ...string) {
 		for id := layer.Parent; id != nil; id = layers[*id].Parent {
 			f.onWritable = f.onWritable || writable(*id)
 		}
-		tryEverything(t, f)
+		l.file(t, f)
 	}
 }
 
@@ -198,8 +238,9 @@ func sameViews(t *testing.T, m *harness.Mount, views map[string]string) {
 	}
 }
 
-// TestLocksKeepOthersOut tries everything on all kinds of disks, at rest.
+// TestLocksKeepOthersOut tries the files of all kinds of disks, at rest.
 func TestLocksKeepOthersOut(t *testing.T) {
+	others := newLockTrier()
 	snapshots := func(t *testing.T, m *harness.Mount) {
 		overwrite(t, m.Raw(), 2<<20, 1<<20, '1')
 		m.Do("snapshot", "one")
@@ -250,7 +291,7 @@ func TestLocksKeepOthersOut(t *testing.T) {
 				m = harness.MountDisk(t, m.Disk)
 			}
 			views := m.SaveViews()
-			tryLayers(t, m.Status())
+			others.layers(t, m.Status())
 			sameViews(t, m, views)
 			m.Unmount()
 			harness.Judge(t, m.Disk, views)
@@ -261,6 +302,7 @@ func TestLocksKeepOthersOut(t *testing.T) {
 // TestLocksOfReadOnlyMounts: nothing is written, so everything may be read, the
 // leaf too.
 func TestLocksOfReadOnlyMounts(t *testing.T) {
+	others := newLockTrier()
 	base := lockBase(t)
 	m := harness.MountDisk(t, base)
 	overwrite(t, m.Raw(), 2<<20, 1<<20, '1')
@@ -270,7 +312,7 @@ func TestLocksOfReadOnlyMounts(t *testing.T) {
 		m := harness.MountDisk(t, source, "--read-only")
 		views := m.SaveViews()
 		for _, layer := range m.Status().Layers {
-			tryEverything(t, lockedFile{what: layer.State + " " + layer.Name, file: layer.File, format: layer.Format})
+			others.file(t, lockedFile{what: layer.State + " " + layer.Name, file: layer.File, format: layer.Format})
 		}
 		sameViews(t, m, views)
 		m.Unmount()
@@ -280,7 +322,7 @@ func TestLocksOfReadOnlyMounts(t *testing.T) {
 	lone := lockBase(t)
 	harness.Guard(t, lone)
 	harness.MountDisk(t, lone, "--read-only")
-	tryEverything(t, lockedFile{what: "base of none", file: lone, format: "raw"})
+	others.file(t, lockedFile{what: "base of none", file: lone, format: "raw"})
 }
 
 // stopInJob stops the daemon with a signal at a moment when its job writes the
@@ -337,6 +379,7 @@ func stopInJob(t *testing.T, m *harness.Mount, files ...string) (resume func()) 
 // TestLocksDuringJobs tries everything while a job is under way, and again when
 // it is done: then the layers that it wrote are frozen as before.
 func TestLocksDuringJobs(t *testing.T) {
+	others := newLockTrier()
 	tests := []struct {
 		name, control, line string
 		fill                [4]int64 // MiB that base, one, two and the leaf get
@@ -371,12 +414,12 @@ func TestLocksDuringJobs(t *testing.T) {
 
 			m.Do(test.control, test.line)
 			resume := stopInJob(t, m, files...)
-			tryLayers(t, status, ids...)
+			others.layers(t, status, ids...)
 			resume()
 			m.FinishJob(jobLimit)
 			sameViews(t, m, views)
 
-			tryLayers(t, m.Status())
+			others.layers(t, m.Status())
 			after := m.SaveViews()
 			m.Unmount()
 			harness.Judge(t, m.Disk, after)
