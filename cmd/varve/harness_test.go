@@ -121,15 +121,30 @@ type result struct {
 
 // mountFuseControl mounts FUSE's control file system, as systemd does on every machine:
 // with it a user's daemon ends a mount of which another mount namespace has a copy, such as
-// that of a VM that another test starts meanwhile.
+// that of a VM that another test starts meanwhile. Of several test programs that run at a
+// time the last one unmounts what the first one mounted.
 func mountFuseControl() (ended func()) {
-	if entries, err := os.ReadDir(device.Connections); err != nil || len(entries) > 0 {
+	const source = "varve-tests" // says who mounted it
+	users, err := os.Open(filepath.Dir(device.Connections))
+	if err != nil {
+		return func() {} // FUSE is not there
+	}
+	if err := syscall.Flock(int(users.Fd()), syscall.LOCK_SH); err != nil {
+		users.Close()
 		return func() {}
 	}
-	if err := syscall.Mount("none", device.Connections, "fusectl", 0, ""); err != nil {
-		return func() {} // mounted already and empty, or not allowed
+	if entries, err := os.ReadDir(device.Connections); err == nil && len(entries) == 0 {
+		_ = syscall.Mount(source, device.Connections, "fusectl", 0, "") // fails when it is mounted and empty, and without root
 	}
-	return func() { syscall.Unmount(device.Connections, syscall.MNT_DETACH) }
+	return func() {
+		defer users.Close()
+		if syscall.Flock(int(users.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+			return // others use it
+		}
+		if text, err := os.ReadFile("/proc/self/mountinfo"); err == nil && strings.Contains(string(text), " - fusectl "+source+" ") {
+			_ = syscall.Unmount(device.Connections, syscall.MNT_DETACH)
+		}
+	}
 }
 
 // quick is varve without the race detector, "" when the tests run without it too, and in

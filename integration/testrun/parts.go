@@ -16,8 +16,8 @@ type part struct {
 	alone     bool // nothing runs beside it
 }
 
-// Tests of chain and overlay that run in parts of their own, without the race detector,
-// by their names: test-long has them with it.
+// Tests that run in parts of their own, by their names. What the parts leave out of the race
+// detector test-long has with it.
 const (
 	// The simulated power cuts and faults: at more places than in the unit tests.
 	crash = "PowerCut|Faults$"
@@ -26,33 +26,43 @@ const (
 	single = "AgainstQEMU|DiskAgainstModel|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz|" +
 		"FreesIs|GoneLayers|StepsDoNotGrow|DeleteCopiesOnce|MergeKeepsZeros|MergeNeedsLittle|DirectionOfAMerge|MergesOnAFullHost|" +
 		"TestExamine|TestPlan|TestAdopt|TestAccept|TestCheck|DiffPlaces|AfterACrash|CommitRefuses|OldDisk|" +
-		"WindowThatCannotSettle|FailedRevert"
+		"WindowThatCannotSettle|FailedRevert|EveryCallOfAJob"
 	// These wait for a guest that boots or for a daemon that starts, more than they work.
 	guests = "Guest|Guide|Libvirt|Kill|VM|Pages|OneMountWins"
+	// Of the program, where one does something while another does: a daemon and its job,
+	// its signals, its log and its other users. Otherwise a command runs alone, and most of
+	// its time with the race detector is its start.
+	beside = "Job|InterruptedWait|UmountWaits|UmountLazily|TestWatch|Service|LetsGo|TestSection|AtOnce|Outlives|TestMetricsFile|" +
+		"HangingHost|WaitsForTheLastOne|InTheMiddle|AndOthers|CheckOfAMounted"
 )
 
 // suites are what can be run. Of parts that run beside each other the longest come
 // first, so that none is left for the end.
 var suites = map[string][]part{
 	"test": {
-		{title: "guests and libvirt", packages: []string{"./integration"}, flags: []string{"-run=" + guests}},
-		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
-		{title: "power cuts and faults of a disk", packages: []string{"./chain"}, flags: []string{"-run=" + crash},
-			testFlags: []string{"-crash.stride=5", "-fault.stride=10"}, env: crashes},
-		{title: "the program, with the race detector", packages: []string{"./cmd/..."}, flags: []string{"-race"}},
 		{title: "integration", packages: []string{"./integration"}, flags: []string{"-skip=" + guests}},
+		{title: "the program", packages: []string{"./cmd/..."}},
+		{title: "guests and libvirt", packages: []string{"./integration"}, flags: []string{"-run=" + guests}},
 		{title: "chain and overlay, one thing at a time", packages: []string{"./chain/...", "./overlay/..."}, flags: []string{"-run=" + single, "-skip=" + crash}},
-		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
-			testFlags: []string{"-crash.runs=4", "-crash.stride=2", "-fault.stride=2"}, env: crashes},
 		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
-		{title: "a disk against the model, with the race detector", packages: []string{"./chain"}, flags: []string{"-race", "-run=DiskAgainstModel"},
-			testFlags: []string{"-model.seed=1", "-model.steps=60"}},
+		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
 		{title: "integration, one piece each", packages: []string{
 			"./integration/bench", "./integration/bigchain", "./integration/bulk", "./integration/guest", "./integration/harness",
 			"./integration/packaging", "./integration/patience", "./integration/powercut", "./integration/rules", "./integration/stamps",
 			"./integration/testrun", "./integration/turn", "./integration/words",
 		}},
+		{title: "power cuts and faults of a disk", packages: []string{"./chain"}, flags: []string{"-run=" + crash},
+			testFlags: []string{"-crash.stride=10", "-fault.stride=20"}, env: crashes},
+		{title: "the program, with the race detector", packages: []string{"./cmd/varve"}, flags: []string{"-race", "-run=" + beside}},
 		{title: "FUSE, with the race detector", packages: []string{"./fs/..."}, flags: []string{"-race"}},
+		{title: "the program's packages, with the race detector", packages: []string{
+			"./cmd/varve/internal/aside", "./cmd/varve/internal/background", "./cmd/varve/internal/holders", "./cmd/varve/internal/keep",
+			"./cmd/varve/internal/logfile", "./cmd/varve/internal/output", "./cmd/varve/internal/progress", "./cmd/varve/internal/session",
+		}, flags: []string{"-race"}},
+		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
+			testFlags: []string{"-crash.runs=4", "-crash.stride=2", "-fault.stride=2"}, env: crashes},
+		{title: "a disk against the model, with the race detector", packages: []string{"./chain"}, flags: []string{"-race", "-run=DiskAgainstModel"},
+			testFlags: []string{"-model.seed=1", "-model.steps=60"}},
 	},
 	"fast": {
 		{title: "the program", packages: []string{"./cmd/..."}, flags: []string{"-short"}},
