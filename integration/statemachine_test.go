@@ -229,6 +229,8 @@ func runMachine(t *testing.T, source string, o model.Options) {
 	if err := target.mount(); err != nil {
 		t.Fatal(err)
 	}
+	// Reopening, which looks at everything as well, and single views come more often.
+	o.Every = 60
 	if err := model.Run(target, o); err != nil {
 		t.Fatalf("run again with -machine.seed %d -machine.steps %d: %v", o.Seed, o.Steps, err)
 	}

@@ -261,7 +261,7 @@ func tableWords(t *testing.T, image []byte) map[string][]int64 {
 // sees that several passes find what one does, and what progress tells.
 func TestCheckAgainstQEMU(t *testing.T) {
 	const all = 200
-	rounds := 10
+	rounds := 5
 	switch {
 	case os.Getenv("VARVE_LONG") != "":
 		rounds = all

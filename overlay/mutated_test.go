@@ -73,7 +73,7 @@ var readerStricter = []string{
 func TestMutatedImagesAgainstQEMU(t *testing.T) {
 	t.Parallel()
 	seeds := qemuSeeds(t)
-	first, last := mutatedNumbers(20, 200)
+	first, last := mutatedNumbers(20, 100)
 	n := int(last - first + 1)
 	both, partly, oursOnly, qemuOnly, neither := 0, 0, 0, 0, 0
 	reasons := map[string]int{}

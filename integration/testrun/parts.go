@@ -23,10 +23,11 @@ const (
 	crash = "PowerCut|Faults$"
 	// Nothing, or nothing but a job, runs beside what these try, and they touch much
 	// memory or wait for qemu-img.
-	single = "AgainstQEMU|DiskAgainstModel|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz|" +
+	single = "AgainstQEMU|DiskAgainstModel|OverlayAgainstModel|DamagedLayers|DiffOfRandomChains|FaultsInARow|CrashDuring|WriteDuringFlush|^Fuzz|" +
 		"FreesIs|GoneLayers|StepsDoNotGrow|DeleteCopiesOnce|MergeKeepsZeros|MergeNeedsLittle|DirectionOfAMerge|MergesOnAFullHost|" +
 		"TestExamine|TestPlan|TestAdopt|TestAccept|TestCheck|DiffPlaces|AfterACrash|CommitRefuses|OldDisk|" +
-		"WindowThatCannotSettle|FailedRevert|EveryCallOfAJob"
+		"WindowThatCannotSettle|FailedRevert|EveryCallOfAJob|TestShrink|FailedSyncIsSticky|LargestFile|FlushWithoutRoom|TestCutOff|" +
+		"RefcountTableGrows|TestHostile|TestHeader|TestExportToADevice"
 	// These wait for a guest that boots or for a daemon that starts, more than they work.
 	guests = "Guest|Guide|Libvirt|Kill|VM|Pages|OneMountWins"
 	// Of the program, where one does something while another does: a daemon and its job,
