@@ -45,7 +45,7 @@ const (
 // verified; and after each round, at rest, the daemon must not use more than it
 // did after the first one since it was mounted, give or take what soakBounds say.
 func TestSoak(t *testing.T) {
-	limit := 25 * time.Second
+	limit := 12 * time.Second
 	if harness.Long() {
 		limit = 3 * time.Minute
 	}

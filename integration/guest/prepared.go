@@ -62,6 +62,20 @@ func (p *Prepared) Wait() *Guest {
 	return g
 }
 
+// Skip takes in the serial line of a QEMU that was started and whose guest does not run,
+// so that Wait finds the next one's.
+func (p *Prepared) Skip() {
+	p.t.Helper()
+	if err := p.listener.SetDeadline(time.Now().Add(patience.Hang)); err != nil {
+		p.t.Fatal(err)
+	}
+	conn, err := p.listener.Accept()
+	if err != nil {
+		p.t.Fatalf("QEMU did not connect the guest's serial line: %v", err)
+	}
+	p.t.Cleanup(func() { _ = conn.Close() })
+}
+
 // WaitGone waits until QEMU has closed the serial line: it has ended.
 func (g *Guest) WaitGone() {
 	g.t.Helper()
