@@ -79,7 +79,7 @@ lint: ## gofmt, go vet, staticcheck, the import rule
 	if [ $$status != 0 ]; then echo "$$out"; exit 1; fi
 
 .PHONY: check-fast
-check-fast: deps lint ## lint and the short unit tests
+check-fast: deps lint ## lint and the unit tests that take little time
 	@$(TESTRUN) fast
 
 .PHONY: test
