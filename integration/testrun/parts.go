@@ -34,7 +34,7 @@ const (
 	// its signals, its log and its other users. Otherwise a command runs alone, and most of
 	// its time with the race detector is its start.
 	beside = "Job|InterruptedWait|UmountWaits|UmountLazily|TestWatch|Service|LetsGo|TestSection|AtOnce|Outlives|TestMetricsFile|" +
-		"HangingHost|WaitsForTheLastOne|InTheMiddle|AndOthers|CheckOfAMounted"
+		"HangingHost|WaitsForTheLastOne|InTheMiddle|AndOthers|CheckOfAMounted|TestInterrupt"
 	// What the fast suite leaves out: many random images and disks, with qemu-img as judge;
 	// what has to go on for a time, or copies much.
 	slow = "AgainstQEMU|AgainstModel|DamagedLayers|DiffOfRandomChains|DuringMerges|DuringAFlatten|DuringJobs|CrashDuring|WriteDuringFlush|" +
@@ -69,6 +69,7 @@ var suites = map[string][]part{
 		{title: "the program's packages, with the race detector", packages: []string{
 			"./cmd/varve/internal/aside", "./cmd/varve/internal/background", "./cmd/varve/internal/holders", "./cmd/varve/internal/keep",
 			"./cmd/varve/internal/logfile", "./cmd/varve/internal/output", "./cmd/varve/internal/progress", "./cmd/varve/internal/session",
+			"./cmd/varve/internal/waiting",
 		}, flags: []string{"-race"}},
 		{title: "power cuts and faults of a layer", packages: []string{"./overlay"}, flags: []string{"-run=" + crash},
 			testFlags: []string{"-crash.runs=4", "-crash.stride=2", "-fault.stride=2"}, env: crashes},
