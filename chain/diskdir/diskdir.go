@@ -14,6 +14,7 @@ package diskdir
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -337,10 +338,25 @@ func (d *Dir) ReadDir(path string) ([]string, error) {
 		return nil, err
 	}
 	defer f.Close() // only read
-	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
-	return names, err
+	var names []string
+	for {
+		some, err := f.Readdirnames(4096)
+		names = append(names, some...)
+		switch {
+		case errors.Is(err, io.EOF):
+			slices.Sort(names)
+			return names, nil
+		case err != nil:
+			return nil, err
+		case len(names) > mostNames:
+			return nil, &os.PathError{Op: "readdir", Path: path, Err: foreignf("it has more than %d files, more than a disk ever has; move what is not the disk's elsewhere", mostNames)}
+		}
+	}
 }
+
+// mostNames is how many files of a directory are looked at: more than chain.json has room
+// to name.
+const mostNames = 200_000
 
 // Mkdir makes a directory, the owner's of the one that it is in.
 func (d *Dir) Mkdir(path string, perm os.FileMode) error {
