@@ -6,6 +6,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 )
 
 // checkInPlace refuses to unmount a disk whose files were removed while it was
@@ -19,7 +20,7 @@ func (t target) checkInPlace() error {
 	dir := t.dir
 	if dir == "" {
 		m, there, err := mounts.At(t.mountpoint)
-		if err != nil || !there {
+		if err != nil || !there || !claim.Believed(m) {
 			return err
 		}
 		dir = m.Source

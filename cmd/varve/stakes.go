@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
 )
 
@@ -83,7 +84,7 @@ func (t target) stakes() ([]doctor.Stake, error) {
 		return nil, err
 	}
 	list = slices.DeleteFunc(list, func(m mounts.Mount) bool {
-		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir)
+		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir || !claim.Believed(m))
 	})
 	return doctor.Stakes(t.dir, list), nil
 }
