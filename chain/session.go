@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A session is one time that a disk directory is held for writing: by the daemon of a
+// A session (D30) is one time that a disk directory is held for writing: by the daemon of a
 // mount, or by a command. The lock file tells who holds it, and how the last sessions
 // ended; a holder writes that when it lets go, and the next one keeps it. So whoever knew a
 // session while it went on finds its end in the lock file, although the disk may have been

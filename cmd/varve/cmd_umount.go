@@ -91,7 +91,7 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		defer cancel()
 	}
 	if !flags.force && !flags.lazy {
-		if err := t.checkInPlace(); err != nil {
+		if err := c.checkInPlace(); err != nil {
 			return err
 		}
 	}

@@ -195,7 +195,7 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 		defer cancel()
 	}
 	if !flags.force && !flags.lazy {
-		if err := t.checkInPlace(); err != nil {
+		if err := c.checkInPlace(); err != nil {
 			return err
 		}
 	}

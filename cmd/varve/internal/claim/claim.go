@@ -4,7 +4,8 @@
 // for a varve is the disk, are words of that user: anybody who may mount with fusermount3
 // can write fuse.varve and the disk directory of somebody else there. So of another user's
 // mount the disk is believed only where it is that user's own, or where the process that
-// serves the mount holds the lock of the disk directory, which takes the right to write it.
+// serves the mount holds the lock of the disk directory, which takes the right to write it
+// (D31).
 package claim
 
 import (
