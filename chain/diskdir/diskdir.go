@@ -372,12 +372,33 @@ func (d *Dir) Mkdir(path string, perm os.FileMode) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(fd) // only read
-		if err := d.owner.give(fd); err != nil {
+		made := os.NewFile(uintptr(fd), path)
+		defer made.Close() // only read
+		if err := d.takeFolder(made); errors.Is(err, ErrForeign) {
+			return err
+		} else if err != nil {
 			return errors.Join(err, unix.Unlinkat(dir, name, unix.AT_REMOVEDIR))
 		}
 		return nil
 	})
+}
+
+// takeFolder gives a directory that was just made to the owner. Whoever may write its parent can
+// have put another one in its place before it was opened, which is not to be given away: what
+// this process makes is its own, and empty.
+func (d *Dir) takeFolder(made *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(made.Fd()), &st); err != nil {
+		return err
+	}
+	names, err := made.Readdirnames(1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if len(names) > 0 || d.owner.anothers() && int(st.Uid) != os.Geteuid() && int(st.Uid) != d.owner.uid {
+		return foreignf("another directory was put in the place of the one that was just made")
+	}
+	return d.owner.give(int(made.Fd()))
 }
 
 // both calls fn with the places of two paths, which are in the directory.
