@@ -133,7 +133,7 @@ func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport,
 		return found, nil
 	}
 	if err := c.repair(found, o.Log); err != nil {
-		lock.failed = true
+		lock.failed = err
 		return found, err
 	}
 	left, err := c.check()

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"errors"
 	"testing"
 
 	"varve/overlay"
@@ -31,7 +32,7 @@ func TestClosedInOrder(t *testing.T) {
 	check("closed", true)
 
 	l = lock()
-	l.failed = true
+	l.failed = errors.New("no luck")
 	if err := l.unlock(); err != nil {
 		t.Fatal(err)
 	}

@@ -50,9 +50,10 @@ type dirLock struct {
 	fs        overlay.FS // of what is in the directory
 	f         *os.File   // nil where nothing is locked
 	exclusive bool
-	// failed is set when what the lock guarded could not be closed in order:
-	// then the holder's words stay, and ClosedInOrder sees them.
-	failed bool
+	words     lockWords // of an exclusive lock, what it says
+	// failed is why what the lock guarded could not be closed in order: ClosedInOrder and
+	// Session see that.
+	failed error
 	leave  func() error // lets the directory go with the lock; nil where the caller does
 }
 
@@ -160,27 +161,35 @@ func (l *dirLock) entered(fs overlay.FS, path, mountpoint string) error {
 	if !l.exclusive {
 		return nil
 	}
-	text, err := json.Marshal(lockHolder{PID: os.Getpid(), Mountpoint: mountpoint})
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", path, err)
-	}
-	text = append(text, '\n')
-	// Readers take the first JSON value: they never see half of one, nor the
-	// rest of a longer one that stood here.
-	if _, err := l.f.WriteAt(text, 0); isFull(err) {
+	old, _ := readLockWords(l.f)
+	l.words = lockWords{PID: os.Getpid(), Mountpoint: mountpoint, Session: newSession()}.follow(old)
+	if err := l.say(l.words); isFull(err) {
 		// A full host has no block for the words. The lock holds without them, and a
 		// byte that is a hole tells ClosedInOrder what they would.
-		text = text[:1]
+		if err := l.cut(1); err != nil {
+			return fmt.Errorf("lock %s: %w", path, err)
+		}
 	} else if err != nil {
-		return fmt.Errorf("lock %s: %w", path, err)
-	}
-	if err := l.cut(int64(len(text))); err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	if err := l.f.Chmod(0o600); err != nil && !errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil
+}
+
+// say writes words into the lock file. Readers take the first JSON value: they never see
+// half of one, nor the rest of a longer one that stood here.
+func (l *dirLock) say(words lockWords) error {
+	text, err := json.Marshal(words)
+	if err != nil {
+		return err
+	}
+	text = append(text, '\n')
+	if _, err := l.f.WriteAt(text, 0); err != nil {
+		return err
+	}
+	return l.cut(int64(len(text)))
 }
 
 // cut sets the length of the lock file. A btrfs can be too full even for that, but not
@@ -202,10 +211,13 @@ func (l *dirLock) unlock() (err error) {
 	if l.f == nil {
 		return nil
 	}
-	if l.exclusive && !l.failed {
-		// A holder that crashed leaves its words.
-		if err = l.cut(0); isFull(err) {
-			err = l.fs.Remove(l.f.Name())
+	if l.exclusive {
+		// A holder that crashed leaves its words. What a full host has no room for an empty
+		// file says, or none.
+		if err = l.say(l.words.ended(l.failed)); isFull(err) && l.failed == nil {
+			if err = l.cut(0); isFull(err) {
+				err = l.fs.Remove(l.f.Name())
+			}
 		}
 	}
 	// Let go before it is closed: a child that is between fork and exec shares
@@ -229,6 +241,21 @@ func Holder(dir string) (pid int, mountpoint string, ok bool, err error) {
 	defer f.Close() // read only
 	holder, held := findHolder(f, dir)
 	return holder.PID, holder.Mountpoint, held, nil
+}
+
+// HeldBy says whether a process holds the lock of a disk directory, exclusively or to read;
+// false also where that cannot be seen. It takes no lock.
+func HeldBy(dir string, pid int) (bool, error) {
+	f, err := openLock(filepath.Join(dir, lockName), os.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look who holds %s: %w", dir, err)
+	}
+	defer f.Close() // read only
+	known, ok := holds(pid, f)
+	return known && ok, nil
 }
 
 // findHolder tells who else holds the lock on f, dir's lock file. Only who

@@ -348,7 +348,7 @@ func (d *Disk) Close() error {
 		}
 	}
 	if d.lock != nil {
-		d.lock.failed = err != nil
+		d.lock.failed = err
 		err = errors.Join(err, d.lock.unlock())
 	}
 	return err

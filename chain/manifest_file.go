@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/bounded"
 	"varve/overlay"
 )
 
@@ -28,6 +29,9 @@ var errCommitUnknown = errors.New("it is unknown whether chain.json was replaced
 
 // parseManifest reads a chain.json. The error is ErrNewer or ErrCorrupt.
 func parseManifest(data []byte) (*manifest, error) {
+	if err := bounded.Check(data); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
 	// The version comes first: a newer one may give every other field another
 	// form.
 	var head struct {
@@ -94,6 +98,17 @@ func (r *manifestReader) load(fs overlay.FS, dir string) (*manifest, error) {
 	}
 	r.data, r.parsed = data, m
 	return m, nil
+}
+
+// ManifestText reads the chain.json of a disk directory as it stands, at most 16 MiB of it.
+// It takes no lock: a chain.json is replaced as a whole.
+func ManifestText(dir string) ([]byte, error) {
+	fs, leave, err := enter(overlay.HostFS(), dir)
+	if err != nil {
+		return nil, err
+	}
+	text, err := readManifestData(fs, dir)
+	return text, errors.Join(err, leave())
 }
 
 func readManifestData(fs overlay.FS, dir string) ([]byte, error) {

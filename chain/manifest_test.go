@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -425,4 +426,19 @@ func FuzzParseManifest(f *testing.F) {
 			t.Fatalf("written as\n%s\nthen as\n%s", first, second)
 		}
 	})
+}
+
+// What a chain.json is decoded to is bounded as its length is: a list of 16 MiB can have
+// millions of objects, each of which becomes hundreds of bytes.
+func TestManifestOfManyObjects(t *testing.T) {
+	for _, one := range []string{"{}", "[]", "0", `""`} {
+		text := `{"version":1,"layers":[` + strings.Repeat(one+",", (maxManifestBytes-100)/(len(one)+1)) + one + `]}`
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := parseManifest([]byte(text))
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; !errors.Is(err, ErrCorrupt) || took > 2*maxManifestBytes {
+			t.Errorf("%q: %d MiB, %v", one, took>>20, err)
+		}
+	}
 }

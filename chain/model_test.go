@@ -119,7 +119,7 @@ func (d *diskTarget) kill() {
 	for _, n := range d.d.nodes {
 		n.layer().close()
 	}
-	d.d.lock.failed = true
+	d.d.lock.failed = errors.New("killed")
 	d.d.lock.unlock()
 	d.d.closed = true
 }

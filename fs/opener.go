@@ -42,6 +42,3 @@ func threadGroup(thread int) int {
 	}
 	return 0
 }
-
-// printable replaces what a terminal or a line of text must not be given.
-func printable(s string) string { return procs.Printable(s) }

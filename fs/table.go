@@ -48,12 +48,13 @@ func JSON(w io.Writer, st chain.Status) error {
 // Table writes a disk's status for people: the disk, the job, its layers as Tree draws
 // them, and the open files.
 func Table(w io.Writer, st chain.Status, o TreeOptions) error {
+	st = Printable(st)
 	var text strings.Builder
-	fmt.Fprintf(&text, "disk  %s\n", printable(st.Disk))
+	fmt.Fprintf(&text, "disk  %s\n", st.Disk)
 	fmt.Fprintf(&text, "size  %s (%d bytes)\n", HumanSize(st.Size), st.Size)
 	for _, l := range st.Layers {
 		if l.State == "base" {
-			fmt.Fprintf(&text, "base  %s (%s, never written)\n", printable(l.File), l.Format)
+			fmt.Fprintf(&text, "base  %s (%s, never written)\n", l.File, l.Format)
 		}
 	}
 	if st.Job != nil {
@@ -75,7 +76,7 @@ func Table(w io.Writer, st chain.Status, o TreeOptions) error {
 		if o.Write {
 			to = "write"
 		}
-		rows = append(rows, []string{o.File, pid, printable(o.Command), to})
+		rows = append(rows, []string{o.File, pid, o.Command, to})
 	}
 	if _, err := io.WriteString(w, "\n"); err != nil {
 		return err
@@ -87,6 +88,7 @@ func Table(w io.Writer, st chain.Status, o TreeOptions) error {
 // called, the layer directly below it, the guest bytes that it holds itself
 // (with a "~" while they are being counted), what its file takes on the host, and since when its view is what it is.
 func LayerTable(w io.Writer, st chain.Status) error {
+	st = Printable(st)
 	rows := [][]string{{"LAYER", "ON", "OWN", "ON HOST", "SINCE"}}
 	for _, l := range st.Layers {
 		below := "-"

@@ -21,8 +21,9 @@ type TreeOptions struct {
 // a layer keeps its column, so a long chain stays narrow; of several the way to the
 // leaf goes straight on, and the others are branches.
 func Tree(w io.Writer, st chain.Status, o TreeOptions) error {
+	st = Printable(st)
 	t := newTreeDrawing(st, o)
-	title := t.cut(printable(st.Disk), t.o.Width-len(HumanSize(st.Size))-2)
+	title := t.cut(st.Disk, t.o.Width-len(HumanSize(st.Size))-2)
 	_, err := fmt.Fprintf(w, "%s, %s\n\n%s", title, HumanSize(st.Size), t.text())
 	return err
 }

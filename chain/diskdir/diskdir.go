@@ -14,6 +14,7 @@ package diskdir
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -337,10 +338,25 @@ func (d *Dir) ReadDir(path string) ([]string, error) {
 		return nil, err
 	}
 	defer f.Close() // only read
-	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
-	return names, err
+	var names []string
+	for {
+		some, err := f.Readdirnames(4096)
+		names = append(names, some...)
+		switch {
+		case errors.Is(err, io.EOF):
+			slices.Sort(names)
+			return names, nil
+		case err != nil:
+			return nil, err
+		case len(names) > mostNames:
+			return nil, &os.PathError{Op: "readdir", Path: path, Err: foreignf("it has more than %d files, more than a disk ever has; move what is not the disk's elsewhere", mostNames)}
+		}
+	}
 }
+
+// mostNames is how many files of a directory are looked at: more than chain.json has room
+// to name.
+const mostNames = 200_000
 
 // Mkdir makes a directory, the owner's of the one that it is in.
 func (d *Dir) Mkdir(path string, perm os.FileMode) error {
@@ -356,12 +372,33 @@ func (d *Dir) Mkdir(path string, perm os.FileMode) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(fd) // only read
-		if err := d.owner.give(fd); err != nil {
+		made := os.NewFile(uintptr(fd), path)
+		defer made.Close() // only read
+		if err := d.takeFolder(made); errors.Is(err, ErrForeign) {
+			return err
+		} else if err != nil {
 			return errors.Join(err, unix.Unlinkat(dir, name, unix.AT_REMOVEDIR))
 		}
 		return nil
 	})
+}
+
+// takeFolder gives a directory that was just made to the owner. Whoever may write its parent can
+// have put another one in its place before it was opened, which is not to be given away: what
+// this process makes is its own, and empty.
+func (d *Dir) takeFolder(made *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(made.Fd()), &st); err != nil {
+		return err
+	}
+	names, err := made.Readdirnames(1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if len(names) > 0 || d.owner.anothers() && int(st.Uid) != os.Geteuid() && int(st.Uid) != d.owner.uid {
+		return foreignf("another directory was put in the place of the one that was just made")
+	}
+	return d.owner.give(int(made.Fd()))
 }
 
 // both calls fn with the places of two paths, which are in the directory.

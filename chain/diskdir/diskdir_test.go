@@ -2,6 +2,7 @@ package diskdir
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -343,5 +344,62 @@ func TestSecondName(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("a file of root's: %v", err)
+	}
+}
+
+// No path in a user's chain.json leads root through a link of /proc, which goes past the
+// modes of everything above a file.
+func TestNoMagicLinks(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root; make test runs it so")
+	}
+	_, dir := disk(t)
+	must(t, os.Chown(dir, member, member))
+	d := enterDir(t, dir)
+	closed := filepath.Join(t.TempDir(), "closed")
+	must(t, os.Mkdir(closed, 0o700))
+	file := filepath.Join(closed, "file")
+	must(t, os.WriteFile(file, []byte("anybody's, behind a door"), 0o666))
+	must(t, os.Chmod(file, 0o666))
+	open, err := os.Open(file)
+	must(t, err)
+	defer open.Close()
+	for _, path := range []string{fmt.Sprintf("/proc/self/fd/%d", open.Fd()), "/proc/self/root" + file, fmt.Sprintf("/proc/%d/cwd/diskdir_test.go", os.Getpid())} {
+		f, err := d.Open(path, os.O_RDONLY, 0)
+		if err == nil {
+			f.Close()
+		}
+		if !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// A directory that is put in the place of one that root has just made stays whose it is.
+func TestMkdirTakesItsOwnOnly(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root; make test runs it so")
+	}
+	_, dir := disk(t)
+	must(t, os.Chown(dir, member, member))
+	d := enterDir(t, dir)
+	for name, plant := range map[string]func(string){
+		"full":      func(path string) { must(t, os.WriteFile(filepath.Join(path, "x"), nil, 0o600)) },
+		"another's": func(path string) { must(t, os.Chown(path, stranger, stranger)) },
+	} {
+		path := filepath.Join(t.TempDir(), name)
+		must(t, os.Mkdir(path, 0o700))
+		plant(path)
+		f, err := os.Open(path)
+		must(t, err)
+		if err := d.takeFolder(f); !errors.Is(err, ErrForeign) {
+			t.Errorf("%s: %v", name, err)
+		}
+		var st unix.Stat_t
+		must(t, unix.Stat(path, &st))
+		if st.Uid == member {
+			t.Errorf("%s was given away", name)
+		}
+		f.Close()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -97,20 +98,44 @@ func (o owner) open(path string, flag int) (*os.File, error) {
 		err := o.become()
 		var f *os.File
 		if err == nil {
-			// What is no file must not make it wait.
-			f, err = os.OpenFile(path, flag|unix.O_NONBLOCK, 0)
+			f, err = openWithoutMagic(path, flag)
 		}
 		result <- opened{f, err}
 	}()
 	r := <-result
-	if r.err != nil {
-		return nil, r.err
+	return r.f, r.err
+}
+
+// openWithoutMagic opens a file by a path that no link of /proc is in: such a link, as to a
+// descriptor of this process or into the root directory of another one, leads past
+// everything that keeps a user from the file.
+func openWithoutMagic(path string, flag int) (*os.File, error) {
+	fail := func(err error) (*os.File, error) { return nil, &os.PathError{Op: "open", Path: path, Err: err} }
+	how := unix.OpenHow{
+		Flags:   uint64(flag | unix.O_NONBLOCK | unix.O_CLOEXEC), // what is no file must not make it wait
+		Resolve: unix.RESOLVE_NO_MAGICLINKS,
 	}
-	if err := afterOpen(int(r.f.Fd()), flag); err != nil {
-		r.f.Close() // only read
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
+	for err == unix.EINTR {
+		fd, err = unix.Openat2(unix.AT_FDCWD, path, &how)
 	}
-	return r.f, nil
+	switch {
+	case err == unix.ELOOP:
+		return fail(foreignf("it leads through a link of /proc, or in a circle; name the file itself"))
+	case err == unix.ENOSYS: // before Linux 5.6
+		if strings.HasPrefix(path, "/proc/") {
+			return fail(foreignf("it lies in /proc; name the file itself"))
+		}
+		fd, err = openAt(unix.AT_FDCWD, path, flag|unix.O_NONBLOCK, 0)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if err := afterOpen(fd, flag); err != nil {
+		unix.Close(fd) // only read
+		return fail(err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // become gives this thread the rights of the user on file systems. The calls are those of

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 )
 
 // A bind mount shows a mount, or one file or directory of it, at a further place; a
@@ -81,15 +83,17 @@ func hidden(m mounts.Mount) error {
 	return fmt.Errorf("%s is mounted over it at %s; \"umount %s\" takes that away", m.Over, m.OverAt, chain.ShellWord(m.OverAt))
 }
 
-// mountOfDisk is the mount of a disk directory, of which its daemon says that it is at
-// a mountpoint. It may have been moved since, and be reached by a bind mount only; by
-// now another disk may be mounted there; and the same may have been mounted by another
-// name of its directory, which may be gone.
-func mountOfDisk(mountpoint, dir string) (mounts.Mount, bool, error) {
+// mountOfDisk is the mount of a disk directory that a process holds, which says that the
+// mount is at a mountpoint. It may have been moved since, and be reached by a bind mount only;
+// by now another disk may be mounted there; and the same may have been mounted by another
+// name of its directory, which may be gone. What the process cannot serve is no mount of the
+// disk, whatever it is called.
+func mountOfDisk(pid int, mountpoint, dir string) (mounts.Mount, bool, error) {
 	list, err := mounts.List()
 	if err != nil {
 		return mounts.Mount{}, false, err
 	}
+	list = slices.DeleteFunc(list, func(m mounts.Mount) bool { return !claim.OfHolder(m, pid) })
 	var found mounts.Mount
 	ok := false
 	for _, m := range list {

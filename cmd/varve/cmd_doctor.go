@@ -15,6 +15,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
 )
 
@@ -106,7 +107,9 @@ func hostScopes() ([]*doctor.Scope, error) {
 	seen := make(map[string]bool)
 	looked := lookAtSources(list)
 	for _, m := range list {
-		if !seen[m.Source] {
+		if !looked[m.Source].believed[m.Device] {
+			scopes = append(scopes, claimScope(m))
+		} else if !seen[m.Source] {
 			seen[m.Source] = true
 			scopes = append(scopes, sourceScope(m.Source, list, looked))
 		}
@@ -137,25 +140,34 @@ func diskOfFile(path string) string {
 
 // look is what a limited look at a path gave.
 type look struct {
-	info os.FileInfo // nil with an error
-	err  error
+	info     os.FileInfo // nil with an error
+	err      error
+	believed map[uint64]bool // of the mounts that have this source, by device
 }
 
 func lookSoon(path string) look {
 	info, err := doctor.StatSoon(path)
-	return look{info, err}
+	return look{info: info, err: err}
 }
 
 // lookAtSources looks at the sources of mounts, all at once: by the source's name.
 func lookAtSources(list []mounts.Mount) map[string]look {
-	looks := make([]look, len(list))
+	looks, believed := make([]look, len(list)), make([]bool, len(list))
 	var looking sync.WaitGroup
 	for i, m := range list {
-		looking.Go(func() { looks[i] = lookSoon(m.Source) })
+		looking.Go(func() {
+			looks[i] = lookSoon(m.Source)
+			believed[i] = claim.BelievedSoon(context.Background(), m, answerTime)
+		})
 	}
 	looking.Wait()
 	looked := make(map[string]look)
 	for i, m := range list {
+		looks[i].believed = looked[m.Source].believed
+		if looks[i].believed == nil {
+			looks[i].believed = make(map[uint64]bool)
+		}
+		looks[i].believed[m.Device] = believed[i]
 		looked[m.Source] = looks[i]
 	}
 	return looked
@@ -178,7 +190,7 @@ func sourceScope(source string, list []mounts.Mount, looked map[string]look) *do
 		if other := looked[m.Source].info; own != nil && other != nil {
 			same = os.SameFile(own, other) // it may have several names
 		}
-		if same {
+		if same && looked[m.Source].believed[m.Device] {
 			s.Mounts = append(s.Mounts, m)
 		}
 	}
@@ -186,6 +198,12 @@ func sourceScope(source string, list []mounts.Mount, looked map[string]look) *do
 		lookElsewhere(s)
 	}
 	return s
+}
+
+// claimScope is a mount of another user's whose disk is no more than that user's word: nothing
+// else of it is looked at.
+func claimScope(m mounts.Mount) *doctor.Scope {
+	return &doctor.Scope{Subject: m.Mountpoint, Claimed: &m}
 }
 
 // lookElsewhere finds a mount of a disk that other mount namespaces alone show.
@@ -221,6 +239,12 @@ func findScope(arg string) (*doctor.Scope, error) {
 		return nil, err
 	}
 	scopeOf := func(dir string) (*doctor.Scope, error) { return sourceScope(dir, list, lookAtSources(list)), nil }
+	mountScope := func(m mounts.Mount) (*doctor.Scope, error) {
+		if !claim.BelievedSoon(context.Background(), m, answerTime) {
+			return claimScope(m), nil
+		}
+		return scopeOf(m.Source)
+	}
 	// The mount table comes first, and links are resolved up to the first file system
 	// that may not answer: looking at a mount that hangs never ends.
 	path := mounts.ResolveUpTo(abs, slow)
@@ -228,7 +252,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 		if m, ok, err := mounts.Around(path); err != nil {
 			return nil, err
 		} else if ok {
-			return scopeOf(m.Source)
+			return mountScope(m)
 		}
 	}
 	if _, err := doctor.StatSoon(path); errors.Is(err, aside.ErrNoAnswer) {
@@ -240,7 +264,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 	if m, ok, err := mounts.Around(path); err != nil {
 		return nil, err
 	} else if ok {
-		return scopeOf(m.Source)
+		return mountScope(m)
 	}
 	info, err := os.Stat(path)
 	switch {

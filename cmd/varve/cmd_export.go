@@ -228,16 +228,16 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 		}
 		return overlay.Export{Source: source, Size: size}, d.Close, nil
 	}
-	file := t.path("layers", name+".raw")
+	file := []string{"layers", name + ".raw"}
 	if name == "leaf" {
 		if !t.readOnly {
 			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", chain.ShellWord(t.arg))
 		}
-		file = t.path("disk.raw")
+		file = []string{"disk.raw"}
 	} else if err := chain.CheckName(name); err != nil && name != "base" {
 		return e, nil, err
 	}
-	image, err := t.openView(file)
+	image, err := t.openView(file...)
 	if errors.Is(err, os.ErrNotExist) {
 		return e, nil, fmt.Errorf("snapshot %s: %w", name, chain.ErrNotExist)
 	}
@@ -257,8 +257,8 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
 // cache a second time, and is read in larger pieces.
-func (t target) openView(file string) (*overlay.Image, error) {
-	f, err := t.openDirect(file)
+func (t target) openView(elements ...string) (*overlay.Image, error) {
+	f, err := t.openDirect(elements...)
 	if err != nil {
 		return nil, err
 	}

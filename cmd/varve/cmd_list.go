@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -10,6 +12,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/progress"
 	"varve/fs"
 )
@@ -59,12 +62,16 @@ type mountsDocument struct {
 type mountStatus struct {
 	Mountpoint string           `json:"mountpoint"`
 	Disk       string           `json:"disk"`
+	UID        int              `json:"uid"`      // who mounted it; -1 where that cannot be told
+	Believed   bool             `json:"believed"` // false: the disk is no more than that user's word
 	ReadOnly   bool             `json:"read_only"`
 	Size       int64            `json:"size"`   // guest bytes
 	Layers     int              `json:"layers"` // how many
 	Job        *chain.JobStatus `json:"job"`
 	Error      string           `json:"error"`
 	Binds      []bindStatus     `json:"binds"` // where else it, or a part of it, can be seen
+
+	place mounts.Mount
 }
 
 // bindStatus is a further place at which a mount can be seen.
@@ -88,8 +95,9 @@ func listMounts(out io.Writer, asJSON bool) error {
 	}
 	doc := mountsDocument{Version: 1, Mounts: []mountStatus{}, Parts: []bindStatus{}}
 	for _, m := range table.List() {
-		s := mountStatus{Mountpoint: m.Mountpoint, Disk: m.Source, ReadOnly: m.ReadOnly, Binds: bindsOf(m.Binds, m.Device)}
+		s := mountStatus{Mountpoint: m.Mountpoint, Disk: m.Source, UID: m.UID, ReadOnly: m.ReadOnly, Binds: bindsOf(m.Binds, m.Device)}
 		s.Binds = append(s.Binds, bindsOf(elsewhere, m.Device)...)
+		s.Believed, s.place = claim.BelievedSoon(context.Background(), m, answerTime), m
 		if m.Reachable() {
 			s.ask(m)
 		} else {
@@ -139,11 +147,12 @@ func writeMounts(out io.Writer, doc mountsDocument) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MOUNTPOINT\tDISK\tSIZE\tLAYERS\tJOB")
 	for _, m := range doc.Mounts {
+		disk := visible(claim.Words(m.place, m.Believed))
 		if m.Error != "" {
-			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(m.Mountpoint), visible(m.Disk), visible(m.Error))
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(m.Mountpoint), disk, visible(m.Error))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", visible(m.Mountpoint), visible(m.Disk), fs.HumanSize(m.Size), m.Layers, visible(jobWords(m.Job)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", visible(m.Mountpoint), disk, fs.HumanSize(m.Size), m.Layers, visible(jobWords(m.Job)))
 	}
 	for _, p := range doc.Parts {
 		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(p.Mountpoint), visible(p.Disk), visible(partOf(p.place).Error()))
@@ -198,6 +207,16 @@ func jobWords(j *chain.JobStatus) string {
 	}
 }
 
+// statusJSON writes the document of status.json for a terminal too.
+func statusJSON(out io.Writer, st chain.Status) error {
+	var text bytes.Buffer
+	if err := fs.JSON(&text, st); err != nil {
+		return err
+	}
+	_, err := out.Write(fs.PrintableJSON(text.Bytes()))
+	return err
+}
+
 // show prints a disk's status, as a table made by write or as the document.
 func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, chain.Status) error) error {
 	t, err := findTarget(arg)
@@ -211,7 +230,7 @@ func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, cha
 			return err
 		}
 		if asJSON {
-			_, err := out.Write(text)
+			_, err := out.Write(fs.PrintableJSON(text))
 			return err
 		}
 		return write(out, st)
@@ -221,7 +240,7 @@ func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, cha
 		return err
 	}
 	if asJSON {
-		return fs.JSON(out, st)
+		return statusJSON(out, st)
 	}
 	return write(out, st)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
@@ -93,7 +94,7 @@ func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error
 		for {
 			// An open draws what it comes to in some seconds, and the next one goes on.
 			answered := waiting.For(t.reading())
-			picture, err := os.ReadFile(t.path("map.svg"))
+			picture, err := t.place().Read(mountfile.MostMap, "map.svg")
 			answered()
 			if err != nil {
 				return nil, t.explain(err)

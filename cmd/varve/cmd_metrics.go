@@ -8,12 +8,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
 
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/output"
 	"varve/fs/prom"
@@ -83,20 +85,20 @@ varve-metrics.timer keeps up to date.`,
 // metricsTarget is a mount to be asked.
 type metricsTarget struct {
 	target
-	source string // as the mount table names the disk
+	source string // as the mount table names the disk; of another user's mount as claim does
 }
 
 // metricsTargets finds the mounts of the named disks, or all.
 func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) {
-	mounted, err := mounts.List()
-	if err != nil {
-		return nil, fmt.Errorf("metrics: %w", err)
-	}
 	var list []metricsTarget
 	if len(args) == 0 {
+		mounted, err := mounts.List()
+		if err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
 		for _, m := range mounted {
 			if m.Reachable() {
-				list = append(list, metricsTarget{target{arg: m.Mountpoint, mountpoint: m.Mountpoint, owner: m.UID}, m.Source})
+				list = append(list, metricsTarget{target{arg: m.Mountpoint}.at(m), m.Source})
 			}
 		}
 		return list, nil
@@ -114,13 +116,7 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 			continue // the same sample twice would be wrong
 		}
 		seen[t.mountpoint] = true
-		found := metricsTarget{t, t.dir}
-		for _, m := range mounted {
-			if m.Mountpoint == t.mountpoint {
-				found.source = m.Source
-			}
-		}
-		list = append(list, found)
+		list = append(list, metricsTarget{t, t.mount.Source})
 	}
 	return list, nil
 }
@@ -149,7 +145,7 @@ func findMetricsTarget(arg string) (target, error) {
 		case !m.Reachable():
 			return target{}, hidden(m)
 		}
-		return target{arg: arg, mountpoint: m.Mountpoint, owner: m.UID, readOnly: m.ReadOnly}, nil
+		return target{arg: arg}.at(m), nil
 	}
 	if _, err := doctor.StatSoon(path); errors.Is(err, aside.ErrNoAnswer) {
 		return target{}, target{}.explain(err)
@@ -164,17 +160,20 @@ func askMetrics(stderr io.Writer, list []metricsTarget, all bool) (page []byte, 
 	pages, failures := make([]*prom.Page, len(list)), make([]error, len(list))
 	var asked sync.WaitGroup
 	for i, t := range list {
-		asked.Go(func() { pages[i], failures[i] = t.metrics() })
+		asked.Go(func() {
+			believed := claim.BelievedSoon(context.Background(), t.mount, answerTime)
+			list[i].source = claim.Words(t.mount, believed)
+			pages[i], failures[i] = list[i].metrics()
+		})
 	}
 	asked.Wait()
 	var text prom.Text
 	up := text.Family("varve_up", prom.Gauge, "1 where the mount answers, 0 where it does not.")
-	var answers []*prom.Page
+	answers := fitting(list, pages, failures)
 	for i, t := range list {
 		err := failures[i]
 		switch {
 		case err == nil:
-			answers = append(answers, pages[i])
 		case errors.Is(err, os.ErrPermission) && all:
 			continue
 		case errors.Is(err, os.ErrPermission):
@@ -192,6 +191,24 @@ func askMetrics(stderr io.Writer, list []metricsTarget, all bool) (page []byte, 
 	return prom.Merge(append([]*prom.Page{ups}, answers...)...), silent, nil
 }
 
+// fitting gives the pages that can be merged, and notes an error for the others. What another
+// user's mount says must not spoil the page of all: root's own and the caller's come first.
+func fitting(list []metricsTarget, pages []*prom.Page, failures []error) []*prom.Page {
+	var fit []*prom.Page
+	kinds := prom.Kinds{}
+	for _, others := range []bool{false, true} {
+		for i, t := range list {
+			if failures[i] != nil || others != (t.owner != 0 && t.owner != os.Geteuid()) {
+				continue
+			}
+			if failures[i] = kinds.Fit(pages[i]); failures[i] == nil {
+				fit = append(fit, pages[i])
+			}
+		}
+	}
+	return fit
+}
+
 func (t metricsTarget) labels() []prom.Label {
 	return []prom.Label{{Name: "disk", Value: t.source}, {Name: "mountpoint", Value: t.mountpoint}}
 }
@@ -205,7 +222,17 @@ func (t metricsTarget) metrics() (*prom.Page, error) {
 	if err != nil {
 		return nil, err
 	}
-	return prom.Parse(text, t.labels()...)
+	page, err := prom.Parse(text, t.labels()...)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range page.Names() {
+		// Whoever collects the page knows other names from elsewhere.
+		if !strings.HasPrefix(name, "varve_") || name == "varve_up" {
+			return nil, fmt.Errorf("not understood as metrics: %.100q", name)
+		}
+	}
+	return page, nil
 }
 
 // writeMetricsFile replaces a file of metrics, which anybody may read whatever the

@@ -5,18 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"varve/chain"
-	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
 )
 
@@ -66,7 +63,7 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 	}
 	if t.mountpoint == "" {
 		// The mount of a daemon that is gone stands at its mountpoint still.
-		m, there, err := mounts.Of(t.dir)
+		m, there, err := claim.MountOf(t.dir)
 		if err != nil {
 			return err
 		}
@@ -81,19 +78,12 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 	if uid := os.Geteuid(); uid != 0 && t.owner >= 0 && t.owner != uid {
 		return t.explain(os.ErrPermission) // fusermount3 says that there is no such mount
 	}
-	// Whether the daemon lives the lock tells; a question to a daemon that
-	// hangs would keep the mount busy.
-	daemon, held := 0, false
-	if t.dir != "" {
-		if daemon, _, held, err = chain.Holder(t.dir); err != nil {
-			return err
-		}
-		if serves, known := holders.Connection(daemon); held && known && serves != t.device {
-			// Any user can mount something under this name.
-			return fmt.Errorf("the mount there says that it shows %s, which pid %d has mounted elsewhere; \"umount %s\" takes it away", t.dir, daemon, chain.ShellWord(t.mountpoint))
-		}
+	c, err := t.watchClosing()
+	if err != nil {
+		return err
 	}
-	ended := processEnd(daemon)
+	defer c.close()
+	ended := processEnd(c.pid)
 	defer ended.close()
 	if flags.timeout > 0 {
 		var cancel context.CancelFunc
@@ -101,7 +91,7 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		defer cancel()
 	}
 	if !flags.force && !flags.lazy {
-		if err := t.checkInPlace(); err != nil {
+		if err := c.checkInPlace(); err != nil {
 			return err
 		}
 	}
@@ -117,15 +107,15 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		t.leaveBehind(cmd.ErrOrStderr(), ended)
 		return nil // those who use it decide how long the daemon goes on
 	}
-	if t.dir == "" {
+	if t.dir == "" && c.session == nil {
 		return nil // nothing was ever written
 	}
-	if err := waitReleased(ctx, cmd.ErrOrStderr(), t, daemon, ended, flags.wait); err != nil || t.readOnly {
+	if err := waitReleased(ctx, cmd.ErrOrStderr(), &c, ended, flags.wait); err != nil || t.readOnly {
 		return err
 	}
 	// Its last words go into the log in the disk directory.
 	ended.wait(patience)
-	return checkClosed(cmd.ErrOrStderr(), t, !held)
+	return c.check(cmd.ErrOrStderr())
 }
 
 // unmountPath asks the kernel, or where that is root's business fusermount3,
@@ -217,18 +207,4 @@ func (p process) close() {
 	if p.fd >= 0 {
 		unix.Close(p.fd)
 	}
-}
-
-// checkClosed says whether the daemon closed the disk in order.
-func checkClosed(stderr io.Writer, t target, dead bool) error {
-	clean, err := chain.ClosedInOrder(t.dir)
-	if err != nil || clean {
-		return err
-	}
-	if dead {
-		say(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", t.arg)
-		return nil
-	}
-	return fmt.Errorf("unmounted, but the daemon could not close the disk in order and what was written last may be lost; %s says why, or the system's log where that could not be written",
-		filepath.Join(t.dir, logName))
 }

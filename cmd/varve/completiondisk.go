@@ -1,7 +1,7 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +11,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"varve/chain"
+	"varve/chain/bounded"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
+	"varve/cmd/varve/internal/mountfile"
 )
 
 // completeDisk offers what DISK can be: the varve mounts of this host, and in
@@ -29,7 +33,7 @@ func completeDisk(_ []string, prefix string) ([]cobra.Completion, cobra.ShellCom
 	}
 	candidates, allOpen := disksIn(prefix, mounted)
 	for _, m := range mounted {
-		if strings.HasPrefix(m.Mountpoint, prefix) && !shownIn(prefix, m.Mountpoint) {
+		if visible(m.Mountpoint) == m.Mountpoint && strings.HasPrefix(m.Mountpoint, prefix) && !shownIn(prefix, m.Mountpoint) {
 			candidates = append(candidates, described(m.Mountpoint, "mount of "+m.Source))
 			allOpen = false
 		}
@@ -106,7 +110,7 @@ func disksIn(prefix string, mounted []mounts.Mount) (candidates []cobra.Completi
 
 // described is a candidate with what the shell shows beside it, where it does.
 func described(candidate, words string) cobra.Completion {
-	return cobra.CompletionWithDesc(candidate, words)
+	return cobra.CompletionWithDesc(candidate, visible(words))
 }
 
 // completeNames offers the snapshots of the disk that the first argument names,
@@ -143,6 +147,9 @@ func completeJob(args []string, prefix string) ([]cobra.Completion, cobra.ShellC
 	if err != nil || c.Job == nil || !strings.HasPrefix(c.Job.ID, prefix) {
 		return nil, onlyThese
 	}
+	if visible(c.Job.ID) != c.Job.ID {
+		return nil, onlyThese
+	}
 	return []cobra.Completion{described(c.Job.ID, fmt.Sprintf("%s of layer %s", c.Job.Kind, c.Job.Layer))}, onlyThese
 }
 
@@ -157,7 +164,7 @@ func snapshotsOf(disk string) []snapshotName {
 	var list []snapshotName
 	if c, err := readChainFile(dir); err == nil {
 		for _, l := range c.Layers {
-			if l.Name == "" || c.Base != nil && l.ID == *c.Base || l.ID == c.Leaf {
+			if chain.CheckName(l.Name) != nil || c.Base != nil && l.ID == *c.Base || l.ID == c.Leaf {
 				continue
 			}
 			words := "snapshot"
@@ -172,12 +179,17 @@ func snapshotsOf(disk string) []snapshotName {
 	if mountpoint == "" {
 		return nil
 	}
-	entries, err := os.ReadDir(filepath.Join(mountpoint, "layers"))
+	m, ok, err := mounts.At(mountpoint)
+	if err != nil || !ok {
+		return nil
+	}
+	names, err := mountfile.At(m).Names("layers")
 	if err != nil {
 		return nil
 	}
-	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".raw"); ok && name != "base" {
+	slices.Sort(names)
+	for _, file := range names {
+		if name, ok := strings.CutSuffix(file, ".raw"); ok && chain.CheckName(name) == nil {
 			list = append(list, snapshotName{name, "snapshot"})
 		}
 	}
@@ -195,12 +207,15 @@ func whereIs(disk string) (dir, mountpoint string) {
 		if main, ok, err := mounts.Main(m.Device); err == nil && ok {
 			m = main
 		}
+		if !claim.BelievedSoon(context.Background(), m, time.Second) {
+			return "", m.Mountpoint
+		}
 		return m.Source, m.Mountpoint
 	}
 	if dir, err = diskDirectory(path); err != nil {
 		return "", ""
 	}
-	if m, ok, err := mounts.Of(dir); err == nil && ok {
+	if m, ok, err := claim.MountOf(dir); err == nil && ok {
 		mountpoint = m.Mountpoint
 	}
 	return dir, mountpoint
@@ -225,10 +240,10 @@ type chainFile struct {
 // readChainFile reads the chain.json of a disk directory. It is replaced as a
 // whole, so it needs no lock.
 func readChainFile(dir string) (c chainFile, err error) {
-	text, err := os.ReadFile(filepath.Join(dir, "chain.json"))
+	text, err := chain.ManifestText(dir)
 	if err != nil {
 		return c, err
 	}
-	err = json.Unmarshal(text, &c)
+	err = bounded.JSON(text, &c)
 	return c, err
 }

@@ -2,19 +2,16 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"varve/chain"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
@@ -35,22 +32,18 @@ func (t target) control(command, line string) (job string, err error) {
 	return job, err
 }
 
+// place is where the files of the mount are opened.
+func (t target) place() mountfile.Place {
+	return mountfile.Place{Root: t.path(), Device: t.device, Name: t.mountpoint}
+}
+
 // openToWrite opens a file of the mount to write. What answers there need be no varve, where
 // another user has mounted it: a link out of the mount, to a file that is not that user's,
 // is refused before anything is written.
 func (t target) openToWrite(elements ...string) (*os.File, error) {
-	f, err := os.OpenFile(t.path(elements...), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	f, err := t.place().Open(os.O_RDWR, elements...)
 	if err != nil {
 		return nil, t.explain(err)
-	}
-	var st unix.Statx_t
-	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st)
-	if err == nil && unix.Mkdev(st.Dev_major, st.Dev_minor) != t.device {
-		err = fmt.Errorf("%s leads out of the mount, so what is mounted at %s is no varve's", f.Name(), t.mountpoint)
-	}
-	if err != nil {
-		f.Close() // nothing was written
-		return nil, err
 	}
 	return f, nil
 }
@@ -58,7 +51,7 @@ func (t target) openToWrite(elements ...string) (*os.File, error) {
 // exchange writes a line to an open control file and reads what it says then.
 func (t target) exchange(f *os.File, line string) (text, job string, err error) {
 	_, writeErr := f.WriteString(line + "\n")
-	content, readErr := io.ReadAll(io.NewSectionReader(f, 0, 16<<20))
+	content, readErr := t.place().ReadOpen(f, mountfile.MostAnswer)
 	outcome, ok := fs.ParseOutcome(string(content))
 	switch {
 	case writeErr == nil && readErr == nil && ok:
@@ -86,7 +79,7 @@ func (e refusedError) Unwrap() error { return e.errno }
 // document reads status.json of a mounted disk, as it stands and decoded.
 func (t target) document() ([]byte, chain.Status, error) {
 	defer waiting.For(t.reading())()
-	text, err := os.ReadFile(t.path("status.json"))
+	text, err := t.place().Read(mountfile.MostStatus, "status.json")
 	return t.decoded(text, err)
 }
 
@@ -95,8 +88,8 @@ func (t target) decoded(text []byte, err error) ([]byte, chain.Status, error) {
 	if err != nil {
 		return nil, chain.Status{}, t.explain(err)
 	}
-	var st chain.Status
-	if err := json.Unmarshal(text, &st); err != nil {
+	st, err := mountfile.Status(text)
+	if err != nil {
 		return nil, chain.Status{}, fmt.Errorf("read %s: %w", t.path("status.json"), err)
 	}
 	return text, st, nil
@@ -108,14 +101,14 @@ const answerTime = 5 * time.Second
 // documentSoon is document for a mount that may hang.
 func (t target) documentSoon() (chain.Status, error) {
 	defer waiting.For(t.reading())()
-	_, st, err := t.decoded(aside.Ask(context.Background(), doctor.ReadErrand, t.path("status.json"), answerTime))
+	_, st, err := t.decoded(aside.Ask(context.Background(), doctor.ReadErrand, t.place().Errand("status.json"), answerTime))
 	return st, err
 }
 
 // readSoon reads a file of a mount that may hang.
 func (t target) readSoon(name string) ([]byte, error) {
 	defer waiting.For(t.reading())()
-	text, err := aside.Ask(context.Background(), doctor.ReadErrand, t.path(name), answerTime)
+	text, err := aside.Ask(context.Background(), doctor.ReadErrand, t.place().Errand(name), answerTime)
 	if err != nil {
 		return nil, t.explain(err)
 	}

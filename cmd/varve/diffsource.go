@@ -14,6 +14,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/libvirt"
+	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
@@ -62,6 +63,9 @@ func (t target) differences(a, b string, log *slog.Logger) (differences, error) 
 func (t target) openReadOnly(log *slog.Logger) (*chain.Disk, error) {
 	if t.dir != "" {
 		return t.open(chain.OpenOptions{Log: log, ReadOnly: true})
+	}
+	if t.owner != 0 && t.owner != os.Geteuid() {
+		return nil, fmt.Errorf("uid %d mounted it, and which files it shows is that user's word; become that user, with \"%s varve\" and the same words", t.owner, become(t.owner))
 	}
 	_, st, err := t.document()
 	if err != nil {
@@ -156,7 +160,7 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 		}
 	}()
 	if _, err := f.WriteString(a + " " + b + "\n"); err != nil {
-		text, readErr := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
+		text, readErr := t.place().ReadOpen(f, mountfile.MostAnswer)
 		if outcome, ok := fs.ParseOutcome(string(text)); readErr == nil && ok && errors.Is(err, outcome.Errno) {
 			return nil, refusedError{outcome.Reason, outcome.Errno}
 		}
@@ -190,15 +194,17 @@ func (d *mountedDifferences) line() (string, error) {
 	if d.lines.Buffered() == 0 {
 		answered = waiting.For(d.t.reading())
 	}
-	line, err := d.lines.ReadString('\n')
+	text, err := d.lines.ReadSlice('\n') // a copy is made below
 	answered()
-	if errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
 		return "", fmt.Errorf("read %s: it ends before the list does", d.file.Name())
-	}
-	if err != nil {
+	case errors.Is(err, bufio.ErrBufferFull):
+		return "", notUnderstood(string(text))
+	case err != nil:
 		return "", d.t.explain(err)
 	}
-	line = strings.TrimSuffix(line, "\n")
+	line := strings.TrimSuffix(string(text), "\n")
 	if words, ok := strings.CutPrefix(line, fs.DiffError); ok {
 		_, reason, _ := strings.Cut(words, ": ")
 		return "", errors.New(reason)
@@ -279,11 +285,11 @@ func parseDifference(line string) (x chain.Difference, err error) {
 func (d *mountedDifferences) Read(v chain.DiffView, p []byte, off int64) error {
 	view := d.views[v.Name]
 	if view == nil {
-		file := d.t.path("layers", v.Name+".raw")
+		file := []string{"layers", v.Name + ".raw"}
 		if v.Name == "leaf" {
-			file = d.t.path("disk.raw")
+			file = []string{"disk.raw"}
 		}
-		image, err := d.t.openView(file)
+		image, err := d.t.openView(file...)
 		if err != nil {
 			return d.t.explain(err)
 		}

@@ -50,6 +50,7 @@ type diffTable struct {
 }
 
 func (w *diffTable) begin(head diffHead) error {
+	head.a, head.b = fs.Printable(head.a), fs.Printable(head.b)
 	w.head = head
 	for _, title := range []string{inZeros, inEnd, w.titleOf("A", head.a), w.titleOf("B", head.b)} {
 		w.place = max(w.place, utf8.RuneCountInString(title))
@@ -78,7 +79,7 @@ func (w *diffTable) digits() int {
 
 func (w *diffTable) row(start, length, a, b string) error {
 	n := w.digits()
-	line := fmt.Sprintf("%*s  %*s  %-*s  %s", n, start, n, length, w.place, fs.Shorten(a, w.place), fs.Shorten(b, w.place))
+	line := fmt.Sprintf("%*s  %*s  %-*s  %s", n, start, n, length, w.place, fs.Shorten(fs.Printable(a), w.place), fs.Shorten(fs.Printable(b), w.place))
 	_, err := w.out.WriteString(strings.TrimRight(line, " ") + "\n")
 	return err
 }
@@ -213,5 +214,5 @@ func quoted(s string) string {
 	if err != nil {
 		return `""` // a string can always be written
 	}
-	return string(text)
+	return string(fs.PrintableJSON(text))
 }

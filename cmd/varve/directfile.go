@@ -21,9 +21,14 @@ const (
 	directMost  = 1 << 20 // bytes of one read
 )
 
-func (t target) openDirect(path string) (overlay.File, error) {
+// openDirect opens a file of the mount.
+func (t target) openDirect(elements ...string) (overlay.File, error) {
 	defer waiting.For(t.reading())()
-	f, err := overlay.HostFS().Open(path, unix.O_RDONLY|unix.O_DIRECT, 0)
+	opened, err := t.place().Open(unix.O_RDONLY|unix.O_DIRECT, elements...)
+	if err != nil {
+		return nil, err
+	}
+	f, err := overlay.HostFile(opened)
 	if err != nil {
 		return nil, err
 	}

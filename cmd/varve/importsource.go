@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/libvirt"
+	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
 	"varve/overlay"
@@ -46,14 +48,14 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 	if file == fromStdin {
 		return openStream(cmd, format)
 	}
-	path, err := mounts.Resolve(file)
+	path, err := mounts.Resolve(file) // in a varve mount it leaves links, which openInMount refuses
 	if err != nil {
 		return nil, err
 	}
 	if err := t.refuseOwn(file, path); err != nil {
 		return nil, err
 	}
-	before, err := os.Stat(path)
+	before, err := os.Lstat(path) // it has no link, unless in a mount, where that is refused
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +71,7 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 	}
 	s.name = file
 	s.unchanged = func() error {
-		after, err := os.Stat(path)
+		after, err := os.Lstat(path)
 		if err == nil && (after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime())) {
 			err = fmt.Errorf("%s was written while it was read", file)
 		}
@@ -131,12 +133,12 @@ func (t target) explainLayer(err error) error {
 // openImportFile opens an image. One in the mount of another disk is raw, and is read
 // as it is.
 func openImportFile(cmd *cobra.Command, path, format string) (*importSource, error) {
-	_, inMount, err := mounts.Around(path)
+	m, inMount, err := mounts.Around(path)
 	if err != nil {
 		return nil, err
 	}
 	if inMount {
-		image, err := overlay.OpenImage(overlay.HostFS(), path, "raw", overlay.LockFrozen)
+		image, err := openInMount(m, path)
 		if err != nil {
 			return nil, err
 		}
@@ -153,6 +155,32 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		return nil, errors.Join(err, d.Close())
 	}
 	return newImageSource(view, size, d.SeekData, d.Close), nil
+}
+
+// openInMount opens a file in a mount as an image of a VM that nobody may write meanwhile.
+func openInMount(m mounts.Mount, path string) (*overlay.Image, error) {
+	var elements []string
+	if inside, err := filepath.Rel(m.Mountpoint, path); err != nil {
+		return nil, err
+	} else if inside != "." {
+		elements = strings.Split(inside, "/")
+	}
+	opened, err := mountfile.At(m).Open(os.O_RDONLY, elements...)
+	if err != nil {
+		return nil, err
+	}
+	f, err := overlay.HostFile(opened)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Lock(overlay.LockFrozen); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	image, err := overlay.NewImage(f, "raw")
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return image, nil
 }
 
 func newImageSource(view overlay.Source, size int64, seekData func(int64) (int64, error), closeView func() error) *importSource {

@@ -14,6 +14,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
 )
 
@@ -148,7 +149,7 @@ func daemonGone(mountpoint string) bool {
 // abandoned says of another user's mount, into which not even root can look,
 // whether nobody holds the disk that it shows for writing: its daemon would.
 func abandoned(m mounts.Mount) bool {
-	if m.UID == os.Geteuid() || m.ReadOnly || !isDiskDirectory(m.Source) {
+	if m.UID == os.Geteuid() || m.ReadOnly || !claim.Believed(m) || !isDiskDirectory(m.Source) {
 		return false
 	}
 	_, _, held, err := chain.Holder(m.Source)
@@ -228,7 +229,7 @@ func (p plan) checkFree() error {
 	if err != nil || !held || mountpoint == "" {
 		return err
 	}
-	m, there, err := mountOfDisk(mountpoint, p.dir)
+	m, there, err := mountOfDisk(pid, mountpoint, p.dir)
 	if err != nil || !there || m.Reachable() && daemonGone(m.Mountpoint) {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"varve/chain"
+	"varve/chain/bounded"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
@@ -53,10 +55,15 @@ func (r *dryRun) showPlan(cmd *cobra.Command, t target, operation string, names 
 }
 
 func writeJSON(out io.Writer, v any) error {
-	e := json.NewEncoder(out)
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
-	return e.Encode(v)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	_, err := out.Write(fs.PrintableJSON(text.Bytes()))
+	return err
 }
 
 // plan asks the daemon, or looks at a disk that is not mounted.
@@ -74,7 +81,7 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 		return chain.Plan{}, err
 	}
 	var p chain.Plan
-	if err := json.Unmarshal([]byte(text), &p); err != nil {
+	if err := bounded.JSON([]byte(text), &p); err != nil {
 		return chain.Plan{}, fmt.Errorf("what control/plan says is not understood: %w", err)
 	}
 	return p, nil
@@ -101,6 +108,7 @@ func (t target) ask(command, line string) (string, error) {
 
 // writePlan writes a plan for people.
 func writePlan(out io.Writer, p chain.Plan) error {
+	p = fs.Printable(p)
 	var text strings.Builder
 	layer := func(what string, l chain.PlanLayer) {
 		name := l.Name

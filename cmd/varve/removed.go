@@ -6,20 +6,23 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 )
 
 // checkInPlace refuses to unmount a disk whose files were removed while it was
 // mounted: the daemon has them open still, and with the unmount their content would be
 // gone. The mount itself is not asked, since a question to a daemon that hangs would
 // keep the mount busy.
-func (t target) checkInPlace() error {
+// A directory that was moved as a whole is in order.
+func (c *closing) checkInPlace() error {
+	t := c.t
 	if t.readOnly {
 		return nil
 	}
-	dir := t.dir
+	dir := c.dir()
 	if dir == "" {
 		m, there, err := mounts.At(t.mountpoint)
-		if err != nil || !there {
+		if err != nil || !there || !claim.Believed(m) {
 			return err
 		}
 		dir = m.Source

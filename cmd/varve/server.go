@@ -330,7 +330,7 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 	if errors.Is(err, syscall.EBUSY) {
 		who := usersOfOwn(mount)
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
-		m.notify("STATUS=in use, not unmounted: " + who)
+		m.notify("STATUS=in use, not unmounted: " + visible(who))
 		if m.scope != "" {
 			go askAgain(mount, done)
 		}

@@ -4,14 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"os/user"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
 )
 
@@ -83,23 +87,53 @@ func (t target) stakes() ([]doctor.Stake, error) {
 		return nil, err
 	}
 	list = slices.DeleteFunc(list, func(m mounts.Mount) bool {
-		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir)
+		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir || !claim.Believed(m))
 	})
 	return doctor.Stakes(t.dir, list), nil
 }
 
 // discardState has libvirt remove the saved memory of a domain.
 func discardState(k doctor.Stake, stderr io.Writer) error {
-	words, user := k.Discard()
-	if user != "" {
-		words = append([]string{"runuser", "-u", user, "--"}, words...)
+	words, name := k.Discard()
+	c := exec.Command(words[0], words[1:]...)
+	if name != "" {
+		var err error
+		if c, err = commandAs(name, words); err != nil {
+			return fmt.Errorf("give up the saved memory as the user %s: %w", name, err)
+		}
 	}
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
+	out, err := c.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("give up the saved memory with %q: %w: %s", strings.Join(words, " "), err, strings.TrimSpace(string(out)))
 	}
 	say(stderr, "gave up saved memory: %s", k.What)
 	return nil
+}
+
+// commandAs is a command that root runs as another user. It has the environment of that
+// user: with root's XDG_RUNTIME_DIR and HOME it would look for root's libvirt, and that user
+// can read all of it. Nor has it root's terminal, into which it could type.
+func commandAs(name string, words []string) (*exec.Cmd, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	c := exec.Command("runuser", append([]string{"-u", name, "--"}, words...)...)
+	c.Dir = "/"
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	c.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8",
+		"HOME=" + u.HomeDir, "USER=" + name, "LOGNAME=" + name,
+	}
+	if run := "/run/user/" + u.Uid; isDirectory(run) {
+		c.Env = append(c.Env, "XDG_RUNTIME_DIR="+run)
+	}
+	return c, nil
+}
+
+func isDirectory(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // warnOfOverlays says what a snapshot of disk.raw does not have in it.

@@ -71,3 +71,25 @@ func TestNothingIsGivenUpForARefusal(t *testing.T) {
 		}
 	}
 }
+
+// What root runs as another user has that user's environment, and nothing of root's.
+func TestCommandAsAnotherUser(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/0")
+	t.Setenv("PASSWORD", "root's")
+	c, err := commandAs("nobody", []string{"sh", "-c", "id -u; pwd; env; echo into the terminal >/dev/tty"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.CombinedOutput()
+	if err == nil || !strings.HasPrefix(string(out), "65534\n/\n") || !strings.Contains(string(out), "\nUSER=nobody\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for _, of := range []string{"PASSWORD", "/run/user/0", "/root"} {
+		if strings.Contains(string(out), of) {
+			t.Errorf("%s is there:\n%s", of, out)
+		}
+	}
+	if _, err := commandAs("no such user", []string{"true"}); err == nil {
+		t.Error("no error")
+	}
+}

@@ -82,7 +82,7 @@ func (p plan) explainInUse(err error) error {
 	if holderErr != nil || !held || mountpoint == "" {
 		return err
 	}
-	if _, there, tableErr := mountOfDisk(mountpoint, p.dir); tableErr != nil || there {
+	if _, there, tableErr := mountOfDisk(pid, mountpoint, p.dir); tableErr != nil || there {
 		return err
 	}
 	return heldElsewhere(p.dir, pid, mountpoint)

@@ -16,6 +16,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
@@ -30,7 +31,7 @@ const lockPoll = 20 * time.Millisecond
 // target is what a DISK argument names.
 type target struct {
 	arg        string // as the user wrote it
-	dir        string // the disk directory; "" for a read-only mount of an image that has none
+	dir        string // the disk directory; "" for a mount of an image that has none, and of another user's word (claim)
 	mountpoint string // "" when the disk is not mounted
 	owner      int    // uid of the mounting user, -1 when unknown
 	readOnly   bool   // the mount is read-only
@@ -97,7 +98,7 @@ func mountTarget(arg string, m mounts.Mount) (target, error) {
 		return target{}, hidden(m)
 	}
 	t := target{arg: arg}.at(m)
-	if isDiskDirectory(m.Source) {
+	if claim.Believed(m) && isDiskDirectory(m.Source) {
 		t.dir = m.Source
 	}
 	return t, nil
@@ -132,7 +133,7 @@ func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
 		if err != nil || !held || mountpoint == "" {
 			return mounts.Mount{}, false, err
 		}
-		m, ok, err := mountOfDisk(mountpoint, dir)
+		m, ok, err := mountOfDisk(pid, mountpoint, dir)
 		if err == nil && ok && !m.Reachable() {
 			err = hidden(m)
 		}

@@ -183,13 +183,19 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 	if pid, _, held, err := chain.Holder(t.dir); err != nil || !held || pid != unseen.pid {
 		return err // it has ended meanwhile
 	}
+	c := closing{t: t, pid: unseen.pid, held: true}
+	defer c.close()
+	var err error
+	if c.session, err = chain.SessionAt(t.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	if flags.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
 		defer cancel()
 	}
 	if !flags.force && !flags.lazy {
-		if err := t.checkInPlace(); err != nil {
+		if err := c.checkInPlace(); err != nil {
 			return err
 		}
 	}
@@ -206,11 +212,11 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 	if flags.lazy {
 		return nil
 	}
-	if err := waitReleased(ctx, stderr, t, unseen.pid, daemon, flags.wait); err != nil {
+	if err := waitReleased(ctx, stderr, &c, daemon, flags.wait); err != nil {
 		return err
 	}
 	daemon.wait(patience)
-	return checkClosed(stderr, t, false)
+	return c.check(stderr)
 }
 
 // patience is how long umount waits in silence.
@@ -224,16 +230,13 @@ const endSoon = 100 * time.Millisecond
 // directory. A daemon that only copies of the mount keep is asked to end. When somebody
 // uses the mount still, as from another mount namespace, that is an error, or with wait
 // what it waits for.
-func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, ended process, wait bool) error {
+func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended process, wait bool) error {
+	t, pid := c.t, c.pid
 	said, begun := "", time.Now()
 	next := begun.Add(endSoon)
 	for {
-		pid, _, held, err := chain.Holder(t.dir)
-		if err != nil {
+		if released, err := c.released(); err != nil || released {
 			return err
-		}
-		if !held || pid != daemon {
-			return nil
 		}
 		if time.Now().After(next) {
 			u, err := t.users(false)
@@ -273,7 +276,7 @@ func waitReleased(ctx context.Context, stderr io.Writer, t target, daemon int, e
 			if u, err := t.users(false); err == nil && !u.none() {
 				return t.stillUsed(pid, u)
 			}
-			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, t.dir)
+			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, c.dir())
 		}
 	}
 }

@@ -82,7 +82,7 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 				said = words
 				say(stderr, "umount %s: in use, waiting: %s", t.arg, words)
 				// Under systemd "systemctl status" shows it; elsewhere nobody listens.
-				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+words)
+				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+visible(words))
 			}
 			looked = time.Now()
 		}

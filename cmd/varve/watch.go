@@ -111,7 +111,7 @@ func (w *statusWatch) look(ctx context.Context) (string, error) {
 
 func compactJSON(st chain.Status) (string, error) {
 	var long, line bytes.Buffer
-	if err := fs.JSON(&long, st); err != nil {
+	if err := statusJSON(&long, st); err != nil {
 		return "", err
 	}
 	err := json.Compact(&line, long.Bytes())

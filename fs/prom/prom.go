@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"varve/overlay/measure"
 )
@@ -115,8 +116,23 @@ func writeLabels(p *bytes.Buffer, labels []Label) {
 			p.WriteByte(',')
 		}
 		// A path may be any bytes, a page must be UTF-8.
-		p.WriteString(l.Name + `="` + labelEscapes.Replace(strings.ToValidUTF8(l.Value, "\uFFFD")) + `"`)
+		p.WriteString(l.Name + `="` + labelEscapes.Replace(visible(strings.ToValidUTF8(l.Value, "\uFFFD"))) + `"`)
 	}
+}
+
+// visible has what a terminal would not show as text, but obey, written as in Go; a line
+// break has a form of its own on a page. What differs stays different, as far as nobody
+// writes such words.
+func visible(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r == '\n' || unicode.IsPrint(r) || r == unicode.ReplacementChar {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 func float(v float64) string {

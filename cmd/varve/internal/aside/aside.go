@@ -147,7 +147,7 @@ func AskAs(ctx context.Context, as *syscall.Credential, errand, path string, lim
 	hasBegun := err == nil
 	var text []byte
 	if hasBegun {
-		text, err = read(func() ([]byte, error) { return io.ReadAll(r) }, limit)
+		text, err = read(func() ([]byte, error) { return io.ReadAll(io.LimitReader(r, most(as))) }, limit)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -167,6 +167,15 @@ func AskAs(ctx context.Context, as *syscall.Credential, errand, path string, lim
 		return nil, failure{a.Error, a.Errno}
 	}
 	return a.Text, nil
+}
+
+// most is how many bytes of an answer are read. A child that runs as another user can be
+// that user's, who may trace it, by the time it answers.
+func most(as *syscall.Credential) int64 {
+	if as != nil {
+		return 64 << 10
+	}
+	return 128 << 20
 }
 
 // leftBehind says whether a child of this user is on the same errand.

@@ -15,6 +15,7 @@ const (
 	ofMount
 	ofImage
 	ofHost
+	ofClaim
 )
 
 // check looks for one trouble.

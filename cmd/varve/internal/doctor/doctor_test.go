@@ -10,13 +10,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/mountfile"
 	"varve/integration/patience"
 )
 
@@ -179,16 +179,21 @@ func TestStaleMountsOptions(t *testing.T) {
 	}
 }
 
-// What hangs is given up, and the disk's other checks are made.
-func TestAskMountGivesUp(t *testing.T) {
+// Nothing waits for what is no file, and what is not there is told apart.
+func TestAskMount(t *testing.T) {
 	dir := t.TempDir()
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	at := mountfile.Place{Root: dir, Device: st.Dev, Name: "/mnt/vm1"}
+	if a := askMount(context.Background(), at, patience.Hang); !errors.Is(a.err, os.ErrNotExist) {
+		t.Errorf("got %v", a.err)
+	}
 	if err := unix.Mkfifo(dir+"/status.json", 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if a := askMount(context.Background(), dir, 300*time.Millisecond); !errors.Is(a.err, aside.ErrNoAnswer) {
-		t.Errorf("got %v", a.err)
-	}
-	if a := askMount(context.Background(), t.TempDir(), patience.Hang); !errors.Is(a.err, os.ErrNotExist) {
+	if a := askMount(context.Background(), at, patience.Hang); a.err == nil || !strings.Contains(a.err.Error(), "/mnt/vm1/status.json is no regular file") {
 		t.Errorf("got %v", a.err)
 	}
 }

@@ -8,10 +8,12 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/libvirt"
+	"varve/cmd/varve/internal/mountfile"
 )
 
-// ReadErrand reads a file of a mount.
+// ReadErrand reads a file of a mount, which it is told as mountfile's Errand.
 const ReadErrand = "read"
 
 // What else is asked in a process of its own.
@@ -33,9 +35,10 @@ func Errands() map[string]aside.Errand {
 		return json.Marshal(found)
 	}
 	return map[string]aside.Errand{
-		ReadErrand:   os.ReadFile,
+		ReadErrand:   readFile,
 		statusErrand: readStatus,
 		bestErrand:   bestDelete,
+		claim.Errand: claim.Answer,
 		passErrand:   func(path string) ([]byte, error) { return tryPath(path, false) },
 		useErrand:    func(path string) ([]byte, error) { return tryPath(path, true) },
 		statErrand: func(path string) ([]byte, error) {
@@ -51,14 +54,27 @@ func Errands() map[string]aside.Errand {
 	}
 }
 
-// readStatus reads a status.json, without who reads it.
-func readStatus(path string) ([]byte, error) {
-	text, err := os.ReadFile(path)
+// readFile reads a file of a mount.
+func readFile(word string) ([]byte, error) {
+	at, elements, err := mountfile.ParseErrand(word)
 	if err != nil {
 		return nil, err
 	}
-	var st chain.Status
-	if err := json.Unmarshal(text, &st); err != nil {
+	most := int64(mountfile.MostStatus)
+	if slices.Equal(elements, []string{"metrics"}) {
+		most = mountfile.MostMetrics
+	}
+	return at.Read(most, elements...)
+}
+
+// readStatus reads a status.json, without who reads it.
+func readStatus(word string) ([]byte, error) {
+	text, err := readFile(word)
+	if err != nil {
+		return nil, err
+	}
+	st, err := mountfile.Status(text)
+	if err != nil {
 		return nil, err
 	}
 	st.Open = slices.DeleteFunc(st.Open, func(o chain.OpenStatus) bool { return o.PID == os.Getpid() })

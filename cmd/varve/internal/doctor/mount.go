@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/mountfile"
 )
 
 // answerTime is how long a mount's daemon has for an answer.
@@ -37,6 +37,7 @@ func mountChecks() []check {
 		{"failed-job", "the last job of a mounted disk failed", ofMount, lookAtJob},
 		{"damaged-layer", "something of a mounted disk's layers was found damaged, and cannot be read", ofMount, lookAtDamage},
 		{"hidden-mount", "something is mounted over a mount, or a disk's mount cannot be seen from here", ofDisk | ofMount, lookAtHidden},
+		{"claimed-mount", "a mount of another user's that names a disk which is not that user's, and which nobody who holds the disk serves", ofClaim, lookAtClaim},
 		{"bind-mount", "a mount, or a file or directory of it, can be seen at further places", ofMount, lookAtBinds},
 	}
 }
@@ -55,7 +56,7 @@ func (s *Scope) ask(ctx context.Context) {
 		asked.Go(func() {
 			a := mountAnswer{err: errHidden}
 			if m.Reachable() {
-				a = askMount(ctx, m.Path(), answerTime)
+				a = askMount(ctx, mountfile.At(m), answerTime)
 			}
 			if a.err != nil && !stillMounted(m) {
 				a.err = errGone
@@ -76,8 +77,8 @@ func (s *Scope) refused() {
 }
 
 // askMount reads a mount's status.json.
-func askMount(ctx context.Context, mountpoint string, limit time.Duration) (a mountAnswer) {
-	text, err := aside.Ask(ctx, statusErrand, filepath.Join(mountpoint, "status.json"), limit)
+func askMount(ctx context.Context, at mountfile.Place, limit time.Duration) (a mountAnswer) {
+	text, err := aside.Ask(ctx, statusErrand, at.Errand("status.json"), limit)
 	if a.err = err; err == nil {
 		a.err = json.Unmarshal(text, &a.status)
 	}
@@ -179,6 +180,13 @@ func state(pid int) string {
 		return ""
 	}
 	return fields[0]
+}
+
+// lookAtClaim tells of a mount whose disk is no more than the word of who mounted it.
+func lookAtClaim(_ context.Context, s *Scope) []Finding {
+	m := s.Claimed
+	return []Finding{{Severity: Note, What: fmt.Sprintf("uid %d has mounted something there that calls itself a varve mount of %s: the disk is not that user's, and nobody who holds it serves this mount, so nothing else is made of it", m.UID, m.Source),
+		Fix: "ask that user; umount " + chain.ShellWord(m.Mountpoint) + " takes it away"}}
 }
 
 // lookAtJob tells of the job that failed last.

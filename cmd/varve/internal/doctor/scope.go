@@ -21,6 +21,10 @@ type Scope struct {
 	Image     string         // the image that was named, absolute; "" for a disk
 	Mounts    []mounts.Mount // of the disk, in the order in which they were mounted
 
+	// Claimed is a mount of another user's that says of itself that it is of a disk, and is
+	// not believed; nil for none. Then there is nothing else in the scope.
+	Claimed *mounts.Mount
+
 	// OutOfSight says why the disk's mount cannot be seen in this mount namespace, in a
 	// few words; "" where it can be, or there is none. Mounts has it where it can be reached.
 	OutOfSight string
@@ -77,7 +81,8 @@ func (s *Scope) has(k kind) bool {
 	return k&ofDisk != 0 && s.Directory != "" ||
 		k&ofMount != 0 && len(s.Mounts) > 0 ||
 		k&ofImage != 0 && s.Image != "" ||
-		k&ofHost != 0 && s.Host
+		k&ofHost != 0 && s.Host ||
+		k&ofClaim != 0 && s.Claimed != nil
 }
 
 // notSeen is the note about what was not looked at.

@@ -2,19 +2,18 @@ package doctor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/bounded"
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/mountfile"
 	"varve/fs"
 	"varve/overlay"
 )
@@ -194,9 +193,9 @@ func (s *Scope) wayOut(ctx context.Context) string {
 		if m.ReadOnly || i < len(s.answers) && s.answers[i].err != nil {
 			continue
 		}
-		text, err := aside.Ask(ctx, bestErrand, m.Path(), examineTime)
+		text, err := aside.Ask(ctx, bestErrand, mountfile.At(m).Errand("control", "plan"), examineTime)
 		var p chain.Plan
-		if err != nil || json.Unmarshal(text, &p) != nil {
+		if err != nil || bounded.JSON(text, &p) != nil {
 			continue
 		}
 		if len(p.Gone) == 0 {
@@ -209,8 +208,12 @@ func (s *Scope) wayOut(ctx context.Context) string {
 }
 
 // bestDelete asks a mount which snapshot's delete gives back most.
-func bestDelete(mountpoint string) ([]byte, error) {
-	f, err := os.OpenFile(filepath.Join(mountpoint, "control", "plan"), os.O_RDWR, 0)
+func bestDelete(word string) ([]byte, error) {
+	at, elements, err := mountfile.ParseErrand(word)
+	if err != nil {
+		return nil, err
+	}
+	f, err := at.Open(os.O_RDWR, elements...)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +221,7 @@ func bestDelete(mountpoint string) ([]byte, error) {
 	if _, err := f.WriteString("delete\n"); err != nil {
 		return nil, err
 	}
-	text, err := io.ReadAll(io.NewSectionReader(f, 0, 16<<20))
+	text, err := at.ReadOpen(f, mountfile.MostAnswer)
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,9 @@
 package holders
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,9 +25,35 @@ func fromRoot(path string) bool {
 // Connection is the device of the files of the FUSE connection that a process serves,
 // as the kernel tells in fdinfo (seen with Linux 6.18; ok is false where it does not).
 func Connection(pid int) (device uint64, ok bool) {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	for _, device := range Connections(pid) {
+		return device, true
+	}
+	return 0, false
+}
+
+// Connections are the devices of all connections that a process serves (Connection).
+func Connections(pid int) []uint64 { return connections(strconv.Itoa(pid)) }
+
+// Servers are the processes that serve the FUSE connection of a device, as far as the
+// kernel tells this user (Connection).
+func Servers(device uint64) (pids []int) {
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return 0, false
+		return nil
+	}
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && slices.Contains(connections(e.Name()), device) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// connections are the devices of the FUSE connections that a process serves.
+func connections(pid string) (devices []uint64) {
+	files, err := filepath.Glob("/proc/" + pid + "/fdinfo/*")
+	if err != nil {
+		return nil
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -37,12 +63,12 @@ func Connection(pid int) (device uint64, ok bool) {
 		for line := range strings.Lines(string(text)) {
 			if n, ok := strings.CutPrefix(line, "fuse_connection:"); ok {
 				if minor, err := strconv.ParseUint(strings.TrimSpace(n), 10, 20); err == nil {
-					return unix.Mkdev(0, uint32(minor)), true
+					devices = append(devices, unix.Mkdev(0, uint32(minor)))
 				}
 			}
 		}
 	}
-	return 0, false
+	return devices
 }
 
 // deviceOf is the device of the file behind a link in /proc, 0 when it cannot be

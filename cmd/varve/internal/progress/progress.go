@@ -32,7 +32,7 @@ type Reporter struct {
 // New shows a job under a title such as "flatten vm1".
 func New(out io.Writer, title string) *Reporter {
 	now := time.Now()
-	return &Reporter{out: out, title: title, started: now, last: now, terminal: IsTerminal(out), now: time.Now}
+	return &Reporter{out: out, title: fs.Printable(title), started: now, last: now, terminal: IsTerminal(out), now: time.Now}
 }
 
 // IsTerminal says whether out is a terminal on which a bar can be drawn.

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"varve/chain"
+	"varve/cmd/varve/internal/claim"
+	"varve/cmd/varve/internal/holders"
+)
+
+// closing is how umount learns what becomes of a disk that it unmounts: from the daemon
+// itself, which leaves word in the file that it has locked. That file is found by the process
+// that serves the mount, so it does not matter where the disk directory is by then, nor who
+// mounts the disk next.
+type closing struct {
+	t       target
+	pid     int            // of the daemon; 0 where it is gone or cannot be told
+	session *chain.Session // nil for a read-only mount, and where pid is 0
+	held    bool           // somebody held the disk
+	dead    bool           // the mount's daemon is gone
+}
+
+// watchClosing finds the daemon of a mount that is to be unmounted. A question to a daemon
+// that hangs would keep the mount busy, so it is asked nothing.
+func (t target) watchClosing() (c closing, err error) {
+	c.t = t
+	for _, pid := range holders.Servers(t.device) {
+		c.pid, c.held = pid, true
+		if c.session, err = chain.SessionOf(pid); err == nil && !t.readOnly {
+			return c, nil
+		} else if err == nil {
+			c.close()
+		}
+	}
+	if t.dir == "" {
+		return c, nil
+	}
+	pid, _, held, err := chain.Holder(t.dir)
+	if err != nil {
+		return c, err
+	}
+	if serves, known := holders.Connection(pid); held && known && serves != t.device && !claim.Serves(t.dir, t.device) {
+		// Any user can mount something under this name.
+		return c, fmt.Errorf("the mount there says that it shows %s, which pid %d has mounted elsewhere; \"umount %s\" takes it away", t.dir, pid, chain.ShellWord(t.mountpoint))
+	}
+	if c.pid == 0 {
+		c.pid, c.held = pid, held
+	}
+	if held && !t.readOnly {
+		if c.session, err = chain.SessionAt(t.dir); errors.Is(err, os.ErrNotExist) {
+			c.session = nil // it has just ended
+		} else if err != nil {
+			return c, err
+		}
+	}
+	// Nobody who hangs can be asked then.
+	c.dead = !held && daemonGone(t.mountpoint)
+	return c, nil
+}
+
+func (c *closing) close() {
+	if c.session != nil {
+		c.session.Close() // read only
+		c.session = nil
+	}
+}
+
+// released says whether the daemon has let go of the disk.
+func (c *closing) released() (bool, error) {
+	if c.session != nil {
+		return c.session.Ended()
+	}
+	if c.t.dir == "" {
+		return true, nil
+	}
+	pid, _, held, err := chain.Holder(c.t.dir)
+	return !held || pid != c.pid, err
+}
+
+// dir is where the disk directory is.
+func (c *closing) dir() string {
+	if c.session != nil {
+		if dir := c.session.Dir(); dir != "" {
+			return dir
+		}
+	}
+	return c.t.dir
+}
+
+// check says how the daemon closed the disk.
+func (c *closing) check(stderr io.Writer) error {
+	log := filepath.Join(c.dir(), logName)
+	if c.session == nil {
+		clean, err := chain.ClosedInOrder(c.t.dir)
+		switch {
+		case err != nil:
+			return err
+		case c.dead && !clean:
+			say(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", c.t.arg)
+			return nil
+		case c.dead || clean && c.held:
+			return nil
+		}
+		return unknownEnd(log)
+	}
+	reason := ""
+	switch end, why := c.session.End(); {
+	case end == chain.EndInOrder:
+		return nil
+	case end == chain.EndUnknown:
+		return unknownEnd(log)
+	case why != "":
+		reason = " (" + why + ")"
+	}
+	return fmt.Errorf("unmounted, but the daemon could not close the disk in order and what was written last may be lost%s; %s says why, or the system's log where that could not be written", reason, log)
+}
+
+func unknownEnd(log string) error {
+	return fmt.Errorf("unmounted, but whether the daemon closed the disk in order cannot be told; %s says it", log)
+}
