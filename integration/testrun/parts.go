@@ -82,7 +82,7 @@ var suites = map[string][]part{
 		{title: "overlay", packages: []string{"./overlay/..."}, flags: []string{"-short", "-skip=" + crash + "|" + slow}},
 		{title: "FUSE and the program's packages", packages: []string{"./fs/...", "./cmd/varve/internal/..."}, flags: []string{"-short", "-skip=" + slow}},
 		{title: "power cuts and faults", packages: []string{"./chain", "./overlay"}, flags: []string{"-short", "-run=" + crash},
-			testFlags: []string{"-crash.stride=1000", "-fault.stride=1000"}, env: crashes},
+			testFlags: []string{"-crash.stride=250", "-fault.stride=250"}, env: crashes},
 	},
 	"long": {
 		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race"}, env: long},
