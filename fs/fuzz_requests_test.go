@@ -6,6 +6,7 @@ import (
 	"log"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"varve/chain"
 	"varve/fs/device"
+	"varve/overlay"
 )
 
 // From linux/fuse.h: requests that have no reply, or need none.
@@ -68,6 +70,32 @@ func requestSeeds(nodes []uint64) (seeds [][]byte) {
 	return seeds
 }
 
+// smallHost is the host's file system with little room, on which nothing is waited for: who
+// may write a disk may also grow it and reserve all of it.
+type smallHost struct{ overlay.FS }
+
+type smallFile struct{ overlay.File }
+
+const smallRoom = 16 << 20 // bytes of a file
+
+func (h smallHost) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+	f, err := h.FS.Open(path, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return smallFile{f}, nil
+}
+
+func (f smallFile) Allocate(off, length int64) error {
+	if off > smallRoom || length > smallRoom-off {
+		return unix.ENOSPC
+	}
+	return f.File.Allocate(off, length)
+}
+
+func (f smallFile) Sync() error     { return nil }
+func (f smallFile) Datasync() error { return nil }
+
 // FuzzRequests gives a whole file system, over a real disk, any stream of requests by the
 // way of the kernel's. Every request that needs a reply gets one that the kernel would take,
 // the daemon goes on, and the disk is a disk afterwards.
@@ -80,10 +108,11 @@ func FuzzRequests(f *testing.F) {
 		timer := time.AfterFunc(hangLimit, func() { panic("hang: this input takes more than " + hangLimit.String()) })
 		defer timer.Stop()
 		dir := filepath.Join(t.TempDir(), "vm.varve")
-		if _, err := chain.Create(dir, chain.CreateOptions{Size: 1 << 20}); err != nil {
+		host := smallHost{overlay.HostFS()}
+		if _, err := chain.Create(dir, chain.CreateOptions{FS: host, Size: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
-		d, err := chain.Open(dir, chain.OpenOptions{})
+		d, err := chain.Open(dir, chain.OpenOptions{FS: host})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +129,7 @@ func FuzzRequests(f *testing.F) {
 		if err := d.Close(); err != nil {
 			t.Fatalf("the disk cannot be closed: %v", err)
 		}
-		if again, err := chain.Open(dir, chain.OpenOptions{}); err != nil {
+		if again, err := chain.Open(dir, chain.OpenOptions{FS: host}); err != nil {
 			t.Fatalf("the disk cannot be opened again: %v", err)
 		} else if err := again.Close(); err != nil {
 			t.Fatal(err)

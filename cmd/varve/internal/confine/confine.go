@@ -74,8 +74,8 @@ func Confine(n Needs) (Confined, error) {
 }
 
 // config is what Landlock restricts. Connections to the sockets of syslog and of systemd,
-// which it could restrict by their paths from Linux 7.1 on, stay allowed: their files are
-// made anew when these services start again.
+// which it could restrict by their paths from its version 9 on, stay allowed: their files
+// are made anew when these services start again.
 func (n Needs) config() (config landlock.Config, version int) {
 	version, err := ll.LandlockGetABIVersion()
 	if err != nil {

@@ -81,7 +81,7 @@ func Start(kinds []error) (*Process, error) {
 }
 
 // ErrGone is that the process is not there any more.
-var ErrGone = errors.New("the process that does this for the daemon is gone")
+var ErrGone = errors.New("the process that does this for the daemon (varve-outside) is gone; all else goes on, \"varve umount\" too: mount the disk anew to have it again")
 
 // Ask has the process do what, and decodes the answer. ErrGone when it has ended.
 func (p *Process) Ask(what string, request, answer any) error {
@@ -101,7 +101,7 @@ func (p *Process) Ask(what string, request, answer any) error {
 	if err != nil {
 		p.socket.Close()
 		p.socket = nil
-		return fmt.Errorf("%w: %w", ErrGone, err)
+		return ErrGone // how the socket ended says no more
 	}
 	if reply.Failure != nil {
 		return Failure(reply.Failure.Words, reply.Failure.Errno, reply.Failure.Kinds, p.kinds)
