@@ -18,20 +18,26 @@ import (
 // all and mounted, and before anybody is told that it has, it confines itself to what it
 // needs from then on: M23.
 
-// confine confines the daemon of a mount; end is to be called when the mount is gone. What
-// this process may not do afterwards another one does for it. Where that cannot be started
-// nothing is confined: a disk is never harder to unmount.
-func (m *server) confine(d *chain.Disk, mount *fs.Server) (end func()) {
-	end = func() {}
+// startOutside starts the process that does what this one may not do when it is confined:
+// nil where it cannot be started. It is to be closed when the mount is gone.
+func (m *server) startOutside() *outside.Process {
 	process, err := outside.Start(outsideKinds())
-	if err == nil {
-		end = process.Close
-		err = process.Ask(outsideBegin, outsideTask{Place: mount.Place(), Disk: m.plan.dir, Daemon: os.Getpid()}, nil)
-	}
 	if err != nil {
-		end()
+		m.log.Warn("the daemon will not be confined to the files of the disk", "error", err)
+	}
+	return process
+}
+
+// confine confines the daemon of a mount. What this process may not do afterwards the one
+// outside does for it. Without that nothing is confined: a disk is never harder to unmount.
+func (m *server) confine(d *chain.Disk, mount *fs.Server, process *outside.Process) {
+	if process == nil {
+		return
+	}
+	task := outsideTask{Place: mount.Place(), Disk: m.plan.dir, Daemon: os.Getpid()}
+	if err := process.Ask(outsideBegin, task, nil); err != nil {
 		m.log.Warn("the daemon is not confined to the files of the disk", "error", err)
-		return func() {}
+		return
 	}
 	o := outsideProcess{process}
 	mount.UnmountBy(o.unmount)
@@ -41,10 +47,9 @@ func (m *server) confine(d *chain.Disk, mount *fs.Server) (end func()) {
 	confined, err := confine.Confine(m.needs(d))
 	if err != nil {
 		m.log.Warn("the daemon is confined in part only", "error", err)
-		return end
+		return
 	}
 	m.log.Info("confined", "by", confined.String())
-	return end
 }
 
 // needs are what the daemon of a disk needs once it has mounted.

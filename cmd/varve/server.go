@@ -263,6 +263,8 @@ func (m *server) openDisk() (*chain.Disk, error) {
 // serve shows the disk and returns when the mount is gone.
 func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 	m.leaveLogin()
+	apart := m.startOutside() // in the scope of the daemon, and it begins while that mounts
+	defer apart.Close()
 	name := m.plan.name()
 	build, _ := debug.ReadBuildInfo()
 	mount, err := fs.Mount(d, m.plan.mountpoint, fs.Options{
@@ -280,7 +282,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		return explainMount(err)
 	}
 	m.rememberMount(d)
-	defer m.confine(d, mount)()
+	m.confine(d, mount, apart)
 	if err := m.ready(signals); err != nil {
 		if unmountErr := mount.Unmount(); unmountErr != nil {
 			return errors.Join(err, unmountErr)

@@ -147,8 +147,11 @@ type reportedError struct {
 func (e reportedError) Error() string   { return e.words }
 func (e reportedError) Unwrap() []error { return e.is }
 
-// Close ends the process and waits for that.
+// Close ends the process and waits for that. It may be called on nil.
 func (p *Process) Close() {
+	if p == nil {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.socket != nil {
