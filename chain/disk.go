@@ -115,6 +115,7 @@ type Disk struct {
 
 	uneven  int64    // see Uneven; set by Open
 	adopted Adoption // see Adopted
+	outside atomic.Pointer[Outside]
 
 	reserve    reserve
 	counter    counter

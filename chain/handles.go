@@ -200,19 +200,6 @@ func (v *View) ReadAt(p []byte, off int64) error {
 	return v.node.ReadAt(p, off)
 }
 
-// HostFile is the host's file when that is the view byte for byte: a raw image.
-// nil otherwise. It stays the disk's; who reads it opens it anew (M18).
-func (v *View) HostFile() overlay.File {
-	l := v.node.layer()
-	if l == nil {
-		return nil
-	}
-	if i, ok := l.state.Load().Layer.(*overlay.Image); ok && i.Header() == nil {
-		return i.File()
-	}
-	return nil
-}
-
 // Size is the view's size in bytes.
 func (v *View) Size() int64 { return v.node.size() }
 
@@ -224,3 +211,21 @@ func (v *View) SeekHole(off int64) (int64, error) { return v.disk.seek(v.node, o
 
 // Close ends the open.
 func (v *View) Close() { v.disk.handles.remove(v.h) }
+
+// EachHostFile calls f with the layers whose view is a file of the host byte for byte, raw
+// images, by their ids. The files stay the disk's, are not closed before f returns, and
+// have the disk's locks: who reads one later opens it anew (M18).
+func (d *Disk) EachHostFile(f func(id string, file overlay.File)) {
+	section := d.readers.enter()
+	defer d.readers.exit(section)
+	m, nodes := d.tree()
+	for _, rec := range m.Layers {
+		n := nodes[rec.ID]
+		if n == nil || n.layer() == nil {
+			continue
+		}
+		if i, ok := n.layer().state.Load().Layer.(*overlay.Image); ok && i.Header() == nil {
+			f(rec.ID, i.File())
+		}
+	}
+}

@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-
-	"varve/overlay"
 )
 
 // Hold keeps a snapshot from being deleted until it is released; of one that is held
@@ -113,7 +111,7 @@ func (m *manifest) clonesOf(id string) []string {
 // cloneStands says whether a clone is there and reads a file of its snapshot's chain.
 // What cannot be told counts as standing.
 func (d *Disk) cloneStands(m *manifest, c *cloneRecord) bool {
-	other, err := loadManifest(d.fs, c.Disk)
+	other, err := d.otherChain(c.Disk)
 	if errors.Is(err, os.ErrNotExist) {
 		return false
 	}
@@ -180,31 +178,4 @@ func (d *Disk) Clone(name, dir string) (Created, error) {
 		d.install(m, nil)
 	}
 	return created, err
-}
-
-// makeClone creates a disk on the files of a layer's chain.
-func (d *Disk) makeClone(m *manifest, top *layerRecord, dir string) (c Created, err error) {
-	var images []*foreignImage
-	// They were only read: a failing close loses nothing.
-	defer func() { _ = closeImages(images) }()
-	for _, rec := range m.chainOf(top.ID) {
-		if rec.Writing {
-			return Created{}, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.label())
-		}
-		path := d.path(rec)
-		image, err := overlay.OpenImage(d.fs, path, rec.Format, overlay.LockFrozen)
-		if err != nil {
-			return Created{}, err
-		}
-		info, err := image.File().Stat()
-		if err != nil {
-			return Created{}, errors.Join(err, image.Close())
-		}
-		name := rec.Name
-		if name == "" || name == baseName {
-			name = "layer-" + rec.ID
-		}
-		images = append(images, &foreignImage{path: path, format: rec.Format, name: name, frozen: rec.Frozen, image: image, info: info})
-	}
-	return createOn(d.fs, dir, images, CreateOptions{Base: d.path(top), Format: top.Format})
 }

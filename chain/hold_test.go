@@ -382,3 +382,28 @@ func TestRebaseOfABlankDisk(t *testing.T) {
 	_, err := Rebase(dir, "/none", RebaseOptions{})
 	wantError(t, err, ErrInvalid, "no base")
 }
+
+// A clone is made of the files that the disk reads, and not of others at their paths.
+func TestCloneOfAnotherFile(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	put(t, d, 1, 0, 10)
+	must(t, d.Snapshot("one"))
+	m, _ := d.tree()
+	dir := filepath.Join(filepath.Dir(d.Dir()), "clone.varve")
+	order, err := d.orderClone(m, m.byName("one"), dir)
+	must(t, err)
+	order.Files[0].Inode++
+	_, err = MakeClone(order)
+	wantError(t, err, ErrChanged, "is another file than the disk reads")
+	_, err = MakeClone(CloneOrder{Disk: d.Dir(), Dir: dir})
+	wantError(t, err, ErrInvalid, "on a file at least")
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s: %v", dir, err)
+	}
+	order.Files[0].Inode--
+	_, err = MakeClone(order)
+	must(t, err)
+	if c := openDisk(t, dir); at(t, c, 0) != 1 {
+		t.Error("the clone has another content")
+	}
+}

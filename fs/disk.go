@@ -32,6 +32,7 @@ type disk interface {
 	OpenView(ctx context.Context, id string, who chain.Opener) (view, error)
 
 	Layers() []chain.LayerStatus
+	EachHostFile(f func(id string, file overlay.File))
 	ViewFiles(id string) (chain.ViewFiles, error)
 	LayerAllocatedBytes(id string) (bytes int64, counted bool, err error)
 	Status() (chain.Status, error)
@@ -68,7 +69,6 @@ type view interface {
 	Size() int64
 	SeekData(off int64) (int64, error)
 	SeekHole(off int64) (int64, error)
-	HostFile() overlay.File
 	Close()
 }
 

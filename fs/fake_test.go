@@ -281,8 +281,7 @@ func (v *fakeView) ReadAt(p []byte, off int64) error {
 	copy(p, v.layer.data[off:])
 	return nil
 }
-func (v *fakeView) HostFile() overlay.File { return nil }
-func (v *fakeView) Size() int64            { return int64(len(v.layer.data)) }
+func (v *fakeView) Size() int64 { return int64(len(v.layer.data)) }
 func (v *fakeView) SeekData(off int64) (int64, error) {
 	return seek(v.layer.mapped, v.Size(), off, true)
 }
@@ -295,6 +294,8 @@ func (d *fakeDisk) layers() []*fakeLayer {
 	defer d.mu.Unlock()
 	return append([]*fakeLayer(nil), d.views...)
 }
+
+func (d *fakeDisk) EachHostFile(func(id string, file overlay.File)) {}
 
 func (d *fakeDisk) Layers() []chain.LayerStatus {
 	var ls []chain.LayerStatus

@@ -9,15 +9,9 @@ import (
 const layerOpenFlags = fuse.FOPEN_KEEP_CACHE
 
 // layerFile is an open of layers/NAME.raw.
-type layerFile struct {
-	view    view
-	through *backing // nil where the kernel asks us for the data
-}
+type layerFile struct{ view view }
 
-func (o *layerFile) close() {
-	o.through.release()
-	o.view.Close()
-}
+func (o *layerFile) close() { o.view.Close() }
 
 // openLayer fills out's flags and gives what stands behind the handle.
 func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) (openFile, error) {
@@ -30,12 +24,11 @@ func (f *fileSystem) openLayer(cancel <-chan struct{}, in *fuse.OpenIn, out *fus
 	if err != nil {
 		return nil, err
 	}
-	o := &layerFile{view: v, through: f.through.open(in.NodeId, v)}
 	out.OpenFlags = layerOpenFlags
-	if o.through != nil {
-		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, o.through.id
+	if backing, ok := f.through.of(in.NodeId); ok {
+		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, backing
 	}
-	return o, nil
+	return &layerFile{view: v}, nil
 }
 
 func (f *fileSystem) readLayer(in *fuse.ReadIn, o *layerFile, buf []byte, off int64) ([]byte, fuse.Status) {

@@ -37,6 +37,7 @@ type Server struct {
 	direct     bool          // mounted by mount(2), not by fusermount3
 	device     uint64        // of the mount's files; 0 when it could not be told
 	abort      *device.Abort // ends the connection; nil where there is no way
+	byOther    func() error  // see UnmountBy; nil for none
 	identified chan struct{} // closed when abort is there, or cannot be had
 	done       chan struct{} // closed when the last request was answered
 }
@@ -62,7 +63,7 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	if s.direct && s.kernel.Can(fuse.CAP_PASSTHROUGH) {
-		f.through.begin(s.kernel, f.log)
+		f.through.begin(s.kernel, d, f.log)
 	}
 	d.OnChange(f.changed)
 	go f.notify.run(f.tell(s.kernel))

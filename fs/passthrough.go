@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
 
 	"varve/fs/device"
+	"varve/overlay"
 )
 
 // passthrough lets the kernel read a layer that is wholly one file of the host
@@ -14,79 +14,47 @@ import (
 // the file itself (Linux 6.9, mounted by root). disk.raw is never read like that:
 // its file changes at a snapshot, and the kernel takes one file for an inode as
 // long as that is open.
+//
+// The kernel takes such files from CAP_SYS_ADMIN alone, which a daemon does not
+// keep. So it is told of all when the mount is made: no later operation makes
+// another one. It holds them until the connection ends, also that of a layer which
+// is gone by then.
 type passthrough struct {
-	mu     sync.Mutex // guards all below, and what a backing counts
-	kernel *device.Conn
-	log    *slog.Logger
-	nodes  map[uint64]*backing // nil where there is no passing through
+	backings map[uint64]int32 // by node; not changed after begin
 }
 
-// backing is a host file that the kernel knows, for the opens of one node.
-type backing struct {
-	owner *passthrough
-	node  uint64
-	id    int32
-	opens int
+// begin tells the kernel of the files of a disk. An inode cannot be open both ways, so
+// it comes before the first open.
+func (p *passthrough) begin(kernel *device.Conn, d disk, log *slog.Logger) {
+	p.backings = map[uint64]int32{}
+	d.EachHostFile(func(id string, host overlay.File) {
+		node, err := layerNode(id)
+		if err != nil || host.Fd() < 0 {
+			return
+		}
+		backing, err := register(kernel, host.Fd())
+		if err != nil {
+			log.Info("the kernel does not read the base by itself", "error", err)
+			return
+		}
+		p.backings[node] = backing
+	})
 }
 
-// begin allows it. Before that, and without it, open gives nil.
-func (p *passthrough) begin(kernel *device.Conn, log *slog.Logger) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.kernel, p.log, p.nodes = kernel, log, make(map[uint64]*backing)
-}
-
-// open is for an open of a node; nil when the kernel has to ask us.
-func (p *passthrough) open(node uint64, v view) *backing {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.nodes == nil {
-		return nil
-	}
-	if b := p.nodes[node]; b != nil {
-		b.opens++
-		return b
-	}
-	host := v.HostFile()
-	if host == nil || host.Fd() < 0 {
-		return nil
-	}
-	id, err := p.register(host.Fd())
-	if err != nil {
-		// For good: an inode cannot be open both ways.
-		p.log.Info("the kernel does not read the base by itself", "error", err)
-		p.nodes = nil
-		return nil
-	}
-	b := &backing{owner: p, node: node, id: id, opens: 1}
-	p.nodes[node] = b
-	return b
+// of is the number by which an open of a node names the file; ok is false where the kernel
+// has to ask us.
+func (p *passthrough) of(node uint64) (backing int32, ok bool) {
+	backing, ok = p.backings[node]
+	return backing, ok
 }
 
 // register makes a file known to the kernel, by a description of its own: image
 // locks belong to a description, and go with it (M18).
-func (p *passthrough) register(fd int) (int32, error) {
+func register(kernel *device.Conn, fd int) (int32, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close() // the kernel keeps it as long as it needs it
-	return p.kernel.Backing(int(f.Fd()))
-}
-
-// release ends an open. It may be called on nil.
-func (b *backing) release() {
-	if b == nil {
-		return
-	}
-	p := b.owner
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if b.opens--; b.opens > 0 {
-		return
-	}
-	delete(p.nodes, b.node)
-	if err := p.kernel.ReleaseBacking(b.id); err != nil {
-		p.log.Warn("the kernel keeps a file open", "error", err)
-	}
+	return kernel.Backing(int(f.Fd()))
 }

@@ -49,7 +49,7 @@ func (s *Server) Unmount() error {
 }
 
 func (s *Server) tryUnmount() error {
-	at, err := s.place()
+	_, err := s.Place().find()
 	mounted := !errors.Is(err, ErrNotMounted)
 	switch {
 	case s.fs.open.any():
@@ -61,7 +61,7 @@ func (s *Server) tryUnmount() error {
 	case err != nil:
 		return err
 	default:
-		if err := device.Unmount(at, s.direct); err != nil {
+		if err := s.takeAway(); err != nil {
 			return err
 		}
 	}
@@ -94,16 +94,49 @@ func (s *Server) unkept() error {
 // endTime is more than the kernel takes to tell that a mount is gone.
 const endTime = time.Second
 
-// place is where the mount is now. It reads the mount table only.
-func (s *Server) place() (string, error) {
-	table, err := mounts.Read()
-	if err != nil || s.device == 0 {
-		return s.mountpoint, nil // as far as anybody knows
+// takeAway takes the mount from its place.
+func (s *Server) takeAway() error {
+	if s.byOther != nil {
+		return s.byOther()
 	}
-	m, ok := table.Main(s.device)
+	return s.Place().Unmount()
+}
+
+// UnmountBy has somebody else do what Place().Unmount does, because this process may not:
+// the same errors mean the same. It is to be called before Unmount is.
+func (s *Server) UnmountBy(other func() error) { s.byOther = other }
+
+// Place says which mount a Server has, for one who takes it away in its stead.
+type Place struct {
+	Mountpoint string // where it was made
+	Device     uint64 // of its files; 0 when it could not be told
+	Direct     bool   // made by mount(2), and not by fusermount3
+}
+
+// Place is where this mount was made.
+func (s *Server) Place() Place { return Place{s.mountpoint, s.device, s.direct} }
+
+// Unmount takes the mount away, wherever it was moved to, once. The error is ErrNotMounted
+// when it is gone from this process's mount namespace, and unix.EBUSY when it is in use
+// there. The connection goes on.
+func (p Place) Unmount() error {
+	at, err := p.find()
+	if err != nil {
+		return err
+	}
+	return device.Unmount(at, p.Direct)
+}
+
+// find is where the mount is now. It reads the mount table only.
+func (p Place) find() (string, error) {
+	table, err := mounts.Read()
+	if err != nil || p.Device == 0 {
+		return p.Mountpoint, nil // as far as anybody knows
+	}
+	m, ok := table.Main(p.Device)
 	switch {
 	case !ok:
-		return s.mountpoint, ErrNotMounted
+		return p.Mountpoint, ErrNotMounted
 	case !m.Reachable():
 		return m.Mountpoint, fmt.Errorf("%s is mounted over it at %s", m.Over, m.OverAt)
 	}

@@ -34,13 +34,17 @@ func (hostFS) Open(path string, flag int, perm os.FileMode) (File, error) {
 
 // HostFile makes an open file of the host a File, which then owns it: it is closed when
 // that fails.
-func HostFile(f *os.File) (File, error) {
+func HostFile(f *os.File) (File, error) { return HostFileNaming(f, nil) }
+
+// HostFileNaming is HostFile where this process may not see who has a file locked, or
+// will not: a function then says it as LockHolder does. nil for none.
+func HostFileNaming(f *os.File, holder func(file string, at int64) string) (File, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("open %s: %w", f.Name(), err)
 	}
-	return &hostFile{f: f, conn: conn, fd: int(f.Fd())}, nil
+	return &hostFile{f: f, conn: conn, fd: int(f.Fd()), holder: holder}, nil
 }
 
 func (hostFS) Stat(path string) (Info, error) {
@@ -115,6 +119,9 @@ type hostFile struct {
 	f    *os.File
 	conn syscall.RawConn
 	fd   int // for Fd only; calls go through control, which excludes Close
+
+	// holder says who has a byte locked; nil: this process sees it itself.
+	holder func(file string, at int64) string
 
 	lockMu sync.Mutex // guards locked, and orders the calls that change locks
 	locked LockMode

@@ -174,43 +174,51 @@ func (h *hostFile) lockedBy(at int64) error {
 	return fmt.Errorf("%s is open in %s, which lets nobody else open it: %w", h.f.Name(), who, ErrLocked)
 }
 
-// lockHolder names the process that has the byte locked. The kernel says pid
-// -1 for locks of a description, so the holder is looked for in
-// /proc/PID/fdinfo/FD, whose "lock:" lines name device and inode as the kernel
-// knows them (on btrfs and overlayfs not as stat does): hence by comparison
-// with the lines of our own descriptor, where it holds a lock by now.
+// lockHolder names the process that has the byte locked.
 func (h *hostFile) lockHolder(at int64) string {
-	const unknown = "another process"
-	own := fmt.Sprintf("/proc/self/fdinfo/%d", h.fd)
 	id := ""
-	for _, l := range readLocks(own) {
+	for _, l := range readLocks(fmt.Sprintf("/proc/self/fdinfo/%d", h.fd)) {
 		id = l.id
 	}
 	if id == "" {
 		info, err := h.Stat()
 		if err != nil {
-			return unknown
+			return unknownHolder
 		}
 		id = fmt.Sprintf("%02x:%02x:%d", unix.Major(info.Device), unix.Minor(info.Device), info.Inode)
 	}
-	self := strconv.Itoa(os.Getpid())
+	if h.holder != nil {
+		return h.holder(id, at)
+	}
+	return LockHolder(id, at, os.Getpid(), h.fd)
+}
+
+const unknownHolder = "another process"
+
+// LockHolder names the process that has a byte of a file locked, but not by the descriptor
+// fd of the process pid, which asks. The kernel says pid -1 for locks of a description, so
+// the holder is looked for in /proc/PID/fdinfo/FD, whose "lock:" lines name device and inode
+// as the kernel knows them (on btrfs and overlayfs not as stat does): hence by comparison
+// with the lines of the asker's own descriptor, where it holds a lock by now. They are what
+// file is: major:minor:inode, the first two in hexadecimal digits.
+func LockHolder(file string, at int64, pid, fd int) string {
 	files, err := filepath.Glob("/proc/[0-9]*/fdinfo/*")
 	if err != nil {
-		return unknown
+		return unknownHolder
 	}
-	for _, file := range files {
-		part := strings.Split(file, "/")
-		pid, fd := part[2], part[4]
-		if pid == self && fd == strconv.Itoa(h.fd) {
+	for _, name := range files {
+		part := strings.Split(name, "/")
+		self := part[2] == strconv.Itoa(pid)
+		if self && part[4] == strconv.Itoa(fd) {
 			continue
 		}
-		for _, l := range readLocks(file) {
-			if l.id == id && l.first <= at && at <= l.last {
-				return describeProcess(pid, pid == self)
+		for _, l := range readLocks(name) {
+			if l.id == file && l.first <= at && at <= l.last {
+				return describeProcess(part[2], self)
 			}
 		}
 	}
-	return unknown
+	return unknownHolder
 }
 
 func describeProcess(pid string, self bool) string {

@@ -51,7 +51,7 @@ linked() {
 # stanza NAME VERSION DIR
 stanza() {
 	license=
-	for file in "$3"/LICENSE "$3"/LICENSE.txt "$3"/LICENSE.md "$3"/COPYING; do
+	for file in "$3"/LICENSE "$3"/License "$3"/LICENSE.txt "$3"/LICENSE.md "$3"/COPYING; do
 		[ -e "$file" ] && license=$file && break
 	done
 	[ -n "$license" ] || {

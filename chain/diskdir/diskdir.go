@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,6 +53,7 @@ type Dir struct {
 	path  string     // absolute; names of files are below it
 	root  *os.File
 	owner owner
+	namer atomic.Pointer[func(file string, at int64, fd int) string] // see NameLockHolders
 }
 
 var _ overlay.FS = (*Dir)(nil)
@@ -72,6 +74,9 @@ func Open(path string) (*Dir, error) {
 
 // Path is the absolute path at which the directory was.
 func (d *Dir) Path() string { return d.path }
+
+// Descriptor is that of the directory, until Close.
+func (d *Dir) Descriptor() int { return int(d.root.Fd()) }
 
 // Owner is the user id whose the directory is.
 func (d *Dir) Owner() int { return d.owner.uid }
@@ -180,7 +185,28 @@ func (d *Dir) Open(path string, flag int, perm os.FileMode) (overlay.File, error
 	if err != nil {
 		return nil, err
 	}
-	return overlay.HostFile(f)
+	return d.image(f)
+}
+
+// NameLockHolders has somebody else say who has a file locked, as overlay.LockHolder does of
+// this process: who has confined itself does not see it.
+func (d *Dir) NameLockHolders(namer func(file string, at int64, fd int) string) {
+	d.namer.Store(&namer)
+}
+
+// lockHolder is for the file that is open by a descriptor of this process.
+func (d *Dir) lockHolder(fd int) func(file string, at int64) string {
+	return func(file string, at int64) string {
+		if namer := d.namer.Load(); namer != nil {
+			return (*namer)(file, at, fd)
+		}
+		return overlay.LockHolder(file, at, os.Getpid(), fd)
+	}
+}
+
+// image makes an open file one that names those who have it locked.
+func (d *Dir) image(f *os.File) (overlay.File, error) {
+	return overlay.HostFileNaming(f, d.lockHolder(int(f.Fd())))
 }
 
 // OpenFile is Open for a file in the directory that is no image, such as its lock.

@@ -74,7 +74,11 @@ func (o owner) accepts(st unix.Stat_t) error {
 // owner where that is not the one who opens it.
 func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (overlay.File, error) {
 	if !d.owner.anothers() {
-		return d.host.Open(path, flag, perm)
+		f, err := os.OpenFile(path, flag, perm)
+		if err != nil {
+			return nil, err
+		}
+		return d.image(f)
 	}
 	f, err := d.owner.open(path, flag)
 	if errors.Is(err, fs.ErrPermission) {
@@ -83,7 +87,7 @@ func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (overlay.Fi
 	if err != nil {
 		return nil, err
 	}
-	return overlay.HostFile(f)
+	return d.image(f)
 }
 
 // open opens a file as this user: on a thread of its own, which ends with its rights.

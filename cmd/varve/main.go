@@ -17,6 +17,7 @@ import (
 
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/outside"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -33,6 +34,12 @@ const (
 func main() {
 	keepOwnersRights()
 	if code, ok := aside.Serve(os.Args, doctor.Errands()); ok {
+		os.Exit(code)
+	}
+	if code, ok := outside.Serve(os.Args, outsideKinds(), outsideHandlers()); ok {
+		os.Exit(code)
+	}
+	if code, ok := serveClone(os.Args); ok {
 		os.Exit(code)
 	}
 	if code, ok := asHelper(os.Args, os.Stdout, os.Stderr); ok {

@@ -48,6 +48,8 @@ type server struct {
 	closeLog   func() error
 	scope      string    // systemd's unit of its own, "" without one
 	endAlone   sync.Once // starts what ends a mount that is out of sight
+	// users says who uses the mount; nil: this process may look itself.
+	users func() string
 }
 
 // run mounts and returns when the mount is gone and all is written. An error
@@ -261,6 +263,8 @@ func (m *server) openDisk() (*chain.Disk, error) {
 // serve shows the disk and returns when the mount is gone.
 func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 	m.leaveLogin()
+	apart := m.startOutside() // in the scope of the daemon, and it begins while that mounts
+	defer apart.Close()
 	name := m.plan.name()
 	build, _ := debug.ReadBuildInfo()
 	mount, err := fs.Mount(d, m.plan.mountpoint, fs.Options{
@@ -278,6 +282,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		return explainMount(err)
 	}
 	m.rememberMount(d)
+	m.confine(d, mount, apart)
 	if err := m.ready(signals); err != nil {
 		if unmountErr := mount.Unmount(); unmountErr != nil {
 			return errors.Join(err, unmountErr)
@@ -328,7 +333,7 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 		return
 	}
 	if errors.Is(err, syscall.EBUSY) {
-		who := usersOfOwn(mount)
+		who := m.whoUses(mount)
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
 		m.notify("STATUS=in use, not unmounted: " + visible(who))
 		if m.scope != "" {
@@ -337,16 +342,25 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 		return
 	}
 	if errors.Is(err, fs.ErrNotMounted) {
-		m.log.Warn("it is unmounted already, and ends when nobody uses it any more", "signal", s.String(), "by", usersOfOwn(mount))
+		m.log.Warn("it is unmounted already, and ends when nobody uses it any more", "signal", s.String(), "by", m.whoUses(mount))
 		m.endAlone.Do(func() { go endWhenUnused(mount, done) })
 		return
 	}
 	m.log.Error("not unmounted", "signal", s.String(), "error", err)
 }
 
-// usersOfOwn says who uses the mount that this process serves.
-func usersOfOwn(mount *fs.Server) string {
-	who, err := target{mountpoint: mount.Mountpoint(), device: mount.Device()}.users(false)
+// whoUses says who uses the mount that this process serves.
+func (m *server) whoUses(mount *fs.Server) string {
+	if m.users != nil {
+		return m.users()
+	}
+	return usersOfOwn(mount.Place())
+}
+
+// usersOfOwn says who uses a mount, from a process that serves it or belongs to the one
+// that does.
+func usersOfOwn(place fs.Place) string {
+	who, err := target{mountpoint: place.Mountpoint, device: place.Device}.users(false)
 	if err != nil {
 		return err.Error()
 	}

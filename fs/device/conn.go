@@ -57,23 +57,39 @@ type Conn struct {
 // Mount mounts at an absolute path and agrees with the kernel on what both can
 // do. Requests wait until Serve.
 func Mount(fs FileSystem, mountpoint string, o Options) (*Conn, error) {
+	fd, err := mount(mountpoint, o)
+	if err != nil {
+		return nil, err
+	}
+	c, err := Attach(fs, fd, o)
+	if err != nil {
+		return nil, errors.Join(err, Unmount(mountpoint, o.Direct), unix.Close(fd))
+	}
+	return c, nil
+}
+
+// Attach agrees with the kernel on what both can do, over the descriptor of a mount that
+// has asked nothing yet. The descriptor stays the caller's when it fails. Requests wait
+// until Serve.
+func Attach(fs FileSystem, fd int, o Options) (*Conn, error) {
+	c := newConn(fs, fd, o)
+	if err := c.negotiate(); err != nil {
+		return nil, fmt.Errorf("the kernel's INIT: %w", err)
+	}
+	return c, nil
+}
+
+func newConn(fs FileSystem, fd int, o Options) *Conn {
 	c := &Conn{
 		fs:       fs,
 		protocol: fuse.NewProtocolServer(fs, o.Fuse),
 		o:        o,
 		log:      o.Log,
+		fd:       fd,
 		maxWrite: o.Fuse.MaxWrite,
 	}
 	c.crew.init()
-	fd, err := mount(mountpoint, o)
-	if err != nil {
-		return nil, err
-	}
-	c.fd = fd
-	if err := c.negotiate(); err != nil {
-		return nil, errors.Join(fmt.Errorf("the kernel's INIT: %w", err), Unmount(mountpoint, o.Direct), unix.Close(fd))
-	}
-	return c, nil
+	return c
 }
 
 // negotiate answers INIT, the first request.
@@ -87,11 +103,11 @@ func (c *Conn) negotiate() error {
 	if errno != 0 {
 		return errno
 	}
-	request := w.request(n)
-	in := (*fuse.InitIn)(unsafe.Pointer(&request[0]))
+	in := (*fuse.InitIn)(unsafe.Pointer(&w.buf[requestAt])) // the buffer has room for it, whatever n is
 	if n < int(unsafe.Sizeof(*in)) || in.Opcode != opInit {
 		return fmt.Errorf("the first request has opcode %d and %d bytes", in.Opcode, n)
 	}
+	request := w.request(n)
 	c.init = *in
 	reply, err := c.protocolReply(w, request)
 	if err != nil {
@@ -164,7 +180,7 @@ func (c *Conn) InvalidateInode(node uint64, off int64) fuse.Status {
 // without asking us.
 
 // Backing registers an open file of the host and gives the number with which
-// OPEN may name it. Release it with ReleaseBacking.
+// OPEN may name it, for as long as the connection stands. It takes CAP_SYS_ADMIN.
 func (c *Conn) Backing(fd int) (int32, error) {
 	m := fuse.BackingMap{Fd: int32(fd)}
 	for {
@@ -179,16 +195,6 @@ func (c *Conn) Backing(fd int) (int32, error) {
 	}
 }
 
-// ReleaseBacking takes back Backing. Files that are open by then go on.
-func (c *Conn) ReleaseBacking(id int32) error {
-	number := uint32(id)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(c.fd), backingClose, uintptr(unsafe.Pointer(&number)))
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
-
 // From linux/fuse.h.
 const (
 	opRead      = 15
@@ -200,8 +206,7 @@ const (
 
 	notifyInvalidateInode = 2 // FUSE_NOTIFY_INVAL_INODE, in the place of a status
 
-	backingOpen  = 0x4010e501 // FUSE_DEV_IOC_BACKING_OPEN
-	backingClose = 0x4004e502 // FUSE_DEV_IOC_BACKING_CLOSE
+	backingOpen = 0x4010e501 // FUSE_DEV_IOC_BACKING_OPEN
 )
 
 // replyHeader is struct fuse_out_header.

@@ -91,7 +91,7 @@ func (f *oneFile) Write(_ <-chan struct{}, in *fuse.WriteIn, p []byte) (uint32, 
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if in.Offset+uint64(len(p)) > uint64(len(f.data)) {
+	if size := uint64(len(f.data)); in.Offset > size || uint64(len(p)) > size-in.Offset {
 		return 0, fuse.Status(unix.ENOSPC)
 	}
 	return uint32(copy(f.data[in.Offset:], p)), fuse.OK

@@ -97,28 +97,34 @@ func (w *worker) work() (gone bool) {
 		}
 		c.crew.took()
 		w.turn.begin()
-		w.answer(n)
+		understood := w.answer(n)
 		w.turn.end()
+		if !understood {
+			c.log.Error("the kernel gave less than a request; the mount has ended", "bytes", n)
+			return true
+		}
 		if c.crew.leave() {
 			return false
 		}
 	}
 }
 
-// answer answers the request of n bytes in the buffer.
-func (w *worker) answer(n int) {
+// answer answers the request of n bytes in the buffer. It is false for what is shorter than
+// the header of a request, and so can have no reply.
+func (w *worker) answer(n int) bool {
+	if n < int(unsafe.Sizeof(fuse.InHeader{})) {
+		return false
+	}
 	begun := measure.Now()
 	request := w.request(n)
-	op := Other
-	if n >= int(unsafe.Sizeof(fuse.InHeader{})) {
-		op = w.conn.opOf(request)
-	}
+	op := w.conn.opOf(request)
 	w.conn.o.Meter.count(op, begun, w.handle(request, op))
+	return true
 }
 
 func (w *worker) handle(request []byte, op Op) outcome {
 	c, n := w.conn, len(request)
-	if n >= int(unsafe.Sizeof(fuse.InHeader{})) && !c.o.Fuse.Debug {
+	if !c.o.Fuse.Debug {
 		switch h := (*fuse.InHeader)(unsafe.Pointer(&request[0])); {
 		case h.Opcode == opRead && n >= int(unsafe.Sizeof(fuse.ReadIn{})):
 			return w.read((*fuse.ReadIn)(unsafe.Pointer(h)))
@@ -222,6 +228,11 @@ func (w *worker) sent(err error, unique uint64) {
 // other has go-fuse answer a request.
 func (w *worker) other(request []byte, op Op) outcome {
 	h := *(*fuse.InHeader)(unsafe.Pointer(&request[0]))
+	if h.Opcode == opInit {
+		// go-fuse would agree anew on what both can do, beside requests under way.
+		w.conn.log.Error("the kernel began anew on a connection in use")
+		return w.end(h.Unique, fuse.EIO)
+	}
 	p, err := w.conn.protocolReply(w, request)
 	if err != nil {
 		w.conn.log.Error("a request was not understood", "opcode", h.Opcode, "error", err)
@@ -251,9 +262,16 @@ func (c *Conn) protocolReply(w *worker, request []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	n, status := c.protocol.HandleRequest([][]byte{request}, [][]byte{w.out})
+	n, status := c.handled(request, w.out)
 	if status != fuse.OK {
 		return nil, unix.Errno(status)
 	}
 	return w.out[:n], nil
+}
+
+// handled has go-fuse read a request and answer it in out. It recovers from a bug in a
+// handler by itself, and here from one in reading the request.
+func (c *Conn) handled(request, out []byte) (n int, status fuse.Status) {
+	defer c.recovered(&status)
+	return c.protocol.HandleRequest([][]byte{request}, [][]byte{out})
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +101,47 @@ func commandLine(line string, variables map[string]string) []string {
 	return words
 }
 
+// confined is a command in front of another that takes from it what a unit says, as far as
+// it can be had without systemd.
+func confined(t *testing.T, unit map[string][]string) []string {
+	t.Helper()
+	if unit["NoNewPrivileges"] == nil || len(unit["CapabilityBoundingSet"]) != 1 {
+		t.Fatalf("NoNewPrivileges=%v, CapabilityBoundingSet=%v", unit["NoNewPrivileges"], unit["CapabilityBoundingSet"])
+	}
+	set := "-all"
+	for name := range strings.FieldsSeq(unit["CapabilityBoundingSet"][0]) {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	return []string{"setpriv", "--no-new-privs", "--bounding-set", set, "--"}
+}
+
+// No unit has what makes a mount namespace of its own, in which the mounts would be that it
+// makes or copies of those that are there; and each gives up what it can without that.
+func TestUnitsMakeNoMountNamespace(t *testing.T) {
+	// exec_needs_mount_namespace() of systemd 252, src/core/execute.c, and what closes devices.
+	forbidden := []string{"RootDirectory", "RootImage", "ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths",
+		"BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem", "MountImages", "ExtensionImages", "ExtensionDirectories", "MountFlags",
+		"PrivateTmp", "PrivateDevices", "PrivateMounts", "PrivateUsers", "PrivateIPC", "PrivateNetwork", "ProtectSystem", "ProtectHome",
+		"ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups", "ProtectProc", "ProcSubset",
+		"DynamicUser", "LogNamespace", "DeviceAllow", "DevicePolicy", "ProtectClock"}
+	for _, name := range []string{"varve@.service", "varve-prune@.service", "varve-metrics.service"} {
+		unit := directives(t, name)
+		for _, key := range forbidden {
+			if unit[key] != nil {
+				t.Errorf("%s: %s=%s", name, key, unit[key])
+			}
+		}
+		for _, key := range []string{"NoNewPrivileges", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality", "MemoryDenyWriteExecute", "ProtectHostname"} {
+			if got := strings.Join(unit[key], " "); got != "yes" {
+				t.Errorf("%s: %s=%s", name, key, got)
+			}
+		}
+		if filter := strings.Join(unit["SystemCallFilter"], " "); !strings.HasPrefix(filter, "~@") || strings.Contains(filter, "@mount") != (name != "varve@.service") {
+			t.Errorf("%s: SystemCallFilter=%s", name, filter)
+		}
+	}
+}
+
 // TestServiceLines runs the lines of varve@.service as systemd would, and listens
 // to what they tell it: ready when the mount can be used, a stop that waits for
 // the VM and says so, and the end when all is written.
@@ -150,6 +192,7 @@ func TestServiceLines(t *testing.T) {
 		if words[0] == "/usr/bin/varve" {
 			words[0] = harness.Varve()
 		}
+		words = slices.Concat(confined(t, unit), words)
 		c := exec.Command(words[0], words[1:]...)
 		c.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
 		c.Stderr = os.Stderr
@@ -215,6 +258,7 @@ func TestTimerLines(t *testing.T) {
 		if words[0] == "/usr/bin/varve" {
 			words[0] = harness.Varve()
 		}
+		words = slices.Concat(confined(t, unit), words)
 		return harness.Try(t, words[0], words[1:]...)
 	}
 	if r := line(unit["ExecCondition"][0], m.Point); r.Code != 0 {
@@ -252,6 +296,7 @@ func TestTimerLines(t *testing.T) {
 
 	folder := t.TempDir()
 	metrics := directives(t, "varve-metrics.service")
+	unit = metrics
 	text := strings.ReplaceAll(metrics["ExecStart"][0], metrics["ConditionPathIsDirectory"][0], folder)
 	if r := line(text, ""); r.Code != 0 {
 		t.Fatalf("%s: exit code %d, %s", text, r.Code, r.Stderr)

@@ -24,7 +24,7 @@ var directoryMutants = []mutant{
 		"	case st.Nlink > 1:", "	case false:",
 		"chain/diskdir.TestSecondName"),
 	one("M21", "root opens a base with its own rights", "chain/diskdir/owner.go",
-		"	if !d.owner.anothers() {\n		return d.host.Open", "	if true {\n		return d.host.Open",
+		"	if !d.owner.anothers() {\n		f, err := os.OpenFile", "	if true {\n		f, err := os.OpenFile",
 		"chain/diskdir.TestRootInAnothersDirectory"),
 	one("M21", "root's groups are kept", "chain/diskdir/owner.go",
 		"{{unix.SYS_SETFSGID, group}, {unix.SYS_SETFSUID, o.uid}}", "{{unix.SYS_SETFSUID, o.uid}}",

@@ -28,7 +28,7 @@ import (
 
 // mutant breaks a rule.
 type mutant struct {
-	rule  string // M1 to M22
+	rule  string // M1 to M23
 	what  string // is broken, in words
 	edits []edit
 	tests []string // of which at least one must fail, as package.Test

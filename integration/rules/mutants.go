@@ -4,7 +4,7 @@ import "slices"
 
 // allMutants are the mutants in the order of the rules.
 func allMutants() []mutant {
-	return slices.Concat(readingMutants, writingMutants, durabilityMutants, treeMutants, namesMutants, outsideMutants, adoptionMutants, directoryMutants, damageMutants)
+	return slices.Concat(readingMutants, writingMutants, durabilityMutants, treeMutants, namesMutants, outsideMutants, adoptionMutants, directoryMutants, damageMutants, daemonMutants)
 }
 
 // one is a mutant of a single edit.

@@ -35,7 +35,7 @@ func TestTable(t *testing.T) {
 			}
 		}
 	}
-	for n := 1; n <= 22; n++ {
+	for n := 1; n <= 23; n++ {
 		if rule := fmt.Sprintf("M%d", n); rows[rule] < 2 {
 			t.Errorf("%s has %d mutants, want two at least", rule, rows[rule])
 		}

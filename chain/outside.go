@@ -1,0 +1,168 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"varve/chain/diskdir"
+	"varve/overlay"
+)
+
+// Outside does for a Disk what its process may not: a daemon that has confined itself
+// reaches no file but those of its disk. The methods do what the functions of their names
+// do, as if this process had called them. Safe for concurrent use.
+type Outside interface {
+	ReadOtherChain(disk, other string) ([]byte, error)
+	MakeClone(o CloneOrder) (Created, error)
+	// LockHolder is overlay.LockHolder, asked by this process.
+	LockHolder(file string, at int64, fd int) string
+}
+
+// SetOutside has another process do what this one may not do any more. It is to be called
+// once.
+func (d *Disk) SetOutside(o Outside) {
+	d.outside.Store(&o)
+	if dir, entered := d.fs.(*diskdir.Dir); entered {
+		dir.NameLockHolders(o.LockHolder)
+	}
+}
+
+// Descriptor is that of the disk directory, with which everything in it is reached; ok is
+// false where there is none, of an image alone. It is the disk's until Close.
+func (d *Disk) Descriptor() (fd int, ok bool) {
+	if dir, entered := d.fs.(*diskdir.Dir); entered {
+		return dir.Descriptor(), true
+	}
+	return -1, false
+}
+
+// Owner is the user id whose the disk directory is, and -1 where there is none.
+func (d *Disk) Owner() int {
+	if dir, entered := d.fs.(*diskdir.Dir); entered {
+		return dir.Owner()
+	}
+	return -1
+}
+
+// outsider is who does what this process may not; ok is false where it may do all.
+func (d *Disk) outsider() (o Outside, ok bool) {
+	if p := d.outside.Load(); p != nil {
+		return *p, true
+	}
+	return nil, false
+}
+
+// CloneOrder is a clone that is to be made: the chain of files below its leaf, and where.
+type CloneOrder struct {
+	Disk  string // the directory of the disk that is cloned
+	Dir   string // of the clone
+	Files []CloneFile
+}
+
+// CloneFile is a file that a clone reads.
+type CloneFile struct {
+	Path, Format string
+	Name         string    // of the layer that it becomes
+	Frozen       time.Time // zero: when it was last written
+	Device       uint64    // of the file that is meant
+	Inode        uint64
+}
+
+// MakeClone makes the disk directory of a clone. It reads the files with the rights by
+// which the disk is used. ErrChanged where a path leads to another file, ErrExist where the
+// directory is there, and what Create gives.
+func MakeClone(o CloneOrder) (Created, error) {
+	fs, leave, err := enter(overlay.HostFS(), o.Disk)
+	if err != nil {
+		return Created{}, err
+	}
+	defer func() { _ = leave() }() // only read
+	return o.make(fs)
+}
+
+// make makes the clone of a disk that is used by fs.
+func (o CloneOrder) make(fs overlay.FS) (Created, error) {
+	if len(o.Files) == 0 {
+		return Created{}, invalidf("a clone stands on a file at least")
+	}
+	var images []*foreignImage
+	// They were only read: a failing close loses nothing.
+	defer func() { _ = closeImages(images) }()
+	for _, file := range o.Files {
+		image, err := overlay.OpenImage(fs, file.Path, file.Format, overlay.LockFrozen)
+		if err != nil {
+			return Created{}, err
+		}
+		info, err := image.File().Stat()
+		if err == nil && (info.Device != file.Device || info.Inode != file.Inode) {
+			err = fmt.Errorf("%w: %s is another file than the disk reads", ErrChanged, file.Path)
+		}
+		if err != nil {
+			return Created{}, errors.Join(err, image.Close())
+		}
+		images = append(images, &foreignImage{path: file.Path, format: file.Format, name: file.Name, frozen: file.Frozen, image: image, info: info})
+	}
+	return createOn(fs, o.Dir, images, CreateOptions{Base: o.Files[0].Path, Format: o.Files[0].Format})
+}
+
+// ReadOtherChain reads the chain.json of another disk directory, with the rights by which
+// the disk in the directory disk is used. os.ErrNotExist where there is none.
+func ReadOtherChain(disk, other string) ([]byte, error) {
+	fs, leave, err := enter(overlay.HostFS(), disk)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = leave() }() // only read
+	return readManifestData(fs, other)
+}
+
+// otherChain is the chain of another disk.
+func (d *Disk) otherChain(dir string) (*manifest, error) {
+	o, ok := d.outsider()
+	if !ok {
+		return loadManifest(d.fs, dir)
+	}
+	data, err := o.ReadOtherChain(d.dir, dir)
+	if err != nil {
+		return nil, err
+	}
+	return parseManifest(data)
+}
+
+// orderClone is the order of a clone of a layer. ErrBusy while a layer has not settled.
+func (d *Disk) orderClone(m *manifest, top *layerRecord, dir string) (CloneOrder, error) {
+	order := CloneOrder{Disk: d.dir, Dir: dir}
+	for _, rec := range m.chainOf(top.ID) {
+		if rec.Writing {
+			return order, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.label())
+		}
+		n := d.nodes[rec.ID]
+		if n == nil || n.layer() == nil {
+			return order, fmt.Errorf("layer %s: %w", rec.ID, os.ErrNotExist)
+		}
+		info, err := n.layer().file.Stat()
+		if err != nil {
+			return order, err
+		}
+		name := rec.Name
+		if name == "" || name == baseName {
+			name = "layer-" + rec.ID
+		}
+		order.Files = append(order.Files, CloneFile{d.path(rec), rec.Format, name, rec.Frozen, info.Device, info.Inode})
+	}
+	return order, nil
+}
+
+// makeClone creates a disk on the files of a layer's chain.
+func (d *Disk) makeClone(m *manifest, top *layerRecord, dir string) (Created, error) {
+	order, err := d.orderClone(m, top, dir)
+	if err != nil {
+		return Created{}, err
+	}
+	if o, ok := d.outsider(); ok {
+		return o.MakeClone(order)
+	}
+	return order.make(d.fs)
+}

@@ -1,0 +1,234 @@
+// Package outside is a small process that stays outside when its parent, the daemon of a
+// mount, confines itself, and does for it the few things that it may not do any more.
+//
+// It is this program again. Its parent talks to it over an inherited socket: one request,
+// one answer, each a number of bytes and so much JSON. It takes no signal that ends a
+// program, and ends when the socket does: with its parent, however that ends. What it does
+// for a request its handler decides; a daemon that somebody has taken over can ask for that
+// and for no more.
+package outside
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// called is what the process is called as, the first word of its command line.
+const called = "varve-outside"
+
+// most is how long a request or an answer may be, in bytes.
+const most = 64 << 20
+
+// Handler does what a request asks for, and gives what is sent as the answer.
+type Handler func(request []byte) (answer any, err error)
+
+// message is what goes over the socket.
+type message struct {
+	What    string          `json:",omitempty"` // of a request: which handler
+	Content json.RawMessage `json:",omitempty"`
+	Failure *failure        `json:",omitempty"` // of an answer: why there is none
+}
+
+// failure is an error that goes over the socket.
+type failure struct {
+	Words string
+	Errno syscall.Errno // 0 for none
+	Kinds []int         // which of the errors that both ends know it is
+}
+
+// Process is the process outside. Its methods are safe for concurrent use; one request
+// waits for the other.
+type Process struct {
+	kinds []error
+	cmd   *exec.Cmd
+
+	mu     sync.Mutex // held while a request is under way
+	socket *os.File   // nil when it has ended
+}
+
+// Start starts the process, which is to be done before this one confines itself. kinds are
+// errors that errors.Is knows again in those of Ask; Serve must have the same.
+func Start(kinds []error) (*Process, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a socket: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "outside"), os.NewFile(uintptr(pair[1]), "outside")
+	// It keeps no directory busy, and has no terminal of ours. Little memory is worth more
+	// to it than time.
+	cmd := &exec.Cmd{
+		Path: "/proc/self/exe", Args: []string{called}, Dir: "/", ExtraFiles: []*os.File{theirs},
+		Env:         append(os.Environ(), "GOMAXPROCS=1", "GOGC=20"),
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	err = cmd.Start()
+	theirs.Close() // nothing was written
+	if err != nil {
+		ours.Close()
+		return nil, fmt.Errorf("start the process that stays outside: %w", err)
+	}
+	return &Process{kinds: kinds, cmd: cmd, socket: ours}, nil
+}
+
+// ErrGone is that the process is not there any more.
+var ErrGone = errors.New("the process that does this for the daemon (varve-outside) is gone; all else goes on, \"varve umount\" too: mount the disk anew to have it again")
+
+// Ask has the process do what, and decodes the answer. ErrGone when it has ended.
+func (p *Process) Ask(what string, request, answer any) error {
+	content, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.socket == nil {
+		return ErrGone
+	}
+	reply, err := message{}, send(p.socket, message{What: what, Content: content})
+	if err == nil {
+		reply, err = receive(p.socket)
+	}
+	if err != nil {
+		p.socket.Close()
+		p.socket = nil
+		return ErrGone // how the socket ended says no more
+	}
+	if reply.Failure != nil {
+		return Failure(reply.Failure.Words, reply.Failure.Errno, reply.Failure.Kinds, p.kinds)
+	}
+	if answer == nil {
+		return nil
+	}
+	return json.Unmarshal(reply.Content, answer)
+}
+
+// Describe takes an error apart, so that Failure makes one of it that is the same to
+// errors.Is: words, an errno or 0, and which of kinds it is.
+func Describe(err error, kinds []error) (words string, errno syscall.Errno, is []int) {
+	errors.As(err, &errno)
+	for n, kind := range kinds {
+		if errors.Is(err, kind) {
+			is = append(is, n)
+		}
+	}
+	return err.Error(), errno, is
+}
+
+// Failure is the error that Describe took apart, with the same kinds.
+func Failure(words string, errno syscall.Errno, is []int, kinds []error) error {
+	e := reportedError{words: words}
+	if errno != 0 {
+		e.is = append(e.is, errno)
+	}
+	for _, n := range is {
+		if n >= 0 && n < len(kinds) {
+			e.is = append(e.is, kinds[n])
+		}
+	}
+	return e
+}
+
+// reportedError is an error of the process's, in its words.
+type reportedError struct {
+	words string
+	is    []error
+}
+
+func (e reportedError) Error() string   { return e.words }
+func (e reportedError) Unwrap() []error { return e.is }
+
+// Close ends the process and waits for that. It may be called on nil.
+func (p *Process) Close() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.socket != nil {
+		p.socket.Close()
+		p.socket = nil
+	}
+	_ = p.cmd.Wait() // how it ended says nothing
+}
+
+// Serve is the process, where the program was called as that; ok is false where it was not.
+func Serve(args []string, kinds []error, handlers map[string]Handler) (code int, ok bool) {
+	if len(args) != 1 || args[0] != called {
+		return 0, false
+	}
+	// A unit that is stopped, a scope and a terminal signal all processes in them: this one
+	// is needed then.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGUSR1)
+	_ = os.WriteFile("/proc/self/comm", []byte(called), 0) // for ps; it says "exe" otherwise
+	const inherited = 3
+	unix.CloseOnExec(inherited)
+	socket := os.NewFile(inherited, "outside")
+	for {
+		request, err := receive(socket)
+		if errors.Is(err, io.EOF) {
+			return 0, true
+		}
+		if err != nil {
+			return 1, true
+		}
+		if err := send(socket, handle(request, kinds, handlers)); err != nil {
+			return 1, true
+		}
+	}
+}
+
+func handle(request message, kinds []error, handlers map[string]Handler) message {
+	handler, ok := handlers[request.What]
+	if !ok {
+		return message{Failure: &failure{Words: fmt.Sprintf("%q is nothing that is done outside", request.What)}}
+	}
+	answer, err := handler(request.Content)
+	var content []byte
+	if err == nil {
+		content, err = json.Marshal(answer)
+	}
+	if err != nil {
+		var f failure
+		f.Words, f.Errno, f.Kinds = Describe(err, kinds)
+		return message{Failure: &f}
+	}
+	return message{Content: content}
+}
+
+func send(w io.Writer, m message) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(text) > most {
+		return fmt.Errorf("a message of %d bytes, at most %d are sent", len(text), most)
+	}
+	_, err = w.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(text))), text...))
+	return err
+}
+
+func receive(r io.Reader) (m message, err error) {
+	var length [4]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return m, err
+	}
+	n := binary.LittleEndian.Uint32(length[:])
+	if n > most {
+		return m, fmt.Errorf("a message of %d bytes, at most %d are taken", n, most)
+	}
+	text := make([]byte, n)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return m, err
+	}
+	return m, json.Unmarshal(text, &m)
+}
