@@ -115,14 +115,14 @@ func itoa(n int) string {
 func TestNothingUnboundedIsRead(t *testing.T) {
 	dir := t.TempDir()
 	p := placeOf(t, dir, dir)
-	for _, size := range []int64{MostStatus + 1, 1 << 40} {
+	for _, size := range []int64{MostMap + 1, 1 << 40} {
 		if err := os.WriteFile(dir+"/status.json", nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Truncate(dir+"/status.json", size); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := p.Read(MostStatus, "status.json"); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "has more than 67108864 bytes") {
+		if _, err := p.Read(MostMap, "status.json"); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "has more than 1048576 bytes") {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
