@@ -431,7 +431,10 @@ func TestFailedCloseIsAnError(t *testing.T) {
 	fails(t, host, exitFailed, []string{"umount mnt: unmounted, but the daemon could not close the disk in order", "may be lost", host + "/vm.raw.varve/varve.log says why"}, "umount", "mnt")
 	log, err := os.ReadFile(host + "/vm.raw.varve/varve.log")
 	if err != nil || !strings.Contains(string(log), "the disk was not closed in order") {
-		t.Errorf("the log: %v\n%s", err, log)
+		// The host's file system may have become read-only by then.
+		if writeErr := os.WriteFile(host+"/new", nil, 0o600); writeErr == nil {
+			t.Errorf("the log: %v\n%s", err, log)
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 // A daemon reads what guests and strangers have written, often as root. When it has opened
 // all and mounted, and before anybody is told that it has, it confines itself to what it
-// needs from then on (M23, D30).
+// needs from then on (M23, D32).
 
 // startOutside starts the process that does what this one may not do when it is confined:
 // nil where it cannot be started. It is to be closed when the mount is gone.
