@@ -324,7 +324,7 @@ func (f *fileSystem) partAttr(node uint64, a *fuse.Attr) (valid time.Duration, e
 			setTime(a, f.disk.ModTime())
 			return alwaysAsked, nil
 		}
-		setTime(a, frozenAt(l))
+		setTime(a, l.Since())
 		return fixedAttrs, nil
 	}
 	p, l, err := f.part(node)
@@ -348,7 +348,7 @@ func (f *fileSystem) partAttr(node uint64, a *fuse.Attr) (valid time.Duration, e
 	default:
 		valid = fixedAttrs
 	}
-	setTime(a, frozenAt(l))
+	setTime(a, l.Since())
 	return valid, nil
 }
 

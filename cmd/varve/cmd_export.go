@@ -16,7 +16,7 @@ import (
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/show"
 	"varve/overlay"
 )
 
@@ -139,7 +139,7 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 	}
 	bar.Finish(e.Size)
 	if rest > 0 {
-		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, fs.HumanSize(rest))
+		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, show.Size(rest))
 	}
 	if salvage != nil {
 		return sayLost(cmd.ErrOrStderr(), cmd.Name()+" "+arg, out, salvage, e.Size)

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/show"
 	"varve/overlay"
 )
 
@@ -93,7 +93,7 @@ func (d blockDevice) describe() string {
 	}
 	var sectors int64
 	if _, err := fmt.Sscan(sysText(d.sys, "size"), &sectors); err == nil {
-		words = append(words, fs.HumanSize(sectors*512))
+		words = append(words, show.Size(sectors*512))
 	}
 	return strings.Join(words, ", ")
 }

@@ -1,4 +1,4 @@
-package fs
+package show
 
 import (
 	"bytes"
@@ -193,7 +193,7 @@ func TestTimeLeft(t *testing.T) {
 	}
 	seconds := int64(5)
 	j := chain.JobStatus{ID: "1", Kind: "delete", Layer: "000009", State: "running", DoneBytes: 1, TotalBytes: 3, Rate: 1 << 20, SecondsLeft: &seconds}
-	if line := JobLine(chain.Status{}, j); !strings.HasSuffix(line, ", 1 MiB/s, 5 s left") {
+	if line := jobLine(chain.Status{}, j); !strings.HasSuffix(line, ", 1 MiB/s, 5 s left") {
 		t.Error(line)
 	}
 	j.State = "done"

@@ -1,4 +1,4 @@
-package fs
+package show
 
 import (
 	"fmt"
@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"varve/chain"
+	"varve/overlay/procs"
 )
 
 // TreeOptions say what the terminal can do.
@@ -23,8 +24,8 @@ type TreeOptions struct {
 func Tree(w io.Writer, st chain.Status, o TreeOptions) error {
 	st = Printable(st)
 	t := newTreeDrawing(st, o)
-	title := t.cut(st.Disk, t.o.Width-len(HumanSize(st.Size))-2)
-	_, err := fmt.Fprintf(w, "%s, %s\n\n%s", title, HumanSize(st.Size), t.text())
+	title := t.cut(st.Disk, t.o.Width-len(Size(st.Size))-2)
+	_, err := fmt.Fprintf(w, "%s, %s\n\n%s", title, Size(st.Size), t.text())
 	return err
 }
 
@@ -180,20 +181,9 @@ func (t *treeDrawing) notes(l *chain.LayerStatus) (notes []string) {
 		notes = append(notes, "held")
 	}
 	for _, clone := range l.Clones {
-		notes = append(notes, "held for its clone "+printable(clone))
+		notes = append(notes, "held for its clone "+procs.Printable(clone))
 	}
 	return append(notes, damageNotes(l)...)
-}
-
-// frees is what deleting a layer would give back on the host, in words.
-func frees(l *chain.LayerStatus) string {
-	switch {
-	case l.State == "leaf" || l.Foreign:
-		return "-"
-	case l.Frees == nil:
-		return "?"
-	}
-	return HumanSize(*l.Frees)
 }
 
 const (
@@ -226,8 +216,8 @@ func (t *treeDrawing) text() string {
 		}
 		l := line.layer
 		cells[i] = [5]string{
-			layerTitle(t.st, l.ID), ownSize(*l), HumanSize(l.HostBytes), frees(l),
-			frozenAt(*l).Local().Format("2006-01-02 15:04"),
+			l.Title(), ownSize(*l), Size(l.HostBytes), frees(l),
+			l.Since().Local().Format("2006-01-02 15:04"),
 		}
 		for k, cell := range cells[i] {
 			if k == 0 {
@@ -303,9 +293,9 @@ func (t *treeDrawing) paintedGraph(graph string, l *chain.LayerStatus) string {
 	return t.paint(treeDim, lines) + t.paint(t.code(l), mark)
 }
 
-// cut is shorten with what the terminal can show.
+// cut is Shorten with what the terminal can show.
 func (t *treeDrawing) cut(s string, width int) string {
-	return strings.ReplaceAll(shorten(s, max(1, width)), "…", t.marks.cut)
+	return strings.ReplaceAll(Shorten(s, max(1, width)), "…", t.marks.cut)
 }
 
 // cutGraph leaves out the outer branches where there are too many for the width.

@@ -1,4 +1,4 @@
-package fs
+package show
 
 import (
 	"bytes"
@@ -170,17 +170,6 @@ func (d *mapDrawing) between() int {
 	return n
 }
 
-// mapTitle is what people call a layer.
-func mapTitle(l chain.LayerStatus) string {
-	switch {
-	case l.State == "leaf":
-		return "leaf"
-	case l.Name != "":
-		return l.Name
-	}
-	return "(" + l.ID + ")"
-}
-
 func total(bins []float32) int64 {
 	sum := 0.0
 	for _, b := range bins {
@@ -221,7 +210,7 @@ func (d *mapDrawing) layer(i int, top float64) {
 
 // holdsText is what a layer holds, or a view: at least that, where some of it is damaged.
 func holdsText(bins, lost []float32) string {
-	text := HumanSize(total(bins))
+	text := Size(total(bins))
 	if total(lost) > 0 {
 		return "≥ " + text
 	}
@@ -249,27 +238,27 @@ func (d *mapDrawing) rowText(i int, top float64, color string) {
 	if l.State == "leaf" {
 		weight = ` class="b"`
 	}
-	d.printf(`<text%s x="%d" y="%s"%s>%s</text>`, weight, mapPad+14, baseline, style, d.text(fit(mapTitle(l.LayerStatus), (mapLeft-mapPad-14-8)/size)))
+	d.printf(`<text%s x="%d" y="%s"%s>%s</text>`, weight, mapPad+14, baseline, style, d.text(fit(l.Title(), (mapLeft-mapPad-14-8)/size)))
 	d.printf(`<text class="e" x="%d" y="%s"%s>%s</text>`, mapHolds, baseline, style, holdsText(l.Data, l.Lost))
-	d.printf(`<text class="e m" x="%d" y="%s"%s>%s</text>`, mapSeen, baseline, style, HumanSize(total(l.Seen)))
+	d.printf(`<text class="e m" x="%d" y="%s"%s>%s</text>`, mapSeen, baseline, style, Size(total(l.Seen)))
 }
 
 // words say of a layer what the row shows.
 func (d *mapDrawing) words(l chain.MapLayer) string {
-	text := mapTitle(l.LayerStatus)
+	text := l.Title()
 	if l.Name != "" || l.State == "leaf" {
 		text += " (" + l.ID + ")"
 	}
-	text += ": holds " + HumanSize(total(l.Data))
+	text += ": holds " + Size(total(l.Data))
 	if zeros := total(l.Zero); zeros > 0 {
-		text += ", and zeros over " + HumanSize(zeros)
+		text += ", and zeros over " + Size(zeros)
 	}
 	if lost := total(l.Lost); lost > 0 {
-		text += ", or more: " + HumanSize(lost) + " are damaged and cannot be read"
+		text += ", or more: " + Size(lost) + " are damaged and cannot be read"
 	}
-	text += "; " + HumanSize(total(l.Seen)) + " of it is in the disk as it is now"
+	text += "; " + Size(total(l.Seen)) + " of it is in the disk as it is now"
 	if l.State != "leaf" {
-		text += "; since " + frozenAt(l.LayerStatus).Local().Format("2006-01-02 15:04")
+		text += "; since " + l.Since().Local().Format("2006-01-02 15:04")
 	}
 	return text
 }
@@ -308,11 +297,11 @@ func (d *mapDrawing) view(top float64) {
 		all += total(l.Seen)
 	}
 	d.printf(`<g><title>%s</title><rect class="k" x="%d" y="%s" width="%d" height="%s"/></g>`+"\n",
-		d.text(fmt.Sprintf("disk.raw: %s of %s is data", HumanSize(all), HumanSize(d.m.Size))),
+		d.text(fmt.Sprintf("disk.raw: %s of %s is data", Size(all), Size(d.m.Size))),
 		mapLeft, number(top), mapSpan, number(height))
 	d.printf(`<text class="b" x="%d" y="%s">disk.raw</text><text class="m s" x="%d" y="%s">by where it comes from</text>`,
 		mapPad, number(top+height/2-3), mapPad, number(top+height/2+12))
-	d.printf(`<text class="b e" x="%d" y="%s">%s</text>`+"\n", mapSeen, number(top+height/2+4), HumanSize(all))
+	d.printf(`<text class="b e" x="%d" y="%s">%s</text>`+"\n", mapSeen, number(top+height/2+4), Size(all))
 	owners := make([][mapLanes]int, d.n) // of each lane from below, a layer plus 1
 	for column := range owners {
 		if d.known(column) {
@@ -337,7 +326,7 @@ func (d *mapDrawing) view(top float64) {
 		}
 		if path.Len() > 0 {
 			d.printf(`<path stroke="%s" d="%s"><title>%s</title></path>`+"\n", d.color(i), path.String(),
-				d.text(mapTitle(l.LayerStatus)+": "+HumanSize(total(l.Seen))+" of the disk as it is now"))
+				d.text(l.Title()+": "+Size(total(l.Seen))+" of the disk as it is now"))
 		}
 	}
 	d.printf("</g>\n")

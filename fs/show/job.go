@@ -1,10 +1,52 @@
-package fs
+package show
 
 import (
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"varve/chain"
 )
+
+// JobLine says in words how far a job is.
+func jobLine(st chain.Status, j chain.JobStatus) string {
+	line := fmt.Sprintf("%s: %s of %s, %s", j.ID, j.Kind, titleOf(st, j.Layer), j.State)
+	if j.TotalBytes > 0 {
+		done := min(j.DoneBytes, j.TotalBytes)
+		line += fmt.Sprintf(", %d %% (%s of %s)", jobPercent(j), Size(done), Size(j.TotalBytes))
+	}
+	if j.Rate > 0 {
+		line += ", " + Size(j.Rate) + "/s"
+	}
+	if j.RateLimit > 0 && j.State == "running" {
+		line += " (limit " + Size(j.RateLimit) + "/s)"
+	}
+	if left := timeLeft(j); left != "" {
+		line += ", " + left
+	}
+	if j.Error != "" {
+		line += ": " + OneLine(j.Error)
+	}
+	return line
+}
+
+// wrapAtCommas breaks a line where it would be wider than that.
+func wrapAtCommas(line string, width int, lineBreak string) string {
+	var text strings.Builder
+	at := 0
+	for i, part := range strings.SplitAfter(line, ", ") {
+		n := utf8.RuneCountInString(strings.TrimRight(part, " "))
+		if i > 0 && at+n > width {
+			wrapped := strings.TrimRight(text.String(), " ") + lineBreak
+			text.Reset()
+			text.WriteString(wrapped)
+			at = 0
+		}
+		text.WriteString(part)
+		at += utf8.RuneCountInString(part)
+	}
+	return text.String()
+}
 
 // jobPercent is how much of a job's bytes is dealt with.
 func jobPercent(j chain.JobStatus) int {

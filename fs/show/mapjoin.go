@@ -1,4 +1,4 @@
-package fs
+package show
 
 import (
 	"slices"
@@ -31,7 +31,7 @@ func joinGroup(group []chain.MapLayer) chain.MapLayer {
 		return row
 	}
 	last := group[len(group)-1]
-	row.Name = mapTitle(row.LayerStatus) + " … " + mapTitle(last.LayerStatus)
+	row.Name = row.Title() + " … " + last.Title()
 	row.ID += " … " + last.ID
 	row.Data, row.Zero, row.Seen = slices.Clone(row.Data), slices.Clone(row.Zero), slices.Clone(row.Seen)
 	row.Lost = nil

@@ -1,4 +1,4 @@
-package fs
+package show
 
 import (
 	"encoding/xml"
@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"varve/chain"
+	"varve/overlay/procs"
 )
 
 const mapStyle = `text{font:12px system-ui,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums;fill:#1f2328}
@@ -28,7 +29,7 @@ func (d *mapDrawing) head(height float64) {
 		`<clipPath id="a"><rect x="0" y="-9999" width="%s" height="19998"/></clipPath></defs>`+"\n", number(float64(m.Size)/float64(d.column)))
 	d.printf(`<rect class="p" width="%d" height="%s"/>`+"\n", mapWidth, number(height))
 	d.printf(`<text class="h" x="%d" y="34">%s</text>`+"\n", mapPad, d.text(fit(filepath.Base(m.Disk), (mapWidth-2*mapPad)/18)))
-	words := fmt.Sprintf("%s from left to right, %s", HumanSize(m.Size), plural(d.layers, "layer"))
+	words := fmt.Sprintf("%s from left to right, %s", Size(m.Size), plural(d.layers, "layer"))
 	if d.layers > 1 {
 		words += ", the newest on top"
 	}
@@ -58,7 +59,7 @@ func (d *mapDrawing) grid(top, bottom float64) {
 		d.printf(`<path class="g" d="M%s %sV%s"/>`, x, number(top-2), number(bottom+5))
 		label := "0"
 		if at > 0 {
-			label = HumanSize(at)
+			label = Size(at)
 		}
 		d.printf(`<text class="m s c" x="%s" y="%s">%s</text>`, x, number(bottom+18), label)
 		if len(d.m.Layers) > mapMany {
@@ -124,14 +125,14 @@ func (d *mapDrawing) damaged() bool {
 // text is a string as it may stand in XML.
 func (d *mapDrawing) text(s string) string {
 	var escaped strings.Builder
-	xml.EscapeText(&escaped, []byte(printable(s))) // a Builder's Write never fails
+	xml.EscapeText(&escaped, []byte(procs.Printable(s))) // a Builder's Write never fails
 	return escaped.String()
 }
 
 // fit shortens a string to what is that wide, in units of the font's size.
 func fit(s string, width float64) string {
 	for n := utf8.RuneCountInString(s); n > 1 && textWidth(s) > width; n-- {
-		s = shorten(s, n-1)
+		s = Shorten(s, n-1)
 	}
 	return s
 }

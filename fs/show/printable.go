@@ -1,4 +1,4 @@
-package fs
+package show
 
 import (
 	"fmt"
@@ -9,9 +9,6 @@ import (
 
 	"varve/overlay/procs"
 )
-
-// printable has question marks for what a terminal or a line of text must not be given.
-func printable(s string) string { return procs.Printable(s) }
 
 // Printable is a copy of a value, such as a disk's status, in which every text is printable:
 // chain.json, and the mount of another user, may have anything in any of them. The values in
@@ -25,7 +22,7 @@ func Printable[T any](v T) T {
 func makePrintable(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.String:
-		v.SetString(printable(strings.ReplaceAll(v.String(), "\n", " ")))
+		v.SetString(procs.Printable(strings.ReplaceAll(v.String(), "\n", " ")))
 	case reflect.Pointer:
 		if !v.IsNil() {
 			copied := reflect.New(v.Type().Elem())

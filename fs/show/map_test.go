@@ -1,4 +1,4 @@
-package fs
+package show
 
 import (
 	"bytes"
@@ -99,7 +99,7 @@ func TestMapSVG(t *testing.T) {
 		if !MapComplete(picture) {
 			t.Errorf("%+v: not complete", c)
 		}
-		for _, want := range []string{"vm1.varve", "disk.raw", "leaf", HumanSize(c.size) + " from left to right"} {
+		for _, want := range []string{"vm1.varve", "disk.raw", "leaf", Size(c.size) + " from left to right"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("%+v: the picture does not say %q", c, want)
 			}
