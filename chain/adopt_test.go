@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // qcow2On makes a qcow2 on a backing file, with some bytes of its own.
@@ -33,7 +34,7 @@ func qcow2On(t testing.TB, path, backing, format string, pattern byte) {
 }
 
 func TestAdopt(t *testing.T) {
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	images, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +100,7 @@ func TestAdopt(t *testing.T) {
 			if !reflect.DeepEqual(got, wantFiles) {
 				t.Errorf("qemu-img sees %q\nwant %q", got, wantFiles)
 			}
-			image, err := overlay.OpenImage(fs, wantFiles[0], formatQcow2, overlay.LockNone)
+			image, err := overlay.OpenImage(fs, wantFiles[0], formatQcow2, hostfs.LockNone)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -392,7 +393,7 @@ func TestAdoptRefusesWhatIsOpenForWriting(t *testing.T) {
 		holder := holdOpen(t, base, format)
 		for image, said := range map[string]string{base: format, top: formatQcow2} {
 			_, err := Create(filepath.Join(root, "a.varve"), CreateOptions{Base: image, Format: said})
-			if !errors.Is(err, overlay.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d qemu-io", holder.Process.Pid)) ||
+			if !errors.Is(err, hostfs.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d qemu-io", holder.Process.Pid)) ||
 				!strings.Contains(err.Error(), base) {
 				t.Errorf("%s on %s: %v", image, format, err)
 			}
@@ -454,7 +455,7 @@ func TestCreateWithoutRights(t *testing.T) {
 		if os.Geteuid() != 0 {
 			return // our own disk is no secret to us
 		}
-		if _, err := lockDir(overlay.HostFS(), disk, false, "", 0); !errors.Is(err, os.ErrPermission) {
+		if _, err := lockDir(hostfs.OS(), disk, false, "", 0); !errors.Is(err, os.ErrPermission) {
 			t.Errorf("another one's disk was locked: %v", err)
 		}
 		if _, _, _, err := Holder(disk); !errors.Is(err, os.ErrPermission) {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // BackingFiles gives what an image stands on, from the top down: absolute paths, as the
@@ -16,10 +17,10 @@ func BackingFiles(image string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		at := image
 		for range maxAdopted {
-			if magic, err := overlay.IsQcow2(overlay.HostFS(), at); err != nil || !magic {
+			if magic, err := overlay.IsQcow2(hostfs.OS(), at); err != nil || !magic {
 				return
 			}
-			h, err := overlay.ReadHeader(overlay.HostFS(), at)
+			h, err := overlay.ReadHeader(hostfs.OS(), at)
 			if err != nil || h.BackingName == "" {
 				return
 			}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // fileIdentity tells one file on the host from another, whatever its names.
@@ -60,8 +61,8 @@ func (c *checker) checkLayer(rec *layerRecord, seen map[fileIdentity]string) err
 
 // openForCheck opens a layer's file and locks it as a mount would, so that
 // nobody writes it meanwhile.
-func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, bool) {
-	fail := func(err error) (overlay.File, bool) {
+func (c *checker) openForCheck(rec *layerRecord, path string) (hostfs.File, bool) {
+	fail := func(err error) (hostfs.File, bool) {
 		wayOut := "make the file readable again, or put it back from a backup"
 		switch {
 		case errors.Is(err, os.ErrNotExist):
@@ -70,7 +71,7 @@ func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, boo
 				wayOut = "put it back from a backup"
 			}
 			err = errors.New("the file is not there")
-		case errors.Is(err, overlay.ErrLocked):
+		case errors.Is(err, hostfs.ErrLocked):
 			wayOut = "stop what has it open, then check again"
 		case errors.Is(err, os.ErrPermission):
 			wayOut = "check as a user who may read it"
@@ -85,8 +86,8 @@ func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, boo
 	if err != nil {
 		return fail(err)
 	}
-	err = f.Lock(overlay.LockFrozen)
-	if errors.Is(err, overlay.ErrLocked) {
+	err = f.Lock(hostfs.LockFrozen)
+	if errors.Is(err, hostfs.ErrLocked) {
 		f.Close()
 		return fail(err)
 	}
@@ -121,7 +122,7 @@ func (c *checker) checkMarks(rec *layerRecord, path string) {
 const dirtyWords = "it is marked dirty: who wrote it was killed, and its refcounts may be wrong; what it shows is right"
 
 // checkFingerprint compares a layer's file with what it was (M16).
-func (c *checker) checkFingerprint(rec *layerRecord, path string, f overlay.File) {
+func (c *checker) checkFingerprint(rec *layerRecord, path string, f hostfs.File) {
 	if rec.Writing || rec.Fingerprint == nil {
 		return
 	}
@@ -148,7 +149,7 @@ func (c *checker) checkFingerprint(rec *layerRecord, path string, f overlay.File
 }
 
 // checkSize compares the guest size that chain.json has with the file's.
-func (c *checker) checkSize(rec *layerRecord, path string, f overlay.File, h *overlay.Header) {
+func (c *checker) checkSize(rec *layerRecord, path string, f hostfs.File, h *overlay.Header) {
 	if rec.ID == c.manifest.Leaf || rec.Writing || rec.Name == "" {
 		// The leaf's own header decides. An unnamed layer has no view that anybody
 		// sees, and a merge that was stopped may have made it larger.
@@ -178,7 +179,7 @@ func (c *checker) checkWhole(rec *layerRecord, path string, h *overlay.Header) {
 }
 
 // checkImage checks header, tables and refcounts of a qcow2 layer.
-func (c *checker) checkImage(rec *layerRecord, path string, f overlay.File, share int64) error {
+func (c *checker) checkImage(rec *layerRecord, path string, f hostfs.File, share int64) error {
 	before := c.done
 	result, err := overlay.Check(c.ctx, f, rec.Format, overlay.CheckOptions{MaxProblems: maxLayerFindings, Progress: func(done, total int64) {
 		if total > 0 {

@@ -16,17 +16,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // badDisk is a host with sectors that cannot be read.
 type badDisk struct {
-	overlay.FS
+	hostfs.FS
 	mu  sync.Mutex
 	bad map[string][][2]int64 // by path: from, to
 }
 
 func newBadDisk() *badDisk {
-	return &badDisk{FS: overlay.HostFS(), bad: make(map[string][][2]int64)}
+	return &badDisk{FS: hostfs.OS(), bad: make(map[string][][2]int64)}
 }
 
 // spoil makes a range unreadable, and mend all of them readable again.
@@ -42,7 +43,7 @@ func (b *badDisk) mend() {
 	clear(b.bad)
 }
 
-func (b *badDisk) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (b *badDisk) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	f, err := b.FS.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
@@ -51,7 +52,7 @@ func (b *badDisk) Open(path string, flag int, perm os.FileMode) (overlay.File, e
 }
 
 type badFile struct {
-	overlay.File
+	hostfs.File
 	disk *badDisk
 	path string
 }

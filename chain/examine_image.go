@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // examinedImage is a file of a chain that is followed by its headers.
 type examinedImage struct {
 	path, format string
-	info         overlay.Info
+	info         hostfs.Info
 	size         int64 // guest bytes; 0 where they cannot be told
 }
 
@@ -25,13 +26,13 @@ type examinedImage struct {
 // going on. The image's own format is decided as at a first mount, with what the witness
 // claims; nil for none. fs is nil for the host's. The error is that of looking at the image
 // itself.
-func ExamineImage(ctx context.Context, path string, witness Witness, fs overlay.FS) (Examination, error) {
+func ExamineImage(ctx context.Context, path string, witness Witness, fs hostfs.FS) (Examination, error) {
 	path, err := absolutePath(path)
 	if err != nil {
 		return Examination{}, err
 	}
 	if fs == nil {
-		fs = overlay.HostFS()
+		fs = hostfs.OS()
 	}
 	e := &examiner{ctx: ctx, fs: fs}
 	if err := checkFile(fs, path); err != nil {

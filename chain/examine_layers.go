@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // layers looks at the file of each layer. held says that another varve has the disk.
@@ -36,7 +37,7 @@ func (e *examiner) layers(m *manifest, held bool) error {
 func (e *examiner) readable(l *layerRecord, path string, held bool) bool {
 	err := checkFile(e.fs, path)
 	if err == nil {
-		var f overlay.File
+		var f hostfs.File
 		if f, err = e.fs.Open(path, os.O_RDONLY, 0); err == nil {
 			f.Close() // nothing was written
 			return true

@@ -17,6 +17,7 @@ import (
 	"varve/integration/patience"
 	"varve/integration/powercut"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // hangLimit is far above what any input takes.
@@ -38,7 +39,7 @@ func settled(h *powercut.Host) *powercut.Host {
 }
 
 // content is the file at a path.
-func content(tb testing.TB, fs overlay.FS, path string) []byte {
+func content(tb testing.TB, fs hostfs.FS, path string) []byte {
 	tb.Helper()
 	f, err := fs.Open(path, os.O_RDONLY, 0)
 	must(tb, err)
@@ -124,7 +125,7 @@ func (w *guardedFS) ours(path string) bool {
 	return path == hostileDir || strings.HasPrefix(path, hostileDir+"/")
 }
 
-func (w *guardedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (w *guardedFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	switch {
 	case slices.Contains(w.foreign, path) && !w.ours(path):
 		if flag != os.O_RDONLY {

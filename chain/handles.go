@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 	"varve/overlay/procs"
 )
 
@@ -215,7 +216,7 @@ func (v *View) Close() { v.disk.handles.remove(v.h) }
 // EachHostFile calls f with the layers whose view is a file of the host byte for byte, raw
 // images, by their ids. The files stay the disk's, are not closed before f returns, and
 // have the disk's locks: who reads one later opens it anew (M18).
-func (d *Disk) EachHostFile(f func(id string, file overlay.File)) {
+func (d *Disk) EachHostFile(f func(id string, file hostfs.File)) {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
 	m, nodes := d.tree()

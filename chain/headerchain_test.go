@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // headerChain is an image with all that its header, and those below it, name:
@@ -14,11 +15,11 @@ type headerChain struct {
 	below *headerChain
 }
 
-func openHeaderChain(fs overlay.FS, path, format string, depth int) (*headerChain, error) {
+func openHeaderChain(fs hostfs.FS, path, format string, depth int) (*headerChain, error) {
 	if depth > 100 {
 		return nil, fmt.Errorf("%s: a loop of backing files", path)
 	}
-	image, err := overlay.OpenImage(fs, path, format, overlay.LockNone)
+	image, err := overlay.OpenImage(fs, path, format, hostfs.LockNone)
 	if err != nil {
 		return nil, err
 	}

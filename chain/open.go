@@ -6,11 +6,12 @@ import (
 	"path/filepath"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // Open locks a disk directory, checks the fingerprints of its layers, brings it
 // in order after a crash, and resumes its job. Errors: ErrInUse with the
-// holder, ErrChanged with the way out, overlay.ErrLocked when a layer is open
+// holder, ErrChanged with the way out, hostfs.ErrLocked when a layer is open
 // elsewhere, and what reading chain.json and the layers gives.
 func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	o = o.withDefaults()
@@ -177,7 +178,7 @@ func (d *Disk) removeStrays(found []string) error {
 // noData refuses a file that no layer owns and that holds data. A crash leaves none: a
 // layer's file is empty until a chain.json that names it is durable. But one that was
 // put back from a backup does not know what came after it.
-func noData(fs overlay.FS, path string) error {
+func noData(fs hostfs.FS, path string) error {
 	data, err := overlay.HasData(fs, path)
 	if err != nil {
 		return fmt.Errorf("see whether %s, which chain.json does not know, holds data: %w", path, err)
@@ -192,7 +193,7 @@ func noData(fs overlay.FS, path string) error {
 // openLayers opens every layer and checks the fingerprints. What fails is told of
 // the layer that stands first in chain.json.
 func (d *Disk) openLayers(o OpenOptions) error {
-	files := make(map[string]overlay.File)
+	files := make(map[string]hostfs.File)
 	records := d.manifest.Layers
 	workers := openWorkers(o.FS)
 	layers := make([]*layer, len(records))
@@ -272,7 +273,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		return openFrozen(d.fs, path, rec.Format, rec.Foreign, d.readOnly)
 	}
 	// Locked before it is judged: nobody can change it between the two (M18).
-	f, err := openLocked(d.fs, path, overlay.LockWritable)
+	f, err := openLocked(d.fs, path, hostfs.LockWritable)
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +289,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		unclean = changed
 	}
 	l, err := newWritable(path, f, d.overlayOptions(unclean))
-	if errors.Is(err, overlay.ErrUnreadable) { // once is no damage
+	if errors.Is(err, hostfs.ErrUnreadable) { // once is no damage
 		l, err = openWritable(d.fs, path, d.overlayOptions(unclean))
 	}
 	switch {
@@ -318,7 +319,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 
 // touchedByOthers says whether the leaf's file, which is locked, differs from
 // what it was when varve closed it.
-func touchedByOthers(f overlay.File, rec *layerRecord) (bool, error) {
+func touchedByOthers(f hostfs.File, rec *layerRecord) (bool, error) {
 	now, err := takeFingerprint(f, rec.Format)
 	if err != nil {
 		return false, err

@@ -1,6 +1,9 @@
 package chain
 
-import "varve/overlay"
+import (
+	"varve/overlay"
+	"varve/overlay/hostfs"
+)
 
 // Merges and exports ask a view where its content stands, so that the host can
 // share blocks instead of copying them (overlay.Placed). An answer holds within
@@ -13,7 +16,7 @@ var (
 )
 
 // Place implements overlay.Placed for the node's view.
-func (n *node) Place(off, length int64) (f overlay.File, host, run int64, err error) {
+func (n *node) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
 	if n.absorbing.Load() {
 		return n.placeLive(off, length)
 	}
@@ -36,7 +39,7 @@ func (n *node) Place(off, length int64) (f overlay.File, host, run int64, err er
 }
 
 // placeLive is Place for a layer that is, or may be, written meanwhile.
-func (n *node) placeLive(off, length int64) (f overlay.File, host, run int64, err error) {
+func (n *node) placeLive(off, length int64) (f hostfs.File, host, run int64, err error) {
 	l := n.link.Load()
 	if l.layer == nil {
 		return l.parent.Place(off, length)
@@ -57,6 +60,6 @@ func (n *node) placeLive(off, length int64) (f overlay.File, host, run int64, er
 }
 
 // Place is that of the content as liveSource reads it.
-func (s liveSource) Place(off, length int64) (f overlay.File, host, run int64, err error) {
+func (s liveSource) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
 	return s.placeLive(off, length)
 }

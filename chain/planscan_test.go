@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // The sums of a scan are what one gets by looking at each sector for each run.
@@ -84,7 +85,7 @@ func TestScanAgainstSectors(t *testing.T) {
 // A plan of a prune reads each layer's tables once or twice, however many there are.
 func TestPlanReadsTablesOnce(t *testing.T) {
 	reads := func(layers int) int64 {
-		host := &lookingFS{FS: overlay.HostFS()}
+		host := &lookingFS{FS: hostfs.OS()}
 		dir := filepath.Join(t.TempDir(), "vm.varve")
 		_, err := Create(dir, CreateOptions{Size: 1 << 30})
 		must(t, err)

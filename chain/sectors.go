@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // A disk is whole sectors (M2). Files that are not:
@@ -126,7 +127,7 @@ func viewOfImages(images []*foreignImage) *node {
 }
 
 // keepTail is Disk.keepTail for a layer of a disk that is being made.
-func (l ownLayer) keepTail(fs overlay.FS, path string) (err error) {
+func (l ownLayer) keepTail(fs hostfs.FS, path string) (err error) {
 	if l.below == nil {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 
 	"varve/integration/powercut"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // hotRanges are where the guest writes: over the edges of clusters, regions and
@@ -178,7 +179,7 @@ func (g *simGuest) makeAdopted(path, raw string) {
 	}))
 	o, err := overlay.OpenOverlay(g.host, path, overlay.OverlayOptions{})
 	must(g.t, err)
-	below, err := overlay.OpenImage(g.host, raw, formatRaw, overlay.LockNone)
+	below, err := overlay.OpenImage(g.host, raw, formatRaw, hostfs.LockNone)
 	must(g.t, err)
 	fill(g.t, func(p []byte, off int64) error { return o.WriteAt(p, off, rawBacking{below}) },
 		adoptedValue, func(s int64) bool { return adoptedValue(s) == baseValue(s) })

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 	"varve/overlay/measure"
 )
 
@@ -35,7 +36,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 		return nil, nil, err
 	}
 	l, err := openWritable(d.fs, path, d.overlayOptions(false))
-	for end := time.Now().Add(newLeafPatience); errors.Is(err, overlay.ErrLocked) && time.Now().Before(end); {
+	for end := time.Now().Add(newLeafPatience); errors.Is(err, hostfs.ErrLocked) && time.Now().Before(end); {
 		time.Sleep(lockPoll)
 		l, err = openWritable(d.fs, path, d.overlayOptions(false))
 	}

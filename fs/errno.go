@@ -11,6 +11,7 @@ import (
 
 	"varve/chain"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // refusal is this package's own answer to a request: an errno and the reason
@@ -58,7 +59,7 @@ func errnoOf(err error) (errno syscall.Errno, expected bool) {
 		{chain.ErrInvalid, unix.EINVAL},
 		{chain.ErrBusy, unix.EBUSY},
 		{chain.ErrInUse, unix.EBUSY},
-		{overlay.ErrLocked, unix.EBUSY},
+		{hostfs.ErrLocked, unix.EBUSY},
 		{chain.ErrReadOnly, unix.EROFS},
 		{context.Canceled, unix.EINTR},
 		{context.DeadlineExceeded, unix.ETIMEDOUT},

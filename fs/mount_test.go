@@ -20,6 +20,7 @@ import (
 
 	"varve/chain"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 func TestUnmount(t *testing.T) {
@@ -256,7 +257,7 @@ func TestErrnoOf(t *testing.T) {
 		{wrap(chain.ErrReadOnly), unix.EROFS, true},
 		{wrap(chain.ErrChanged), unix.EIO, false},
 		{wrap(chain.ErrInUse), unix.EBUSY, true},
-		{wrap(overlay.ErrLocked), unix.EBUSY, true},
+		{wrap(hostfs.ErrLocked), unix.EBUSY, true},
 		{wrap(overlay.ErrCorrupt), unix.EIO, false},
 		{wrap(overlay.ErrUnsupported), unix.EIO, false},
 		{errors.Join(overlay.ErrFailed, unix.ENOSPC), unix.EIO, false},

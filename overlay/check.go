@@ -3,6 +3,8 @@ package overlay
 import (
 	"context"
 	"fmt"
+
+	"varve/overlay/hostfs"
 )
 
 // CheckOptions are the options of Check.
@@ -66,7 +68,7 @@ type CheckResult struct {
 // The error is for what could not be checked at all: the header's, as of
 // ParseHeader (ErrCorrupt, ErrUnsupported), the host's, the context's. What the
 // tables have wrong is in the result. Safe for concurrent use.
-func Check(ctx context.Context, f File, format string, o CheckOptions) (CheckResult, error) {
+func Check(ctx context.Context, f hostfs.File, format string, o CheckOptions) (CheckResult, error) {
 	switch format {
 	case formatRaw:
 		return CheckResult{}, nil
@@ -117,7 +119,7 @@ func Check(ctx context.Context, f File, format string, o CheckOptions) (CheckRes
 // checker is one run of Check.
 type checker struct {
 	ctx      context.Context
-	file     File
+	file     hostfs.File
 	h        *Header
 	l2       l2Format
 	fileSize int64
@@ -154,7 +156,7 @@ type namedRange struct {
 	offset, length int64
 }
 
-func newChecker(ctx context.Context, f File, h *Header, fileSize int64, o CheckOptions) *checker {
+func newChecker(ctx context.Context, f hostfs.File, h *Header, fileSize int64, o CheckOptions) *checker {
 	c := &checker{
 		ctx: ctx, file: f, h: h, fileSize: fileSize,
 		l2:          l2Format{version: h.Version, clusterBits: h.ClusterBits, extended: h.ExtendedL2(), fileSize: fileSize},

@@ -3,6 +3,8 @@ package overlay
 import (
 	"encoding/binary"
 	"fmt"
+
+	"varve/overlay/hostfs"
 )
 
 // Limits of the directories of internal snapshots and bitmaps, those of QEMU.
@@ -57,7 +59,7 @@ func (c *checker) readSnapshots() error {
 			c.errorf(at, "snapshot table: entry %d at 0x%x is behind the end of the file", i, at)
 			break
 		}
-		if err := readFull(c.file, fixed[:], at); err != nil {
+		if err := hostfs.ReadPadded(c.file, fixed[:], at); err != nil {
 			return fmt.Errorf("read snapshot table at 0x%x of %s: %w", at, c.file.Name(), err)
 		}
 		be := binary.BigEndian
@@ -138,7 +140,7 @@ func (c *checker) readBitmapDirectory(extension []byte) error {
 			c.errorf(at, "bitmap directory: entry %d at 0x%x ends behind its end", i, at)
 			return nil
 		}
-		if err := readFull(c.file, fixed[:], at); err != nil {
+		if err := hostfs.ReadPadded(c.file, fixed[:], at); err != nil {
 			return fmt.Errorf("read bitmap directory at 0x%x of %s: %w", at, c.file.Name(), err)
 		}
 		table := bitmapTable{int64(be.Uint64(fixed[:])), int64(be.Uint32(fixed[8:]))}
@@ -193,7 +195,7 @@ func (c *checker) countBitmap(t bitmapTable) error {
 			return err
 		}
 		n := min(t.entries-i, int64(len(piece))/8)
-		if err := readFull(c.file, piece[:n*8], t.offset+i*8); err != nil {
+		if err := hostfs.ReadPadded(c.file, piece[:n*8], t.offset+i*8); err != nil {
 			return fmt.Errorf("read bitmap table at 0x%x of %s: %w", t.offset, c.file.Name(), err)
 		}
 		for k := range n {

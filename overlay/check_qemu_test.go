@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/integration/imagetest"
 	"varve/integration/turn"
 )
 
@@ -165,8 +166,8 @@ func checkedImages() []checkedImage {
 		"extended_l2=on", "preallocation=metadata,cluster_size=16k", "cluster_size=128k,extended_l2=on",
 	} {
 		add(o, func(t *testing.T) string {
-			path := newQcow2(t, o, "4M")
-			qemuIO(t, path, writes...)
+			path := imagetest.New(t, o, "4M")
+			imagetest.QemuIO(t, path, writes...)
 			return path
 		})
 	}
@@ -182,28 +183,28 @@ func checkedImages() []checkedImage {
 				t.Fatal(err)
 			}
 			path := filepath.Join(t.TempDir(), "compressed.qcow2")
-			qemuImg(t, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", o, source, path)
-			qemuIO(t, path, "write -P 9 100k 50k")
+			imagetest.QemuImg(t, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", o, source, path)
+			imagetest.QemuIO(t, path, "write -P 9 100k 50k")
 			return path
 		})
 	}
 	for _, o := range []string{"", "compat=0.10", "cluster_size=4k", "extended_l2=on,cluster_size=16k"} {
 		add("snapshots,"+o, func(t *testing.T) string {
-			path := newQcow2(t, o, "4M")
-			qemuIO(t, path, writes...)
-			qemuImg(t, "snapshot", "-c", "one", path)
-			qemuIO(t, path, "write -P 7 64k 128k")
-			qemuImg(t, "snapshot", "-c", "two", path)
-			qemuIO(t, path, "write -P 8 96k 128k")
+			path := imagetest.New(t, o, "4M")
+			imagetest.QemuIO(t, path, writes...)
+			imagetest.QemuImg(t, "snapshot", "-c", "one", path)
+			imagetest.QemuIO(t, path, "write -P 7 64k 128k")
+			imagetest.QemuImg(t, "snapshot", "-c", "two", path)
+			imagetest.QemuIO(t, path, "write -P 8 96k 128k")
 			return path
 		})
 	}
 	for _, o := range []string{"", "cluster_size=4k"} {
 		add("bitmaps,"+o, func(t *testing.T) string {
-			path := newQcow2(t, o, "4M")
-			qemuImg(t, "bitmap", "--add", "-g", "4k", path, "one")
-			qemuImg(t, "bitmap", "--add", path, "two")
-			qemuIO(t, path, writes...)
+			path := imagetest.New(t, o, "4M")
+			imagetest.QemuImg(t, "bitmap", "--add", "-g", "4k", path, "one")
+			imagetest.QemuImg(t, "bitmap", "--add", path, "two")
+			imagetest.QemuIO(t, path, writes...)
 			return path
 		})
 	}

@@ -1,6 +1,11 @@
 package overlay
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"errors"
+
+	"varve/overlay/hostfs"
+)
 
 // compareRefcounts compares what was counted with the refcounts in the file.
 // In the last part also those behind the end of the file are looked at.
@@ -28,8 +33,8 @@ func (c *checker) compareRefcounts(last bool) error {
 			if err := c.ctx.Err(); err != nil {
 				return err
 			}
-			err := readFull(c.file, c.buf, int64(entry))
-			if isUnreadable(err) {
+			err := hostfs.ReadPadded(c.file, c.buf, int64(entry))
+			if errors.Is(err, hostfs.ErrUnreadable) {
 				c.refcountErrorf(int64(entry), "refcount block at 0x%x: it cannot be read: %v", entry, err)
 				c.badBlock[b] = true
 				c.skipBlock(from, min(to, c.counts.high))

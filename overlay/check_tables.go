@@ -3,6 +3,8 @@ package overlay
 import (
 	"encoding/binary"
 	"fmt"
+
+	"varve/overlay/hostfs"
 )
 
 // countUses goes through everything that names clusters, and counts those of
@@ -180,7 +182,7 @@ func (c *checker) readRefcountTable() error {
 	defer tableBuffers.Put(piece)
 	for i := 0; i < int(bytes/8); {
 		n := min(int(bytes/8)-i, len(piece)/8)
-		err := readPieces(readFull, c.file, piece[:n*8], at+int64(i)*8, 8, func(first, n int64, reason error) error {
+		err := readPieces(hostfs.ReadPadded, c.file, piece[:n*8], at+int64(i)*8, 8, func(first, n int64, reason error) error {
 			return c.unread("refcount table", at+(int64(i)+first)*8, n*8, reason)
 		})
 		if err != nil {

@@ -10,6 +10,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"varve/integration/imagetest"
+	"varve/overlay/hostfs"
 )
 
 // damagedImage is an image in which a test changes one thing.
@@ -222,7 +225,7 @@ func checkProgress(t *testing.T, data []byte) {
 
 func TestCheckCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	path := newQcow2(t, "cluster_size=4k,preallocation=metadata", "64M")
+	path := imagetest.New(t, "cluster_size=4k,preallocation=metadata", "64M")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +244,7 @@ func TestCheckCancelled(t *testing.T) {
 // The list is bounded, the counts are not; leaks that follow each other are one
 // problem.
 func TestCheckListIsBounded(t *testing.T) {
-	path := newQcow2(t, "cluster_size=4k,preallocation=metadata", "4M")
+	path := imagetest.New(t, "cluster_size=4k,preallocation=metadata", "4M")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -265,8 +268,8 @@ func TestCheckListIsBounded(t *testing.T) {
 
 // What reading gives is an error, not a verdict.
 func TestCheckReadError(t *testing.T) {
-	path := newQcow2(t, "", "4M")
-	qemuIO(t, path, "write -P 1 0 200k")
+	path := imagetest.New(t, "", "4M")
+	imagetest.QemuIO(t, path, "write -P 1 0 200k")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -304,8 +307,8 @@ func (f *failingReads) ReadAt(p []byte, off int64) (int, error) {
 func FuzzCheck(f *testing.F) {
 	f.Add([]byte(qcow2Magic))
 	for _, version := range []string{"compat=0.10", "extended_l2=on,cluster_size=16k"} {
-		path := newQcow2(f, version, "1M")
-		qemuIO(f, path, "write 0 64k")
+		path := imagetest.New(f, version, "1M")
+		imagetest.QemuIO(f, path, "write 0 64k")
 		data, err := os.ReadFile(path)
 		if err != nil {
 			f.Fatal(err)
@@ -321,10 +324,10 @@ func FuzzCheck(f *testing.F) {
 // BenchmarkCheckSmall is what a crash state of a test harness costs.
 func BenchmarkCheckSmall(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "layer.qcow2")
-	if err := Create(HostFS(), path, CreateOptions{Size: 64 << 20}); err != nil {
+	if err := Create(hostfs.OS(), path, CreateOptions{Size: 64 << 20}); err != nil {
 		b.Fatal(err)
 	}
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}

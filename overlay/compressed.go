@@ -10,6 +10,8 @@ import (
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
+
+	"varve/overlay/hostfs"
 )
 
 // compressedReader reads the compressed clusters of one image. It remembers
@@ -17,7 +19,7 @@ import (
 // concurrent use; two that miss the same cluster both decompress it, so that
 // nobody waits for another.
 type compressedReader struct {
-	file        File
+	file        hostfs.File
 	format      *l2Format
 	compression uint8
 
@@ -109,7 +111,7 @@ func (c *compressedReader) decompress(out []byte, descriptor uint64) error {
 		*input = make([]byte, length)
 	}
 	data := (*input)[:length]
-	if err := readTable(c.file, data, offset); err != nil {
+	if err := hostfs.ReadWhole(c.file, data, offset); err != nil {
 		return fmt.Errorf("read %d bytes of compressed data at 0x%x of %s: %w", length, offset, c.file.Name(), err)
 	}
 	inflate := c.inflate

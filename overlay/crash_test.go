@@ -15,6 +15,7 @@ import (
 	"varve/integration/powercut"
 	"varve/integration/turn"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 var flags = powercut.NewFlags()
@@ -348,7 +349,7 @@ func (c *layerJudge) reopen(state *powercut.Host, v *powercut.View) error {
 	if err := powercut.CheckImage(state, layerPath, false); err != nil {
 		return fmt.Errorf("after it was settled: %w", err)
 	}
-	im, err := overlay.OpenImage(state, layerPath, "qcow2", overlay.LockNone)
+	im, err := overlay.OpenImage(state, layerPath, "qcow2", hostfs.LockNone)
 	if err != nil {
 		return err
 	}

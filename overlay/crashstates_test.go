@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/hostfs"
 )
 
 // crashTest is a layer on a memFile and what it may hold after a power cut:
@@ -258,7 +259,7 @@ func (c memContent) checkRefcounts(testing.TB) error {
 	for cluster := u.set.next(0); cluster < u.set.high; cluster = u.set.next(cluster + 1) {
 		var count [2]byte
 		if table[cluster/perBlock] != 0 {
-			if err := readFull(f, count[:], table[cluster/perBlock]+2*(cluster%perBlock)); err != nil {
+			if err := hostfs.ReadPadded(f, count[:], table[cluster/perBlock]+2*(cluster%perBlock)); err != nil {
 				return err
 			}
 		}

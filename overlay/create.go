@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"varve/overlay/hostfs"
 )
 
 // Geometry of the layers that varve writes; docs/cluster-size.md has the
@@ -39,7 +41,7 @@ type CreateOptions struct {
 // file must not exist; it gets mode 0600 and is durable when Create returns
 // (its name is not: sync the directory). A file that could not be finished is
 // removed again.
-func Create(fs FS, path string, o CreateOptions) (err error) {
+func Create(fs hostfs.FS, path string, o CreateOptions) (err error) {
 	if o.ClusterBits == 0 {
 		o.ClusterBits = defaultClusterBits
 	}
@@ -105,7 +107,7 @@ func Create(fs FS, path string, o CreateOptions) (err error) {
 		if len(w.p) == 0 {
 			continue
 		}
-		if err := writeFull(f, w.p, w.off); err != nil {
+		if err := hostfs.WriteWhole(f, w.p, w.off); err != nil {
 			return fmt.Errorf("create %s: %w", path, err)
 		}
 	}
@@ -183,16 +185,4 @@ func encodeHeader(h *Header) ([]byte, error) {
 		return nil, fmt.Errorf("header extensions of %d bytes do not fit into one sector: %w", len(p), ErrUnsupported)
 	}
 	return p[:headerSector], nil
-}
-
-// writeFull is WriteAt with a short count turned into an error.
-func writeFull(f File, p []byte, off int64) error {
-	n, err := f.WriteAt(p, off)
-	if err != nil {
-		return fmt.Errorf("write %d bytes at 0x%x of %s: %w", len(p), off, f.Name(), err)
-	}
-	if n != len(p) {
-		return fmt.Errorf("write %d bytes at 0x%x of %s: only %d were taken", len(p), off, f.Name(), n)
-	}
-	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"slices"
+
+	"varve/overlay/hostfs"
 )
 
 // maxBlocksForEnd bounds how many blocks of refcounts CutOff reads. An image has one
@@ -28,7 +30,7 @@ type Missing struct {
 // name. It reads the L1 table and a few blocks of the refcounts, and the L2 tables only
 // where those say that something is missing: a file that passes may still have errors,
 // which Check finds. It takes no lock. The errors are ParseHeader's and the file's.
-func CutOff(fs FS, path string) (Missing, error) {
+func CutOff(fs hostfs.FS, path string) (Missing, error) {
 	f, err := openImageFile(fs, path)
 	if err != nil {
 		return Missing{}, err
@@ -37,7 +39,7 @@ func CutOff(fs FS, path string) (Missing, error) {
 	return cutOff(f)
 }
 
-func cutOff(f File) (Missing, error) {
+func cutOff(f hostfs.File) (Missing, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return Missing{}, err
@@ -75,7 +77,7 @@ func cutOff(f File) (Missing, error) {
 // HasData says whether a file is a qcow2 image that has L2 tables, as one has in which
 // anything was written. A file that is no image, or one that was cut off before its
 // tables, has none. It takes no lock. The errors are those of reading.
-func HasData(fs FS, path string) (bool, error) {
+func HasData(fs hostfs.FS, path string) (bool, error) {
 	f, err := openImageFile(fs, path)
 	if err != nil {
 		return false, err
@@ -101,7 +103,7 @@ func HasData(fs FS, path string) (bool, error) {
 
 // lastNamed is the offset of the last cluster that L2 tables have data in, 0 for none.
 // (qcow2 specification, "Cluster mapping"; of a compressed one it is the first byte.)
-func lastNamed(f File, h *Header) (last int64, err error) {
+func lastNamed(f hostfs.File, h *Header) (last int64, err error) {
 	w := tableWalk{
 		file: f, h: h, buf: make([]byte, h.ClusterSize()),
 		l1: func(int64, uint64) (bool, error) { return true, nil },
@@ -123,7 +125,7 @@ func lastNamed(f File, h *Header) (last int64, err error) {
 // lastCounted is the offset of the last cluster whose refcount is not 0, or of the
 // block that should count it and lies behind the end of the file; 0 for none. (qcow2
 // specification, "Host cluster management".)
-func lastCounted(f File, h *Header) (int64, error) {
+func lastCounted(f hostfs.File, h *Header) (int64, error) {
 	table := make([]byte, int64(h.RefcountTableClusters)<<h.ClusterBits)
 	n, err := f.ReadAt(table, h.RefcountTableOffset)
 	if err != nil && !errors.Is(err, io.EOF) {

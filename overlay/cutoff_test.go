@@ -7,6 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"varve/integration/imagetest"
+	"varve/overlay/hostfs"
 )
 
 // A file that was cut off is told from one that is whole, for every kind of image
@@ -14,17 +17,17 @@ import (
 func TestCutOff(t *testing.T) {
 	kinds := []string{"compat=0.10", "compat=1.1", "cluster_size=512", "cluster_size=2M", "refcount_bits=1", "refcount_bits=64", "extended_l2=on", "preallocation=metadata"}
 	for _, kind := range kinds {
-		path := newQcow2(t, kind, "64M")
+		path := imagetest.New(t, kind, "64M")
 		whole := func(when string) {
 			t.Helper()
-			if m, err := CutOff(HostFS(), path); m.What != "" || err != nil {
+			if m, err := CutOff(hostfs.OS(), path); m.What != "" || err != nil {
 				t.Errorf("%s, %s: %+v, %v", kind, when, m, err)
 			}
 		}
 		whole("empty")
-		qemuIO(t, path, "write 1M 64k", "write 40M 3M")
+		imagetest.QemuIO(t, path, "write 1M 64k", "write 40M 3M")
 		whole("written")
-		qemuIO(t, path, "discard 0 2M", "write -z 40M 1M")
+		imagetest.QemuIO(t, path, "discard 0 2M", "write -z 40M 1M")
 		whole("discarded")
 		info, err := os.Stat(path)
 		if err != nil {
@@ -33,7 +36,7 @@ func TestCutOff(t *testing.T) {
 		if err := os.Truncate(path, info.Size()-(2<<20)); err != nil {
 			t.Fatal(err)
 		}
-		if m, err := CutOff(HostFS(), path); err == nil && (m.What == "" || m.Counted || m.At < info.Size()-(2<<20)) {
+		if m, err := CutOff(hostfs.OS(), path); err == nil && (m.What == "" || m.Counted || m.At < info.Size()-(2<<20)) {
 			t.Errorf("%s, cut off: %+v", kind, m)
 		}
 	}
@@ -42,11 +45,11 @@ func TestCutOff(t *testing.T) {
 // So is one of varve's own, at any length: it is whole only where nothing is missing.
 func TestCutOffOwn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "layer.qcow2")
-	if err := Create(HostFS(), path, CreateOptions{Size: 64 << 20}); err != nil {
+	if err := Create(hostfs.OS(), path, CreateOptions{Size: 64 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	qemuIO(t, path, "write 8M 1M")
-	if m, err := CutOff(HostFS(), path); m.What != "" || err != nil {
+	imagetest.QemuIO(t, path, "write 8M 1M")
+	if m, err := CutOff(hostfs.OS(), path); m.What != "" || err != nil {
 		t.Fatalf("whole: %+v, %v", m, err)
 	}
 	info, err := os.Stat(path)
@@ -58,7 +61,7 @@ func TestCutOffOwn(t *testing.T) {
 		if err := os.Truncate(path, size); err != nil {
 			t.Fatal(err)
 		}
-		m, err := CutOff(HostFS(), path)
+		m, err := CutOff(hostfs.OS(), path)
 		if err == nil && (m.What == "" || m.Counted || m.At < size) {
 			t.Fatalf("cut to %d: %+v", size, m)
 		}
@@ -73,8 +76,8 @@ func TestCutOffOwn(t *testing.T) {
 // refcount behind the end of the file, of which qemu-img check says nothing. So does
 // one that was cut off where only a cluster stood that nothing names any more.
 func TestCountedBehindTheEnd(t *testing.T) {
-	path := newQcow2(t, "compat=1.1", "64M")
-	qemuIO(t, path, "write 1M 256k")
+	path := imagetest.New(t, "compat=1.1", "64M")
+	imagetest.QemuIO(t, path, "write 1M 256k")
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +102,7 @@ func TestCountedBehindTheEnd(t *testing.T) {
 	if out, err := exec.Command("qemu-img", "check", path).CombinedOutput(); err != nil {
 		t.Fatalf("qemu-img check: %v\n%s", err, out)
 	}
-	if m, err := CutOff(HostFS(), path); err != nil || !m.Counted || m.At != behind<<16 {
+	if m, err := CutOff(hostfs.OS(), path); err != nil || !m.Counted || m.At != behind<<16 {
 		t.Errorf("%+v, %v", m, err)
 	}
 }

@@ -3,10 +3,9 @@ package overlay
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"varve/overlay/hostfs"
 )
 
 // Damage of an image's tables costs the guest bytes that the damaged entry maps, and
@@ -25,40 +24,11 @@ import (
 // a piece of a table, and can again. Whoever remembers extents asks Map anew.
 var ErrReadable = errors.New("it can be read again")
 
-// hostDamage are the errors with which a host says that a place of a file cannot be
-// read: of a disk, and of a file system that checks what it reads.
-var hostDamage = []error{unix.EIO, unix.EUCLEAN, unix.EBADMSG, unix.ENODATA, unix.EREMOTEIO, unix.EILSEQ}
-
-// ErrUnreadable says that the host could not read a place of a file. Other places of
-// the same file may be read all the same.
-var ErrUnreadable = errors.New("cannot be read")
-
 // IsDamage says whether an error of a read comes from what stands in the file, or in
 // a sector of the host, so that other places of the same image can still be read.
-func IsDamage(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrUnreadable) }
-
-// unreadable is a read's error that is ErrUnreadable too; the host's words say enough.
-type unreadable struct{ error }
-
-func (unreadable) Is(target error) bool { return target == ErrUnreadable }
-func (u unreadable) Unwrap() error      { return u.error }
-
-// readError marks the error of a read where it is one of the place.
-func readError(err error) error {
-	if HostCannotRead(err) {
-		return unreadable{err}
-	}
-	return err
+func IsDamage(err error) bool {
+	return errors.Is(err, ErrCorrupt) || errors.Is(err, hostfs.ErrUnreadable)
 }
-
-// HostCannotRead says whether an error of a call to the host means that a place of a
-// file cannot be read.
-func HostCannotRead(err error) bool {
-	return err != nil && slices.ContainsFunc(hostDamage, func(e error) bool { return errors.Is(err, e) })
-}
-
-// isUnreadable is IsDamage for the host alone.
-func isUnreadable(err error) bool { return errors.Is(err, ErrUnreadable) }
 
 // damageUnit is the least that is read of a table of which a larger piece cannot be
 // read, in bytes: a sector, which a disk loses as a whole.
@@ -67,15 +37,15 @@ const damageUnit = SectorSize
 // readPieces reads the entries of a table, of entryBytes each, into p, which is at
 // file offset at. Where the host cannot read, it reads sector by sector, and tells
 // broken of the entries that it cannot have, whose bytes in p are zeros then. read is
-// readTable or readFull. Other errors are the caller's.
-func readPieces(read func(File, []byte, int64) error, f File, p []byte, at, entryBytes int64, broken func(first, n int64, reason error) error) error {
+// ReadWhole or ReadPadded. Other errors are the caller's.
+func readPieces(read func(hostfs.File, []byte, int64) error, f hostfs.File, p []byte, at, entryBytes int64, broken func(first, n int64, reason error) error) error {
 	err := read(f, p, at)
-	if !isUnreadable(err) {
+	if !errors.Is(err, hostfs.ErrUnreadable) {
 		return err
 	}
 	for off := int64(0); off < int64(len(p)); {
 		end := min(int64(len(p)), (at+off)/damageUnit*damageUnit+damageUnit-at)
-		if err := read(f, p[off:end], at+off); isUnreadable(err) {
+		if err := read(f, p[off:end], at+off); errors.Is(err, hostfs.ErrUnreadable) {
 			clear(p[off:end])
 			if err := broken(off/entryBytes, (end-off)/entryBytes, err); err != nil {
 				return err

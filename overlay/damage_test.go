@@ -13,12 +13,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/integration/imagetest"
 	"varve/integration/patience"
+	"varve/overlay/hostfs"
 )
 
 // spotFile is a file with places that cannot be read.
 type spotFile struct {
-	File
+	hostfs.File
 	mu  sync.Mutex
 	bad [][2]int64
 }
@@ -45,8 +47,8 @@ func (f *spotFile) set(bad ...[2]int64) {
 func ownDisk(t *testing.T) (path string, l2 int64) {
 	t.Helper()
 	path = t.TempDir() + "/layer.qcow2"
-	must(t, Create(HostFS(), path, CreateOptions{Size: 8 << 30}))
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	must(t, Create(hostfs.OS(), path, CreateOptions{Size: 8 << 30}))
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	must(t, err)
 	for c := range int64(32) {
 		must(t, o.WriteAt(bytes.Repeat([]byte{byte(c + 1)}, 1<<defaultClusterBits), c<<defaultClusterBits, nil))
@@ -86,17 +88,19 @@ func TestDamagedEntryOfAWrittenLayer(t *testing.T) {
 		name  string
 		entry func(end int64) []byte
 	}{
-		{"a reserved bit", func(int64) []byte { return append(be64(copiedFlag|5*cs|2), be64(allSub)...) }},
-		{"the next cluster that is given out", func(end int64) []byte { return append(be64(copiedFlag|uint64(end)), be64(allSub)...) }},
-		{"a table", func(int64) []byte { return append(be64(copiedFlag|3*cs), be64(allSub)...) }},
+		{"a reserved bit", func(int64) []byte { return append(imagetest.BE64(copiedFlag|5*cs|2), imagetest.BE64(allSub)...) }},
+		{"the next cluster that is given out", func(end int64) []byte {
+			return append(imagetest.BE64(copiedFlag|uint64(end)), imagetest.BE64(allSub)...)
+		}},
+		{"a table", func(int64) []byte { return append(imagetest.BE64(copiedFlag|3*cs), imagetest.BE64(allSub)...) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path, l2 := ownDisk(t)
 			info, err := os.Stat(path)
 			must(t, err)
 			entry := c.entry(info.Size())
-			patch(t, path, l2+16*3, entry...)
-			o, err := OpenOverlay(HostFS(), path, OverlayOptions{MaxSlices: 1})
+			imagetest.Patch(t, path, l2+16*3, entry...)
+			o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{MaxSlices: 1})
 			must(t, err)
 			defer o.Close()
 			// Clusters are given out before anybody has looked at the entry.
@@ -111,7 +115,7 @@ func TestDamagedEntryOfAWrittenLayer(t *testing.T) {
 				for at := int64(0); at < 8; at++ {
 					err := readOwn(o, p, at*cs)
 					if at == 3 {
-						judgeError(t, err, ErrCorrupt, path, "guest offset 0x60000")
+						imagetest.JudgeError(t, err, ErrCorrupt, path, "guest offset 0x60000")
 						continue
 					}
 					if err != nil || p[0] != byte(at+1) {
@@ -154,7 +158,7 @@ func TestDamagedEntryOfAWrittenLayer(t *testing.T) {
 func TestUnreadableSectorOfAWrittenLayer(t *testing.T) {
 	const cs = 1 << defaultClusterBits
 	path, l2 := ownDisk(t)
-	f, err := HostFS().Open(path, os.O_RDWR, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDWR, 0)
 	must(t, err)
 	spot := &spotFile{File: f}
 	o, err := NewOverlay(spot, OverlayOptions{})
@@ -164,10 +168,10 @@ func TestUnreadableSectorOfAWrittenLayer(t *testing.T) {
 	must(t, err)
 	spot.set([2]int64{l2, l2 + 512}) // entries 0 to 31
 	p := make([]byte, 4096)
-	if err := readOwn(o, p, 5*cs); !errors.Is(err, ErrUnreadable) {
+	if err := readOwn(o, p, 5*cs); !errors.Is(err, hostfs.ErrUnreadable) {
 		t.Errorf("a read: %v", err)
 	}
-	if err := o.WriteAt(p, 5*cs, nil); !errors.Is(err, ErrUnreadable) {
+	if err := o.WriteAt(p, 5*cs, nil); !errors.Is(err, hostfs.ErrUnreadable) {
 		t.Errorf("a write: %v", err)
 	}
 	must(t, o.WriteAt(bytes.Repeat([]byte{9}, 4096), 40*cs, nil)) // in another sector of the slice
@@ -200,9 +204,9 @@ func TestUnreadableSectorOfAWrittenLayer(t *testing.T) {
 // Check goes on where the host cannot read a piece of a table, and lists it.
 func TestCheckOfUnreadableTables(t *testing.T) {
 	path, l2 := ownDisk(t)
-	h, err := ReadHeader(HostFS(), path)
+	h, err := ReadHeader(hostfs.OS(), path)
 	must(t, err)
-	f, err := HostFS().Open(path, os.O_RDONLY, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	must(t, err)
 	defer f.Close()
 	data, err := os.ReadFile(path)
@@ -238,7 +242,7 @@ func (s failingSource) Map(dst []Extent, off, length int64) ([]Extent, error) {
 func (s failingSource) ReadAt(p []byte, off int64) error {
 	for at := off / SectorSize; at*SectorSize < off+int64(len(p)); at++ {
 		if s.bad[at] {
-			return fmt.Errorf("sector %d: %w", at, ErrUnreadable)
+			return fmt.Errorf("sector %d: %w", at, hostfs.ErrUnreadable)
 		}
 	}
 	clear(p)
@@ -258,7 +262,7 @@ func TestSalvage(t *testing.T) {
 	for _, compress := range []bool{false, true} {
 		s := NewSalvage(source, int64(len(source.data)))
 		path := t.TempDir() + "/out"
-		f, err := HostFS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := hostfs.OS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 		must(t, err)
 		e := Export{Source: s, Size: int64(len(source.data))}
 		if compress {
@@ -270,7 +274,7 @@ func TestSalvage(t *testing.T) {
 		got, err := os.ReadFile(path)
 		must(t, err)
 		if compress {
-			got = truth(t, path)[:len(want)]
+			got = imagetest.Truth(t, path)[:len(want)]
 		}
 		if !bytes.Equal(got, want) {
 			t.Errorf("compress %v: another content", compress)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+
+	"varve/overlay/hostfs"
 )
 
 // Export is a copy of a view into a file of its own, which needs nothing below.
@@ -104,7 +106,7 @@ func nothingPutOff() error      { return nil }
 // Raw writes a raw image into an empty file, with holes where the view is zeros,
 // and makes it durable. Errors are those of the source and of the host, or the
 // context's cause; the file is then not complete.
-func (e Export) Raw(ctx context.Context, f File) error {
+func (e Export) Raw(ctx context.Context, f hostfs.File) error {
 	if err := f.Truncate(e.Size); err != nil {
 		return err
 	}
@@ -123,7 +125,7 @@ func (e Export) Raw(ctx context.Context, f File) error {
 }
 
 // finish makes an export durable, and leaves the page cache as it was.
-func finish(f File, c *Copier) error {
+func finish(f hostfs.File, c *Copier) error {
 	forget := c.Copied()
 	if err := f.Sync(); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/overlay/hostfs"
 	"varve/overlay/measure"
 )
 
@@ -168,11 +169,11 @@ func (o *Overlay) publish(c *captured) error {
 // stands in them nobody knows.
 func (o *Overlay) writeSlice(s *slice, p []byte) error {
 	if s.lacks == 0 {
-		return writeFull(o.file, p, s.at())
+		return hostfs.WriteWhole(o.file, p, s.at())
 	}
 	for i := int64(0); i < sliceBytes/damageUnit; i++ {
 		if s.lacks>>i&1 == 0 {
-			if err := writeFull(o.file, p[i*damageUnit:(i+1)*damageUnit], s.at()+i*damageUnit); err != nil {
+			if err := hostfs.WriteWhole(o.file, p[i*damageUnit:(i+1)*damageUnit], s.at()+i*damageUnit); err != nil {
 				return err
 			}
 		}
@@ -192,7 +193,7 @@ func (o *Overlay) writeL1(entries []int) error {
 	var p [8]byte
 	for _, i := range entries {
 		binary.BigEndian.PutUint64(p[:], uint64(tables[i].Load().host)|copiedFlag)
-		if err := writeFull(o.file, p[:], o.header.L1Offset+int64(i)*8); err != nil {
+		if err := hostfs.WriteWhole(o.file, p[:], o.header.L1Offset+int64(i)*8); err != nil {
 			return err
 		}
 	}
@@ -221,7 +222,7 @@ func (o *Overlay) linkRefcountBlocks() (err error) {
 	var p [8]byte
 	for _, b := range blocks {
 		binary.BigEndian.PutUint64(p[:], uint64(table[b]))
-		if err := writeFull(o.file, p[:], o.header.RefcountTableOffset+int64(b)*8); err != nil {
+		if err := hostfs.WriteWhole(o.file, p[:], o.header.RefcountTableOffset+int64(b)*8); err != nil {
 			return err
 		}
 	}
@@ -249,7 +250,7 @@ func (o *Overlay) moveRefcountTable() error {
 	for i, b := range table {
 		binary.BigEndian.PutUint64(p[i*8:], uint64(b))
 	}
-	if err := writeFull(o.file, p, host); err != nil {
+	if err := hostfs.WriteWhole(o.file, p, host); err != nil {
 		return err
 	}
 	if err := o.sync(); err != nil {

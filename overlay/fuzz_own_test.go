@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"varve/overlay/hostfs"
 )
 
 // memoryFile is a File in memory that can be written, up to a size. It tells
@@ -72,16 +74,16 @@ func (f *memoryFile) PunchHole(off, length int64) error {
 	return nil
 }
 
-func (f *memoryFile) CloneRange(File, int64, int64, int64) error { return errors.ErrUnsupported }
-func (f *memoryFile) WriteBack(int64, int64) error               { return nil }
-func (f *memoryFile) Cached(int64, int64) (int64, error)         { return 0, errors.ErrUnsupported }
-func (f *memoryFile) DropRange(int64, int64) error               { return nil }
-func (f *memoryFile) WillNeed(int64, int64) error                { return nil }
+func (f *memoryFile) CloneRange(hostfs.File, int64, int64, int64) error { return errors.ErrUnsupported }
+func (f *memoryFile) WriteBack(int64, int64) error                      { return nil }
+func (f *memoryFile) Cached(int64, int64) (int64, error)                { return 0, errors.ErrUnsupported }
+func (f *memoryFile) DropRange(int64, int64) error                      { return nil }
+func (f *memoryFile) WillNeed(int64, int64) error                       { return nil }
 
-func (f *memoryFile) Datasync() error     { return nil }
-func (f *memoryFile) Sync() error         { return nil }
-func (f *memoryFile) DropCache() error    { return nil }
-func (f *memoryFile) Lock(LockMode) error { return nil }
+func (f *memoryFile) Datasync() error            { return nil }
+func (f *memoryFile) Sync() error                { return nil }
+func (f *memoryFile) DropCache() error           { return nil }
+func (f *memoryFile) Lock(hostfs.LockMode) error { return nil }
 
 // span is a part of a file or a disk, in bytes.
 type span struct{ off, length int64 }

@@ -12,6 +12,7 @@ import (
 
 	stdflate "compress/flate"
 
+	"varve/integration/imagetest"
 	"varve/integration/patience"
 )
 
@@ -166,10 +167,10 @@ func FuzzTables(f *testing.F) {
 		for kind := range byte(16) {
 			f.Add(byte(i), []byte{kind, 0, 1, 3, 0, 0, 0, 0, 0, 0, 0, 1})
 			f.Add(byte(i), []byte{kind, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 5})
-			f.Add(byte(i), append([]byte{kind, 0, 0, 0}, be64(copiedFlag|1<<40)...)) // far behind the end
+			f.Add(byte(i), append([]byte{kind, 0, 0, 0}, imagetest.BE64(copiedFlag|1<<40)...)) // far behind the end
 		}
 		// An L1 table of 32 MiB, and a disk that needs it: fields 6 and 4.
-		f.Add(byte(i), append(append([]byte{0, 0, 6, 0}, be64(4<<20)...), append([]byte{0, 0, 4, 0}, be64(1<<34)...)...))
+		f.Add(byte(i), append(append([]byte{0, 0, 6, 0}, imagetest.BE64(4<<20)...), append([]byte{0, 0, 4, 0}, imagetest.BE64(1<<34)...)...))
 	}
 	f.Fuzz(func(t *testing.T, which byte, script []byte) {
 		if len(script) > 32*changeBytes {
@@ -215,7 +216,7 @@ func FuzzSnapshotTable(f *testing.F) {
 	f.Add(uint32(1), ^uint64(0)-39, []byte{1})
 	f.Fuzz(func(t *testing.T, count uint32, offset uint64, content []byte) {
 		data := bytes.Clone(image.data)
-		copy(data[60:], append(be32(count), be64(offset)...))
+		copy(data[60:], append(imagetest.BE32(count), imagetest.BE64(offset)...))
 		copy(data[table:min(table+int64(m.clusterSize), int64(len(data)))], content)
 		if got := read(t, data); got != nil && !bytes.Equal(got, want) {
 			t.Error("the active disk has another content")

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"varve/overlay/hostfs"
 )
 
 // Magic numbers and bits of the header (qcow2 specification, "Header" and
@@ -108,7 +110,7 @@ func (h *Header) ExtendedL2() bool { return h.Incompatible&IncompatibleExtendedL
 // IsQcow2 says whether the file begins with the magic number of qcow2,
 // whatever follows it. Guests can write it into a raw disk: it may make an
 // opening fail, never choose a format.
-func IsQcow2(fs FS, path string) (bool, error) {
+func IsQcow2(fs hostfs.FS, path string) (bool, error) {
 	f, err := openImageFile(fs, path)
 	if err != nil {
 		return false, err
@@ -128,7 +130,7 @@ func HasQcow2Magic(first []byte) bool {
 
 // ReadHeader reads the header of a qcow2 file without taking a lock. Errors
 // are those of ParseHeader and of the file.
-func ReadHeader(fs FS, path string) (*Header, error) {
+func ReadHeader(fs hostfs.FS, path string) (*Header, error) {
 	f, err := openImageFile(fs, path)
 	if err != nil {
 		return nil, err
@@ -143,7 +145,7 @@ func ReadHeader(fs FS, path string) (*Header, error) {
 
 // openImageFile opens for reading. It looks first at what it opens: opening a
 // FIFO would wait for a writer for ever.
-func openImageFile(fs FS, path string) (File, error) {
+func openImageFile(fs hostfs.FS, path string) (hostfs.File, error) {
 	info, err := fs.Stat(path)
 	if err != nil {
 		return nil, err
@@ -165,16 +167,16 @@ const headerStart = 4 << 10
 
 // readHeader reads the first cluster, as far as the header goes and the file is
 // long, and parses it.
-func readHeader(f File, fileSize int64) (*Header, error) {
+func readHeader(f hostfs.File, fileSize int64) (*Header, error) {
 	start := make([]byte, min(fileSize, headerStart))
-	if err := readTable(f, start, 0); err != nil {
+	if err := hostfs.ReadWhole(f, start, 0); err != nil {
 		return nil, fmt.Errorf("read the header of %s: %w", f.Name(), err)
 	}
 	if len(start) >= headerLengthV2 && !headerEnds(start) {
 		bits := binary.BigEndian.Uint32(start[20:])
 		if bits <= maxClusterBits && int64(len(start)) < min(fileSize, 1<<bits) {
 			start = make([]byte, min(fileSize, 1<<bits))
-			if err := readTable(f, start, 0); err != nil {
+			if err := hostfs.ReadWhole(f, start, 0); err != nil {
 				return nil, fmt.Errorf("read the first cluster of %s: %w", f.Name(), err)
 			}
 		}
@@ -202,19 +204,6 @@ func headerEnds(start []byte) bool {
 		at += 8 + (uint64(binary.BigEndian.Uint32(start[at+4:]))+7)&^7
 	}
 	return false
-}
-
-// readTable fills p from off. A file that ends before is an error: metadata is
-// never made up.
-func readTable(f File, p []byte, off int64) error {
-	n, err := f.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return readError(err)
 }
 
 // ParseHeader decodes the header of the qcow2 file called name from its first

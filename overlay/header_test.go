@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +9,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"varve/integration/imagetest"
+	"varve/overlay/hostfs"
 )
 
 func TestHeaderAgainstQEMU(t *testing.T) {
@@ -27,7 +29,7 @@ func TestHeaderAgainstQEMU(t *testing.T) {
 		{"compression_type=zstd", Header{Version: 3, ClusterBits: 16, RefcountOrder: 4, HeaderLength: 112, Incompatible: IncompatibleCompression, CompressionType: CompressionZstd}},
 	} {
 		t.Run(c.options, func(t *testing.T) {
-			h, err := ReadHeader(HostFS(), newQcow2(t, c.options, "3000320"))
+			h, err := ReadHeader(hostfs.OS(), imagetest.New(t, c.options, "3000320"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,8 +66,8 @@ func TestHeaderBacking(t *testing.T) {
 		if c.options != "" {
 			args = append(args, "-o", c.options)
 		}
-		qemuImg(t, append(args, path)...)
-		h, err := ReadHeader(HostFS(), path)
+		imagetest.QemuImg(t, append(args, path)...)
+		h, err := ReadHeader(hostfs.OS(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,8 +75,8 @@ func TestHeaderBacking(t *testing.T) {
 			t.Errorf("%s: backing %q, format %q", c.options, h.BackingName, h.BackingFormat)
 		}
 		// Without a format, as old versions wrote it.
-		qemuImg(t, "rebase", "-u", "-b", "", path)
-		if h, err = ReadHeader(HostFS(), path); err != nil || h.BackingName != "" {
+		imagetest.QemuImg(t, "rebase", "-u", "-b", "", path)
+		if h, err = ReadHeader(hostfs.OS(), path); err != nil || h.BackingName != "" {
 			t.Errorf("%s: backing %q after it was taken away, %v", c.options, h.BackingName, err)
 		}
 	}
@@ -90,127 +92,112 @@ type hostile struct {
 	says    []string
 }
 
-func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
-func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
-
 var hostileHeaders = []hostile{
 	{"magic", "", 0, []byte("QFI\xfa"), ErrCorrupt, []string{"magic"}},
-	{"version 1", "", 4, be32(1), ErrUnsupported, []string{"version 1"}},
-	{"version 4", "", 4, be32(4), ErrUnsupported, []string{"version 4"}},
-	{"cluster_bits 8", "", 20, be32(8), ErrCorrupt, []string{"cluster_bits is 8"}},
-	{"cluster_bits 22", "", 20, be32(22), ErrCorrupt, []string{"cluster_bits is 22"}},
-	{"cluster_bits huge", "", 20, be32(1 << 31), ErrCorrupt, []string{"cluster_bits"}},
-	{"negative size", "", 24, be64(1 << 63), ErrCorrupt, []string{"size 0x8000000000000000"}},
-	{"size beyond the L1 table", "", 24, be64(1 << 62), ErrCorrupt, []string{"L1 table has 1 entries"}},
-	{"AES", "", 32, be32(1), ErrUnsupported, []string{"encrypted (AES)"}},
-	{"LUKS", "", 32, be32(2), ErrUnsupported, []string{"encrypted (LUKS)"}},
-	{"unknown encryption", "", 32, be32(7), ErrUnsupported, []string{"encrypted", "7"}},
-	{"no L1 entries", "", 36, be32(0), ErrCorrupt, []string{"needs 1"}},
-	{"L1 over 32 MiB", "", 36, be32(4<<20 + 1), ErrCorrupt, []string{"4194305 entries"}},
-	{"L1 longer than the file", "", 36, be32(4 << 20), ErrCorrupt, []string{"L1 table at 0x30000", "behind the end"}},
-	{"L1 entries that overflow", "", 36, be32(0xffffffff), ErrCorrupt, []string{"L1 table has"}},
-	{"L1 not aligned", "", 40, be64(0x30200), ErrCorrupt, []string{"L1 table", "0x30200"}},
-	{"L1 in the header", "", 40, be64(0), ErrCorrupt, []string{"L1 table", "header"}},
-	{"L1 behind the end", "", 40, be64(1 << 40), ErrCorrupt, []string{"L1 table at 0x10000000000"}},
-	{"L1 offset negative", "", 40, be64(0xffffffffffff0000), ErrCorrupt, []string{"0xffffffffffff0000"}},
-	{"an empty L1 table with an offset negative", "", 24, append(be64(0), append(be32(0), append(be32(0), be64(0x80ffff0000000000)...)...)...), ErrCorrupt, []string{"L1 table", "0x80ffff0000000000"}},
-	{"no snapshots, not aligned", "", 60, append(be32(0), be64(77)...), ErrCorrupt, []string{"snapshot table", "0x4d"}},
-	{"refcount table not aligned", "", 48, be64(0x10001), ErrCorrupt, []string{"refcount table", "0x10001"}},
-	{"refcount table behind the end", "", 48, be64(1 << 50), ErrCorrupt, []string{"refcount table at"}},
-	{"no refcount table", "", 56, be32(0), ErrCorrupt, []string{"no refcount table"}},
-	{"refcount table over 8 MiB", "", 56, be32(129), ErrCorrupt, []string{"129 clusters"}},
-	{"refcount table that overflows", "", 56, be32(0xffffffff), ErrCorrupt, []string{"refcount table"}},
-	{"too many snapshots", "", 60, be32(65537), ErrCorrupt, []string{"65537"}},
-	{"snapshots behind the end", "", 60, append(be32(1), be64(1<<40)...), ErrCorrupt, []string{"snapshot table at"}},
-	{"corrupt bit", "", 72, be64(IncompatibleCorrupt), ErrCorrupt, []string{"marked corrupt", "qemu-img check"}},
-	{"unknown features", "", 72, be64(1<<5 | 1<<63), ErrUnsupported, []string{"bit 5", "bit 63"}},
-	{"compression bit with zlib", "", 72, be64(IncompatibleCompression), ErrCorrupt, []string{"contradict"}},
+	{"version 1", "", 4, imagetest.BE32(1), ErrUnsupported, []string{"version 1"}},
+	{"version 4", "", 4, imagetest.BE32(4), ErrUnsupported, []string{"version 4"}},
+	{"cluster_bits 8", "", 20, imagetest.BE32(8), ErrCorrupt, []string{"cluster_bits is 8"}},
+	{"cluster_bits 22", "", 20, imagetest.BE32(22), ErrCorrupt, []string{"cluster_bits is 22"}},
+	{"cluster_bits huge", "", 20, imagetest.BE32(1 << 31), ErrCorrupt, []string{"cluster_bits"}},
+	{"negative size", "", 24, imagetest.BE64(1 << 63), ErrCorrupt, []string{"size 0x8000000000000000"}},
+	{"size beyond the L1 table", "", 24, imagetest.BE64(1 << 62), ErrCorrupt, []string{"L1 table has 1 entries"}},
+	{"AES", "", 32, imagetest.BE32(1), ErrUnsupported, []string{"encrypted (AES)"}},
+	{"LUKS", "", 32, imagetest.BE32(2), ErrUnsupported, []string{"encrypted (LUKS)"}},
+	{"unknown encryption", "", 32, imagetest.BE32(7), ErrUnsupported, []string{"encrypted", "7"}},
+	{"no L1 entries", "", 36, imagetest.BE32(0), ErrCorrupt, []string{"needs 1"}},
+	{"L1 over 32 MiB", "", 36, imagetest.BE32(4<<20 + 1), ErrCorrupt, []string{"4194305 entries"}},
+	{"L1 longer than the file", "", 36, imagetest.BE32(4 << 20), ErrCorrupt, []string{"L1 table at 0x30000", "behind the end"}},
+	{"L1 entries that overflow", "", 36, imagetest.BE32(0xffffffff), ErrCorrupt, []string{"L1 table has"}},
+	{"L1 not aligned", "", 40, imagetest.BE64(0x30200), ErrCorrupt, []string{"L1 table", "0x30200"}},
+	{"L1 in the header", "", 40, imagetest.BE64(0), ErrCorrupt, []string{"L1 table", "header"}},
+	{"L1 behind the end", "", 40, imagetest.BE64(1 << 40), ErrCorrupt, []string{"L1 table at 0x10000000000"}},
+	{"L1 offset negative", "", 40, imagetest.BE64(0xffffffffffff0000), ErrCorrupt, []string{"0xffffffffffff0000"}},
+	{"an empty L1 table with an offset negative", "", 24, append(imagetest.BE64(0), append(imagetest.BE32(0), append(imagetest.BE32(0), imagetest.BE64(0x80ffff0000000000)...)...)...), ErrCorrupt, []string{"L1 table", "0x80ffff0000000000"}},
+	{"no snapshots, not aligned", "", 60, append(imagetest.BE32(0), imagetest.BE64(77)...), ErrCorrupt, []string{"snapshot table", "0x4d"}},
+	{"refcount table not aligned", "", 48, imagetest.BE64(0x10001), ErrCorrupt, []string{"refcount table", "0x10001"}},
+	{"refcount table behind the end", "", 48, imagetest.BE64(1 << 50), ErrCorrupt, []string{"refcount table at"}},
+	{"no refcount table", "", 56, imagetest.BE32(0), ErrCorrupt, []string{"no refcount table"}},
+	{"refcount table over 8 MiB", "", 56, imagetest.BE32(129), ErrCorrupt, []string{"129 clusters"}},
+	{"refcount table that overflows", "", 56, imagetest.BE32(0xffffffff), ErrCorrupt, []string{"refcount table"}},
+	{"too many snapshots", "", 60, imagetest.BE32(65537), ErrCorrupt, []string{"65537"}},
+	{"snapshots behind the end", "", 60, append(imagetest.BE32(1), imagetest.BE64(1<<40)...), ErrCorrupt, []string{"snapshot table at"}},
+	{"corrupt bit", "", 72, imagetest.BE64(IncompatibleCorrupt), ErrCorrupt, []string{"marked corrupt", "qemu-img check"}},
+	{"unknown features", "", 72, imagetest.BE64(1<<5 | 1<<63), ErrUnsupported, []string{"bit 5", "bit 63"}},
+	{"compression bit with zlib", "", 72, imagetest.BE64(IncompatibleCompression), ErrCorrupt, []string{"contradict"}},
 	{"zstd without its bit", "", 104, []byte{1}, ErrCorrupt, []string{"contradict"}},
 	{"unknown compression", "", 104, []byte{2}, ErrUnsupported, []string{"compression type 2"}},
-	{"external data file, not named", "", 72, be64(IncompatibleDataFile), ErrUnsupported, []string{"external data file"}},
-	{"subclusters in small clusters", "cluster_size=8k", 72, be64(IncompatibleExtendedL2), ErrCorrupt, []string{"cluster_bits 13"}},
-	{"refcount_order 7", "", 96, be32(7), ErrCorrupt, []string{"refcount_order is 7"}},
-	{"short header_length", "", 100, be32(96), ErrCorrupt, []string{"length is 96"}},
-	{"long header_length", "", 100, be32(0xffffffff), ErrCorrupt, []string{"length is 4294967295"}},
-	{"extension too long", "", 112, append(be32(0x12345678), be32(0xffffffff)...), ErrCorrupt, []string{"0x12345678 at 0x70"}},
-	{"extension length that wraps", "", 112, append(be32(0x12345678), be32(0xfffffff9)...), ErrCorrupt, []string{"0x12345678"}},
-	{"backing format too long", "", 112, append(be32(ExtensionBackingFormat), be32(16)...), ErrCorrupt, []string{"backing format"}},
-	{"backing name outside", "", 8, append(be64(1<<40), be32(5)...), ErrCorrupt, []string{"0x10000000000"}},
-	{"backing name too long", "", 8, append(be64(0x400), be32(1024)...), ErrCorrupt, []string{"1024 bytes"}},
-	{"backing name over the cluster's end", "", 8, append(be64(0xfffe), be32(5)...), ErrCorrupt, []string{"5 bytes"}},
-	{"backing name with NUL", "", 8, append(be64(0x4000), be32(5)...), ErrCorrupt, []string{"NUL"}},
+	{"external data file, not named", "", 72, imagetest.BE64(IncompatibleDataFile), ErrUnsupported, []string{"external data file"}},
+	{"subclusters in small clusters", "cluster_size=8k", 72, imagetest.BE64(IncompatibleExtendedL2), ErrCorrupt, []string{"cluster_bits 13"}},
+	{"refcount_order 7", "", 96, imagetest.BE32(7), ErrCorrupt, []string{"refcount_order is 7"}},
+	{"short header_length", "", 100, imagetest.BE32(96), ErrCorrupt, []string{"length is 96"}},
+	{"long header_length", "", 100, imagetest.BE32(0xffffffff), ErrCorrupt, []string{"length is 4294967295"}},
+	{"extension too long", "", 112, append(imagetest.BE32(0x12345678), imagetest.BE32(0xffffffff)...), ErrCorrupt, []string{"0x12345678 at 0x70"}},
+	{"extension length that wraps", "", 112, append(imagetest.BE32(0x12345678), imagetest.BE32(0xfffffff9)...), ErrCorrupt, []string{"0x12345678"}},
+	{"backing format too long", "", 112, append(imagetest.BE32(ExtensionBackingFormat), imagetest.BE32(16)...), ErrCorrupt, []string{"backing format"}},
+	{"backing name outside", "", 8, append(imagetest.BE64(1<<40), imagetest.BE32(5)...), ErrCorrupt, []string{"0x10000000000"}},
+	{"backing name too long", "", 8, append(imagetest.BE64(0x400), imagetest.BE32(1024)...), ErrCorrupt, []string{"1024 bytes"}},
+	{"backing name over the cluster's end", "", 8, append(imagetest.BE64(0xfffe), imagetest.BE32(5)...), ErrCorrupt, []string{"5 bytes"}},
+	{"backing name with NUL", "", 8, append(imagetest.BE64(0x4000), imagetest.BE32(5)...), ErrCorrupt, []string{"NUL"}},
 }
 
 func TestHostileHeader(t *testing.T) {
 	made := map[string]string{}
 	for _, c := range hostileHeaders {
 		if made[c.options] == "" {
-			made[c.options] = newQcow2(t, c.options, "4M")
+			made[c.options] = imagetest.New(t, c.options, "4M")
 		}
 		t.Run(c.name, func(t *testing.T) {
-			path := copyOf(t, made[c.options])
-			patch(t, path, c.at, c.bytes...)
-			_, err := ReadHeader(HostFS(), path)
-			judgeError(t, err, c.is, append(c.says, path)...)
-			if _, err := OpenImage(HostFS(), path, "qcow2", LockFrozen); !errors.Is(err, c.is) {
+			path := imagetest.CopyOf(t, made[c.options])
+			imagetest.Patch(t, path, c.at, c.bytes...)
+			_, err := ReadHeader(hostfs.OS(), path)
+			imagetest.JudgeError(t, err, c.is, append(c.says, path)...)
+			if _, err := OpenImage(hostfs.OS(), path, "qcow2", hostfs.LockFrozen); !errors.Is(err, c.is) {
 				t.Errorf("OpenImage: %v", err)
 			}
 		})
 	}
 }
 
-func judgeError(t *testing.T, err, is error, says ...string) {
-	t.Helper()
-	if !errors.Is(err, is) {
-		t.Fatalf("error %v, want %v", err, is)
-	}
-	for _, s := range says {
-		if !strings.Contains(err.Error(), s) {
-			t.Errorf("error %q does not say %q", err, s)
-		}
-	}
-}
-
 // TestFeatureNames: an unknown bit is called what the file calls it.
 func TestFeatureNames(t *testing.T) {
-	path := newQcow2(t, "", "4M")
-	h, err := ReadHeader(HostFS(), path)
+	path := imagetest.New(t, "", "4M")
+	h, err := ReadHeader(hostfs.OS(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := int64(h.HeaderLength)
 	for _, e := range h.Extensions {
 		if e.Type == ExtensionFeatureNames {
-			patch(t, path, at+8, append([]byte{0, 40}, "time travel\x00"...)...)
+			imagetest.Patch(t, path, at+8, append([]byte{0, 40}, "time travel\x00"...)...)
 		}
 		at += 8 + int64(len(e.Data)+7)&^7
 	}
-	patch(t, path, 72, be64(1<<40|1<<41)...)
-	_, err = ReadHeader(HostFS(), path)
-	judgeError(t, err, ErrUnsupported, `"time travel" (bit 40)`, "bit 41")
+	imagetest.Patch(t, path, 72, imagetest.BE64(1<<40|1<<41)...)
+	_, err = ReadHeader(hostfs.OS(), path)
+	imagetest.JudgeError(t, err, ErrUnsupported, `"time travel" (bit 40)`, "bit 41")
 }
 
 func TestUnsupportedByQEMU(t *testing.T) {
 	dir := t.TempDir()
-	data := newQcow2(t, "data_file="+filepath.Join(dir, "guest.data"), "4M")
-	_, err := ReadHeader(HostFS(), data)
-	judgeError(t, err, ErrUnsupported, "external data file", "guest.data")
+	data := imagetest.New(t, "data_file="+filepath.Join(dir, "guest.data"), "4M")
+	_, err := ReadHeader(hostfs.OS(), data)
+	imagetest.JudgeError(t, err, ErrUnsupported, "external data file", "guest.data")
 
 	// Not LUKS: qemu-img measures the machine to make one, and fails on a fast
 	// one now and then ("Unable to get accurate CPU usage").
 	secret := filepath.Join(dir, "aes.qcow2")
-	qemuImg(t, "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc",
+	imagetest.QemuImg(t, "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc",
 		"-o", "encrypt.format=aes,encrypt.key-secret=s", secret, "4M")
-	_, err = ReadHeader(HostFS(), secret)
-	judgeError(t, err, ErrUnsupported, "AES")
+	_, err = ReadHeader(hostfs.OS(), secret)
+	imagetest.JudgeError(t, err, ErrUnsupported, "AES")
 }
 
 func TestDirtyIsReadable(t *testing.T) {
-	path := newQcow2(t, "lazy_refcounts=on", "4M")
-	qemuIO(t, path, "write -P 1 0 64k")
-	patch(t, path, 72, be64(IncompatibleDirty)...)
+	path := imagetest.New(t, "lazy_refcounts=on", "4M")
+	imagetest.QemuIO(t, path, "write -P 1 0 64k")
+	imagetest.Patch(t, path, 72, imagetest.BE64(IncompatibleDirty)...)
 	im := openImage(t, path, "qcow2")
-	judgeContent(t, im, truth(t, path))
+	judgeContent(t, im, imagetest.Truth(t, path))
 }
 
 func TestNotAnImage(t *testing.T) {
@@ -220,9 +207,9 @@ func TestNotAnImage(t *testing.T) {
 		if err := os.WriteFile(path(name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := OpenImage(HostFS(), path(name), "qcow2", LockFrozen)
-		judgeError(t, err, ErrCorrupt, path(name))
-		is, err := IsQcow2(HostFS(), path(name))
+		_, err := OpenImage(hostfs.OS(), path(name), "qcow2", hostfs.LockFrozen)
+		imagetest.JudgeError(t, err, ErrCorrupt, path(name))
+		is, err := IsQcow2(hostfs.OS(), path(name))
 		if want := strings.HasPrefix(content, "QFI\xfb"); is != want || err != nil {
 			t.Errorf("IsQcow2(%s) = %v, %v", name, is, err)
 		}
@@ -231,18 +218,18 @@ func TestNotAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{".", "fifo"} {
-		_, err := OpenImage(HostFS(), path(name), "raw", LockFrozen)
-		judgeError(t, err, ErrUnsupported, path(name))
+		_, err := OpenImage(hostfs.OS(), path(name), "raw", hostfs.LockFrozen)
+		imagetest.JudgeError(t, err, ErrUnsupported, path(name))
 	}
-	_, err := OpenImage(HostFS(), path("missing"), "raw", LockFrozen)
-	judgeError(t, err, os.ErrNotExist, path("missing"))
-	_, err = OpenImage(HostFS(), path("empty"), "vmdk", LockFrozen)
-	judgeError(t, err, ErrUnsupported, "vmdk")
+	_, err := OpenImage(hostfs.OS(), path("missing"), "raw", hostfs.LockFrozen)
+	imagetest.JudgeError(t, err, os.ErrNotExist, path("missing"))
+	_, err = OpenImage(hostfs.OS(), path("empty"), "vmdk", hostfs.LockFrozen)
+	imagetest.JudgeError(t, err, ErrUnsupported, "vmdk")
 }
 
 func FuzzParseHeader(f *testing.F) {
 	for _, options := range []string{"compat=0.10", "", "cluster_size=512", "extended_l2=on", "compression_type=zstd"} {
-		content, err := os.ReadFile(newQcow2(f, options, "4M"))
+		content, err := os.ReadFile(imagetest.New(f, options, "4M"))
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -8,6 +8,8 @@ import (
 	"math"
 	"os"
 	"sync"
+
+	"varve/overlay/hostfs"
 )
 
 // Image is an image file opened for reading: raw, or any qcow2 without
@@ -16,7 +18,7 @@ import (
 // table: callers remember what Map says. All methods are safe for concurrent
 // use, Close only when no other is running.
 type Image struct {
-	file     File
+	file     hostfs.File
 	format   string
 	size     int64 // guest bytes
 	fileSize int64 // when it was opened; a frozen file does not change
@@ -42,12 +44,12 @@ const (
 // OpenImage opens an image, "raw" or "qcow2", read-only and takes the lock
 // (none with LockNone). The format is never guessed from the content. Errors
 // wrap ErrCorrupt, ErrUnsupported, ErrLocked or those of the host.
-func OpenImage(fs FS, path, format string, lock LockMode) (*Image, error) {
+func OpenImage(fs hostfs.FS, path, format string, lock hostfs.LockMode) (*Image, error) {
 	f, err := openImageFile(fs, path)
 	if err != nil {
 		return nil, err
 	}
-	if lock != LockNone {
+	if lock != hostfs.LockNone {
 		if err := f.Lock(lock); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
@@ -62,7 +64,7 @@ func OpenImage(fs FS, path, format string, lock LockMode) (*Image, error) {
 // NewImage reads an image from a file that is open, and locked where it has to
 // be. Close of the image closes the file; when NewImage fails, the file is
 // left open and the caller's. Errors are those of OpenImage.
-func NewImage(f File, format string) (*Image, error) {
+func NewImage(f hostfs.File, format string) (*Image, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -103,7 +105,7 @@ var tableBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 // behind it (of a disk that was shrunk, or for a saved machine's state) map no
 // guest bytes. Entries that the host cannot read are unreadL1, with the reason in
 // unread.
-func readL1(f File, h *Header) (l1 []uint64, unread map[int64]error, err error) {
+func readL1(f hostfs.File, h *Header) (l1 []uint64, unread map[int64]error, err error) {
 	buf := tableBuffers.Get().(*[64 << 10]byte)
 	defer tableBuffers.Put(buf)
 	l1 = make([]uint64, h.l1EntriesFor(h.Size))
@@ -111,7 +113,7 @@ func readL1(f File, h *Header) (l1 []uint64, unread map[int64]error, err error) 
 		n := min(int64(len(l1))-i, int64(len(buf)/8))
 		at := h.L1Offset + i*8
 		var broken []int64
-		err := readPieces(readTable, f, buf[:n*8], at, 8, func(first, n int64, reason error) error {
+		err := readPieces(hostfs.ReadWhole, f, buf[:n*8], at, 8, func(first, n int64, reason error) error {
 			if unread == nil {
 				unread = make(map[int64]error)
 			}
@@ -141,7 +143,7 @@ const unreadL1 = ^uint64(0)
 func (im *Image) Header() *Header { return im.header }
 
 // File is the file that the image reads.
-func (im *Image) File() File { return im.file }
+func (im *Image) File() hostfs.File { return im.file }
 
 // Format is "raw" or "qcow2".
 func (im *Image) Format() string { return im.format }
@@ -228,11 +230,11 @@ func (im *Image) mapTable(list *extentList, l1Entry uint64, i, pos, end int64) e
 	for first <= last {
 		n := min(last-first+1, int64(len(buf))/entryBytes)
 		piece := tablePiece{at: table + first*entryBytes, start: tableStart + first<<clusterBits, entries: buf[:n*entryBytes]}
-		err := readTable(im.file, piece.entries, piece.at)
+		err := hostfs.ReadWhole(im.file, piece.entries, piece.at)
 		switch {
 		case err == nil:
 			err = im.mapEntries(list, piece)
-		case isUnreadable(err):
+		case errors.Is(err, hostfs.ErrUnreadable):
 			err = im.mapSectors(list, piece)
 		default:
 			err = fmt.Errorf("read L2 table at 0x%x of %s: %w", piece.at, im.file.Name(), err)
@@ -284,7 +286,7 @@ func (im *Image) mapSectors(list *extentList, p tablePiece) error {
 		mapped = end
 		return im.mapEntries(list, part)
 	}
-	err := readPieces(readTable, im.file, p.entries, p.at, entryBytes, func(first, n int64, reason error) error {
+	err := readPieces(hostfs.ReadWhole, im.file, p.entries, p.at, entryBytes, func(first, n int64, reason error) error {
 		if err := upTo(first * entryBytes); err != nil {
 			return err
 		}
@@ -345,7 +347,7 @@ func (im *Image) readData(p []byte, host int64) error {
 		return nil
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %d bytes at 0x%x of %s: %w", len(p), host, im.file.Name(), readError(err))
+		return fmt.Errorf("read %d bytes at 0x%x of %s: %w", len(p), host, im.file.Name(), hostfs.ReadError(err))
 	}
 	if host+int64(n) < min(host+int64(len(p)), im.fileSize) {
 		return im.corrupt("it ends at 0x%x, but had %d bytes when it was opened", host+int64(n), im.fileSize)

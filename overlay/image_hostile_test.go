@@ -9,12 +9,15 @@ import (
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
+
+	"varve/integration/imagetest"
+	"varve/overlay/hostfs"
 )
 
 // l2At says where the first L2 table of an image is.
 func l2At(tb testing.TB, path string) int64 {
 	tb.Helper()
-	im, err := OpenImage(HostFS(), path, "qcow2", LockNone)
+	im, err := OpenImage(hostfs.OS(), path, "qcow2", hostfs.LockNone)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -34,35 +37,35 @@ func TestHostileTables(t *testing.T) {
 		entry   []byte
 		says    string
 	}{
-		{"L1: reserved bit 0", "", l1, be64(copiedFlag | 0x40000 | 1), "L1 entry 0 has reserved bits 0x1"},
-		{"L1: reserved bit 56", "", l1, be64(0x40000 | 1<<56), "reserved bits 0x100000000000000"},
-		{"L1: L2 table not aligned", "", l1, be64(copiedFlag | 0x40200), "0x40200"},
-		{"L1: L2 table behind the end", "", l1, be64(copiedFlag | 1<<40), "0x10000000000 ends behind"},
-		{"L1: L2 table at the very top", "", l1, be64(offsetMask &^ 0xffff), "0xffffffffff0000 ends behind"},
-		{"L2: reserved bit 1", "", l2, be64(copiedFlag | 0x50000 | 2), "reserved bits 0x2"},
-		{"L2: reserved bit 61", "", l2, be64(0x50000 | 1<<61), "reserved bits 0x2000000000000000"},
-		{"L2: not aligned", "", l2, be64(copiedFlag | 0x50200), "0x50200"},
-		{"L2: in the header's cluster", "", l2, be64(copiedFlag | 0x200), "0x200"},
-		{"L2: behind the end", "", l2, be64(copiedFlag | 1<<45), "0x200000000000 is behind the end"},
-		{"L2: zero with a bad offset", "", l2, be64(1<<45 | 1), "behind the end"},
-		{"L2: zero flag in version 2", v2, l2, be64(1), "version 2"},
-		{"L2: zero flag and offset in version 2", v2, l2, be64(copiedFlag | 0x50000 | 1), "version 2"},
-		{"L2: zero flag with subclusters", ext, l2, append(be64(1), be64(0)...), "reserved bit 0"},
-		{"L2: allocated and zero", ext, l2, append(be64(copiedFlag|0x50000), be64(0x1_00000003)...), "0x1 are both allocated and zero"},
-		{"L2: allocated nowhere", ext, l2, append(be64(0), be64(0x80000000)...), "0x80000000 are allocated, but no cluster"},
-		{"compressed: in the header", "", l2, be64(compressedFlag | 0x1000), "0x1000 is inside the header"},
-		{"compressed: behind the end", "", l2, be64(compressedFlag | 1<<45), "0x200000000000 is behind the end"},
-		{"compressed: with a bitmap", ext, l2, append(be64(compressedFlag|0x50000), be64(1)...), "subcluster bitmap 0x1"},
+		{"L1: reserved bit 0", "", l1, imagetest.BE64(copiedFlag | 0x40000 | 1), "L1 entry 0 has reserved bits 0x1"},
+		{"L1: reserved bit 56", "", l1, imagetest.BE64(0x40000 | 1<<56), "reserved bits 0x100000000000000"},
+		{"L1: L2 table not aligned", "", l1, imagetest.BE64(copiedFlag | 0x40200), "0x40200"},
+		{"L1: L2 table behind the end", "", l1, imagetest.BE64(copiedFlag | 1<<40), "0x10000000000 ends behind"},
+		{"L1: L2 table at the very top", "", l1, imagetest.BE64(offsetMask &^ 0xffff), "0xffffffffff0000 ends behind"},
+		{"L2: reserved bit 1", "", l2, imagetest.BE64(copiedFlag | 0x50000 | 2), "reserved bits 0x2"},
+		{"L2: reserved bit 61", "", l2, imagetest.BE64(0x50000 | 1<<61), "reserved bits 0x2000000000000000"},
+		{"L2: not aligned", "", l2, imagetest.BE64(copiedFlag | 0x50200), "0x50200"},
+		{"L2: in the header's cluster", "", l2, imagetest.BE64(copiedFlag | 0x200), "0x200"},
+		{"L2: behind the end", "", l2, imagetest.BE64(copiedFlag | 1<<45), "0x200000000000 is behind the end"},
+		{"L2: zero with a bad offset", "", l2, imagetest.BE64(1<<45 | 1), "behind the end"},
+		{"L2: zero flag in version 2", v2, l2, imagetest.BE64(1), "version 2"},
+		{"L2: zero flag and offset in version 2", v2, l2, imagetest.BE64(copiedFlag | 0x50000 | 1), "version 2"},
+		{"L2: zero flag with subclusters", ext, l2, append(imagetest.BE64(1), imagetest.BE64(0)...), "reserved bit 0"},
+		{"L2: allocated and zero", ext, l2, append(imagetest.BE64(copiedFlag|0x50000), imagetest.BE64(0x1_00000003)...), "0x1 are both allocated and zero"},
+		{"L2: allocated nowhere", ext, l2, append(imagetest.BE64(0), imagetest.BE64(0x80000000)...), "0x80000000 are allocated, but no cluster"},
+		{"compressed: in the header", "", l2, imagetest.BE64(compressedFlag | 0x1000), "0x1000 is inside the header"},
+		{"compressed: behind the end", "", l2, imagetest.BE64(compressedFlag | 1<<45), "0x200000000000 is behind the end"},
+		{"compressed: with a bitmap", ext, l2, append(imagetest.BE64(compressedFlag|0x50000), imagetest.BE64(1)...), "subcluster bitmap 0x1"},
 	}
 	made := map[string]string{}
 	for _, c := range tests {
 		if made[c.options] == "" {
-			made[c.options] = newQcow2(t, c.options, "4M")
-			qemuIO(t, made[c.options], "write -P 1 0 128k")
+			made[c.options] = imagetest.New(t, c.options, "4M")
+			imagetest.QemuIO(t, made[c.options], "write -P 1 0 128k")
 		}
 		t.Run(c.name, func(t *testing.T) {
-			path := copyOf(t, made[c.options])
-			h, err := ReadHeader(HostFS(), path)
+			path := imagetest.CopyOf(t, made[c.options])
+			h, err := ReadHeader(hostfs.OS(), path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +73,7 @@ func TestHostileTables(t *testing.T) {
 			if c.inL1 {
 				at = h.L1Offset
 			}
-			patch(t, path, at, c.entry...)
+			imagetest.Patch(t, path, at, c.entry...)
 			im := openImage(t, path, "qcow2")
 			extents, err := im.Map(nil, 0, im.Size())
 			must(t, err)
@@ -81,7 +84,7 @@ func TestHostileTables(t *testing.T) {
 			if want := (Extent{Length: lost, Kind: Damaged}); extents[0] != want {
 				t.Fatalf("Map gives %+v, want %+v first", extents, want)
 			}
-			judgeError(t, im.ReadExtent(make([]byte, 512), extents[0], lost-512), ErrCorrupt, c.says, path)
+			imagetest.JudgeError(t, im.ReadExtent(make([]byte, 512), extents[0], lost-512), ErrCorrupt, c.says, path)
 			if n, err := im.OwnBytes(); err != nil || n != max(lost, 128<<10) {
 				t.Errorf("OwnBytes: %d, %v", n, err)
 			}
@@ -98,9 +101,9 @@ func TestHostileTables(t *testing.T) {
 
 // TestZeroBitsWithoutCluster: an entry whose first word is 0 can have zeros.
 func TestZeroBitsWithoutCluster(t *testing.T) {
-	path := newQcow2(t, "extended_l2=on", "4M")
-	qemuIO(t, path, "write -P 1 0 128k")
-	patch(t, path, l2At(t, path), append(be64(0), be64(0xf0<<32)...)...)
+	path := imagetest.New(t, "extended_l2=on", "4M")
+	imagetest.QemuIO(t, path, "write -P 1 0 128k")
+	imagetest.Patch(t, path, l2At(t, path), append(imagetest.BE64(0), imagetest.BE64(0xf0<<32)...)...)
 	im := openImage(t, path, "qcow2")
 	extents, err := im.Map(nil, 0, 64<<10)
 	if err != nil {
@@ -123,11 +126,11 @@ func TestZeroBitsWithoutCluster(t *testing.T) {
 }
 
 func TestTruncated(t *testing.T) {
-	path := newQcow2(t, "", "4M")
-	qemuIO(t, path, "write -P 1 0 128k")
+	path := imagetest.New(t, "", "4M")
+	imagetest.QemuIO(t, path, "write -P 1 0 128k")
 	table := l2At(t, path)
 	truncated := func(size int64) string {
-		cut := copyOf(t, path)
+		cut := imagetest.CopyOf(t, path)
 		if err := os.Truncate(cut, size); err != nil {
 			t.Fatal(err)
 		}
@@ -137,7 +140,7 @@ func TestTruncated(t *testing.T) {
 		// The last cluster starts in the file: its missing end is zeros.
 		cut := truncated(table + 3<<16 - 1000)
 		im := openImage(t, cut, "qcow2")
-		judgeContent(t, im, truth(t, cut))
+		judgeContent(t, im, imagetest.Truth(t, cut))
 		p := make([]byte, 2000)
 		if err := readThrough(im, p, 128<<10-2000); err != nil ||
 			!bytes.Equal(p, append(bytes.Repeat([]byte{1}, 1000), make([]byte, 1000)...)) {
@@ -146,19 +149,19 @@ func TestTruncated(t *testing.T) {
 	})
 	t.Run("before data", func(t *testing.T) {
 		im := openImage(t, truncated(table+2<<16), "qcow2")
-		judgeError(t, readThrough(im, make([]byte, 128<<10), 0), ErrCorrupt, "behind the end")
+		imagetest.JudgeError(t, readThrough(im, make([]byte, 128<<10), 0), ErrCorrupt, "behind the end")
 	})
 	t.Run("within the L2 table", func(t *testing.T) {
 		im := openImage(t, truncated(table+1<<16-8), "qcow2")
-		judgeError(t, readThrough(im, make([]byte, 512), 0), ErrCorrupt, "L2 table", "behind the end")
+		imagetest.JudgeError(t, readThrough(im, make([]byte, 512), 0), ErrCorrupt, "L2 table", "behind the end")
 	})
 	t.Run("within the L1 table", func(t *testing.T) {
-		_, err := OpenImage(HostFS(), truncated(0x30004), "qcow2", LockFrozen)
-		judgeError(t, err, ErrCorrupt, "L1 table at 0x30000")
+		_, err := OpenImage(hostfs.OS(), truncated(0x30004), "qcow2", hostfs.LockFrozen)
+		imagetest.JudgeError(t, err, ErrCorrupt, "L1 table at 0x30000")
 	})
 	t.Run("while open", func(t *testing.T) {
 		for _, format := range []string{"raw", "qcow2"} {
-			cut := copyOf(t, path)
+			cut := imagetest.CopyOf(t, path)
 			im := openImage(t, cut, format)
 			at := im.Size() - 4096 // of raw: the last data cluster
 			if format == "qcow2" {
@@ -171,7 +174,7 @@ func TestTruncated(t *testing.T) {
 			if err := os.Truncate(cut, table+2<<16); err != nil {
 				t.Fatal(err)
 			}
-			judgeError(t, im.ReadExtent(make([]byte, 4096), extents[0], at), ErrCorrupt, "when it was opened")
+			imagetest.JudgeError(t, im.ReadExtent(make([]byte, 4096), extents[0], at), ErrCorrupt, "when it was opened")
 		}
 	})
 }
@@ -219,7 +222,7 @@ func TestHostileCompressed(t *testing.T) {
 	half := zstdData(size / 2)
 	// Window descriptor of 1 TiB and more, no content size.
 	hugeWindow := append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0xff}, zstdData(size)[6:]...)
-	claims := append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0}, be64(0xffffffffffffff7f)...)
+	claims := append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0}, imagetest.BE64(0xffffffffffffff7f)...)
 	tests := []struct {
 		name, kind string
 		data       []byte
@@ -245,11 +248,11 @@ func TestHostileCompressed(t *testing.T) {
 	made := map[string]string{}
 	for _, kind := range []string{"zlib", "zstd"} {
 		made[kind] = filepath.Join(t.TempDir(), kind+".qcow2")
-		qemuImg(t, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type="+kind, raw, made[kind])
+		imagetest.QemuImg(t, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type="+kind, raw, made[kind])
 	}
 	for _, c := range tests {
 		t.Run(c.kind+" "+c.name, func(t *testing.T) {
-			path := copyOf(t, made[c.kind])
+			path := imagetest.CopyOf(t, made[c.kind])
 			table := l2At(t, path)
 			entry := make([]byte, 8)
 			f, err := os.Open(path)
@@ -265,14 +268,14 @@ func TestHostileCompressed(t *testing.T) {
 			if int64(len(c.data)) > room {
 				t.Fatalf("%d bytes do not fit in %d", len(c.data), room)
 			}
-			patch(t, path, at, c.data...)
+			imagetest.Patch(t, path, at, c.data...)
 			im := openImage(t, path, "qcow2")
 			for _, length := range []int64{size, 100} { // straight into p, and through the cache
 				p := make([]byte, length)
 				err = readThrough(im, p, 0)
 				switch {
 				case c.says != "":
-					judgeError(t, err, ErrCorrupt, c.says, path)
+					imagetest.JudgeError(t, err, ErrCorrupt, c.says, path)
 				case err != nil:
 					t.Error(err)
 				case !bytes.Equal(p[:100], pattern[:100]):
@@ -289,18 +292,18 @@ func TestHostileCompressed(t *testing.T) {
 // TestCompressedAtTheEnd: the last sector of compressed data may be missing in
 // part, where the file ends with the data.
 func TestCompressedAtTheEnd(t *testing.T) {
-	path := newQcow2(t, "", "4M")
-	qemuIO(t, path, "write -P 1 0 64k")
+	path := imagetest.New(t, "", "4M")
+	imagetest.QemuIO(t, path, "write -P 1 0 64k")
 	table := l2At(t, path)
 	content := bytes.Repeat([]byte("last"), 16<<10)
 	info, err := os.Stat(path)
 	must(t, err)
 	at := info.Size() + 100
-	patch(t, path, at, deflated(t, content)...)
+	imagetest.Patch(t, path, at, deflated(t, content)...)
 	const sectors = 3 // more than the file has
-	patch(t, path, table, be64(compressedFlag|(sectors-1)<<(62-8)|uint64(at))...)
+	imagetest.Patch(t, path, table, imagetest.BE64(compressedFlag|(sectors-1)<<(62-8)|uint64(at))...)
 	im := openImage(t, path, "qcow2")
-	want := truth(t, path)
+	want := imagetest.Truth(t, path)
 	if !bytes.Equal(want[:len(content)], content) {
 		t.Error("qemu-img reads something else")
 	}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"varve/integration/imagetest"
 )
 
 // readThrough reads a range of an image that has no backing file.
@@ -44,7 +46,7 @@ type mapped struct {
 func judgeMap(t *testing.T, im *Image, path string) {
 	t.Helper()
 	var want []mapped
-	if err := json.Unmarshal([]byte(qemuImg(t, "map", "-f", "qcow2", "--output=json", path)), &want); err != nil {
+	if err := json.Unmarshal([]byte(imagetest.QemuImg(t, "map", "-f", "qcow2", "--output=json", path)), &want); err != nil {
 		t.Fatal(err)
 	}
 	extents, err := im.Map(nil, 0, im.Size())
@@ -180,7 +182,7 @@ func TestImageAgainstQEMU(t *testing.T) {
 	for _, c := range images {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			path := newQcow2(t, c.options, c.size)
+			path := imagetest.New(t, c.options, c.size)
 			if !strings.Contains(c.options, "preallocation") {
 				t.Run("empty", func(t *testing.T) {
 					im := openImage(t, path, "qcow2")
@@ -190,9 +192,9 @@ func TestImageAgainstQEMU(t *testing.T) {
 					}
 				})
 			}
-			qemuIO(t, path, fill...)
+			imagetest.QemuIO(t, path, fill...)
 			im := openImage(t, path, "qcow2")
-			judgeContent(t, im, truth(t, path))
+			judgeContent(t, im, imagetest.Truth(t, path))
 			judgeMap(t, im, path)
 			judgeOwnBytes(t, im)
 		})
@@ -255,20 +257,20 @@ func TestCompressedAgainstQEMU(t *testing.T) {
 				t.Parallel()
 				raw := mixedContent(t, 5<<20+1536)
 				path := filepath.Join(t.TempDir(), "image.qcow2")
-				qemuImg(t, "convert", "-c", "-f", "raw", "-O", "qcow2",
+				imagetest.QemuImg(t, "convert", "-c", "-f", "raw", "-O", "qcow2",
 					"-o", "compression_type="+kind+",cluster_size="+cluster, raw, path)
 				im := openImage(t, path, "qcow2")
-				judgeContent(t, im, truth(t, path))
+				judgeContent(t, im, imagetest.Truth(t, path))
 				judgeMap(t, im, path)
 				judgeKinds(t, im, Compressed)
 				judgeOwnBytes(t, im)
 				readAtOnce(t, im)
 				// Writing into a compressed image leaves all kinds side by side.
 				again := filepath.Join(t.TempDir(), "again.qcow2")
-				tool(t, "cp", path, again)
-				qemuIO(t, again, fill...)
+				imagetest.Tool(t, "cp", path, again)
+				imagetest.QemuIO(t, again, fill...)
 				im = openImage(t, again, "qcow2")
-				judgeContent(t, im, truth(t, again))
+				judgeContent(t, im, imagetest.Truth(t, again))
 				judgeMap(t, im, again)
 			})
 		}
@@ -331,17 +333,17 @@ func readAtOnce(t *testing.T, im *Image) {
 func TestInternalSnapshot(t *testing.T) {
 	for _, options := range []string{"compat=0.10", "", "extended_l2=on"} {
 		t.Run(options, func(t *testing.T) {
-			path := newQcow2(t, options, "4M")
-			qemuIO(t, path, fill...)
-			qemuImg(t, "snapshot", "-c", "one", path)
-			qemuIO(t, path, "write -P 20 0 3M", "write -z 150k 64k")
-			qemuImg(t, "snapshot", "-c", "two", path)
-			qemuIO(t, path, "write -P 21 1M 64k")
+			path := imagetest.New(t, options, "4M")
+			imagetest.QemuIO(t, path, fill...)
+			imagetest.QemuImg(t, "snapshot", "-c", "one", path)
+			imagetest.QemuIO(t, path, "write -P 20 0 3M", "write -z 150k 64k")
+			imagetest.QemuImg(t, "snapshot", "-c", "two", path)
+			imagetest.QemuIO(t, path, "write -P 21 1M 64k")
 			im := openImage(t, path, "qcow2")
 			if im.Header().Snapshots != 2 {
 				t.Errorf("the header has %d snapshots", im.Header().Snapshots)
 			}
-			judgeContent(t, im, truth(t, path))
+			judgeContent(t, im, imagetest.Truth(t, path))
 			judgeMap(t, im, path)
 		})
 	}
@@ -362,8 +364,8 @@ func TestUnallocatedIsNotZero(t *testing.T) {
 			if options != "" {
 				args = append(args, "-o", options)
 			}
-			qemuImg(t, append(args, path)...)
-			qemuIO(t, path, "write -P 1 0 64k", "write -z 128k 64k", "write -P 2 260k 4k", "write -z 300k 4k", "write -z 1M 1M", "discard 1M 64k")
+			imagetest.QemuImg(t, append(args, path)...)
+			imagetest.QemuIO(t, path, "write -P 1 0 64k", "write -z 128k 64k", "write -P 2 260k 4k", "write -z 300k 4k", "write -z 1M 1M", "discard 1M 64k")
 			im := openImage(t, path, "qcow2")
 			extents, err := im.Map(nil, 0, im.Size())
 			if err != nil {
@@ -381,7 +383,7 @@ func TestUnallocatedIsNotZero(t *testing.T) {
 					}
 				}
 			}
-			if !bytes.Equal(content, truth(t, path)) {
+			if !bytes.Equal(content, imagetest.Truth(t, path)) {
 				t.Error("the overlay over its base differs from what qemu-img reads")
 			}
 			if h := im.Header(); h.BackingName != base || h.BackingFormat != "raw" || !h.HasBackingFormat {
@@ -392,8 +394,8 @@ func TestUnallocatedIsNotZero(t *testing.T) {
 }
 
 func TestMapClips(t *testing.T) {
-	path := newQcow2(t, "extended_l2=on", "1000448")
-	qemuIO(t, path, "write -P 1 0 977k", "write -z 128k 2k")
+	path := imagetest.New(t, "extended_l2=on", "1000448")
+	imagetest.QemuIO(t, path, "write -P 1 0 977k", "write -z 128k 2k")
 	im := openImage(t, path, "qcow2")
 	all, err := im.Map(nil, 0, 2<<20)
 	if err != nil {
@@ -447,8 +449,8 @@ func TestMapClips(t *testing.T) {
 
 // TestNoAllocations: the hot paths give the collector no work.
 func TestNoAllocations(t *testing.T) {
-	path := newQcow2(t, "extended_l2=on,cluster_size=128k", "1T")
-	qemuIO(t, path, "write -P 1 0 64k", "write -P 1 8M 64k")
+	path := imagetest.New(t, "extended_l2=on,cluster_size=128k", "1T")
+	imagetest.QemuIO(t, path, "write -P 1 0 64k", "write -P 1 8M 64k")
 	im := openImage(t, path, "qcow2")
 	dst, p := make([]Extent, 0, 16), make([]byte, 4096)
 	data, err := im.Map(nil, 0, 4096)
@@ -483,8 +485,8 @@ func TestLargeImage(t *testing.T) {
 		{"cluster_size=512", "8G", "8589934080"},
 	} {
 		t.Run(c.options+c.size, func(t *testing.T) {
-			path := newQcow2(t, c.options, c.size)
-			qemuIO(t, path, "write -P 7 "+c.at+" 512")
+			path := imagetest.New(t, c.options, c.size)
+			imagetest.QemuIO(t, path, "write -P 7 "+c.at+" 512")
 			im := openImage(t, path, "qcow2")
 			judgeMap(t, im, path)
 			var at int64

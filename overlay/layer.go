@@ -10,9 +10,6 @@ var (
 	// ErrUnsupported says that an image uses a feature that varve does not
 	// read: encryption, an external data file, an unknown incompatible bit.
 	ErrUnsupported = errors.New("image uses an unsupported feature")
-	// ErrLocked says that another process holds the image open in a way that
-	// excludes the asked one.
-	ErrLocked = errors.New("image is in use")
 	// ErrFailed says that an earlier write-back failed, so that the file's
 	// content on the host is unknown until it is opened again (M10).
 	ErrFailed = errors.New("an earlier flush failed")

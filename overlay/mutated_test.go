@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"varve/integration/turn"
+	"varve/overlay/hostfs"
 )
 
 var (
@@ -145,7 +146,7 @@ const largestMutated = 64 << 20
 // what was said of those that it refuses. Their bytes are given as nil, one
 // entry for each cluster.
 func readWhole(path string, s seed) (clusters [][]byte, refused []error, err error) {
-	im, err := OpenImage(HostFS(), path, formatQcow2, LockFrozen)
+	im, err := OpenImage(hostfs.OS(), path, formatQcow2, hostfs.LockFrozen)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -242,7 +243,7 @@ func judgeMutatedMap(t *testing.T, what, path string) {
 	if exec.Command("qemu-img", "map", "-f", "qcow2", "--output=json", path).Run() != nil {
 		return
 	}
-	im, err := OpenImage(HostFS(), path, formatQcow2, LockFrozen)
+	im, err := OpenImage(hostfs.OS(), path, formatQcow2, hostfs.LockFrozen)
 	must(t, err)
 	defer im.Close()
 	if im.Size()%512 != 0 {
@@ -282,7 +283,7 @@ func TestDamagedLayersAgainstQEMU(t *testing.T) {
 		path := filepath.Join(dir, "layer.qcow2")
 		must(t, os.WriteFile(path, after, 0o600))
 		must(t, os.WriteFile(filepath.Join(dir, "base.raw"), s.backing, 0o600))
-		h, err := ReadHeader(HostFS(), path)
+		h, err := ReadHeader(hostfs.OS(), path)
 		must(t, err)
 		if h.BackingName != "" && (h.BackingName != "base.raw" || h.BackingFormat != formatRaw) || h.Size > largestMutated {
 			continue

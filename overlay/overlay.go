@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"varve/overlay/hostfs"
 )
 
 // Backing is what shows through where an overlay says nothing: the view of the
@@ -66,7 +68,7 @@ const (
 // tableMu or loadMu, then slice.mu, then alloc.mu / dirtyMu / punchMu / cacheMu,
 // none of which is held while another of the last group is taken.
 type Overlay struct {
-	file     File
+	file     hostfs.File
 	log      *slog.Logger
 	activity *Activity
 
@@ -144,12 +146,12 @@ type slice struct {
 // OpenOverlay opens one of our layers read-write and takes its lock
 // (LockWritable). ErrNotPlain when it is not as varve writes it, ErrLocked
 // when somebody else has it open.
-func OpenOverlay(fs FS, path string, o OverlayOptions) (*Overlay, error) {
+func OpenOverlay(fs hostfs.FS, path string, o OverlayOptions) (*Overlay, error) {
 	f, err := fs.Open(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Lock(LockWritable); err != nil {
+	if err := f.Lock(hostfs.LockWritable); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	ov, err := NewOverlay(f, o)
@@ -161,7 +163,7 @@ func OpenOverlay(fs FS, path string, o OverlayOptions) (*Overlay, error) {
 
 // NewOverlay takes over a file that is open read-write and locked; Close closes
 // it.
-func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
+func NewOverlay(f hostfs.File, o OverlayOptions) (*Overlay, error) {
 	log := o.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -226,7 +228,7 @@ func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 
 // readOwnHeader reads a header and judges whether it is one that we write
 // (M17).
-func readOwnHeader(f File) (*Header, int64, error) {
+func readOwnHeader(f hostfs.File) (*Header, int64, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, 0, err
@@ -282,7 +284,7 @@ func notPlain(h *Header) string {
 func (o *Overlay) loadL1() error {
 	h := o.header
 	p := make([]byte, int64(h.L1Entries)*8)
-	if err := readFull(o.file, p, h.L1Offset); err != nil {
+	if err := hostfs.ReadPadded(o.file, p, h.L1Offset); err != nil {
 		return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
 	}
 	tables, index := make([]atomic.Pointer[table], h.L1Entries), newTableIndex(int(h.L1Entries))
@@ -323,7 +325,7 @@ func (o *Overlay) SubclusterSize() int64 { return o.subSize() }
 func (o *Overlay) ClusterSize() int64 { return o.clusterSize() }
 
 // File is the open file. It stays the overlay's.
-func (o *Overlay) File() File { return o.file }
+func (o *Overlay) File() hostfs.File { return o.file }
 
 // Header is a copy of the header as it is on disk.
 func (o *Overlay) Header() Header {
@@ -366,25 +368,3 @@ func (o *Overlay) wrote() {
 // Close closes the file as it is, without settling it: after Settle, or when
 // the layer is given up.
 func (o *Overlay) Close() error { return o.file.Close() }
-
-// readFull reads len(p) bytes; what lies past the end of the file is zeros.
-func readFull(f File, p []byte, off int64) error {
-	for len(p) > 0 {
-		n, err := f.ReadAt(p, off)
-		p, off = p[n:], off+int64(n)
-		if len(p) == 0 {
-			return nil
-		}
-		if err == io.EOF {
-			clear(p)
-			return nil
-		}
-		if err != nil {
-			return readError(err)
-		}
-		if n == 0 {
-			return io.ErrNoProgress
-		}
-	}
-	return nil
-}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"varve/integration/turn"
+	"varve/overlay/hostfs"
 )
 
 // memory is a Backing in memory.
@@ -62,7 +63,7 @@ func newOverlayModel(t *testing.T, seed uint64, size, baseSize int64, clusterBit
 		opts.Backing, opts.BackingFormat = "base.raw", "raw"
 		copy(m.want, m.below)
 	}
-	if err := Create(HostFS(), m.path, opts); err != nil {
+	if err := Create(hostfs.OS(), m.path, opts); err != nil {
 		t.Fatal(err)
 	}
 	m.open(false)
@@ -72,7 +73,7 @@ func newOverlayModel(t *testing.T, seed uint64, size, baseSize int64, clusterBit
 
 func (m *overlayModel) open(unclean bool) {
 	m.t.Helper()
-	o, err := OpenOverlay(HostFS(), m.path, OverlayOptions{Unclean: unclean, MaxSlices: 2})
+	o, err := OpenOverlay(hostfs.OS(), m.path, OverlayOptions{Unclean: unclean, MaxSlices: 2})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -263,5 +264,12 @@ func TestOverlayAgainstModel(t *testing.T) {
 				m.judge()
 			})
 		}
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,6 +1,10 @@
 package overlay
 
-import "fmt"
+import (
+	"fmt"
+
+	"varve/overlay/hostfs"
+)
 
 // The clusters of a layer of ours that hold tables are known as long as it is
 // open for writing. A damaged entry that names one of them, or one that was never
@@ -55,7 +59,7 @@ func (o *Overlay) noteTables() error {
 }
 
 // takeTables is take for clusters that will hold tables and no guest data.
-func (a *allocator) takeTables(f File, n int64) (int64, error) {
+func (a *allocator) takeTables(f hostfs.File, n int64) (int64, error) {
 	host, err := a.take(f, n)
 	if err != nil {
 		return 0, err

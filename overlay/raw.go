@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"varve/overlay/hostfs"
 )
 
 // mapRaw maps [pos, limit), within the file, of a raw image: its host offsets
@@ -32,7 +34,7 @@ func (im *Image) nextRawData(pos, limit int64) (start, end int64, err error) {
 		return start, start, err
 	}
 	end, err = im.file.SeekHole(start)
-	if err != nil && !errors.Is(err, io.EOF) && !HostCannotRead(err) {
+	if err != nil && !errors.Is(err, io.EOF) && !hostfs.CannotRead(err) {
 		return 0, 0, im.noHoles(start, err)
 	}
 	if err != nil || end <= start || end > limit {
@@ -48,7 +50,7 @@ func (im *Image) nextRawStart(pos, limit int64) (start int64, found bool, err er
 	if errors.Is(err, io.EOF) {
 		return limit, false, nil
 	}
-	if HostCannotRead(err) {
+	if hostfs.CannotRead(err) {
 		return pos, true, nil
 	}
 	if err != nil {

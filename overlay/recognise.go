@@ -3,13 +3,14 @@ package overlay
 import (
 	"fmt"
 
+	"varve/overlay/hostfs"
 	"varve/overlay/sniff"
 )
 
 // Recognise says what a file is recognised as by its first and last bytes; ok is false
 // for what may be a raw disk. It takes no lock. A guest can write any of these bytes into
 // a raw disk: they may make an opening fail, never choose a format.
-func Recognise(fs FS, path string) (f sniff.Format, ok bool, err error) {
+func Recognise(fs hostfs.FS, path string) (f sniff.Format, ok bool, err error) {
 	file, err := openImageFile(fs, path)
 	if err != nil {
 		return sniff.Format{}, false, err
@@ -19,7 +20,7 @@ func Recognise(fs FS, path string) (f sniff.Format, ok bool, err error) {
 }
 
 // RecogniseFile is Recognise for an open file.
-func RecogniseFile(file File) (f sniff.Format, ok bool, err error) {
+func RecogniseFile(file hostfs.File) (f sniff.Format, ok bool, err error) {
 	info, err := file.Stat()
 	if err == nil {
 		f, ok, err = sniff.File(file, info.Size)

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+
+	"varve/overlay/hostfs"
 )
 
 // usedClusters walks all tables of a layer of ours and collects the host
 // clusters that they name.
 type usedClusters struct {
-	file   File
+	file   hostfs.File
 	h      *Header
 	limit  int64   // clusters in the file
 	blocks []int64 // the refcount table
@@ -74,7 +76,7 @@ func (u *usedClusters) l2Entry(at, _ int64, word, bitmap uint64) error {
 
 // surveyOverlay finds the clusters that a layer of ours uses, and its refcount
 // blocks. Its errors are what recovery does not mend.
-func surveyOverlay(f File, h *Header, fileSize int64) (*clusterSet, []int64, error) {
+func surveyOverlay(f hostfs.File, h *Header, fileSize int64) (*clusterSet, []int64, error) {
 	table, err := readRefcountTable(f, h, fileSize)
 	if err != nil {
 		return nil, nil, err
@@ -90,7 +92,7 @@ func surveyOverlay(f File, h *Header, fileSize int64) (*clusterSet, []int64, err
 // Mendable is nil when OpenOverlay with Unclean mends the refcounts of a layer of
 // ours; otherwise it wraps what keeps it from that: ErrNotPlain, ErrCorrupt or the
 // host's error. It reads only, and takes no lock.
-func Mendable(f File) error {
+func Mendable(f hostfs.File) error {
 	h, size, err := readOwnHeader(f)
 	if err != nil {
 		return err
@@ -103,7 +105,7 @@ func Mendable(f File) error {
 // exact, leaked clusters are given back, the file ends behind its last cluster.
 // It can be cut off anywhere and run again (D16): refcounts that are too low are
 // raised, durably, before any is lowered.
-func recoverOverlay(f File, h *Header, log *slog.Logger) error {
+func recoverOverlay(f hostfs.File, h *Header, log *slog.Logger) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
@@ -145,7 +147,7 @@ func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 
 // mendRefcounts makes the refcounts 1 for used clusters and 0 for the others,
 // the raising part or the lowering part of it.
-func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise bool) (raised, lowered int, err error) {
+func mendRefcounts(f hostfs.File, h *Header, table []int64, used *clusterSet, raise bool) (raised, lowered int, err error) {
 	cs := h.ClusterSize()
 	perBlock := cs / 2
 	p := make([]byte, cs)
@@ -153,7 +155,7 @@ func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise boo
 		if off == 0 {
 			continue
 		}
-		if err := readFull(f, p, off); err != nil {
+		if err := hostfs.ReadPadded(f, p, off); err != nil {
 			return 0, 0, fmt.Errorf("read refcount block at 0x%x of %s: %w", off, f.Name(), err)
 		}
 		first, last := -1, -1 // changed refcounts
@@ -178,7 +180,7 @@ func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise boo
 			last = i
 		}
 		if first >= 0 {
-			if err := writeFull(f, p[2*first:2*last+2], off+2*int64(first)); err != nil {
+			if err := hostfs.WriteWhole(f, p[2*first:2*last+2], off+2*int64(first)); err != nil {
 				return 0, 0, err
 			}
 		}
@@ -186,7 +188,7 @@ func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise boo
 	return raised, lowered, nil
 }
 
-func punchUnused(f File, h *Header, used *clusterSet) error {
+func punchUnused(f hostfs.File, h *Header, used *clusterSet) error {
 	cs := h.ClusterSize()
 	for c := int64(0); c < used.high; {
 		next := used.next(c)

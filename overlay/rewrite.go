@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+
+	"varve/overlay/hostfs"
 )
 
 // switchHeader makes a header that differs in its first sector the one in
@@ -14,7 +16,7 @@ func (o *Overlay) switchHeader(h *Header) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFull(o.file, sector, 0); err != nil {
+	if err := hostfs.WriteWhole(o.file, sector, 0); err != nil {
 		return err
 	}
 	if err := o.sync(); err != nil {
@@ -40,7 +42,7 @@ func (o *Overlay) SetBacking(name, format string) error {
 	h.HasBackingFormat = name != ""
 	if name != "" {
 		h.BackingOffset = freeNameSlot(o.header)
-		if err := writeFull(o.file, []byte(name), int64(h.BackingOffset)); err != nil {
+		if err := hostfs.WriteWhole(o.file, []byte(name), int64(h.BackingOffset)); err != nil {
 			return o.failUnlessFull(err)
 		}
 		if err := o.sync(); err != nil {
@@ -210,7 +212,7 @@ func (o *Overlay) growL1(n int64) error {
 	// place is, and all that we write keeps it so.
 	if n*8 > max(have, 1)<<o.clusterBits {
 		old := make([]byte, int64(h.L1Entries)*8)
-		if err := readFull(o.file, old, h.L1Offset); err != nil {
+		if err := hostfs.ReadPadded(o.file, old, h.L1Offset); err != nil {
 			return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
 		}
 		want := (n*8 + cs - 1) >> o.clusterBits
@@ -223,7 +225,7 @@ func (o *Overlay) growL1(n int64) error {
 		}
 		err = o.reserve(host, want*cs)
 		if err == nil {
-			err = writeFull(o.file, old, host)
+			err = hostfs.WriteWhole(o.file, old, host)
 		}
 		if err != nil {
 			o.alloc.free(host>>o.clusterBits, want)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/hostfs"
 )
 
 // sectionedMemory is content that stands in pieces of a file, elsewhere in each
@@ -57,7 +58,7 @@ func (s *sectionedMemory) Leave(shared int64, refused error) {
 // were, every fifth is small, every third stands askew, and one cannot be looked up.
 type placedMemory struct{ *sectionedMemory }
 
-func (s placedMemory) Place(off, length int64) (File, int64, int64, error) {
+func (s placedMemory) Place(off, length int64) (hostfs.File, int64, int64, error) {
 	const stretch = 40 << 10
 	i, n := off/stretch, min(length, stretch-off%stretch)
 	switch {

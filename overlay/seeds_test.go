@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"varve/integration/imagetest"
+	"varve/overlay/hostfs"
 )
 
 // seed is a small image that a hostile one starts from.
@@ -52,7 +55,7 @@ func qemuSeeds(tb testing.TB) []seed {
 		if options != "" {
 			args = append(args, "-o", options)
 		}
-		qemuImg(tb, append(args, path, size)...)
+		imagetest.QemuImg(tb, append(args, path, size)...)
 	}
 	written := []string{"write -P 1 0 20k", "write -P 2 40k 3k", "write -z 60k 10k", "discard 16k 1k", "write -z -u 96k 32k", "write -P 3 100k 512"}
 	for _, options := range []string{
@@ -62,13 +65,13 @@ func qemuSeeds(tb testing.TB) []seed {
 		"preallocation=metadata,cluster_size=4k", "preallocation=falloc,cluster_size=512", "preallocation=full,extended_l2=on,cluster_size=16k",
 	} {
 		create(options, "131584") // ends within a cluster
-		qemuIO(tb, path, written...)
+		imagetest.QemuIO(tb, path, written...)
 		take(options, nil)
 	}
 	for _, options := range []string{"compat=0.10,cluster_size=512", "cluster_size=4k", "extended_l2=on,cluster_size=16k"} {
 		create(options, "160k", "-b", base, "-F", "raw")
-		qemuImg(tb, "rebase", "-u", "-b", "base.raw", "-F", "raw", path)
-		qemuIO(tb, path, written...)
+		imagetest.QemuImg(tb, "rebase", "-u", "-b", "base.raw", "-F", "raw", path)
+		imagetest.QemuIO(tb, path, written...)
 		take("on base.raw,"+options, below)
 	}
 	for _, options := range []string{
@@ -79,18 +82,18 @@ func qemuSeeds(tb testing.TB) []seed {
 		if options != "" {
 			args = append(args, "-o", options)
 		}
-		qemuImg(tb, append(args, plain, path)...)
+		imagetest.QemuImg(tb, append(args, plain, path)...)
 		take("compressed,"+options, nil)
 	}
 	create("cluster_size=4k", "128k")
-	qemuIO(tb, path, written[0])
-	qemuImg(tb, "snapshot", "-c", "one", path)
-	qemuIO(tb, path, written[1:]...)
-	qemuImg(tb, "snapshot", "-c", "two", path)
+	imagetest.QemuIO(tb, path, written[0])
+	imagetest.QemuImg(tb, "snapshot", "-c", "one", path)
+	imagetest.QemuIO(tb, path, written[1:]...)
+	imagetest.QemuImg(tb, "snapshot", "-c", "two", path)
 	take("snapshots", nil)
 	create("cluster_size=4k", "128k")
-	qemuImg(tb, "bitmap", "--add", "--enable", path, "one")
-	qemuIO(tb, path, written...)
+	imagetest.QemuImg(tb, "bitmap", "--add", "--enable", path, "one")
+	imagetest.QemuIO(tb, path, written...)
 	take("bitmaps", nil)
 	return seeds
 }
@@ -112,10 +115,10 @@ func ownSeeds(tb testing.TB) []seed {
 				if backing != nil {
 					o.Backing, o.BackingFormat, under = "base.raw", "raw", backing
 				}
-				if err := Create(HostFS(), path, o); err != nil {
+				if err := Create(hostfs.OS(), path, o); err != nil {
 					tb.Fatal(err)
 				}
-				layer, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+				layer, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 				if err != nil {
 					tb.Fatal(err)
 				}

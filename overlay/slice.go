@@ -2,9 +2,12 @@ package overlay
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
+
+	"varve/overlay/hostfs"
 )
 
 // sliceCache bounds the clean slices in memory with a clock hand.
@@ -67,8 +70,8 @@ func (o *Overlay) readSlice(t *table, si int) (*slice, error) {
 	at := t.host + int64(si)*sliceBytes
 	s := &slice{table: t, index: si}
 	s.used.Store(true)
-	err := readFull(o.file, p[:], at)
-	if isUnreadable(err) {
+	err := hostfs.ReadPadded(o.file, p[:], at)
+	if errors.Is(err, hostfs.ErrUnreadable) {
 		err = o.readSectors(s, p[:], at)
 	}
 	if err != nil {
@@ -113,7 +116,7 @@ func (o *Overlay) usable(t *table, i int64, e ownEntry, written bool) bool {
 // be used, and no flush writes them.
 func (o *Overlay) readSectors(s *slice, p []byte, at int64) error {
 	s.read = time.Now()
-	return readPieces(readFull, o.file, p, at, entrySize, func(first, n int64, reason error) error {
+	return readPieces(hostfs.ReadPadded, o.file, p, at, entrySize, func(first, n int64, reason error) error {
 		s.unread = reason
 		s.lacks |= 1 << (first * entrySize / damageUnit)
 		for i := first; i < first+n; i++ {

@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
+
+	"varve/overlay/hostfs"
 )
 
 // The index gives what one finds by looking at each entry, before and after it grows.
@@ -52,10 +54,10 @@ func TestTableIndex(t *testing.T) {
 func TestNextAgainstMap(t *testing.T) {
 	const size = int64(40) << 40
 	path := filepath.Join(t.TempDir(), "layer.qcow2")
-	if err := Create(HostFS(), path, CreateOptions{Size: size}); err != nil {
+	if err := Create(hostfs.OS(), path, CreateOptions{Size: size}); err != nil {
 		t.Fatal(err)
 	}
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +114,7 @@ func TestNextAgainstMap(t *testing.T) {
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
-	im, err := OpenImage(HostFS(), path, "qcow2", LockNone)
+	im, err := OpenImage(hostfs.OS(), path, "qcow2", hostfs.LockNone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,10 +127,10 @@ func TestNextAgainstMap(t *testing.T) {
 func TestChangesOutliveGrowth(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "layer.qcow2")
 	const size = int64(3)<<40 + 5<<20
-	if err := Create(HostFS(), path, CreateOptions{Size: size}); err != nil {
+	if err := Create(hostfs.OS(), path, CreateOptions{Size: size}); err != nil {
 		t.Fatal(err)
 	}
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,10 +195,10 @@ func TestTableComesAfterItsIndex(t *testing.T) {
 	const tables = 12000 // the wrong order shows in some of them
 	path := filepath.Join(t.TempDir(), "layer.qcow2")
 	o := CreateOptions{Size: 1 << 40, ClusterBits: 14}
-	if err := Create(HostFS(), path, o); err != nil {
+	if err := Create(hostfs.OS(), path, o); err != nil {
 		t.Fatal(err)
 	}
-	l, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	l, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

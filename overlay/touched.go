@@ -3,6 +3,8 @@ package overlay
 import (
 	"errors"
 	"io"
+
+	"varve/overlay/hostfs"
 )
 
 // TouchedSpans is how many spans of ChangeSpan guest bytes Touched tells about.
@@ -72,14 +74,14 @@ func (o *Overlay) Touched(off int64) (mask uint64, err error) {
 
 // touchedTable looks for the pieces of an L2 table that are no holes. guest is what
 // its first entry maps.
-func touchedTable(f File, table, guest, entryBytes int64, clusterBits uint32, off int64) (mask uint64, err error) {
+func touchedTable(f hostfs.File, table, guest, entryBytes int64, clusterBits uint32, off int64) (mask uint64, err error) {
 	end := table + 1<<clusterBits
 	for at := table; at < end; {
 		start, err := f.SeekData(at)
 		if errors.Is(err, io.EOF) {
 			break
 		}
-		if HostCannotRead(err) {
+		if hostfs.CannotRead(err) {
 			start, err = at, nil // reading tells
 		}
 		if err != nil {
@@ -90,7 +92,7 @@ func touchedTable(f File, table, guest, entryBytes int64, clusterBits uint32, of
 			break
 		}
 		stop, err := f.SeekHole(start)
-		if err != nil && !errors.Is(err, io.EOF) && !HostCannotRead(err) {
+		if err != nil && !errors.Is(err, io.EOF) && !hostfs.CannotRead(err) {
 			return 0, err
 		}
 		if err != nil || stop <= start || stop > end {

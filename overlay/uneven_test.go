@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"varve/overlay/hostfs"
 )
 
 // setUneven gives a layer a size that is no whole number of sectors, as earlier versions
 // did: the field "size" of the header (qcow2 specification, "Header").
-func setUneven(f File, size int64) error {
+func setUneven(f hostfs.File, size int64) error {
 	_, err := f.WriteAt(binary.BigEndian.AppendUint64(nil, uint64(size)), 24)
 	return err
 }
@@ -108,14 +110,14 @@ func TestExportHasWholeSectors(t *testing.T) {
 	}
 	for name, compress := range map[string]bool{"plain.qcow2": false, "compressed.qcow2": true} {
 		path := filepath.Join(dir, name)
-		f, err := HostFS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := hostfs.OS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(Export{Source: viewSource{content}, Size: size}.Qcow2(t.Context(), f, compress), f.Close()); err != nil {
 			t.Fatal(err)
 		}
-		h, err := ReadHeader(HostFS(), path)
+		h, err := ReadHeader(hostfs.OS(), path)
 		if err != nil || h.Size != WholeSectors(size) {
 			t.Errorf("%s: the header has %d bytes, %v", name, h.Size, err)
 		}

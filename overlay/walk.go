@@ -3,6 +3,8 @@ package overlay
 import (
 	"encoding/binary"
 	"fmt"
+
+	"varve/overlay/hostfs"
 )
 
 // tableWalk goes through an L1 table and the L2 tables that it names. What is
@@ -10,7 +12,7 @@ import (
 // and Check, which takes whatever the format allows. The memory is a cluster
 // and a piece of the L1 table.
 type tableWalk struct {
-	file File
+	file hostfs.File
 	h    *Header
 	buf  []byte // one cluster
 	// l1 judges entry number i, which is not 0. Without descend its L2 table is
@@ -27,9 +29,9 @@ type tableWalk struct {
 // read reads a piece of a table; what lies past the end of the file is zeros.
 func (w *tableWalk) read(table string, p []byte, at, entryBytes int64) error {
 	if w.unread == nil {
-		return readFull(w.file, p, at)
+		return hostfs.ReadPadded(w.file, p, at)
 	}
-	return readPieces(readFull, w.file, p, at, entryBytes, func(first, n int64, reason error) error {
+	return readPieces(hostfs.ReadPadded, w.file, p, at, entryBytes, func(first, n int64, reason error) error {
 		return w.unread(table, at+first*entryBytes, n*entryBytes, reason)
 	})
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+
+	"varve/overlay/hostfs"
 )
 
 // States of a subcluster of a layer that we write, as its cluster's entry
@@ -106,7 +108,7 @@ func (o *Overlay) ReadExtent(p []byte, e Extent, off int64) error {
 
 // ReadHost reads the file at a host offset; past its end are zeros.
 func (o *Overlay) ReadHost(p []byte, host int64) error {
-	if err := readFull(o.file, p, host); err != nil {
+	if err := hostfs.ReadPadded(o.file, p, host); err != nil {
 		return fmt.Errorf("read %d bytes at 0x%x of %s: %w", len(p), host, o.file.Name(), err)
 	}
 	return nil
@@ -173,7 +175,7 @@ func (o *Overlay) writeInPlace(p []byte, cluster, in int64, mask uint32) (bool, 
 	if err != nil || s == nil || uint32(s.bitmap[i].Load())&mask != mask {
 		return false, err
 	}
-	if err := writeFull(o.file, p, int64(s.offset[i].Load())+in); err != nil {
+	if err := hostfs.WriteWhole(o.file, p, int64(s.offset[i].Load())+in); err != nil {
 		return false, err
 	}
 	o.wrote()
@@ -246,7 +248,7 @@ const newAtOnce = 64 << 10
 func (o *Overlay) writeNew(p []byte, host int64) error {
 	for len(p) > 0 {
 		n := min(len(p), newAtOnce)
-		if err := writeFull(o.file, p[:n], host); err != nil {
+		if err := hostfs.WriteWhole(o.file, p[:n], host); err != nil {
 			return err
 		}
 		p, host = p[n:], host+int64(n)

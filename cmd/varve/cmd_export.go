@@ -18,6 +18,7 @@ import (
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs/show"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // toStdout is OUT for a pipe.
@@ -271,7 +272,7 @@ func (t target) openView(elements ...string) (*overlay.Image, error) {
 
 // exportFile writes OUT under another name beside it, which it gets at the end.
 func exportFile(ctx context.Context, e overlay.Export, out string, flags exportFlags) (err error) {
-	host := overlay.HostFS()
+	host := hostfs.OS()
 	partial := partialBeside(out)
 	f, err := host.Open(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {

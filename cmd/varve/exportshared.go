@@ -11,6 +11,7 @@ import (
 	"varve/chain"
 	"varve/fs"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -40,7 +41,7 @@ const (
 // Then they stay what they are until the section ends (M1).
 type sharedView struct {
 	*rawView
-	file overlay.File // of the mount; open, so that the layer is not deleted
+	file hostfs.File // of the mount; open, so that the layer is not deleted
 
 	// mu is held from Enter to Leave, and guards the rest.
 	mu      sync.Mutex
@@ -170,7 +171,7 @@ func (s *sharedView) open(deadline time.Time) (*chain.AtRest, error) {
 	if err != nil {
 		return nil, err
 	}
-	section, err := chain.OpenAtRest(overlay.HostFS(), before.File, before.Format, deadline)
+	section, err := chain.OpenAtRest(hostfs.OS(), before.File, before.Format, deadline)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 	"varve/overlay/sniff"
 )
 
@@ -169,11 +170,11 @@ func openInMount(m mounts.Mount, path string) (*overlay.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := overlay.HostFile(opened)
+	f, err := hostfs.FileOf(opened)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Lock(overlay.LockFrozen); err != nil {
+	if err := f.Lock(hostfs.LockFrozen); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	image, err := overlay.NewImage(f, "raw")

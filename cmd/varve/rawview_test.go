@@ -10,11 +10,12 @@ import (
 	"testing"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // seekFile counts how often it is asked for data and holes.
 type seekFile struct {
-	overlay.File
+	hostfs.File
 	asked int
 }
 
@@ -50,7 +51,7 @@ func TestExportAsksOnceForARun(t *testing.T) {
 		}
 		want[at] = data
 	}
-	host, err := overlay.HostFS().Open(path, os.O_RDONLY, 0)
+	host, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +114,7 @@ func TestRawViewAgainstFile(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	image, err := overlay.OpenImage(overlay.HostFS(), path, "raw", overlay.LockNone)
+	image, err := overlay.OpenImage(hostfs.OS(), path, "raw", hostfs.LockNone)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -26,10 +27,10 @@ type layerWriter struct {
 
 // writeLayer makes a layer that maps runs, in order, of run bytes each.
 func writeLayer(file string, o overlay.CreateOptions, runs []int64, run int64) error {
-	if err := overlay.Create(overlay.HostFS(), file, o); err != nil {
+	if err := overlay.Create(hostfs.OS(), file, o); err != nil {
 		return err
 	}
-	h, err := overlay.ReadHeader(overlay.HostFS(), file)
+	h, err := overlay.ReadHeader(hostfs.OS(), file)
 	if err != nil {
 		return err
 	}

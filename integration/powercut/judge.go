@@ -12,11 +12,12 @@ import (
 	"sync"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // CheckImage says what overlay.Check, whose own judge is qemu-img, finds in a
 // qcow2: an error, or a leak where none may be.
-func CheckImage(fs overlay.FS, path string, leaks bool) error {
+func CheckImage(fs hostfs.FS, path string, leaks bool) error {
 	f, err := fs.Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return err

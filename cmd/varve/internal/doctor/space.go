@@ -16,7 +16,7 @@ import (
 	"varve/cmd/varve/internal/mountfile"
 	"varve/fs"
 	"varve/fs/show"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -45,7 +45,7 @@ func roomOf(path string) (room, error) {
 	if err := unix.Statfs(path, &st); err != nil {
 		return room{}, err
 	}
-	free, err := overlay.HostFS().Free(path)
+	free, err := hostfs.OS().Free(path)
 	return room{free, int64(st.Blocks) * st.Bsize, st.Ffree, st.Files, st.Flags&unix.ST_RDONLY != 0 || inEmergency(path)}, err
 }
 

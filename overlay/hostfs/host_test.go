@@ -1,4 +1,4 @@
-package overlay
+package hostfs
 
 import (
 	"bytes"
@@ -7,13 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
+
+	"varve/integration/imagetest"
 )
 
 func newFile(t *testing.T, name string, flag int) File {
 	t.Helper()
-	f, err := HostFS().Open(filepath.Join(t.TempDir(), name), flag|os.O_CREATE, 0o600)
+	f, err := OS().Open(filepath.Join(t.TempDir(), name), flag|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,7 @@ func TestHostFileHoles(t *testing.T) {
 	if info.Size != 1<<20+1 || info.Blocks != 128<<10 || info.BlockSize != 4096 || !info.Mode.IsRegular() || info.Inode == 0 || info.Device == 0 || info.ModTime.IsZero() {
 		t.Errorf("stat: %+v", info)
 	}
-	if same, err := HostFS().Stat(f.Name()); err != nil || same != info {
+	if same, err := OS().Stat(f.Name()); err != nil || same != info {
 		t.Errorf("stat of the path: %+v, %v, of the file %+v", same, err, info)
 	}
 
@@ -93,7 +94,7 @@ func TestHostFileHoles(t *testing.T) {
 }
 
 func TestHostFileUnsupported(t *testing.T) {
-	f, err := HostFS().Open("/dev/null", os.O_RDWR, 0)
+	f, err := OS().Open("/dev/null", os.O_RDWR, 0)
 	must(t, err)
 	defer f.Close()
 	for what, err := range map[string]error{"punch": f.PunchHole(0, 4096), "allocate": f.Allocate(0, 4096)} {
@@ -125,14 +126,14 @@ func TestHostFileClosed(t *testing.T) {
 }
 
 func TestHostFS(t *testing.T) {
-	fs, dir := HostFS(), t.TempDir()
+	fs, dir := OS(), t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	must(t, fs.Mkdir(path("sub"), 0o700))
 	f, err := fs.Open(path("b"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	must(t, err)
 	must(t, f.Close())
 	_, err = fs.Open(path("b"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	judgeError(t, err, os.ErrExist, path("b"))
+	imagetest.JudgeError(t, err, os.ErrExist, path("b"))
 	must(t, fs.Link(path("b"), path("a")))
 	must(t, fs.Rename(path("b"), path("c")))
 	must(t, fs.SyncDir(dir))
@@ -143,76 +144,8 @@ func TestHostFS(t *testing.T) {
 	}
 	must(t, fs.Remove(path("a")))
 	must(t, fs.Remove(path("sub")))
-	judgeError(t, fs.Remove(path("a")), os.ErrNotExist, path("a"))
+	imagetest.JudgeError(t, fs.Remove(path("a")), os.ErrNotExist, path("a"))
 	_, err = fs.Stat(path("a"))
-	judgeError(t, err, os.ErrNotExist, path("a"))
-	judgeError(t, fs.SyncDir(path("gone")), os.ErrNotExist, path("gone"))
-}
-
-func TestRawImage(t *testing.T) {
-	f := newFile(t, "disk.raw", os.O_RDWR)
-	for _, at := range []int64{0, 64 << 10, 1 << 20} {
-		_, err := f.WriteAt(bytes.Repeat([]byte{byte(at>>16) + 1}, 64<<10), at)
-		must(t, err)
-	}
-	const size = 2<<20 + 777
-	must(t, f.Truncate(size))
-	im := openImage(t, f.Name(), "raw")
-	if im.Size() != size || im.Header() != nil || im.Format() != "raw" {
-		t.Errorf("size %d, header %v, format %s", im.Size(), im.Header(), im.Format())
-	}
-	want := []Extent{
-		{0, 128 << 10, 0, Data},
-		{128 << 10, 896 << 10, 0, Zero},
-		{1 << 20, 64 << 10, 1 << 20, Data},
-		{1<<20 + 64<<10, 4<<20 - 1<<20 - 64<<10, 0, Zero}, // on past the end
-	}
-	got, err := im.Map(nil, 0, 4<<20)
-	must(t, err)
-	if !slices.Equal(got, want) {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	got, err = im.Map(nil, 100<<10, 1<<20-100<<10+1)
-	must(t, err)
-	want = []Extent{{100 << 10, 28 << 10, 100 << 10, Data}, {128 << 10, 896 << 10, 0, Zero}, {1 << 20, 1, 1 << 20, Data}}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	if own, err := im.OwnBytes(); err != nil || own != 192<<10 {
-		t.Errorf("own bytes %d, %v", own, err)
-	}
-	content, err := os.ReadFile(f.Name())
-	must(t, err)
-	judgeContent(t, im, content)
-	empty := openImage(t, newFile(t, "empty", os.O_RDWR).Name(), "raw")
-	if got, err = empty.Map(nil, 0, 512); err != nil || !slices.Equal(got, []Extent{{0, 512, 0, Zero}}) {
-		t.Errorf("map of an empty image: %+v, %v", got, err)
-	}
-}
-
-// TestRawBlockDevice needs root, as loop devices do.
-func TestRawBlockDevice(t *testing.T) {
-	f := newFile(t, "disk.raw", os.O_RDWR)
-	_, err := f.WriteAt(bytes.Repeat([]byte{5}, 4096), 8192)
-	must(t, err)
-	must(t, f.Truncate(3<<20))
-	device := strings.TrimSpace(tool(t, "losetup", "--find", "--show", "--read-only", f.Name()))
-	t.Cleanup(func() { tool(t, "losetup", "--detach", device) })
-	info, err := HostFS().Stat(device)
-	must(t, err)
-	if info.Size != 3<<20 || info.Mode&os.ModeDevice == 0 {
-		t.Errorf("stat: %+v", info)
-	}
-	im := openImage(t, device, "raw")
-	got, err := im.Map(nil, 0, 4<<20)
-	must(t, err)
-	if want := []Extent{{0, 3 << 20, 0, Data}, {3 << 20, 1 << 20, 0, Zero}}; !slices.Equal(got, want) {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	if own, err := im.OwnBytes(); err != nil || own != 3<<20 {
-		t.Errorf("own bytes %d, %v", own, err)
-	}
-	content, err := os.ReadFile(f.Name())
-	must(t, err)
-	judgeContent(t, im, content)
+	imagetest.JudgeError(t, err, os.ErrNotExist, path("a"))
+	imagetest.JudgeError(t, fs.SyncDir(path("gone")), os.ErrNotExist, path("gone"))
 }

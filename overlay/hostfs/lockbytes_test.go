@@ -1,4 +1,4 @@
-package overlay
+package hostfs
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"varve/integration/imagetest"
 )
 
 // The bytes are QEMU's, and none of them may be missing (M18): each mode holds
@@ -20,7 +22,7 @@ func TestLockBytes(t *testing.T) {
 		{LockFrozen, []int64{100, 201, 203}, []int64{101, 103, 200}},
 		{LockWritable, []int64{100, 101, 103, 201, 203}, []int64{101, 103, 200, 201, 203}},
 	} {
-		path := newQcow2(t, "", "1M")
+		path := imagetest.New(t, "", "1M")
 		other := openHost(t, path, os.O_RDWR).(*hostFile)
 		for _, at := range all {
 			f := openHost(t, path, os.O_RDWR).(*hostFile)
@@ -66,7 +68,7 @@ func TestSyncReachesTheKernel(t *testing.T) {
 	if err := f.Sync(); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("fsync: %v", err)
 	}
-	if err := HostFS().SyncDir("/proc"); !errors.Is(err, unix.EINVAL) {
+	if err := OS().SyncDir("/proc"); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("fsync of a directory: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package overlay
+package hostfs
 
 import (
 	"errors"
@@ -11,11 +11,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/integration/imagetest"
 )
 
 func openHost(t *testing.T, path string, flag int) File {
 	t.Helper()
-	f, err := HostFS().Open(path, flag, 0)
+	f, err := OS().Open(path, flag, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +64,7 @@ func TestLockAgainstQEMU(t *testing.T) {
 					{"-f", "qcow2", "-b", path("OTHER"), "-F", "qcow2", path("FILE")},
 					{"-f", "qcow2", "-b", path("FILE"), "-F", "qcow2", path("OVERLAY")},
 				} {
-					qemuImg(t, append([]string{"create", "-q"}, create...)...)
+					imagetest.QemuImg(t, append([]string{"create", "-q"}, create...)...)
 				}
 				f := openHost(t, path("FILE"), os.O_RDWR)
 				if err := f.Lock(mode); err != nil {
@@ -104,8 +106,8 @@ func TestLockRefused(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			path := newQcow2(t, "", "4M")
-			holder := keepOpen(t, path, test.hold...)
+			path := imagetest.New(t, "", "4M")
+			holder := imagetest.KeepOpen(t, path, test.hold...)
 			f := openHost(t, path, test.flag)
 			err := f.Lock(test.mode)
 			if test.works {
@@ -117,14 +119,14 @@ func TestLockRefused(t *testing.T) {
 			if !errors.Is(err, ErrLocked) {
 				t.Fatalf("error %v, want ErrLocked", err)
 			}
-			who := fmt.Sprintf("pid %d qemu-io", holder.cmd.Process.Pid)
+			who := fmt.Sprintf("pid %d qemu-io", holder.Pid())
 			if !strings.Contains(err.Error(), who) || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), path) {
 				t.Errorf("error %q, want it to name %q, %q and the file", err, who, test.says)
 			}
 			// What the failed attempt took it has given back: QEMU can stop
 			// and start again.
-			holder.stop()
-			keepOpen(t, path, "-f", "qcow2").stop()
+			holder.Stop()
+			imagetest.KeepOpen(t, path, "-f", "qcow2").Stop()
 			if err := f.Lock(test.mode); err != nil {
 				t.Errorf("after the holder has gone: %v", err)
 			}
@@ -135,7 +137,7 @@ func TestLockRefused(t *testing.T) {
 // TestLockBetweenVarves uses descriptions of one process, which exclude each
 // other as those of two processes do.
 func TestLockBetweenVarves(t *testing.T) {
-	path := newQcow2(t, "", "4M")
+	path := imagetest.New(t, "", "4M")
 	a, b := openHost(t, path, os.O_RDWR), openHost(t, path, os.O_RDWR)
 	c := openHost(t, path, os.O_RDONLY)
 	lock := func(f File, mode LockMode, want error) {
@@ -172,7 +174,7 @@ func TestLockBetweenVarves(t *testing.T) {
 // TestLockChangeLeavesNoGap changes the mode back and forth while QEMU tries
 // to open the image for writing.
 func TestLockChangeLeavesNoGap(t *testing.T) {
-	path := newQcow2(t, "", "4M")
+	path := imagetest.New(t, "", "4M")
 	f := openHost(t, path, os.O_RDWR)
 	if err := f.Lock(LockFrozen); err != nil {
 		t.Fatal(err)
@@ -214,7 +216,7 @@ func TestLockChangeLeavesNoGap(t *testing.T) {
 // being refused holds them for a moment. That must not stop a change of mode:
 // who came after our locks sees them.
 func TestLockChangeBesideATry(t *testing.T) {
-	path := newQcow2(t, "", "4M")
+	path := imagetest.New(t, "", "4M")
 	f, other := openHost(t, path, os.O_RDWR), openHost(t, path, os.O_RDWR).(*hostFile)
 	held := func(kind int16) {
 		t.Helper()
@@ -250,7 +252,7 @@ func TestLockChangeBesideATry(t *testing.T) {
 // it now, and lets no new ones in meanwhile; not for those who stay, and whoever opens
 // one for writing does not wait.
 func TestLockWaitsForReaders(t *testing.T) {
-	path := newQcow2(t, "", "4M")
+	path := imagetest.New(t, "", "4M")
 	f, reader, late := openHost(t, path, os.O_RDWR), openHost(t, path, os.O_RDONLY), openHost(t, path, os.O_RDONLY)
 	if err := errors.Join(f.Lock(LockFrozen), reader.Lock(LockFrozen)); err != nil {
 		t.Fatal(err)
@@ -295,7 +297,7 @@ func TestLockWaitsForReaders(t *testing.T) {
 // TestLockEndsWithClose: a child that has inherited the descriptor, as every
 // child has between fork and exec, does not keep the locks.
 func TestLockEndsWithClose(t *testing.T) {
-	path := newQcow2(t, "", "4M")
+	path := imagetest.New(t, "", "4M")
 	f := openHost(t, path, os.O_RDWR).(*hostFile)
 	if err := f.Lock(LockWritable); err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package overlay
+package hostfs
 
 import (
 	"errors"
@@ -11,14 +11,14 @@ import (
 // cloneUnit is what the ends of a range must be multiples of before the host is
 // asked to share it: a block of most file systems, in bytes. One with larger
 // blocks refuses by itself.
-const cloneUnit = 4096
+const CloneUnit = 4096
 
 // CloneRange is FICLONERANGE. Measured on ext4, copy_file_range(2) was slower
 // than reading and writing 1 MiB at a time, so the host only shares, and never
 // copies.
 func (h *hostFile) CloneRange(src File, srcOff, off, length int64) error {
 	s, ok := src.(*hostFile)
-	if !ok || (srcOff|off|length)%cloneUnit != 0 || h.noClone.Load() || h.cloneApart.Load() == s {
+	if !ok || (srcOff|off|length)%CloneUnit != 0 || h.noClone.Load() || h.cloneApart.Load() == s {
 		return fmt.Errorf("clone into %s: %w", h.f.Name(), errors.ErrUnsupported)
 	}
 	arg := unix.FileCloneRange{Src_offset: uint64(srcOff), Src_length: uint64(length), Dest_offset: uint64(off)}

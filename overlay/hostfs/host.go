@@ -1,4 +1,4 @@
-package overlay
+package hostfs
 
 import (
 	"errors"
@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HostFS gives the host's own file system.
+// OS gives the host's own file system.
 //
 // Its files go through os.File, so that a call that races with Close gets
 // os.ErrClosed and never a descriptor number that has been given to another
 // image meanwhile.
-func HostFS() FS { return hostFS{} }
+func OS() FS { return hostFS{} }
 
 type hostFS struct{}
 
@@ -29,16 +29,16 @@ func (hostFS) Open(path string, flag int, perm os.FileMode) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return HostFile(f)
+	return FileOf(f)
 }
 
-// HostFile makes an open file of the host a File, which then owns it: it is closed when
+// FileOf makes an open file of the host a File, which then owns it: it is closed when
 // that fails.
-func HostFile(f *os.File) (File, error) { return HostFileNaming(f, nil) }
+func FileOf(f *os.File) (File, error) { return FileNaming(f, nil) }
 
-// HostFileNaming is HostFile where this process may not see who has a file locked, or
+// FileNaming is FileOf where this process may not see who has a file locked, or
 // will not: a function then says it as LockHolder does. nil for none.
-func HostFileNaming(f *os.File, holder func(file string, at int64) string) (File, error) {
+func FileNaming(f *os.File, holder func(file string, at int64) string) (File, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		f.Close()
@@ -195,6 +195,13 @@ func (h *hostFile) fallocate(op string, mode uint32, off, length int64) error {
 		return fmt.Errorf("%w: %w", err, errors.ErrUnsupported)
 	}
 	return err
+}
+
+// ZeroOut makes a range of a block device zeros, as the ioctl BLKZEROOUT does: by the
+// device where it can, else the kernel writes them. off and length must be multiples of
+// the device's sectors.
+func (h *hostFile) ZeroOut(off, length int64) error {
+	return h.fallocate("zero out", unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, length)
 }
 
 func (h *hostFile) Datasync() error {

@@ -1,4 +1,4 @@
-package overlay
+package hostfs
 
 import (
 	"bufio"
@@ -16,6 +16,10 @@ import (
 
 	"varve/overlay/procs"
 )
+
+// ErrLocked says that another process holds the image open in a way that
+// excludes the asked one.
+var ErrLocked = errors.New("image is in use")
 
 // QEMU marks what it does with an image, and what it forbids others to do, by
 // shared locks on single bytes of the file: byte 100+n for "does n", byte

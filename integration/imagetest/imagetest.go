@@ -1,12 +1,14 @@
-package overlay
+package imagetest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +17,7 @@ import (
 )
 
 // tool runs a program that must succeed and gives its standard output.
-func tool(tb testing.TB, name string, args ...string) string {
+func Tool(tb testing.TB, name string, args ...string) string {
 	tb.Helper()
 	cmd := exec.Command(name, args...)
 	var stdout, stderr bytes.Buffer
@@ -27,38 +29,38 @@ func tool(tb testing.TB, name string, args ...string) string {
 }
 
 // qemuImg runs qemu-img in the directory of a test.
-func qemuImg(tb testing.TB, args ...string) string {
+func QemuImg(tb testing.TB, args ...string) string {
 	tb.Helper()
-	return tool(tb, "qemu-img", args...)
+	return Tool(tb, "qemu-img", args...)
 }
 
 // qemuIO runs qemu-io commands on a qcow2 image.
-func qemuIO(tb testing.TB, path string, commands ...string) {
+func QemuIO(tb testing.TB, path string, commands ...string) {
 	tb.Helper()
 	args := []string{"-f", "qcow2"}
 	for _, c := range commands {
 		args = append(args, "-c", c)
 	}
-	tool(tb, "qemu-io", append(args, path)...)
+	Tool(tb, "qemu-io", append(args, path)...)
 }
 
 // newQcow2 makes an image with qemu-img and gives its path.
-func newQcow2(tb testing.TB, options, size string) string {
+func New(tb testing.TB, options, size string) string {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), "image.qcow2")
 	args := []string{"create", "-q", "-f", "qcow2"}
 	if options != "" {
 		args = append(args, "-o", options)
 	}
-	qemuImg(tb, append(args, path, size)...)
+	QemuImg(tb, append(args, path, size)...)
 	return path
 }
 
 // truth is the content as qemu-img reads it.
-func truth(tb testing.TB, path string) []byte {
+func Truth(tb testing.TB, path string) []byte {
 	tb.Helper()
 	raw := filepath.Join(tb.TempDir(), "truth.raw")
-	qemuImg(tb, "convert", "-f", "qcow2", "-O", "raw", path, raw)
+	QemuImg(tb, "convert", "-f", "qcow2", "-O", "raw", path, raw)
 	content, err := os.ReadFile(raw)
 	if err != nil {
 		tb.Fatal(err)
@@ -66,23 +68,8 @@ func truth(tb testing.TB, path string) []byte {
 	return content
 }
 
-// openImage opens an image and closes it at the test's end.
-func openImage(tb testing.TB, path, format string) *Image {
-	tb.Helper()
-	im, err := OpenImage(HostFS(), path, format, LockFrozen)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if err := im.Close(); err != nil {
-			tb.Error(err)
-		}
-	})
-	return im
-}
-
 // copyOf copies a file, so that a test can damage it.
-func copyOf(tb testing.TB, path string) string {
+func CopyOf(tb testing.TB, path string) string {
 	tb.Helper()
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -96,7 +83,7 @@ func copyOf(tb testing.TB, path string) string {
 }
 
 // patch overwrites bytes of a file.
-func patch(tb testing.TB, path string, off int64, b ...byte) {
+func Patch(tb testing.TB, path string, off int64, b ...byte) {
 	tb.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -110,29 +97,8 @@ func patch(tb testing.TB, path string, off int64, b ...byte) {
 	}
 }
 
-// bytesFile is a read-only File in memory, for fuzzing.
-type bytesFile struct {
-	File // what is not used is nil and would panic
-	data []byte
-}
-
-func (f *bytesFile) Name() string { return "memory" }
-func (f *bytesFile) ReadAt(p []byte, off int64) (int, error) {
-	return bytes.NewReader(f.data).ReadAt(p, off)
-}
-func (f *bytesFile) Stat() (Info, error)               { return Info{Size: int64(len(f.data))}, nil }
-func (f *bytesFile) SeekData(off int64) (int64, error) { return off, f.end(off) }
-func (f *bytesFile) SeekHole(off int64) (int64, error) { return int64(len(f.data)), f.end(off) }
-func (f *bytesFile) Close() error                      { return nil }
-func (f *bytesFile) end(off int64) error {
-	if off >= int64(len(f.data)) {
-		return io.EOF
-	}
-	return nil
-}
-
 // keptOpen is a program that waits on its standard input with a file open.
-type keptOpen struct {
+type Kept struct {
 	tb    testing.TB
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
@@ -142,9 +108,9 @@ type keptOpen struct {
 }
 
 // keepOpen starts qemu-io and waits until it holds the image open.
-func keepOpen(tb testing.TB, path string, args ...string) *keptOpen {
+func KeepOpen(tb testing.TB, path string, args ...string) *Kept {
 	tb.Helper()
-	k := &keptOpen{tb: tb, cmd: exec.Command("qemu-io", append(args, path)...), ended: make(chan error, 1)}
+	k := &Kept{tb: tb, cmd: exec.Command("qemu-io", append(args, path)...), ended: make(chan error, 1)}
 	stdout, err := k.cmd.StdoutPipe()
 	if err != nil {
 		tb.Fatal(err)
@@ -156,7 +122,7 @@ func keepOpen(tb testing.TB, path string, args ...string) *keptOpen {
 	if err := k.cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(k.stop)
+	tb.Cleanup(k.Stop)
 	// qemu-io prints its prompt once the image is open.
 	prompt := make(chan error, 1)
 	go func() {
@@ -176,8 +142,11 @@ func keepOpen(tb testing.TB, path string, args ...string) *keptOpen {
 	return k
 }
 
+// pid is the number of its process.
+func (k *Kept) Pid() int { return k.cmd.Process.Pid }
+
 // stop ends the program and waits for it, so that its locks are gone.
-func (k *keptOpen) stop() {
+func (k *Kept) Stop() {
 	k.once.Do(func() {
 		if err := k.stdin.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 			k.tb.Error(err)
@@ -187,3 +156,19 @@ func (k *keptOpen) stop() {
 		}
 	})
 }
+
+func JudgeError(t *testing.T, err, is error, says ...string) {
+	t.Helper()
+	if !errors.Is(err, is) {
+		t.Fatalf("error %v, want %v", err, is)
+	}
+	for _, s := range says {
+		if !strings.Contains(err.Error(), s) {
+			t.Errorf("error %q does not say %q", err, s)
+		}
+	}
+}
+
+// be32 and be64 are numbers as they stand in an image.
+func BE32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+func BE64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
