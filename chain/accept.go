@@ -4,9 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Accept takes the present state of a changed layer's file as right: its
@@ -67,7 +66,7 @@ func accept(fs hostfs.FS, dir string, m *manifest, name string) (err error) {
 	if err := checkFile(fs, path); err != nil {
 		return err
 	}
-	image, err := overlay.OpenImage(fs, path, l.Format, hostfs.LockFrozen)
+	image, err := qcow2.OpenImage(fs, path, l.Format, hostfs.LockFrozen)
 	if err != nil {
 		return err
 	}
@@ -93,7 +92,7 @@ func accept(fs hostfs.FS, dir string, m *manifest, name string) (err error) {
 
 // sameBacking checks that a foreign image's header still names what chain.json
 // has below it. (The header of one of our own follows chain.json by itself.)
-func sameBacking(m *manifest, l *layerRecord, header *overlay.Header) error {
+func sameBacking(m *manifest, l *layerRecord, header *qcow2.Header) error {
 	backing, format, err := backingOf(l.File, header)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // adopted makes a disk on a chain of two foreign images and a frozen layer of
@@ -141,7 +142,7 @@ func TestAcceptRefuses(t *testing.T) {
 		{what: "no backing file any more", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
 			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "", m.byName("adopted").File)
 		}},
-		{what: "a truncated qcow2", layer: "adopted", want: overlay.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest) {
+		{what: "a truncated qcow2", layer: "adopted", want: qcow2.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest) {
 			if err := os.Truncate(m.byName("adopted").File, 100); err != nil {
 				t.Fatal(err)
 			}

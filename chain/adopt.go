@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // maxAdopted is how many files an adopted chain may have. QEMU itself gets slow
@@ -27,7 +27,7 @@ type foreignImage struct {
 	name         string    // of the layer; "" for one by its place
 	note         string    // what its user should know of it; "" for nothing
 	frozen       time.Time // zero: when the file was last written
-	image        *overlay.Image
+	image        *qcow2.Image
 	info         hostfs.Info
 }
 
@@ -142,7 +142,7 @@ func openForeign(fs hostfs.FS, path, format, namedBy string, layersToo bool) (*f
 	if err := refuseVarve(fs, path, layersToo); err != nil {
 		return nil, err
 	}
-	image, err := overlay.OpenImage(fs, path, format, hostfs.LockFrozen)
+	image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func openForeign(fs hostfs.FS, path, format, namedBy string, layersToo bool) (*f
 
 // backingOf is the path and format of the image that a header names; "" when
 // it names none.
-func backingOf(path string, header *overlay.Header) (backing, format string, err error) {
+func backingOf(path string, header *qcow2.Header) (backing, format string, err error) {
 	if header == nil || header.BackingName == "" {
 		return "", "", nil
 	}
@@ -188,7 +188,7 @@ func isProtocol(name string) bool {
 	return i >= 0 && name[i] == ':'
 }
 
-func hasRelativeBacking(header *overlay.Header) bool {
+func hasRelativeBacking(header *qcow2.Header) bool {
 	return header != nil && header.BackingName != "" && !filepath.IsAbs(header.BackingName)
 }
 

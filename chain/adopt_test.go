@@ -15,9 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // qcow2On makes a qcow2 on a backing file, with some bytes of its own.
@@ -100,7 +99,7 @@ func TestAdopt(t *testing.T) {
 			if !reflect.DeepEqual(got, wantFiles) {
 				t.Errorf("qemu-img sees %q\nwant %q", got, wantFiles)
 			}
-			image, err := overlay.OpenImage(fs, wantFiles[0], formatQcow2, hostfs.LockNone)
+			image, err := qcow2.OpenImage(fs, wantFiles[0], formatQcow2, hostfs.LockNone)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -293,14 +292,14 @@ func TestAdoptRefuses(t *testing.T) {
 		{"file.qcow2", ErrInvalid, "file:"},
 		{"vmdk.qcow2", ErrInvalid, `"vmdk"`},
 		{"ondir.qcow2", ErrInvalid, "is a directory"},
-		{"lie.qcow2", overlay.ErrCorrupt, "ok.raw"},
+		{"lie.qcow2", qcow2.ErrCorrupt, "ok.raw"},
 		{"null.qcow2", ErrInvalid, "neither a file nor a block device"},
 		{"line.qcow2", ErrInvalid, "line break"},
 		{"bytes.qcow2", ErrInvalid, "not UTF-8"},
 		{"noformat.qcow2", ErrInvalid, "without its format"},
-		{"external.qcow2", overlay.ErrUnsupported, "data file"},
-		{"secret.qcow2", overlay.ErrUnsupported, "encrypt"},
-		{"cut.qcow2", overlay.ErrCorrupt, "cut.qcow2"},
+		{"external.qcow2", qcow2.ErrUnsupported, "data file"},
+		{"secret.qcow2", qcow2.ErrUnsupported, "encrypt"},
+		{"cut.qcow2", qcow2.ErrCorrupt, "cut.qcow2"},
 		{"fifo", ErrInvalid, "neither a file"},
 		{"onfifo.qcow2", ErrInvalid, "neither a file"},
 		{"disk.varve", ErrInvalid, "is a disk directory"},

@@ -7,8 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
 
@@ -117,7 +116,7 @@ func TestGoBackToABaseThatWasASnapshot(t *testing.T) {
 	must(t, err)
 	content, err := os.ReadFile(at("a.raw"))
 	must(t, err)
-	want := make([]byte, overlay.WholeSectors(unevenSize))
+	want := make([]byte, extent.WholeSectors(unevenSize))
 	copy(want, content)
 	d := openDisk(t, at("vm.varve"))
 	must(t, d.Revert("s1"))

@@ -12,6 +12,7 @@ import (
 
 	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // ViewFiles tells which files of the host a view is made of.
@@ -83,7 +84,7 @@ func (d *Disk) ViewFiles(id string) (v ViewFiles, err error) {
 // is locked as a frozen one. Whoever writes one of them holds a lock that excludes
 // this (M18), so until Close no job writes, punches or moves anything in it.
 type AtRest struct {
-	images []*overlay.Image // top first
+	images []*qcow2.Image // top first
 	top    *node
 	digest string
 }
@@ -114,7 +115,7 @@ func (a *AtRest) open(fs hostfs.FS, top, format string, deadline time.Time) erro
 		if err := checkFile(fs, path); err != nil {
 			return err
 		}
-		image, err := overlay.OpenImage(fs, path, format, hostfs.LockFrozen)
+		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
 		if err != nil {
 			return err
 		}

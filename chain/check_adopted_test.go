@@ -6,9 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // adoptedToCheck is a disk on a qcow2 of others that stands on another one.
@@ -85,9 +84,9 @@ func TestCheckMarks(t *testing.T) {
 		bit     byte   // of the header's last byte of incompatible features
 		finding string // the first
 	}{
-		{"dirty", overlay.IncompatibleDirty, "note 000002 middle.qcow2: it is marked dirty: "},
-		{"corrupt", overlay.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
-		{"both", overlay.IncompatibleDirty | overlay.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
+		{"dirty", qcow2.IncompatibleDirty, "note 000002 middle.qcow2: it is marked dirty: "},
+		{"corrupt", qcow2.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
+		{"both", qcow2.IncompatibleDirty | qcow2.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c, middle, _ := adoptedToCheck(t)

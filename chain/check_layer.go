@@ -7,7 +7,10 @@ import (
 	"strings"
 
 	"varve/overlay"
+	"varve/overlay/check"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // fileIdentity tells one file on the host from another, whatever its names.
@@ -109,11 +112,11 @@ func (c *checker) checkMarks(rec *layerRecord, path string) {
 	if rec.Format != formatQcow2 {
 		return
 	}
-	h, err := overlay.ReadHeader(c.fs, path)
+	h, err := qcow2.ReadHeader(c.fs, path)
 	switch {
-	case errors.Is(err, overlay.ErrMarkedCorrupt):
+	case errors.Is(err, qcow2.ErrMarkedCorrupt):
 		c.blockf(rec.ID, path, c.imageWayOut(rec, false), "it is marked corrupt: a program found its tables wrong and stopped writing it")
-	case err == nil && h.Incompatible&overlay.IncompatibleDirty != 0:
+	case err == nil && h.Incompatible&qcow2.IncompatibleDirty != 0:
 		c.notef(rec.ID, path, c.imageWayOut(rec, false), false, "%s", dirtyWords)
 	}
 }
@@ -149,7 +152,7 @@ func (c *checker) checkFingerprint(rec *layerRecord, path string, f hostfs.File)
 }
 
 // checkSize compares the guest size that chain.json has with the file's.
-func (c *checker) checkSize(rec *layerRecord, path string, f hostfs.File, h *overlay.Header) {
+func (c *checker) checkSize(rec *layerRecord, path string, f hostfs.File, h *qcow2.Header) {
 	if rec.ID == c.manifest.Leaf || rec.Writing || rec.Name == "" {
 		// The leaf's own header decides. An unnamed layer has no view that anybody
 		// sees, and a merge that was stopped may have made it larger.
@@ -167,11 +170,11 @@ func (c *checker) checkSize(rec *layerRecord, path string, f hostfs.File, h *ove
 }
 
 // checkWhole says it when a header's size is no whole number of sectors (M2).
-func (c *checker) checkWhole(rec *layerRecord, path string, h *overlay.Header) {
-	if !overlay.Uneven(h.Size) {
+func (c *checker) checkWhole(rec *layerRecord, path string, h *qcow2.Header) {
+	if !extent.Uneven(h.Size) {
 		return
 	}
-	if rec.Foreign || c.manifest.pinned()[rec.ID] || h.Plain() != nil {
+	if rec.Foreign || c.manifest.pinned()[rec.ID] || overlay.Plain(h) != nil {
 		c.notef(rec.ID, path, "nothing has to be done; varve shows them, and a layer of varve's on it has its own copy of them", false, "%s", unevenWords(h.Size))
 		return
 	}
@@ -181,7 +184,7 @@ func (c *checker) checkWhole(rec *layerRecord, path string, h *overlay.Header) {
 // checkImage checks header, tables and refcounts of a qcow2 layer.
 func (c *checker) checkImage(rec *layerRecord, path string, f hostfs.File, share int64) error {
 	before := c.done
-	result, err := overlay.Check(c.ctx, f, rec.Format, overlay.CheckOptions{MaxProblems: maxLayerFindings, Progress: func(done, total int64) {
+	result, err := check.Run(c.ctx, f, rec.Format, check.Options{MaxProblems: maxLayerFindings, Progress: func(done, total int64) {
 		if total > 0 {
 			c.advance(before + int64(float64(share)*float64(done)/float64(total)))
 		}
@@ -190,16 +193,16 @@ func (c *checker) checkImage(rec *layerRecord, path string, f hostfs.File, share
 		return c.ctx.Err()
 	}
 	switch {
-	case errors.Is(err, overlay.ErrMarkedCorrupt):
+	case errors.Is(err, qcow2.ErrMarkedCorrupt):
 		return nil // checkMarks has said so
-	case errors.Is(err, overlay.ErrUnsupported):
+	case errors.Is(err, qcow2.ErrUnsupported):
 		c.blockf(rec.ID, path, headerWayOut(err, rec.Foreign), "%s", withoutPath(err, path))
 		return nil
 	case err != nil:
 		c.blockf(rec.ID, path, c.imageWayOut(rec, false), "%s", withoutPath(err, path))
 		return nil
 	}
-	h, err := overlay.ReadHeader(c.fs, path)
+	h, err := qcow2.ReadHeader(c.fs, path)
 	if err != nil {
 		return err
 	}
@@ -223,8 +226,8 @@ func (c *checker) checkImage(rec *layerRecord, path string, f hostfs.File, share
 	return nil
 }
 
-// addProblems takes over what overlay.Check found; leaks as one finding.
-func (c *checker) addProblems(rec *layerRecord, path string, h *overlay.Header, result overlay.CheckResult, mendable bool) {
+// addProblems takes over what check.Run found; leaks as one finding.
+func (c *checker) addProblems(rec *layerRecord, path string, h *qcow2.Header, result check.Result, mendable bool) {
 	counted := &c.report.Layers[len(c.report.Layers)-1]
 	counted.Errors += result.Errors
 	counted.Leaks += result.Leaks
@@ -262,7 +265,7 @@ func (c *checker) addProblems(rec *layerRecord, path string, h *overlay.Header, 
 	c.add(CheckFinding{Severity: SeverityLeak, Layer: rec.ID, File: path, Text: text, WayOut: wayOut, mendable: mendable})
 }
 
-func clusterWords(h *overlay.Header) string {
+func clusterWords(h *qcow2.Header) string {
 	if h.ClusterSize() < 1024 {
 		return fmt.Sprintf("%d bytes", h.ClusterSize())
 	}
@@ -270,7 +273,7 @@ func clusterWords(h *overlay.Header) string {
 }
 
 // checkBacking compares the backing file that a header names with chain.json.
-func (c *checker) checkBacking(rec *layerRecord, path string, h *overlay.Header) {
+func (c *checker) checkBacking(rec *layerRecord, path string, h *qcow2.Header) {
 	if rec.Foreign {
 		if err := sameBacking(c.manifest, rec, h); err != nil {
 			c.errorf(rec.ID, path, "put the header back with qemu-img rebase -u, then \"varve accept\"", false, "%v", err)
@@ -287,7 +290,7 @@ func (c *checker) checkBacking(rec *layerRecord, path string, h *overlay.Header)
 		c.notef(rec.ID, path, byMount, true, "%s", text)
 		return
 	}
-	if h.Plain() != nil {
+	if overlay.Plain(h) != nil {
 		c.errorf(rec.ID, path, "set it with qemu-img rebase -u, then \"varve accept\"", false, "%s", text)
 		return
 	}

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/integration/powercut"
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // checkedDisk is a disk that is closed: a raw base, the snapshots one and two,
@@ -100,12 +100,12 @@ func (c *checkedDisk) kill() {
 type imageWords struct {
 	t testing.TB
 	f hostfs.File
-	h *overlay.Header
+	h *qcow2.Header
 }
 
 func openWords(t testing.TB, fs hostfs.FS, path string) *imageWords {
 	t.Helper()
-	h, err := overlay.ReadHeader(fs, path)
+	h, err := qcow2.ReadHeader(fs, path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,8 +17,8 @@ import (
 
 	"varve/integration/powercut"
 	"varve/integration/turn"
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 var flags = powercut.NewFlags()
@@ -364,7 +364,7 @@ func (g *simGuest) record(run func() error) []powercut.Op {
 
 // headerFollows checks that a layer's header names what chain.json says (M15).
 func headerFollows(fs hostfs.FS, m *manifest, l *layerRecord, dir string) error {
-	im, err := overlay.OpenImage(fs, l.path(dir), l.Format, hostfs.LockNone)
+	im, err := qcow2.OpenImage(fs, l.path(dir), l.Format, hostfs.LockNone)
 	if err != nil {
 		return err
 	}

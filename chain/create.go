@@ -14,6 +14,7 @@ import (
 
 	"varve/chain/diskdir"
 	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
 
@@ -113,7 +114,7 @@ func DirFor(image string) (string, error) {
 // Foreign files are only read. The error wraps ErrExist when dir is there,
 // ErrInvalid for what cannot be a disk, ErrInUse while another varve creates
 // it, hostfs.ErrLocked when an image is open for writing elsewhere, and
-// overlay.ErrUnsupported or ErrCorrupt for its content.
+// qcow2.ErrUnsupported or ErrCorrupt for its content.
 func Create(dir string, o CreateOptions) (Created, error) {
 	fs := o.FS
 	if fs == nil {
@@ -275,7 +276,7 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 	case len(images) == 0 && size == 0:
 		return nil, invalidf("a blank disk needs a size")
 	case len(images) == 0:
-		m.BlankSize = overlay.WholeSectors(size)
+		m.BlankSize = extent.WholeSectors(size)
 	default:
 		base := images[0]
 		if size == 0 {
@@ -284,12 +285,12 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 		if size == 0 {
 			return nil, invalidf("%s is a disk of 0 bytes", base.path)
 		}
-		if overlay.WholeSectors(size) < overlay.WholeSectors(base.image.Size()) {
+		if extent.WholeSectors(size) < extent.WholeSectors(base.image.Size()) {
 			return nil, invalidf("a size of %d bytes is less than the %d of %s", size, base.image.Size(), base.path)
 		}
 	}
 	plan.given = size
-	m.Leaf = plan.add(images, &layerRecord{Parent: top, Created: now}, overlay.WholeSectors(size))
+	m.Leaf = plan.add(images, &layerRecord{Parent: top, Created: now}, extent.WholeSectors(size))
 	return plan, nil
 }
 
@@ -310,7 +311,7 @@ func (p *diskPlan) add(images []*foreignImage, rec *layerRecord, size int64) str
 // emptySnapshot plans a snapshot that shows what the base does.
 func (p *diskPlan) emptySnapshot(base []*foreignImage, name string) {
 	of := p.manifest.layer(p.manifest.Base)
-	size := overlay.WholeSectors(of.Size)
+	size := extent.WholeSectors(of.Size)
 	p.add(base, &layerRecord{Name: name, Parent: of.ID, Created: of.Created, Frozen: of.Frozen, Size: size}, size)
 }
 

@@ -14,9 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // badDisk is a host with sectors that cannot be read.
@@ -173,7 +172,7 @@ func judgeDamage(t *testing.T, d *Disk, read func(p []byte, off int64) error, wa
 		err := read(p, off)
 		within := slices.ContainsFunc(lost, func(l [2]int64) bool { return l[0] <= off && off < l[1] })
 		switch {
-		case within && !overlay.IsDamage(err):
+		case within && !qcow2.IsDamage(err):
 			t.Errorf("a read at %d, which is damaged: %v", off, err)
 		case !within && err != nil:
 			t.Errorf("a read at %d: %v", off, err)

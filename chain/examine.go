@@ -10,8 +10,7 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
-
-	"varve/overlay"
+	"varve/overlay/check"
 	"varve/overlay/hostfs"
 )
 
@@ -231,7 +230,7 @@ func (e *examiner) directory(m *manifest, held bool) {
 		case slices.Contains(m.Removing, file), number >= m.Next && held:
 			// What a crash or a snapshot under way left; the next mount removes it.
 		case number >= m.Next:
-			switch data, err := overlay.HasData(e.fs, path); {
+			switch data, err := check.HasData(e.fs, path); {
 			case errors.Is(err, os.ErrPermission):
 				e.unseen(path)
 			case err != nil:

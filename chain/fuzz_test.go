@@ -18,6 +18,7 @@ import (
 	"varve/integration/powercut"
 	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // hangLimit is far above what any input takes.
@@ -362,7 +363,7 @@ func openHostile(t *testing.T, host *powercut.Host, text []byte, readOnly, holdJ
 // damaged says whether an error is one that a damaged layer may cause at any
 // time.
 func damaged(err error) bool {
-	return errors.Is(err, overlay.ErrCorrupt) || errors.Is(err, overlay.ErrNotPlain) || errors.Is(err, overlay.ErrFailed)
+	return errors.Is(err, qcow2.ErrCorrupt) || errors.Is(err, overlay.ErrNotPlain) || errors.Is(err, overlay.ErrFailed)
 }
 
 // look reads some of all views.

@@ -7,11 +7,13 @@ import (
 	"sync/atomic"
 
 	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // layer is an open layer file. A frozen one is read through an
-// overlay.Image, the leaf and what a job writes through an overlay.Overlay;
+// qcow2.Image, the leaf and what a job writes through an overlay.Overlay;
 // the file, and with it every host offset, stays the same when that changes.
 type layer struct {
 	path  string
@@ -31,7 +33,7 @@ type layerState struct {
 // later, and a second open of the same file would conflict with our own lock.
 func openFrozen(fs hostfs.FS, path, format string, foreign, readOnly bool) (*layer, error) {
 	if foreign || readOnly {
-		image, err := overlay.OpenImage(fs, path, format, hostfs.LockFrozen)
+		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
 		if err != nil {
 			return nil, err
 		}
@@ -41,7 +43,7 @@ func openFrozen(fs hostfs.FS, path, format string, foreign, readOnly bool) (*lay
 	if err != nil {
 		return nil, err
 	}
-	image, err := overlay.NewImage(f, format)
+	image, err := qcow2.NewImage(f, format)
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -144,7 +146,7 @@ func (l *layer) settle() error {
 	if err := o.Settle(); err != nil {
 		return err
 	}
-	image, err := overlay.NewImage(l.file, formatQcow2)
+	image, err := qcow2.NewImage(l.file, formatQcow2)
 	if err != nil {
 		return err
 	}
@@ -160,10 +162,10 @@ func (l *layer) settle() error {
 func (l *layer) size() int64 {
 	state := l.state.Load()
 	size := state.Size()
-	if image, ok := state.Layer.(*overlay.Image); ok && image.Format() == formatRaw {
+	if image, ok := state.Layer.(*qcow2.Image); ok && image.Format() == formatRaw {
 		return size
 	}
-	return overlay.WholeSectors(size)
+	return extent.WholeSectors(size)
 }
 
 // ownBytes is how many guest bytes the layer itself maps.
@@ -177,12 +179,12 @@ func (l *layer) ownBytes() (int64, error) {
 }
 
 // header is the layer's qcow2 header, nil for a raw image.
-func (l *layer) header() *overlay.Header {
+func (l *layer) header() *qcow2.Header {
 	switch i := l.state.Load().Layer.(type) {
 	case *overlay.Overlay:
 		h := i.Header()
 		return &h
-	case *overlay.Image:
+	case *qcow2.Image:
 		return i.Header()
 	}
 	return nil

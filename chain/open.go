@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 
 	"varve/overlay"
+	"varve/overlay/check"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Open locks a disk directory, checks the fingerprints of its layers, brings it
@@ -179,7 +181,7 @@ func (d *Disk) removeStrays(found []string) error {
 // layer's file is empty until a chain.json that names it is durable. But one that was
 // put back from a backup does not know what came after it.
 func noData(fs hostfs.FS, path string) error {
-	data, err := overlay.HasData(fs, path)
+	data, err := check.HasData(fs, path)
 	if err != nil {
 		return fmt.Errorf("see whether %s, which chain.json does not know, holds data: %w", path, err)
 	}
@@ -299,7 +301,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		if rec.ID == d.manifest.Leaf {
 			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
 		}
-	case overlay.IsDamage(err):
+	case qcow2.IsDamage(err):
 		// Nothing more is written to it (D29): where its tables or refcounts are wrong, what is
 		// free in it is not known. What can be read is read.
 		what := "a layer that was being written is damaged; it is kept as it is"
@@ -401,7 +403,7 @@ func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
 		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", l.header().BackingName, "is", name)
 		o, err := d.thaw(n)
 		switch {
-		case overlay.IsDamage(err):
+		case qcow2.IsDamage(err):
 			// varve goes by chain.json; the header tells QEMU alone.
 			d.log.Error("a damaged layer keeps a header that does not follow chain.json: QEMU shows another disk through it", "file", l.path, "reason", err)
 		case err != nil:

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"varve/chain/diskdir"
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Outside does for a Disk what its process may not: a daemon that has confined itself
@@ -92,7 +92,7 @@ func (o CloneOrder) make(fs hostfs.FS) (Created, error) {
 	// They were only read: a failing close loses nothing.
 	defer func() { _ = closeImages(images) }()
 	for _, file := range o.Files {
-		image, err := overlay.OpenImage(fs, file.Path, file.Format, hostfs.LockFrozen)
+		image, err := qcow2.OpenImage(fs, file.Path, file.Format, hostfs.LockFrozen)
 		if err != nil {
 			return Created{}, err
 		}

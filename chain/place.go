@@ -2,6 +2,7 @@ package chain
 
 import (
 	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
 
@@ -32,7 +33,7 @@ func (n *node) Place(off, length int64) (f hostfs.File, host, run int64, err err
 	}
 	s := r.spans[i]
 	run = min(length, end-int64(in))
-	if s.kind != overlay.Data {
+	if s.kind != extent.Data {
 		return nil, 0, run, nil
 	}
 	return r.layers[s.layer].file, s.host + int64(in-s.start), run, nil
@@ -53,7 +54,7 @@ func (n *node) placeLive(off, length int64) (f hostfs.File, host, run int64, err
 		return nil, 0, 0, err
 	}
 	e := extents[0]
-	if e.Kind != overlay.Data {
+	if e.Kind != extent.Data {
 		return nil, 0, e.Length, nil
 	}
 	return l.layer.file, e.Host, e.Length, nil

@@ -12,8 +12,9 @@ import (
 	"testing"
 
 	"varve/integration/powercut"
-	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 const (
@@ -67,7 +68,7 @@ func sizesInFiles(t testing.TB, fs hostfs.FS, dir string) map[string]int64 {
 	sizes := map[string]int64{}
 	for _, l := range m.Layers {
 		if !l.Foreign {
-			h, err := overlay.ReadHeader(fs, l.path(dir))
+			h, err := qcow2.ReadHeader(fs, l.path(dir))
 			must(t, err)
 			sizes[l.Name] = h.Size
 		}
@@ -120,7 +121,7 @@ func sameBytes(t testing.TB, what string, got, want []byte) {
 
 // whole is content with the zeros that its last sector lacks.
 func whole(p []byte) []byte {
-	return append(slices.Clone(p), make([]byte, overlay.WholeSectors(int64(len(p)))-int64(len(p)))...)
+	return append(slices.Clone(p), make([]byte, extent.WholeSectors(int64(len(p)))-int64(len(p)))...)
 }
 
 // leafOf is the view of the leaf.
@@ -326,7 +327,7 @@ func TestSizesBecomeWholeSectors(t *testing.T) {
 	must(t, d.Resize(1))
 	must(t, d.Close())
 	for name, size := range sizesInFiles(t, hostfs.OS(), dir) {
-		if overlay.Uneven(size) {
+		if extent.Uneven(size) {
 			t.Errorf("the header of %q has %d bytes", name, size)
 		}
 	}

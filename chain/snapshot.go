@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 	"varve/overlay/measure"
 )
@@ -290,7 +291,7 @@ func (d *Disk) Resize(size int64) error {
 	}
 	defer d.opMu.Unlock()
 	leaf := d.leaf.Load()
-	size = overlay.WholeSectors(size)
+	size = extent.WholeSectors(size)
 	switch old := leaf.size(); {
 	case size < old:
 		return fmt.Errorf("%w: the disk has %d bytes and cannot shrink to %d", ErrInvalid, old, size)

@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-
-	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 	"varve/overlay/sniff"
 )
 
@@ -27,7 +26,7 @@ func topFormat(fs hostfs.FS, path, said string, witness Witness) (format, note s
 	if said == formatRaw {
 		return formatRaw, "", nil
 	}
-	found, known, err := overlay.Recognise(fs, path)
+	found, known, err := sniff.Recognise(fs, path)
 	if err != nil {
 		return "", "", err
 	}
@@ -79,7 +78,7 @@ func claimed(path string, found sniff.Format, claims []Claim) (format, note stri
 
 // standsOnWords says on what a file stands, if it is a qcow2, for who has to decide that.
 func standsOnWords(fs hostfs.FS, path string) string {
-	header, err := overlay.ReadHeader(fs, path)
+	header, err := qcow2.ReadHeader(fs, path)
 	if err != nil || header.BackingName == "" || checkPath(header.BackingName) != nil {
 		return ""
 	}
@@ -111,7 +110,7 @@ func rawNote(path string, found sniff.Format) string {
 // backingNote is what to know of a backing file that a header calls raw. That somebody
 // wrote this into the header is a decision, as --format raw is one.
 func backingNote(f hostfs.File, namedBy string) (string, error) {
-	found, known, err := overlay.RecogniseFile(f)
+	found, known, err := sniff.RecogniseFile(f)
 	switch {
 	case err != nil || !known:
 		return "", err

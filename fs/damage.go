@@ -5,7 +5,7 @@ import (
 
 	"varve/chain"
 	"varve/fs/partition"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // NameDamage fills in of each damaged place of a disk's layers in which partition it
@@ -34,7 +34,7 @@ type Partitions []partition.Partition
 // PartitionsOf reads a disk's partition table; none where it has none, or that cannot
 // be read. read is io.ReaderAt without the count.
 func PartitionsOf(read func(p []byte, off int64) error, size int64) Partitions {
-	list, err := partition.Read(partition.ReadFunc(read), overlay.WholeSectors(size))
+	list, err := partition.Read(partition.ReadFunc(read), extent.WholeSectors(size))
 	if err != nil {
 		return nil
 	}

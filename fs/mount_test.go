@@ -21,6 +21,7 @@ import (
 	"varve/chain"
 	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 func TestUnmount(t *testing.T) {
@@ -258,8 +259,8 @@ func TestErrnoOf(t *testing.T) {
 		{wrap(chain.ErrChanged), unix.EIO, false},
 		{wrap(chain.ErrInUse), unix.EBUSY, true},
 		{wrap(hostfs.ErrLocked), unix.EBUSY, true},
-		{wrap(overlay.ErrCorrupt), unix.EIO, false},
-		{wrap(overlay.ErrUnsupported), unix.EIO, false},
+		{wrap(qcow2.ErrCorrupt), unix.EIO, false},
+		{wrap(qcow2.ErrUnsupported), unix.EIO, false},
 		{errors.Join(overlay.ErrFailed, unix.ENOSPC), unix.EIO, false},
 		{wrap(refuse(unix.EXDEV, "no")), unix.EXDEV, true},
 		{wrap(context.Canceled), unix.EINTR, true},

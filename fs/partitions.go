@@ -13,7 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/fs/partition"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // Beside each NAME.raw with a partition table stands a directory NAME.d with the
@@ -142,7 +142,7 @@ func (f *fileSystem) layerParts(l chain.LayerStatus) []partition.Partition {
 	}
 	list, err := partition.Read(partition.ReadFunc(func(p []byte, off int64) error {
 		return f.disk.PeekView(l.ID, p, off)
-	}), overlay.WholeSectors(l.Size)) // a raw base may end within one
+	}), extent.WholeSectors(l.Size)) // a raw base may end within one
 	if errors.Is(err, chain.ErrNotExist) { // deleted meanwhile
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // allocator gives out host clusters in the order of the file, and keeps the
@@ -51,7 +52,7 @@ const (
 // specification, "Host cluster management").
 func (a *allocator) perBlock() int64 { return 1 << (a.clusterBits - 1) }
 
-func (a *allocator) load(f hostfs.File, h *Header, fileSize int64) error {
+func (a *allocator) load(f hostfs.File, h *qcow2.Header, fileSize int64) error {
 	a.clusterBits = h.ClusterBits
 	cs := h.ClusterSize()
 	a.next = (fileSize + cs - 1) >> h.ClusterBits
@@ -70,18 +71,18 @@ func (a *allocator) load(f hostfs.File, h *Header, fileSize int64) error {
 // call clusters free that are in use. A crash leaves such a file, which recovery shortens.
 func (a *allocator) checkLast(f hostfs.File) error {
 	if b := a.end / a.perBlock(); a.end%a.perBlock() != 0 && (b >= int64(len(a.table)) || a.table[b] == 0) {
-		return fmt.Errorf("%s: refcount table entry %d is 0, and clusters that it counts are in use: %w", f.Name(), b, ErrCorrupt)
+		return fmt.Errorf("%s: refcount table entry %d is 0, and clusters that it counts are in use: %w", f.Name(), b, qcow2.ErrCorrupt)
 	}
 	return nil
 }
 
 // readRefcountTable gives the offsets of the refcount blocks. The table must lie
 // within the file, as must all of which memory is given out for.
-func readRefcountTable(f hostfs.File, h *Header, fileSize int64) ([]int64, error) {
+func readRefcountTable(f hostfs.File, h *qcow2.Header, fileSize int64) ([]int64, error) {
 	cs := h.ClusterSize()
 	if n := int64(h.RefcountTableClusters) * cs; h.RefcountTableOffset > (fileSize+cs-1)&^(cs-1)-n {
 		return nil, fmt.Errorf("%s: the refcount table at 0x%x, %d bytes long, ends behind the end of the file at 0x%x: %w",
-			f.Name(), h.RefcountTableOffset, n, fileSize, ErrCorrupt)
+			f.Name(), h.RefcountTableOffset, n, fileSize, qcow2.ErrCorrupt)
 	}
 	p := make([]byte, int64(h.RefcountTableClusters)*h.ClusterSize())
 	if err := hostfs.ReadPadded(f, p, h.RefcountTableOffset); err != nil {
@@ -91,7 +92,7 @@ func readRefcountTable(f hostfs.File, h *Header, fileSize int64) ([]int64, error
 	for i := range table {
 		table[i] = int64(binary.BigEndian.Uint64(p[i*8:]))
 		if table[i]&(h.ClusterSize()-1) != 0 {
-			return nil, fmt.Errorf("%s: refcount table entry %d is 0x%x: %w", f.Name(), i, table[i], ErrCorrupt)
+			return nil, fmt.Errorf("%s: refcount table entry %d is 0x%x: %w", f.Name(), i, table[i], qcow2.ErrCorrupt)
 		}
 	}
 	return table, nil
@@ -186,7 +187,7 @@ func setRefcounts(f hostfs.File, table []int64, clusterBits uint32, from, to int
 			binary.BigEndian.PutUint16(p[2*i:], value)
 		}
 		if b >= int64(len(table)) || table[b] == 0 {
-			return fmt.Errorf("%s: no refcount block for cluster %d: %w", f.Name(), from, ErrCorrupt)
+			return fmt.Errorf("%s: no refcount block for cluster %d: %w", f.Name(), from, qcow2.ErrCorrupt)
 		}
 		if err := hostfs.WriteWhole(f, p, table[b]+2*in); err != nil {
 			return err

@@ -8,7 +8,9 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // placedBelow is what shows through, standing in a file that shares blocks, 4 KiB
@@ -133,7 +135,7 @@ func TestCrashDuringCopy(t *testing.T) {
 			e, err := c.o.Map(nil, 0, hotBytes)
 			c.must(err)
 			for _, e := range e {
-				if e.Kind == Unallocated {
+				if e.Kind == extent.Unallocated {
 					t.Errorf("down %v: %v is left", down, e)
 				}
 			}
@@ -185,10 +187,10 @@ func TestCloneRange(t *testing.T) {
 }
 
 // fileSource is a raw image on the host as what a copy comes from.
-type fileSource struct{ *Image }
+type fileSource struct{ *qcow2.Image }
 
 func (s fileSource) ReadAt(p []byte, off int64) error {
-	return s.ReadExtent(p, Extent{Start: off, Length: int64(len(p)), Host: off, Kind: Data}, off)
+	return s.ReadExtent(p, extent.Extent{Start: off, Length: int64(len(p)), Host: off, Kind: extent.Data}, off)
 }
 
 func (s fileSource) Place(off, length int64) (hostfs.File, int64, int64, error) {
@@ -220,7 +222,7 @@ func TestCopyLeavesThePageCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, warm := range []bool{false, true} {
-		image, err := OpenImage(hostfs.OS(), path, "raw", hostfs.LockFrozen)
+		image, err := qcow2.OpenImage(hostfs.OS(), path, "raw", hostfs.LockFrozen)
 		if err != nil {
 			t.Fatal(err)
 		}

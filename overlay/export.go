@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
 
@@ -28,7 +29,7 @@ const exportHole = 64 << 20
 // data that f would read (eachWritten), and done is called when f is to copy what it
 // has put off.
 func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) error, done func() error) error {
-	var extents []Extent
+	var extents []extent.Extent
 	longest := int64(exportHole) // so that the context is heard
 	if zero == nil {
 		zero, longest = leaveOut, e.Size
@@ -86,10 +87,10 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 	return nil
 }
 
-func eachExtent(extents []Extent, f, zero func(off, n int64) error) error {
+func eachExtent(extents []extent.Extent, f, zero func(off, n int64) error) error {
 	for _, x := range extents {
 		do := f
-		if x.Kind == Zero || x.Kind == Unallocated {
+		if x.Kind == extent.Zero || x.Kind == extent.Unallocated {
 			do = zero
 		}
 		if err := do(x.Start, x.Length); err != nil {

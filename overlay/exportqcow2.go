@@ -10,7 +10,9 @@ import (
 
 	"github.com/klauspost/compress/flate"
 
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // An exported qcow2 is version 3 with clusters of 64 KiB and without subclusters:
@@ -51,9 +53,9 @@ type qcow2Writer struct {
 // compressed clusters if compress is set. The image has whole sectors: of a view that
 // ends within one the rest is zeros. Errors as of Raw.
 func (e Export) Qcow2(ctx context.Context, f hostfs.File, compress bool) error {
-	size := WholeSectors(e.Size)
+	size := extent.WholeSectors(e.Size)
 	tables := (size + exportTable<<exportClusterBits - 1) / (exportTable << exportClusterBits)
-	if tables*8 > maxL1Bytes {
+	if tables*8 > qcow2.MaxL1Bytes {
 		return fmt.Errorf("%s: %d bytes are more than qcow2 can hold with clusters of %d bytes", f.Name(), size, exportCluster)
 	}
 	w := &qcow2Writer{Export: e, file: f, copier: NewCopier(f), l1: make([]uint64, tables), l2: make([]byte, exportCluster)}
@@ -97,7 +99,7 @@ func (w *qcow2Writer) copyAll(ctx context.Context) error {
 		}
 		w.copier.StartWriteBack()
 		for k := range n {
-			if err := w.set(first+k, uint64(host+k*exportCluster)|copiedFlag); err != nil {
+			if err := w.set(first+k, uint64(host+k*exportCluster)|qcow2.CopiedFlag); err != nil {
 				return err
 			}
 		}
@@ -218,7 +220,7 @@ func compressOne(source Source, cluster int64, buf []byte) (r compressedCluster)
 func (w *qcow2Writer) place(r compressedCluster) (uint64, error) {
 	if r.plain {
 		at := w.take(1)
-		return uint64(at) | copiedFlag, hostfs.WriteWhole(w.file, r.data, at)
+		return uint64(at) | qcow2.CopiedFlag, hostfs.WriteWhole(w.file, r.data, at)
 	}
 	n := int64(len(r.data))
 	at := w.packed
@@ -237,7 +239,7 @@ func (w *qcow2Writer) place(r compressedCluster) (uint64, error) {
 	}
 	w.packed = at + n
 	const shift = 62 - (exportClusterBits - 8)
-	return uint64(at) | uint64(sectors)<<shift | compressedFlag, hostfs.WriteWhole(w.file, r.data, at)
+	return uint64(at) | uint64(sectors)<<shift | qcow2.CompressedFlag, hostfs.WriteWhole(w.file, r.data, at)
 }
 
 // set names a cluster; they come in order.
@@ -259,7 +261,7 @@ func (w *qcow2Writer) setTable(at int64) error {
 		if err := hostfs.WriteWhole(w.file, w.l2, host); err != nil {
 			return err
 		}
-		w.l1[w.l2At] = uint64(host) | copiedFlag
+		w.l1[w.l2At] = uint64(host) | qcow2.CopiedFlag
 		clear(w.l2)
 	}
 	w.l2At, w.dirty = at, false
@@ -294,8 +296,8 @@ func (w *qcow2Writer) finish() error {
 	for i, e := range w.l1 {
 		binary.BigEndian.PutUint64(l1[i*8:], e)
 	}
-	header, err := encodeHeader(&Header{
-		Version: 3, ClusterBits: exportClusterBits, Size: WholeSectors(w.Size),
+	header, err := encodeHeader(&qcow2.Header{
+		Version: 3, ClusterBits: exportClusterBits, Size: extent.WholeSectors(w.Size),
 		L1Entries: uint32(len(w.l1)), L1Offset: exportCluster,
 		RefcountTableOffset: tableAt, RefcountTableClusters: uint32(table),
 		RefcountOrder: 4, HeaderLength: ownHeaderLength,

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/integration/imagetest"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
 
@@ -24,14 +25,14 @@ type writtenZeros struct {
 	reads int64          // bytes
 }
 
-func (s *writtenZeros) Map(dst []Extent, off, length int64) ([]Extent, error) {
+func (s *writtenZeros) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	for end := off + length; off < end; {
 		n := min(end-off, 512-off%512)
-		kind := Data
+		kind := extent.Data
 		if s.holes[off/512] {
-			kind = Zero
+			kind = extent.Zero
 		}
-		dst = appendExtent(dst, Extent{Start: off, Length: n, Host: off, Kind: kind})
+		dst = extent.Append(dst, extent.Extent{Start: off, Length: n, Host: off, Kind: kind})
 		off += n
 	}
 	return dst, nil

@@ -9,6 +9,7 @@ import (
 
 	"varve/overlay/hostfs"
 	"varve/overlay/measure"
+	"varve/overlay/qcow2"
 )
 
 // captured is what one flush publishes: entries as they were at one moment,
@@ -171,9 +172,9 @@ func (o *Overlay) writeSlice(s *slice, p []byte) error {
 	if s.lacks == 0 {
 		return hostfs.WriteWhole(o.file, p, s.at())
 	}
-	for i := int64(0); i < sliceBytes/damageUnit; i++ {
+	for i := int64(0); i < sliceBytes/qcow2.DamageUnit; i++ {
 		if s.lacks>>i&1 == 0 {
-			if err := hostfs.WriteWhole(o.file, p[i*damageUnit:(i+1)*damageUnit], s.at()+i*damageUnit); err != nil {
+			if err := hostfs.WriteWhole(o.file, p[i*qcow2.DamageUnit:(i+1)*qcow2.DamageUnit], s.at()+i*qcow2.DamageUnit); err != nil {
 				return err
 			}
 		}
@@ -192,7 +193,7 @@ func (o *Overlay) writeL1(entries []int) error {
 	tables := *o.tables.Load()
 	var p [8]byte
 	for _, i := range entries {
-		binary.BigEndian.PutUint64(p[:], uint64(tables[i].Load().host)|copiedFlag)
+		binary.BigEndian.PutUint64(p[:], uint64(tables[i].Load().host)|qcow2.CopiedFlag)
 		if err := hostfs.WriteWhole(o.file, p[:], o.header.L1Offset+int64(i)*8); err != nil {
 			return err
 		}

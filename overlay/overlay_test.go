@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"varve/integration/turn"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
 
@@ -49,7 +50,7 @@ func newOverlayModel(t *testing.T, seed uint64, size, baseSize int64, clusterBit
 	dir := t.TempDir()
 	m.path = filepath.Join(dir, "layer.qcow2")
 	opts := CreateOptions{Size: size, ClusterBits: clusterBits}
-	m.want = make([]byte, WholeSectors(size))
+	m.want = make([]byte, extent.WholeSectors(size))
 	if baseSize > 0 {
 		m.below = make(memory, baseSize)
 		for i := range m.below {
@@ -157,9 +158,9 @@ func (m *overlayModel) read() []byte {
 		}
 		at = e.End()
 		switch p := got[e.Start:e.End()]; {
-		case e.Kind == Data:
+		case e.Kind == extent.Data:
 			m.must(m.o.ReadExtent(p, e, e.Start))
-		case e.Kind == Unallocated && m.below != nil:
+		case e.Kind == extent.Unallocated && m.below != nil:
 			m.must(m.below.ReadAt(p, e.Start))
 		}
 	}

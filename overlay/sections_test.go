@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
 
@@ -24,8 +25,8 @@ type sectionedMemory struct {
 	refused int
 }
 
-func (s *sectionedMemory) Map(dst []Extent, off, length int64) ([]Extent, error) {
-	return append(dst, Extent{Start: off, Length: length, Kind: Data}), nil
+func (s *sectionedMemory) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+	return append(dst, extent.Extent{Start: off, Length: length, Kind: extent.Data}), nil
 }
 
 func (s *sectionedMemory) ReadAt(p []byte, off int64) error {

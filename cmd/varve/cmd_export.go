@@ -19,6 +19,7 @@ import (
 	"varve/fs/show"
 	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // toStdout is OUT for a pipe.
@@ -167,7 +168,7 @@ func exportStream(ctx context.Context, e overlay.Export, place output.Place) err
 	}
 	err = errors.Join(e.Stream(ctx, f), f.Close())
 	if err != nil && !errors.Is(err, context.Canceled) {
-		if !overlay.IsDamage(err) { // which says where it is
+		if !qcow2.IsDamage(err) { // which says where it is
 			err = underlying(err)
 		}
 		return fmt.Errorf("write %s: %w; a part is written", f.Name(), err)
@@ -258,12 +259,12 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
 // cache a second time, and is read in larger pieces.
-func (t target) openView(elements ...string) (*overlay.Image, error) {
+func (t target) openView(elements ...string) (*qcow2.Image, error) {
 	f, err := t.openDirect(elements...)
 	if err != nil {
 		return nil, err
 	}
-	image, err := overlay.NewImage(f, "raw")
+	image, err := qcow2.NewImage(f, "raw")
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}

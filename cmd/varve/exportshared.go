@@ -11,7 +11,9 @@ import (
 	"varve/chain"
 	"varve/fs"
 	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 const (
@@ -60,10 +62,10 @@ type sharedView struct {
 var _ overlay.Sectioned = (*sharedView)(nil)
 
 // regionBytes is how much of a view the daemon looks up at once.
-const regionBytes = overlay.ChangeSpan
+const regionBytes = qcow2.ChangeSpan
 
 // Map gives what the section says, which costs less than asking the mount.
-func (s *sharedView) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+func (s *sharedView) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	for end := off + length; off < end; {
 		n := min(end-off, regionBytes-off%regionBytes)
 		s.warmUp(off)

@@ -10,7 +10,9 @@ import (
 	"testing"
 
 	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // seekFile counts how often it is asked for data and holes.
@@ -56,7 +58,7 @@ func TestExportAsksOnceForARun(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := &seekFile{File: host}
-	image, err := overlay.NewImage(file, "raw")
+	image, err := qcow2.NewImage(file, "raw")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +116,7 @@ func TestRawViewAgainstFile(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	image, err := overlay.OpenImage(hostfs.OS(), path, "raw", hostfs.LockNone)
+	image, err := qcow2.OpenImage(hostfs.OS(), path, "raw", hostfs.LockNone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +141,7 @@ func TestRawViewAgainstFile(t *testing.T) {
 			t.Fatalf("from %d on: %d, %v", off, next, err)
 		}
 		for _, e := range want {
-			if e.Kind == overlay.Data && e.Start < next {
+			if e.Kind == extent.Data && e.Start < next {
 				t.Fatalf("from %d on %d is next, and there is data at %d", off, next, e.Start)
 			}
 		}

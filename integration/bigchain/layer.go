@@ -6,6 +6,7 @@ import (
 
 	"varve/overlay"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 const (
@@ -30,7 +31,7 @@ func writeLayer(file string, o overlay.CreateOptions, runs []int64, run int64) e
 	if err := overlay.Create(hostfs.OS(), file, o); err != nil {
 		return err
 	}
-	h, err := overlay.ReadHeader(hostfs.OS(), file)
+	h, err := qcow2.ReadHeader(hostfs.OS(), file)
 	if err != nil {
 		return err
 	}
@@ -123,7 +124,7 @@ func (w *layerWriter) endTable() error {
 
 // refcounts makes every cluster's refcount 1, with the blocks that this takes at
 // the end of the file.
-func (w *layerWriter) refcounts(h *overlay.Header) error {
+func (w *layerWriter) refcounts(h *qcow2.Header) error {
 	perBlock := w.cluster / 2
 	blocks := []int64{2 * w.cluster} // Create's one
 	for int64(len(blocks))*perBlock < w.next {

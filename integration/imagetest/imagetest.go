@@ -16,7 +16,7 @@ import (
 	"varve/integration/patience"
 )
 
-// tool runs a program that must succeed and gives its standard output.
+// Tool runs a program that must succeed and gives its standard output.
 func Tool(tb testing.TB, name string, args ...string) string {
 	tb.Helper()
 	cmd := exec.Command(name, args...)
@@ -28,13 +28,13 @@ func Tool(tb testing.TB, name string, args ...string) string {
 	return stdout.String()
 }
 
-// qemuImg runs qemu-img in the directory of a test.
+// QemuImg runs qemu-img in the directory of a test.
 func QemuImg(tb testing.TB, args ...string) string {
 	tb.Helper()
 	return Tool(tb, "qemu-img", args...)
 }
 
-// qemuIO runs qemu-io commands on a qcow2 image.
+// QemuIO runs qemu-io commands on a qcow2 image.
 func QemuIO(tb testing.TB, path string, commands ...string) {
 	tb.Helper()
 	args := []string{"-f", "qcow2"}
@@ -44,7 +44,7 @@ func QemuIO(tb testing.TB, path string, commands ...string) {
 	Tool(tb, "qemu-io", append(args, path)...)
 }
 
-// newQcow2 makes an image with qemu-img and gives its path.
+// New makes an image with qemu-img and gives its path.
 func New(tb testing.TB, options, size string) string {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), "image.qcow2")
@@ -56,7 +56,7 @@ func New(tb testing.TB, options, size string) string {
 	return path
 }
 
-// truth is the content as qemu-img reads it.
+// Truth is the content as qemu-img reads it.
 func Truth(tb testing.TB, path string) []byte {
 	tb.Helper()
 	raw := filepath.Join(tb.TempDir(), "truth.raw")
@@ -68,7 +68,7 @@ func Truth(tb testing.TB, path string) []byte {
 	return content
 }
 
-// copyOf copies a file, so that a test can damage it.
+// CopyOf copies a file, so that a test can damage it.
 func CopyOf(tb testing.TB, path string) string {
 	tb.Helper()
 	content, err := os.ReadFile(path)
@@ -82,7 +82,7 @@ func CopyOf(tb testing.TB, path string) string {
 	return copied
 }
 
-// patch overwrites bytes of a file.
+// Patch overwrites bytes of a file.
 func Patch(tb testing.TB, path string, off int64, b ...byte) {
 	tb.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -107,7 +107,7 @@ type Kept struct {
 	ended chan error
 }
 
-// keepOpen starts qemu-io and waits until it holds the image open.
+// KeepOpen starts qemu-io and waits until it holds the image open.
 func KeepOpen(tb testing.TB, path string, args ...string) *Kept {
 	tb.Helper()
 	k := &Kept{tb: tb, cmd: exec.Command("qemu-io", append(args, path)...), ended: make(chan error, 1)}
@@ -142,10 +142,10 @@ func KeepOpen(tb testing.TB, path string, args ...string) *Kept {
 	return k
 }
 
-// pid is the number of its process.
+// Pid is the number of its process.
 func (k *Kept) Pid() int { return k.cmd.Process.Pid }
 
-// stop ends the program and waits for it, so that its locks are gone.
+// Stop ends the program and waits for it, so that its locks are gone.
 func (k *Kept) Stop() {
 	k.once.Do(func() {
 		if err := k.stdin.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
@@ -169,6 +169,6 @@ func JudgeError(t *testing.T, err, is error, says ...string) {
 	}
 }
 
-// be32 and be64 are numbers as they stand in an image.
+// BE32 and BE64 are numbers as they stand in an image.
 func BE32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 func BE64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }

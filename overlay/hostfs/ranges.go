@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cloneUnit is what the ends of a range must be multiples of before the host is
+// CloneUnit is what the ends of a range must be multiples of before the host is
 // asked to share it: a block of most file systems, in bytes. One with larger
 // blocks refuses by itself.
 const CloneUnit = 4096
