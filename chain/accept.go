@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Accept takes the present state of a changed layer's file as right: its
@@ -14,12 +14,12 @@ import (
 // when there is no such layer, ErrInvalid for the leaf and for a file that
 // cannot be the layer any more, ErrBusy while the layer is being written, ErrInUse
 // while the disk is mounted (so while a job runs; one that is only recorded is no
-// hindrance, or a disk whose base changed meanwhile could be opened no more), overlay.ErrLocked while the file is open for
+// hindrance, or a disk whose base changed meanwhile could be opened no more), hostfs.ErrLocked while the file is open for
 // writing elsewhere.
 func Accept(dir, layer string, o OpenOptions) (err error) {
 	fs := o.FS
 	if fs == nil {
-		fs = overlay.HostFS()
+		fs = hostfs.OS()
 	}
 	dir, err = filepath.Abs(dir)
 	if err != nil {
@@ -49,7 +49,7 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 	return accept(fs, dir, m, layer)
 }
 
-func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
+func accept(fs hostfs.FS, dir string, m *manifest, name string) (err error) {
 	l := m.byName(name)
 	if l == nil {
 		l = m.layer(name)
@@ -66,7 +66,7 @@ func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
 	if err := checkFile(fs, path); err != nil {
 		return err
 	}
-	image, err := overlay.OpenImage(fs, path, l.Format, overlay.LockFrozen)
+	image, err := qcow2.OpenImage(fs, path, l.Format, hostfs.LockFrozen)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func accept(fs overlay.FS, dir string, m *manifest, name string) (err error) {
 
 // sameBacking checks that a foreign image's header still names what chain.json
 // has below it. (The header of one of our own follows chain.json by itself.)
-func sameBacking(m *manifest, l *layerRecord, header *overlay.Header) error {
+func sameBacking(m *manifest, l *layerRecord, header *qcow2.Header) error {
 	backing, format, err := backingOf(l.File, header)
 	if err != nil {
 		return err

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // adopted makes a disk on a chain of two foreign images and a frozen layer of
@@ -27,7 +29,7 @@ func adopted(t testing.TB) (dir string, m *manifest) {
 	if _, err := Create(dir, CreateOptions{Base: filepath.Join(root, "snap.qcow2")}); err != nil {
 		t.Fatal(err)
 	}
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	m = mustLoad(t, dir)
 	one := m.layer(m.Leaf)
 	one.Name, one.Frozen, one.Size = "one", time.Now().UTC(), 4<<20
@@ -50,7 +52,7 @@ func TestAccept(t *testing.T) {
 				l = m.layer(layer)
 			}
 			l.Fingerprint.extra = extraFields{"note": []byte(`"kept"`)}
-			if err := m.commit(overlay.HostFS(), dir); err != nil {
+			if err := m.commit(hostfs.OS(), dir); err != nil {
 				t.Fatal(err)
 			}
 			path := l.path(dir)
@@ -98,7 +100,7 @@ func TestAcceptTakesTheSize(t *testing.T) {
 }
 
 func TestAcceptRefuses(t *testing.T) {
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	tests := []struct {
 		what  string
 		layer string
@@ -140,12 +142,12 @@ func TestAcceptRefuses(t *testing.T) {
 		{what: "no backing file any more", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
 			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "", m.byName("adopted").File)
 		}},
-		{what: "a truncated qcow2", layer: "adopted", want: overlay.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest) {
+		{what: "a truncated qcow2", layer: "adopted", want: qcow2.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest) {
 			if err := os.Truncate(m.byName("adopted").File, 100); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{what: "open for writing", layer: "base", want: overlay.ErrLocked, line: "qemu-io", edit: func(t *testing.T, dir string, m *manifest) {
+		{what: "open for writing", layer: "base", want: hostfs.ErrLocked, line: "qemu-io", edit: func(t *testing.T, dir string, m *manifest) {
 			holdOpen(t, m.layer(m.Base).File, formatRaw)
 		}},
 		{what: "mounted", layer: "base", want: ErrInUse, line: "has it mounted at /mnt/vm1", edit: func(t *testing.T, dir string, m *manifest) {
@@ -188,7 +190,7 @@ func TestAcceptFaults(t *testing.T) {
 	before := m.layer(m.Base).Fingerprint.Digest
 	patch(t, m.layer(m.Base).File, 0, []byte("changed"))
 	for at := 1; ; at++ {
-		fs := &failingFS{FS: overlay.HostFS(), failAt: at}
+		fs := &failingFS{FS: hostfs.OS(), failAt: at}
 		err := Accept(dir, "base", OpenOptions{FS: fs})
 		if fs.failed == "" {
 			if err != nil {
@@ -200,7 +202,7 @@ func TestAcceptFaults(t *testing.T) {
 		if taken != (err == nil) && !errors.Is(err, errCommitUnknown) && fs.failed != "close" {
 			t.Errorf("call %d, a failed %s: taken %v, %v", at, fs.failed, taken, err)
 		}
-		if err := m.commit(overlay.HostFS(), dir); err != nil {
+		if err := m.commit(hostfs.OS(), dir); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // maxAdopted is how many files an adopted chain may have. QEMU itself gets slow
@@ -26,14 +27,14 @@ type foreignImage struct {
 	name         string    // of the layer; "" for one by its place
 	note         string    // what its user should know of it; "" for nothing
 	frozen       time.Time // zero: when the file was last written
-	image        *overlay.Image
-	info         overlay.Info
+	image        *qcow2.Image
+	info         hostfs.Info
 }
 
 // adoptImages opens an image and all its backing files, top first. It follows
 // only backing names that a header gives together with a format. Layers of a varve
 // disk are refused unless layersToo is set. Every error names the file. The caller closes what it gets; on an error nothing is open.
-func adoptImages(fs overlay.FS, path, format string, witness Witness, layersToo bool) (images []*foreignImage, err error) {
+func adoptImages(fs hostfs.FS, path, format string, witness Witness, layersToo bool) (images []*foreignImage, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, closeImages(images))
@@ -107,7 +108,7 @@ func closeImages(images []*foreignImage) error {
 
 // checkFile refuses what cannot be a layer before it is opened: opening a fifo
 // alone would wait for ever.
-func checkFile(fs overlay.FS, path string) error {
+func checkFile(fs hostfs.FS, path string) error {
 	if err := checkPath(path); err != nil {
 		return err
 	}
@@ -131,7 +132,7 @@ func checkFile(fs overlay.FS, path string) error {
 
 // openForeign opens and locks one image. namedBy is the image whose header
 // names it, "" for the one that the user named.
-func openForeign(fs overlay.FS, path, format, namedBy string, layersToo bool) (*foreignImage, error) {
+func openForeign(fs hostfs.FS, path, format, namedBy string, layersToo bool) (*foreignImage, error) {
 	if err := checkFile(fs, path); err != nil {
 		if namedBy != "" && errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("the backing file of %s is missing: %w", namedBy, err)
@@ -141,7 +142,7 @@ func openForeign(fs overlay.FS, path, format, namedBy string, layersToo bool) (*
 	if err := refuseVarve(fs, path, layersToo); err != nil {
 		return nil, err
 	}
-	image, err := overlay.OpenImage(fs, path, format, overlay.LockFrozen)
+	image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +155,7 @@ func openForeign(fs overlay.FS, path, format, namedBy string, layersToo bool) (*
 
 // backingOf is the path and format of the image that a header names; "" when
 // it names none.
-func backingOf(path string, header *overlay.Header) (backing, format string, err error) {
+func backingOf(path string, header *qcow2.Header) (backing, format string, err error) {
 	if header == nil || header.BackingName == "" {
 		return "", "", nil
 	}
@@ -187,7 +188,7 @@ func isProtocol(name string) bool {
 	return i >= 0 && name[i] == ':'
 }
 
-func hasRelativeBacking(header *overlay.Header) bool {
+func hasRelativeBacking(header *qcow2.Header) bool {
 	return header != nil && header.BackingName != "" && !filepath.IsAbs(header.BackingName)
 }
 
@@ -234,7 +235,7 @@ func (e *LayerError) Unwrap() error { return ErrInvalid }
 // refuseVarve refuses a file that varve itself writes or shows: a layer of a
 // disk changes under the new disk, and a file in a mount would make one varve
 // wait for another.
-func refuseVarve(fs overlay.FS, path string, layersToo bool) error {
+func refuseVarve(fs hostfs.FS, path string, layersToo bool) error {
 	if !isHost(fs) {
 		return nil
 	}

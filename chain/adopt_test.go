@@ -15,8 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // qcow2On makes a qcow2 on a backing file, with some bytes of its own.
@@ -33,7 +33,7 @@ func qcow2On(t testing.TB, path, backing, format string, pattern byte) {
 }
 
 func TestAdopt(t *testing.T) {
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	images, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestAdopt(t *testing.T) {
 			if !reflect.DeepEqual(got, wantFiles) {
 				t.Errorf("qemu-img sees %q\nwant %q", got, wantFiles)
 			}
-			image, err := overlay.OpenImage(fs, wantFiles[0], formatQcow2, overlay.LockNone)
+			image, err := qcow2.OpenImage(fs, wantFiles[0], formatQcow2, hostfs.LockNone)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -292,14 +292,14 @@ func TestAdoptRefuses(t *testing.T) {
 		{"file.qcow2", ErrInvalid, "file:"},
 		{"vmdk.qcow2", ErrInvalid, `"vmdk"`},
 		{"ondir.qcow2", ErrInvalid, "is a directory"},
-		{"lie.qcow2", overlay.ErrCorrupt, "ok.raw"},
+		{"lie.qcow2", qcow2.ErrCorrupt, "ok.raw"},
 		{"null.qcow2", ErrInvalid, "neither a file nor a block device"},
 		{"line.qcow2", ErrInvalid, "line break"},
 		{"bytes.qcow2", ErrInvalid, "not UTF-8"},
 		{"noformat.qcow2", ErrInvalid, "without its format"},
-		{"external.qcow2", overlay.ErrUnsupported, "data file"},
-		{"secret.qcow2", overlay.ErrUnsupported, "encrypt"},
-		{"cut.qcow2", overlay.ErrCorrupt, "cut.qcow2"},
+		{"external.qcow2", qcow2.ErrUnsupported, "data file"},
+		{"secret.qcow2", qcow2.ErrUnsupported, "encrypt"},
+		{"cut.qcow2", qcow2.ErrCorrupt, "cut.qcow2"},
 		{"fifo", ErrInvalid, "neither a file"},
 		{"onfifo.qcow2", ErrInvalid, "neither a file"},
 		{"disk.varve", ErrInvalid, "is a disk directory"},
@@ -392,7 +392,7 @@ func TestAdoptRefusesWhatIsOpenForWriting(t *testing.T) {
 		holder := holdOpen(t, base, format)
 		for image, said := range map[string]string{base: format, top: formatQcow2} {
 			_, err := Create(filepath.Join(root, "a.varve"), CreateOptions{Base: image, Format: said})
-			if !errors.Is(err, overlay.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d qemu-io", holder.Process.Pid)) ||
+			if !errors.Is(err, hostfs.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d qemu-io", holder.Process.Pid)) ||
 				!strings.Contains(err.Error(), base) {
 				t.Errorf("%s on %s: %v", image, format, err)
 			}
@@ -454,7 +454,7 @@ func TestCreateWithoutRights(t *testing.T) {
 		if os.Geteuid() != 0 {
 			return // our own disk is no secret to us
 		}
-		if _, err := lockDir(overlay.HostFS(), disk, false, "", 0); !errors.Is(err, os.ErrPermission) {
+		if _, err := lockDir(hostfs.OS(), disk, false, "", 0); !errors.Is(err, os.ErrPermission) {
 			t.Errorf("another one's disk was locked: %v", err)
 		}
 		if _, _, _, err := Holder(disk); !errors.Is(err, os.ErrPermission) {

@@ -7,8 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // witness says what a test has it say.
@@ -109,14 +109,14 @@ func TestGoBackToABaseThatWasASnapshot(t *testing.T) {
 	at := func(name string) string { return filepath.Join(root, name) }
 	must(t, os.WriteFile(at("a.raw"), randomBytes(unevenSize), 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", at("a.raw"), at("vm.qcow2"))
-	setHeaderSize(t, overlay.HostFS(), at("vm.qcow2"), unevenSize)
+	setHeaderSize(t, hostfs.OS(), at("vm.qcow2"), unevenSize)
 	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "vm.qcow2", "-F", "qcow2", at("vm.s1"), "2M")
 	qemuTool(t, "qemu-io", "-f", "qcow2", "-c", "write -P 5 0 64k", at("vm.s1"))
 	_, err := Create(at("vm.varve"), CreateOptions{Base: at("vm.s1"), Format: formatQcow2, Witness: witness{states: map[string]string{at("vm.qcow2"): "s1"}}})
 	must(t, err)
 	content, err := os.ReadFile(at("a.raw"))
 	must(t, err)
-	want := make([]byte, overlay.WholeSectors(unevenSize))
+	want := make([]byte, extent.WholeSectors(unevenSize))
 	copy(want, content)
 	d := openDisk(t, at("vm.varve"))
 	must(t, d.Revert("s1"))
@@ -165,7 +165,7 @@ func TestGuestsQcow2(t *testing.T) {
 		{"vm.s1", formatQcow2, nil, formatQcow2, ""},
 	} {
 		must(t, os.WriteFile(at(test.name), forged, 0o600))
-		fs := &recordingFS{FS: overlay.HostFS()}
+		fs := &recordingFS{FS: hostfs.OS()}
 		o := CreateOptions{FS: fs, Base: at(test.name), Format: test.said, Witness: witness{formats: test.formats}}
 		created, err := Create(at("d.varve"), o)
 		says := strings.Join(created.Notes, "\n")

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/integration/interleave"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // A number is used once, also when what it was for has failed (M15).
@@ -311,7 +311,7 @@ func TestRemovalIsDurable(t *testing.T) {
 			forgotten += len(removed)
 			removed = nil
 		case c.Op == "rename" && filepath.Base(c.Path) == manifestName:
-			m, err := loadManifest(overlay.HostFS(), d.Dir())
+			m, err := loadManifest(hostfs.OS(), d.Dir())
 			if err != nil {
 				t.Error(err)
 				return

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // ViewFiles tells which files of the host a view is made of.
@@ -38,7 +40,7 @@ type filesDigest struct{ hash.Hash }
 
 func newFilesDigest() filesDigest { return filesDigest{sha256.New()} }
 
-func (d filesDigest) add(info overlay.Info, format string) {
+func (d filesDigest) add(info hostfs.Info, format string) {
 	_, _ = fmt.Fprintln(d, info.Device, info.Inode, format) // a hash takes everything
 }
 
@@ -82,7 +84,7 @@ func (d *Disk) ViewFiles(id string) (v ViewFiles, err error) {
 // is locked as a frozen one. Whoever writes one of them holds a lock that excludes
 // this (M18), so until Close no job writes, punches or moves anything in it.
 type AtRest struct {
-	images []*overlay.Image // top first
+	images []*qcow2.Image // top first
 	top    *node
 	digest string
 }
@@ -90,9 +92,9 @@ type AtRest struct {
 // OpenAtRest opens an image with all its backing files, from the top down: each is
 // locked before its header is read, and its header before what that names. Whether
 // the files are those of a view is to be asked afterwards, by Digest. Errors:
-// overlay.ErrLocked while one of them is written, os.ErrDeadlineExceeded, and what
+// hostfs.ErrLocked while one of them is written, os.ErrDeadlineExceeded, and what
 // opening files gives.
-func OpenAtRest(fs overlay.FS, path, format string, deadline time.Time) (*AtRest, error) {
+func OpenAtRest(fs hostfs.FS, path, format string, deadline time.Time) (*AtRest, error) {
 	a := &AtRest{}
 	if err := a.open(fs, path, format, deadline); err != nil {
 		return nil, errors.Join(err, a.Close())
@@ -100,7 +102,7 @@ func OpenAtRest(fs overlay.FS, path, format string, deadline time.Time) (*AtRest
 	return a, nil
 }
 
-func (a *AtRest) open(fs overlay.FS, top, format string, deadline time.Time) error {
+func (a *AtRest) open(fs hostfs.FS, top, format string, deadline time.Time) error {
 	digest := newFilesDigest()
 	var layers []*layer
 	for path := top; path != ""; {
@@ -113,7 +115,7 @@ func (a *AtRest) open(fs overlay.FS, top, format string, deadline time.Time) err
 		if err := checkFile(fs, path); err != nil {
 			return err
 		}
-		image, err := overlay.OpenImage(fs, path, format, overlay.LockFrozen)
+		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
 		if err != nil {
 			return err
 		}

@@ -8,13 +8,13 @@ import (
 	"testing"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // atRest opens a view as an export of a mounted disk does: by what the daemon told of
 // it before.
 func atRest(v ViewFiles) (*AtRest, error) {
-	return OpenAtRest(overlay.HostFS(), v.File, v.Format, time.Now().Add(time.Minute))
+	return OpenAtRest(hostfs.OS(), v.File, v.Format, time.Now().Add(time.Minute))
 }
 
 // viewFiles is Disk.ViewFiles by a snapshot's name.
@@ -101,7 +101,7 @@ func TestNotAtRest(t *testing.T) {
 			t.Fatalf("the merge goes %s", way)
 		}
 		for _, v := range views {
-			if _, err := atRest(v); !errors.Is(err, overlay.ErrLocked) {
+			if _, err := atRest(v); !errors.Is(err, hostfs.ErrLocked) {
 				t.Errorf("%s, during a merge %s: %v", v.File, way, err)
 			}
 		}
@@ -116,10 +116,10 @@ func TestNotAtRest(t *testing.T) {
 		}
 		leaf, err := d.ViewFiles(d.leaf.Load().id)
 		must(t, err)
-		if _, err := atRest(leaf); !errors.Is(err, overlay.ErrLocked) {
+		if _, err := atRest(leaf); !errors.Is(err, hostfs.ErrLocked) {
 			t.Errorf("the leaf: %v", err)
 		}
-		if _, err := OpenAtRest(overlay.HostFS(), under.File, under.Format, time.Now().Add(-1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := OpenAtRest(hostfs.OS(), under.File, under.Format, time.Now().Add(-1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("too late: %v", err)
 		}
 	}

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // TestOrderOfHostCalls goes through every operation, with each call to the host
@@ -95,7 +95,7 @@ func TestLockComesFirst(t *testing.T) {
 		if c.Op == "read" && !c.Done && layers[c.Path] {
 			looked[c.Path] = true
 			fs.mu.Lock()
-			if fs.account(c.Path).locked == overlay.LockNone {
+			if fs.account(c.Path).locked == hostfs.LockNone {
 				early = append(early, filepath.Base(c.Path))
 			}
 			fs.mu.Unlock()

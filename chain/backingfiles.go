@@ -4,8 +4,8 @@ import (
 	"iter"
 	"path/filepath"
 	"strings"
-
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // BackingFiles gives what an image stands on, from the top down: absolute paths, as the
@@ -16,10 +16,10 @@ func BackingFiles(image string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		at := image
 		for range maxAdopted {
-			if magic, err := overlay.IsQcow2(overlay.HostFS(), at); err != nil || !magic {
+			if magic, err := qcow2.Is(hostfs.OS(), at); err != nil || !magic {
 				return
 			}
-			h, err := overlay.ReadHeader(overlay.HostFS(), at)
+			h, err := qcow2.ReadHeader(hostfs.OS(), at)
 			if err != nil || h.BackingName == "" {
 				return
 			}

@@ -10,12 +10,12 @@ import (
 	"slices"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // CheckOptions are the options of Check.
 type CheckOptions struct {
-	FS       overlay.FS    // nil: the host's
+	FS       hostfs.FS     // nil: the host's
 	Repair   bool          // mend what can be mended without losing anything
 	LockWait time.Duration // how long to wait for another varve to let go
 	Log      *slog.Logger  // what Repair does; nil: discard
@@ -91,7 +91,7 @@ const maxLayerFindings = 1000
 // reports what is left.
 func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport, err error) {
 	if o.FS == nil {
-		o.FS = overlay.HostFS()
+		o.FS = hostfs.OS()
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -151,7 +151,7 @@ func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport,
 // checker is one run of Check under the directory's lock.
 type checker struct {
 	ctx      context.Context
-	fs       overlay.FS
+	fs       hostfs.FS
 	dir      string
 	manifest *manifest // nil when it is corrupt
 	report   CheckReport

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // adoptedToCheck is a disk on a qcow2 of others that stands on another one.
@@ -29,7 +29,7 @@ func adoptedToCheck(t *testing.T) (c *checkedDisk, middle, bottom string) {
 // left, errors and changes are for their owner to put right.
 func TestCheckAdopted(t *testing.T) {
 	change := func(c *checkedDisk, path string, do func(w *imageWords)) {
-		w := openWords(t, overlay.HostFS(), path)
+		w := openWords(t, hostfs.OS(), path)
 		do(w)
 		w.close()
 		for _, l := range mustLoad(t, c.dir).Layers {
@@ -84,13 +84,13 @@ func TestCheckMarks(t *testing.T) {
 		bit     byte   // of the header's last byte of incompatible features
 		finding string // the first
 	}{
-		{"dirty", overlay.IncompatibleDirty, "note 000002 middle.qcow2: it is marked dirty: "},
-		{"corrupt", overlay.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
-		{"both", overlay.IncompatibleDirty | overlay.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
+		{"dirty", qcow2.IncompatibleDirty, "note 000002 middle.qcow2: it is marked dirty: "},
+		{"corrupt", qcow2.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
+		{"both", qcow2.IncompatibleDirty | qcow2.IncompatibleCorrupt, "error 000002 middle.qcow2: it is marked corrupt: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c, middle, _ := adoptedToCheck(t)
-			w := openWords(t, overlay.HostFS(), middle)
+			w := openWords(t, hostfs.OS(), middle)
 			w.lower()
 			w.write(79, test.bit)
 			w.close()
@@ -117,7 +117,7 @@ func TestCheckMarks(t *testing.T) {
 // Of a bit that nobody knows a repair is no way out.
 func TestCheckUnknownBit(t *testing.T) {
 	c, middle, _ := adoptedToCheck(t)
-	w := openWords(t, overlay.HostFS(), middle)
+	w := openWords(t, hostfs.OS(), middle)
 	w.write(78, 0x40)
 	w.close()
 	if _, lines := c.check(false); !strings.Contains(lines, "unknown incompatible feature: bit 14: image uses an unsupported feature; have qemu-img convert make a copy") {
@@ -128,11 +128,11 @@ func TestCheckUnknownBit(t *testing.T) {
 // A repair beside a damaged foreign file mends ours and leaves the other.
 func TestRepairLeavesForeign(t *testing.T) {
 	c, _, bottom := adoptedToCheck(t)
-	w := openWords(t, overlay.HostFS(), bottom)
+	w := openWords(t, hostfs.OS(), bottom)
 	w.leak()
 	w.close()
 	c.accept("000001")
-	w = openWords(t, overlay.HostFS(), c.path("000003"))
+	w = openWords(t, hostfs.OS(), c.path("000003"))
 	w.leak()
 	w.close()
 	before := fileState(t, bottom)

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"varve/overlay"
+	"varve/overlay/check"
 )
 
 // byMount is the way out of what the next mount deals with by itself.
@@ -43,7 +43,7 @@ func (c *checker) checkDirectory() error {
 		case slices.Contains(m.Removing, file):
 			c.notef("", path, byMount, true, "the file of a layer that is gone was not removed yet")
 		case number >= m.Next:
-			switch data, err := overlay.HasData(c.fs, path); {
+			switch data, err := check.HasData(c.fs, path); {
 			case err != nil:
 				c.blockf("", path, "make it readable, or move it elsewhere", "chain.json does not know it, and it cannot be read: %v", err)
 			case data:

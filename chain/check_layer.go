@@ -7,6 +7,10 @@ import (
 	"strings"
 
 	"varve/overlay"
+	"varve/overlay/check"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // fileIdentity tells one file on the host from another, whatever its names.
@@ -60,8 +64,8 @@ func (c *checker) checkLayer(rec *layerRecord, seen map[fileIdentity]string) err
 
 // openForCheck opens a layer's file and locks it as a mount would, so that
 // nobody writes it meanwhile.
-func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, bool) {
-	fail := func(err error) (overlay.File, bool) {
+func (c *checker) openForCheck(rec *layerRecord, path string) (hostfs.File, bool) {
+	fail := func(err error) (hostfs.File, bool) {
 		wayOut := "make the file readable again, or put it back from a backup"
 		switch {
 		case errors.Is(err, os.ErrNotExist):
@@ -70,7 +74,7 @@ func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, boo
 				wayOut = "put it back from a backup"
 			}
 			err = errors.New("the file is not there")
-		case errors.Is(err, overlay.ErrLocked):
+		case errors.Is(err, hostfs.ErrLocked):
 			wayOut = "stop what has it open, then check again"
 		case errors.Is(err, os.ErrPermission):
 			wayOut = "check as a user who may read it"
@@ -85,8 +89,8 @@ func (c *checker) openForCheck(rec *layerRecord, path string) (overlay.File, boo
 	if err != nil {
 		return fail(err)
 	}
-	err = f.Lock(overlay.LockFrozen)
-	if errors.Is(err, overlay.ErrLocked) {
+	err = f.Lock(hostfs.LockFrozen)
+	if errors.Is(err, hostfs.ErrLocked) {
 		f.Close()
 		return fail(err)
 	}
@@ -108,11 +112,11 @@ func (c *checker) checkMarks(rec *layerRecord, path string) {
 	if rec.Format != formatQcow2 {
 		return
 	}
-	h, err := overlay.ReadHeader(c.fs, path)
+	h, err := qcow2.ReadHeader(c.fs, path)
 	switch {
-	case errors.Is(err, overlay.ErrMarkedCorrupt):
+	case errors.Is(err, qcow2.ErrMarkedCorrupt):
 		c.blockf(rec.ID, path, c.imageWayOut(rec, false), "it is marked corrupt: a program found its tables wrong and stopped writing it")
-	case err == nil && h.Incompatible&overlay.IncompatibleDirty != 0:
+	case err == nil && h.Incompatible&qcow2.IncompatibleDirty != 0:
 		c.notef(rec.ID, path, c.imageWayOut(rec, false), false, "%s", dirtyWords)
 	}
 }
@@ -121,7 +125,7 @@ func (c *checker) checkMarks(rec *layerRecord, path string) {
 const dirtyWords = "it is marked dirty: who wrote it was killed, and its refcounts may be wrong; what it shows is right"
 
 // checkFingerprint compares a layer's file with what it was (M16).
-func (c *checker) checkFingerprint(rec *layerRecord, path string, f overlay.File) {
+func (c *checker) checkFingerprint(rec *layerRecord, path string, f hostfs.File) {
 	if rec.Writing || rec.Fingerprint == nil {
 		return
 	}
@@ -148,7 +152,7 @@ func (c *checker) checkFingerprint(rec *layerRecord, path string, f overlay.File
 }
 
 // checkSize compares the guest size that chain.json has with the file's.
-func (c *checker) checkSize(rec *layerRecord, path string, f overlay.File, h *overlay.Header) {
+func (c *checker) checkSize(rec *layerRecord, path string, f hostfs.File, h *qcow2.Header) {
 	if rec.ID == c.manifest.Leaf || rec.Writing || rec.Name == "" {
 		// The leaf's own header decides. An unnamed layer has no view that anybody
 		// sees, and a merge that was stopped may have made it larger.
@@ -166,11 +170,11 @@ func (c *checker) checkSize(rec *layerRecord, path string, f overlay.File, h *ov
 }
 
 // checkWhole says it when a header's size is no whole number of sectors (M2).
-func (c *checker) checkWhole(rec *layerRecord, path string, h *overlay.Header) {
-	if !overlay.Uneven(h.Size) {
+func (c *checker) checkWhole(rec *layerRecord, path string, h *qcow2.Header) {
+	if !extent.Uneven(h.Size) {
 		return
 	}
-	if rec.Foreign || c.manifest.pinned()[rec.ID] || h.Plain() != nil {
+	if rec.Foreign || c.manifest.pinned()[rec.ID] || overlay.Plain(h) != nil {
 		c.notef(rec.ID, path, "nothing has to be done; varve shows them, and a layer of varve's on it has its own copy of them", false, "%s", unevenWords(h.Size))
 		return
 	}
@@ -178,9 +182,9 @@ func (c *checker) checkWhole(rec *layerRecord, path string, h *overlay.Header) {
 }
 
 // checkImage checks header, tables and refcounts of a qcow2 layer.
-func (c *checker) checkImage(rec *layerRecord, path string, f overlay.File, share int64) error {
+func (c *checker) checkImage(rec *layerRecord, path string, f hostfs.File, share int64) error {
 	before := c.done
-	result, err := overlay.Check(c.ctx, f, rec.Format, overlay.CheckOptions{MaxProblems: maxLayerFindings, Progress: func(done, total int64) {
+	result, err := check.Run(c.ctx, f, rec.Format, check.Options{MaxProblems: maxLayerFindings, Progress: func(done, total int64) {
 		if total > 0 {
 			c.advance(before + int64(float64(share)*float64(done)/float64(total)))
 		}
@@ -189,16 +193,16 @@ func (c *checker) checkImage(rec *layerRecord, path string, f overlay.File, shar
 		return c.ctx.Err()
 	}
 	switch {
-	case errors.Is(err, overlay.ErrMarkedCorrupt):
+	case errors.Is(err, qcow2.ErrMarkedCorrupt):
 		return nil // checkMarks has said so
-	case errors.Is(err, overlay.ErrUnsupported):
+	case errors.Is(err, qcow2.ErrUnsupported):
 		c.blockf(rec.ID, path, headerWayOut(err, rec.Foreign), "%s", withoutPath(err, path))
 		return nil
 	case err != nil:
 		c.blockf(rec.ID, path, c.imageWayOut(rec, false), "%s", withoutPath(err, path))
 		return nil
 	}
-	h, err := overlay.ReadHeader(c.fs, path)
+	h, err := qcow2.ReadHeader(c.fs, path)
 	if err != nil {
 		return err
 	}
@@ -222,8 +226,8 @@ func (c *checker) checkImage(rec *layerRecord, path string, f overlay.File, shar
 	return nil
 }
 
-// addProblems takes over what overlay.Check found; leaks as one finding.
-func (c *checker) addProblems(rec *layerRecord, path string, h *overlay.Header, result overlay.CheckResult, mendable bool) {
+// addProblems takes over what check.Run found; leaks as one finding.
+func (c *checker) addProblems(rec *layerRecord, path string, h *qcow2.Header, result check.Result, mendable bool) {
 	counted := &c.report.Layers[len(c.report.Layers)-1]
 	counted.Errors += result.Errors
 	counted.Leaks += result.Leaks
@@ -261,7 +265,7 @@ func (c *checker) addProblems(rec *layerRecord, path string, h *overlay.Header, 
 	c.add(CheckFinding{Severity: SeverityLeak, Layer: rec.ID, File: path, Text: text, WayOut: wayOut, mendable: mendable})
 }
 
-func clusterWords(h *overlay.Header) string {
+func clusterWords(h *qcow2.Header) string {
 	if h.ClusterSize() < 1024 {
 		return fmt.Sprintf("%d bytes", h.ClusterSize())
 	}
@@ -269,7 +273,7 @@ func clusterWords(h *overlay.Header) string {
 }
 
 // checkBacking compares the backing file that a header names with chain.json.
-func (c *checker) checkBacking(rec *layerRecord, path string, h *overlay.Header) {
+func (c *checker) checkBacking(rec *layerRecord, path string, h *qcow2.Header) {
 	if rec.Foreign {
 		if err := sameBacking(c.manifest, rec, h); err != nil {
 			c.errorf(rec.ID, path, "put the header back with qemu-img rebase -u, then \"varve accept\"", false, "%v", err)
@@ -286,7 +290,7 @@ func (c *checker) checkBacking(rec *layerRecord, path string, h *overlay.Header)
 		c.notef(rec.ID, path, byMount, true, "%s", text)
 		return
 	}
-	if h.Plain() != nil {
+	if overlay.Plain(h) != nil {
 		c.errorf(rec.ID, path, "set it with qemu-img rebase -u, then \"varve accept\"", false, "%s", text)
 		return
 	}

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/integration/powercut"
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // checkedDisk is a disk that is closed: a raw base, the snapshots one and two,
@@ -66,14 +67,14 @@ func (c *checkedDisk) edit(change func(m *manifest)) {
 	c.t.Helper()
 	m := mustLoad(c.t, c.dir)
 	change(m)
-	must(c.t, m.commit(overlay.HostFS(), c.dir))
+	must(c.t, m.commit(hostfs.OS(), c.dir))
 }
 
 // accept takes a layer's file as right in chain.json, so that only what the
 // file itself has wrong is left.
 func (c *checkedDisk) accept(id string) {
 	c.t.Helper()
-	print, err := fingerprintOf(overlay.HostFS(), c.path(id), mustLoad(c.t, c.dir).layer(id).Format)
+	print, err := fingerprintOf(hostfs.OS(), c.path(id), mustLoad(c.t, c.dir).layer(id).Format)
 	must(c.t, err)
 	c.edit(func(m *manifest) { m.layer(id).Fingerprint = print })
 }
@@ -98,13 +99,13 @@ func (c *checkedDisk) kill() {
 // imageWords changes the tables of an image.
 type imageWords struct {
 	t testing.TB
-	f overlay.File
-	h *overlay.Header
+	f hostfs.File
+	h *qcow2.Header
 }
 
-func openWords(t testing.TB, fs overlay.FS, path string) *imageWords {
+func openWords(t testing.TB, fs hostfs.FS, path string) *imageWords {
 	t.Helper()
-	h, err := overlay.ReadHeader(fs, path)
+	h, err := qcow2.ReadHeader(fs, path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +212,7 @@ func (c *checkedDisk) state() string {
 // checks what is left.
 func TestCheck(t *testing.T) {
 	words := func(c *checkedDisk, id string, change func(w *imageWords)) {
-		w := openWords(c.t, overlay.HostFS(), c.path(id))
+		w := openWords(c.t, hostfs.OS(), c.path(id))
 		change(w)
 		w.close()
 	}
@@ -379,7 +380,7 @@ func fileStateIfThere(t *testing.T, path string) string {
 // A repair does not move the time of the last write.
 func TestRepairKeepsModTime(t *testing.T) {
 	c := newCheckedDisk(t)
-	w := openWords(t, overlay.HostFS(), c.path(idLeaf))
+	w := openWords(t, hostfs.OS(), c.path(idLeaf))
 	w.leak()
 	w.close()
 	before := mustLoad(t, c.dir).Modified
@@ -419,10 +420,10 @@ func TestCheckRefuses(t *testing.T) {
 // A layer that is open for writing elsewhere is an error with the holder.
 func TestCheckOfALayerInUse(t *testing.T) {
 	c := newCheckedDisk(t)
-	f, err := overlay.HostFS().Open(c.path(idLeaf), os.O_RDWR, 0)
+	f, err := hostfs.OS().Open(c.path(idLeaf), os.O_RDWR, 0)
 	must(t, err)
 	defer f.Close()
-	must(t, f.Lock(overlay.LockWritable))
+	must(t, f.Lock(hostfs.LockWritable))
 	r, lines := c.check(false)
 	if r.Errors != 1 || !strings.Contains(lines, "error 000005") || !strings.Contains(lines, "open for writing in this process") {
 		t.Errorf("%s", lines)
@@ -469,7 +470,7 @@ func TestCheckProgress(t *testing.T) {
 // A layer with many errors: all are counted, the first are listed.
 func TestCheckManyErrors(t *testing.T) {
 	c := newCheckedDisk(t)
-	w := openWords(t, overlay.HostFS(), c.path(idOne))
+	w := openWords(t, hostfs.OS(), c.path(idOne))
 	l2 := w.word(w.h.L1Offset)
 	for i := range int64(maxLayerFindings + 80) {
 		w.write(l2+(i+100)*16, 0x80, 0, 1)

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 func TestClosedInOrder(t *testing.T) {
@@ -17,7 +17,7 @@ func TestClosedInOrder(t *testing.T) {
 	}
 	lock := func() *dirLock {
 		t.Helper()
-		l, err := lockDir(overlay.HostFS(), dir, true, "/mnt/vm1", 0)
+		l, err := lockDir(hostfs.OS(), dir, true, "/mnt/vm1", 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // What stat and status tell of bytes stands in tables that may be many: of a disk
@@ -222,7 +222,7 @@ func (d *Disk) mappedBytes(l *layer, off, size int64) (total int64, err error) {
 	defer d.readers.exit(section)
 	extents, err := l.extents(nil, off, min(regionSize, max(0, size-off)))
 	for _, e := range extents {
-		if e.Kind != overlay.Unallocated && e.Kind != overlay.Damaged {
+		if e.Kind != extent.Unallocated && e.Kind != extent.Damaged {
 			total += e.Length
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"varve/integration/powercut"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // lookedFS calls a function before a file is looked at or read.
@@ -18,11 +18,11 @@ type lookedFS struct {
 }
 
 type lookedFile struct {
-	overlay.File
+	hostfs.File
 	fs *lookedFS
 }
 
-func (l *lookedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (l *lookedFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	f, err := l.Host.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
@@ -36,7 +36,7 @@ func (f *lookedFile) looked() {
 	}
 }
 
-func (f *lookedFile) Stat() (overlay.Info, error) {
+func (f *lookedFile) Stat() (hostfs.Info, error) {
 	f.looked()
 	return f.File.Stat()
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/qcow2"
 )
 
 // counter runs passes over the tables, one at a time, when a look needs one. It
@@ -188,7 +190,7 @@ type passLayer struct {
 	hidesOf uint64           // node.hides.forgotten before the pass
 
 	touched uint64
-	extents []overlay.Extent
+	extents []extent.Extent
 	more    int64 // than the view below, so far
 	own     int64
 	hides   int64        // of the layer below, see node.hides
@@ -300,7 +302,7 @@ func (d *Disk) countSpans(path []passLayer, off, size int64) (next int64, err er
 			}
 		}
 	}
-	return off + overlay.TouchedSpans*regionSize, nil
+	return off + qcow2.TouchedSpans*regionSize, nil
 }
 
 // touched asks a layer of the path in which regions it maps something.
@@ -314,7 +316,7 @@ func touched(path []passLayer, i int, off int64) (err error) {
 	}
 	if i > 0 && path[i-1].node.size() > p.node.size() {
 		// What is below shows no further than this layer goes (M2).
-		if from := p.node.size() - off; from < overlay.TouchedSpans*regionSize {
+		if from := p.node.size() - off; from < qcow2.TouchedSpans*regionSize {
 			p.touched |= ^uint64(0) << (max(0, from) >> regionBits)
 		}
 	}
@@ -342,14 +344,14 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 		p := &path[i]
 		own := int64(0)
 		for _, e := range p.extents {
-			if e.Kind == overlay.Unallocated {
+			if e.Kind == extent.Unallocated {
 				continue
 			}
-			data.put(e.Start-at, e.End()-at, e.Kind != overlay.Zero && e.Kind != overlay.Damaged)
-			if e.Kind == overlay.Damaged {
+			data.put(e.Start-at, e.End()-at, e.Kind != extent.Zero && e.Kind != extent.Damaged)
+			if e.Kind == extent.Damaged {
 				continue // it is told of by itself
 			}
-			if p.raw && e.Kind == overlay.Zero {
+			if p.raw && e.Kind == extent.Zero {
 				continue // a hole: a raw image has only what the host holds
 			}
 			own += max(0, min(e.End(), p.node.size())-e.Start)

@@ -17,7 +17,8 @@ import (
 
 	"varve/integration/powercut"
 	"varve/integration/turn"
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 var flags = powercut.NewFlags()
@@ -362,8 +363,8 @@ func (g *simGuest) record(run func() error) []powercut.Op {
 }
 
 // headerFollows checks that a layer's header names what chain.json says (M15).
-func headerFollows(fs overlay.FS, m *manifest, l *layerRecord, dir string) error {
-	im, err := overlay.OpenImage(fs, l.path(dir), l.Format, overlay.LockNone)
+func headerFollows(fs hostfs.FS, m *manifest, l *layerRecord, dir string) error {
+	im, err := qcow2.OpenImage(fs, l.path(dir), l.Format, hostfs.LockNone)
 	if err != nil {
 		return err
 	}
@@ -377,7 +378,7 @@ func headerFollows(fs overlay.FS, m *manifest, l *layerRecord, dir string) error
 }
 
 // headersFollow is headerFollows for all layers of ours.
-func headersFollow(fs overlay.FS, dir string) error {
+func headersFollow(fs hostfs.FS, dir string) error {
 	m, err := loadManifest(fs, dir)
 	if err != nil {
 		return err

@@ -14,6 +14,8 @@ import (
 
 	"varve/chain/diskdir"
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // dirSuffix is what a disk directory's name has behind its image's.
@@ -46,7 +48,7 @@ something else, or nothing.
 
 // CreateOptions are the options of Create.
 type CreateOptions struct {
-	FS     overlay.FS
+	FS     hostfs.FS
 	Size   int64  // guest bytes of a blank disk; with Base: 0, or a size at least the base's; rounded up to whole sectors
 	Base   string // path of a foreign image; "" for a blank disk
 	Format string // raw, qcow2 or "" (raw unless Base ends in .qcow2)
@@ -111,12 +113,12 @@ func DirFor(image string) (string, error) {
 // Create fails; what a crash left is removed by the next Create of that dir.
 // Foreign files are only read. The error wraps ErrExist when dir is there,
 // ErrInvalid for what cannot be a disk, ErrInUse while another varve creates
-// it, overlay.ErrLocked when an image is open for writing elsewhere, and
-// overlay.ErrUnsupported or ErrCorrupt for its content.
+// it, hostfs.ErrLocked when an image is open for writing elsewhere, and
+// qcow2.ErrUnsupported or ErrCorrupt for its content.
 func Create(dir string, o CreateOptions) (Created, error) {
 	fs := o.FS
 	if fs == nil {
-		fs = overlay.HostFS()
+		fs = hostfs.OS()
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -128,7 +130,7 @@ func Create(dir string, o CreateOptions) (Created, error) {
 	return create(fs, dir, o)
 }
 
-func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
+func create(fs hostfs.FS, dir string, o CreateOptions) (Created, error) {
 	if err := checkFree(fs, dir); err != nil {
 		return Created{}, err
 	}
@@ -145,7 +147,7 @@ func create(fs overlay.FS, dir string, o CreateOptions) (Created, error) {
 }
 
 // checkFree says whether a disk directory can be made at a path.
-func checkFree(fs overlay.FS, dir string) error {
+func checkFree(fs hostfs.FS, dir string) error {
 	if _, err := fs.Stat(dir); err == nil {
 		return fmt.Errorf("%s %w", dir, ErrExist)
 	} else if !errors.Is(err, os.ErrNotExist) {
@@ -157,7 +159,7 @@ func checkFree(fs overlay.FS, dir string) error {
 
 // createOn makes a disk directory on images that are open and locked, top first; on
 // none a blank disk.
-func createOn(fs overlay.FS, dir string, images []*foreignImage, o CreateOptions) (Created, error) {
+func createOn(fs hostfs.FS, dir string, images []*foreignImage, o CreateOptions) (Created, error) {
 	plan, err := planDisk(images, o, true)
 	if err != nil {
 		return Created{}, err
@@ -274,7 +276,7 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 	case len(images) == 0 && size == 0:
 		return nil, invalidf("a blank disk needs a size")
 	case len(images) == 0:
-		m.BlankSize = overlay.WholeSectors(size)
+		m.BlankSize = extent.WholeSectors(size)
 	default:
 		base := images[0]
 		if size == 0 {
@@ -283,12 +285,12 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 		if size == 0 {
 			return nil, invalidf("%s is a disk of 0 bytes", base.path)
 		}
-		if overlay.WholeSectors(size) < overlay.WholeSectors(base.image.Size()) {
+		if extent.WholeSectors(size) < extent.WholeSectors(base.image.Size()) {
 			return nil, invalidf("a size of %d bytes is less than the %d of %s", size, base.image.Size(), base.path)
 		}
 	}
 	plan.given = size
-	m.Leaf = plan.add(images, &layerRecord{Parent: top, Created: now}, overlay.WholeSectors(size))
+	m.Leaf = plan.add(images, &layerRecord{Parent: top, Created: now}, extent.WholeSectors(size))
 	return plan, nil
 }
 
@@ -309,13 +311,13 @@ func (p *diskPlan) add(images []*foreignImage, rec *layerRecord, size int64) str
 // emptySnapshot plans a snapshot that shows what the base does.
 func (p *diskPlan) emptySnapshot(base []*foreignImage, name string) {
 	of := p.manifest.layer(p.manifest.Base)
-	size := overlay.WholeSectors(of.Size)
+	size := extent.WholeSectors(of.Size)
 	p.add(base, &layerRecord{Name: name, Parent: of.ID, Created: of.Created, Frozen: of.Frozen, Size: size}, size)
 }
 
 // write fills an empty disk directory. chain.json comes last, after all that it
 // names is durable (M15).
-func (p *diskPlan) write(fs overlay.FS, dir string) error {
+func (p *diskPlan) write(fs hostfs.FS, dir string) error {
 	layers := filepath.Join(dir, layersDir)
 	if err := makeDir(fs, layers); err != nil {
 		return err
@@ -353,7 +355,7 @@ func (p *diskPlan) write(fs overlay.FS, dir string) error {
 }
 
 // syncFile makes a file durable with its times.
-func syncFile(fs overlay.FS, path string) error {
+func syncFile(fs hostfs.FS, path string) error {
 	f, err := fs.Open(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -361,7 +363,7 @@ func syncFile(fs overlay.FS, path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-func makeDir(fs overlay.FS, path string) error {
+func makeDir(fs hostfs.FS, path string) error {
 	if err := fs.Mkdir(path, 0o700); err != nil {
 		return err
 	}
@@ -370,7 +372,7 @@ func makeDir(fs overlay.FS, path string) error {
 
 // setMode gives what was just made its mode whatever the umask. A simulated
 // file system has none.
-func setMode(fs overlay.FS, path string, mode os.FileMode) error {
+func setMode(fs hostfs.FS, path string, mode os.FileMode) error {
 	if !isHost(fs) {
 		return nil
 	}
@@ -384,7 +386,7 @@ func setMode(fs overlay.FS, path string, mode os.FileMode) error {
 // what a crash left there is told from what another process is building.
 //
 // inside is the file system for what is in it.
-func claimTemp(fs overlay.FS, temp string) (lock *dirLock, inside overlay.FS, err error) {
+func claimTemp(fs hostfs.FS, temp string) (lock *dirLock, inside hostfs.FS, err error) {
 	for attempt := 0; ; attempt++ {
 		err := makeDir(fs, temp)
 		stale := errors.Is(err, os.ErrExist)
@@ -419,7 +421,7 @@ func claimTemp(fs overlay.FS, temp string) (lock *dirLock, inside overlay.FS, er
 }
 
 // ownedByCaller refuses a directory in which somebody else would have the last word.
-func ownedByCaller(fs overlay.FS) error {
+func ownedByCaller(fs hostfs.FS) error {
 	d, ok := fs.(*diskdir.Dir)
 	if !ok {
 		return nil
@@ -432,7 +434,7 @@ func ownedByCaller(fs overlay.FS) error {
 }
 
 // removeDisk removes a disk directory that was just made.
-func removeDisk(fs overlay.FS, dir string) error {
+func removeDisk(fs hostfs.FS, dir string) error {
 	if err := removeContent(fs, dir); err != nil {
 		return err
 	}
@@ -444,7 +446,7 @@ func removeDisk(fs overlay.FS, dir string) error {
 
 // removeContent removes what Create puts into a disk directory, and nothing
 // else, except the lock.
-func removeContent(fs overlay.FS, dir string) error {
+func removeContent(fs hostfs.FS, dir string) error {
 	layers := filepath.Join(dir, layersDir)
 	names, err := fs.ReadDir(layers)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -465,7 +467,7 @@ func removeContent(fs overlay.FS, dir string) error {
 	return nil
 }
 
-func removeIfThere(fs overlay.FS, path string) error {
+func removeIfThere(fs hostfs.FS, path string) error {
 	if err := fs.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

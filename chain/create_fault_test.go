@@ -6,13 +6,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // failingFS is the host's file system with one call that fails with EIO,
 // counted from 1 over all of its files. It is not the host's to isHost.
 type failingFS struct {
-	overlay.FS
+	hostfs.FS
 	failAt          int
 	failAfterRename bool // every rename happens and says that it failed
 
@@ -32,7 +32,7 @@ func (s *failingFS) step(call, path string) error {
 	return &os.PathError{Op: call, Path: path, Err: unix.EIO}
 }
 
-func (s *failingFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (s *failingFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	if err := s.step("open", path); err != nil {
 		return nil, err
 	}
@@ -43,9 +43,9 @@ func (s *failingFS) Open(path string, flag int, perm os.FileMode) (overlay.File,
 	return &failingFile{File: f, fs: s}, nil
 }
 
-func (s *failingFS) Stat(path string) (overlay.Info, error) {
+func (s *failingFS) Stat(path string) (hostfs.Info, error) {
 	if err := s.step("stat", path); err != nil {
-		return overlay.Info{}, err
+		return hostfs.Info{}, err
 	}
 	return s.FS.Stat(path)
 }
@@ -90,7 +90,7 @@ func (s *failingFS) SyncDir(path string) error {
 }
 
 type failingFile struct {
-	overlay.File
+	hostfs.File
 	fs *failingFS
 }
 

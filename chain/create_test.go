@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // qemuTool runs one of QEMU's tools, which judge what varve writes.
@@ -69,7 +69,7 @@ func backingFiles(t testing.TB, path string) []string {
 
 func mustLoad(t testing.TB, dir string) *manifest {
 	t.Helper()
-	m, err := loadManifest(overlay.HostFS(), dir)
+	m, err := loadManifest(hostfs.OS(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func mustLoad(t testing.TB, dir string) *manifest {
 
 func names(t testing.TB, dir string) []string {
 	t.Helper()
-	names, err := overlay.HostFS().ReadDir(dir)
+	names, err := hostfs.OS().ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestCreateFaults(t *testing.T) {
 	for at := 1; ; at++ {
 		parent := t.TempDir()
 		dir := filepath.Join(parent, "vm1.varve")
-		fs := &failingFS{FS: overlay.HostFS(), failAt: at}
+		fs := &failingFS{FS: hostfs.OS(), failAt: at}
 		_, err := Create(dir, CreateOptions{FS: fs, Base: top, Witness: witness{states: map[string]string{base: "s1"}}})
 		if fs.failed == "" {
 			if err != nil {
@@ -259,7 +259,7 @@ func TestCreateAfterCrash(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	lock, err := lockDir(overlay.HostFS(), temp, true, "", 0)
+	lock, err := lockDir(hostfs.OS(), temp, true, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/qcow2"
 )
 
 // A damaged entry of a layer costs the bytes that it maps, and nothing else (M22, D28):
@@ -74,9 +75,9 @@ func (d *damages) all() []Damage {
 }
 
 // mapped takes note of what a Map of [off, off+length) has said.
-func (l *layer) mapped(extents []overlay.Extent, off, length int64) {
+func (l *layer) mapped(extents []extent.Extent, off, length int64) {
 	d := &l.damages
-	i := slices.IndexFunc(extents, func(e overlay.Extent) bool { return e.Kind == overlay.Damaged })
+	i := slices.IndexFunc(extents, func(e extent.Extent) bool { return e.Kind == extent.Damaged })
 	if i < 0 && !d.found.Load() {
 		return
 	}
@@ -86,7 +87,7 @@ func (l *layer) mapped(extents []overlay.Extent, off, length int64) {
 	// What the tables say now counts.
 	d.list = without(before, off, off+length, func(f foundDamage) bool { return !f.read })
 	for ; i >= 0 && i < len(extents); i++ {
-		if e := extents[i]; e.Kind == overlay.Damaged {
+		if e := extents[i]; e.Kind == extent.Damaged {
 			d.put(l, foundDamage{Damage: Damage{Start: e.Start, Length: e.Length, Reason: l.whyDamaged(e)}}, before)
 		}
 	}
@@ -95,16 +96,16 @@ func (l *layer) mapped(extents []overlay.Extent, off, length int64) {
 
 // lookAround takes note of the damage in the region around a Damaged extent of a layer
 // that is written, of which a read has only met a part.
-func (l *layer) lookAround(e overlay.Extent) {
+func (l *layer) lookAround(e extent.Extent) {
 	_, _ = l.extents(nil, e.Start&^(regionSize-1), regionSize) // the read has its own error
 }
 
 // whyDamaged is what the file says of a Damaged extent.
-func (l *layer) whyDamaged(e overlay.Extent) string {
+func (l *layer) whyDamaged(e extent.Extent) string {
 	var p [1]byte
 	err := l.state.Load().ReadExtent(p[:], e, e.Start)
 	if err == nil {
-		err = overlay.ErrReadable
+		err = qcow2.ErrReadable
 	}
 	return err.Error()
 }
@@ -144,8 +145,8 @@ func (d *damages) put(l *layer, f foundDamage, before []foundDamage) {
 // failedRead takes note of a read of n guest bytes at off that failed although the
 // tables are right, and gives the error back. A shorter one that fails later says
 // better where it is.
-func (l *layer) failedRead(off, n int64, kind overlay.Kind, err error) error {
-	if kind == overlay.Damaged || !overlay.IsDamage(err) || errors.Is(err, overlay.ErrReadable) {
+func (l *layer) failedRead(off, n int64, kind extent.Kind, err error) error {
+	if kind == extent.Damaged || !qcow2.IsDamage(err) || errors.Is(err, qcow2.ErrReadable) {
 		return err
 	}
 	d := &l.damages
@@ -199,7 +200,7 @@ func without(list []foundDamage, start, end int64, match func(foundDamage) bool)
 }
 
 // extents is Map of the layer's file, which takes note of damage.
-func (l *layer) extents(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+func (l *layer) extents(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	first := len(dst)
 	list, err := l.state.Load().Map(dst, off, length)
 	if err == nil {

@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"varve/integration/turn"
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 var damagedChain = flag.Int("damaged.chain", 0, "the one damaged chain to show, by its number; 0 for those whose turn it is")
@@ -219,7 +219,7 @@ func TestDamagedChainsAgainstQEMU(t *testing.T) {
 						break
 					}
 				}
-				if !known || !overlay.IsDamage(err) {
+				if !known || !qcow2.IsDamage(err) {
 					t.Errorf("%s: qemu-io reads %d, varve says: %v", what, off, err)
 				}
 			case err != nil:

@@ -14,19 +14,19 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // badDisk is a host with sectors that cannot be read.
 type badDisk struct {
-	overlay.FS
+	hostfs.FS
 	mu  sync.Mutex
 	bad map[string][][2]int64 // by path: from, to
 }
 
 func newBadDisk() *badDisk {
-	return &badDisk{FS: overlay.HostFS(), bad: make(map[string][][2]int64)}
+	return &badDisk{FS: hostfs.OS(), bad: make(map[string][][2]int64)}
 }
 
 // spoil makes a range unreadable, and mend all of them readable again.
@@ -42,7 +42,7 @@ func (b *badDisk) mend() {
 	clear(b.bad)
 }
 
-func (b *badDisk) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (b *badDisk) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	f, err := b.FS.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (b *badDisk) Open(path string, flag int, perm os.FileMode) (overlay.File, e
 }
 
 type badFile struct {
-	overlay.File
+	hostfs.File
 	disk *badDisk
 	path string
 }
@@ -172,7 +172,7 @@ func judgeDamage(t *testing.T, d *Disk, read func(p []byte, off int64) error, wa
 		err := read(p, off)
 		within := slices.ContainsFunc(lost, func(l [2]int64) bool { return l[0] <= off && off < l[1] })
 		switch {
-		case within && !overlay.IsDamage(err):
+		case within && !qcow2.IsDamage(err):
 			t.Errorf("a read at %d, which is damaged: %v", off, err)
 		case !within && err != nil:
 			t.Errorf("a read at %d: %v", off, err)

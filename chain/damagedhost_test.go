@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // A table that the host can read again is looked up again.
@@ -27,7 +27,7 @@ func TestUnreadableTableComesBack(t *testing.T) {
 		}
 		p := make([]byte, 4096)
 		for range 2 {
-			if err := d.ReadAt(p, off); !errors.Is(err, overlay.ErrUnreadable) {
+			if err := d.ReadAt(p, off); !errors.Is(err, hostfs.ErrUnreadable) {
 				t.Fatalf("%q: a read where the table cannot be read: %v", layer, err)
 			}
 		}
@@ -64,7 +64,7 @@ func TestUnreadableDataComesBack(t *testing.T) {
 	must(t, err)
 	host.spoil(fileOf(t, dir, "s1"), extents[0].Host, 512)
 	p := make([]byte, 8192)
-	if err := d.ReadAt(p, off); !errors.Is(err, overlay.ErrUnreadable) {
+	if err := d.ReadAt(p, off); !errors.Is(err, hostfs.ErrUnreadable) {
 		t.Fatalf("a read of what cannot be read: %v", err)
 	}
 	if got := damageOf(t, d, "s1"); !slices.Equal(got, [][2]int64{{off, off + 8192}}) {

@@ -6,7 +6,7 @@ import (
 	"math"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // Two views differ where they do not get their bytes from the same place of the
@@ -265,7 +265,7 @@ func (s *diffSides) resolve(from, stop *node, i int64) (*region, error) {
 	b := builders.Get().(*regionBuilder)
 	defer b.putBack()
 	b.region = r
-	holes := []overlay.Extent{{Start: r.base, Length: regionSize}}
+	holes := []extent.Extent{{Start: r.base, Length: regionSize}}
 	at := from
 	for at != nil && at != stop && len(holes) > 0 {
 		l := at.link.Load()
@@ -278,9 +278,9 @@ func (s *diffSides) resolve(from, stop *node, i int64) (*region, error) {
 		}
 		at = l.parent
 	}
-	kind := overlay.Unallocated
+	kind := extent.Unallocated
 	if at == nil {
-		kind = overlay.Zero
+		kind = extent.Zero
 	}
 	for _, h := range holes {
 		b.add(h.Start, nil, kind, 0)
@@ -297,12 +297,12 @@ func (s *diffSides) compare(below func() (*region, error), stop int64, add func(
 		spanA, endA := cursorA.at(at)
 		spanB, endB := cursorB.at(at)
 		end := min(stop, endA, endB)
-		if spanA.kind == spanB.kind && (spanA.kind == overlay.Unallocated || spanA.kind == overlay.Zero) {
+		if spanA.kind == spanB.kind && (spanA.kind == extent.Unallocated || spanA.kind == extent.Zero) {
 			at = end
 			continue
 		}
 		ofA, ofB := s.place(s.a, spanA), s.place(s.b, spanB)
-		if spanA.kind == overlay.Unallocated || spanB.kind == overlay.Unallocated {
+		if spanA.kind == extent.Unallocated || spanB.kind == extent.Unallocated {
 			if s.below == nil {
 				var err error
 				if s.below, err = below(); err != nil {
@@ -312,7 +312,7 @@ func (s *diffSides) compare(below func() (*region, error), stop int64, add func(
 			}
 			span, endBelow := cursorBelow.at(at)
 			end = min(end, endBelow)
-			if spanA.kind == overlay.Unallocated {
+			if spanA.kind == extent.Unallocated {
 				ofA = s.place(s.below, span)
 			} else {
 				ofB = s.place(s.below, span)
@@ -328,10 +328,10 @@ func (s *diffSides) compare(below func() (*region, error), stop int64, add func(
 
 // place says where the bytes of a span lie.
 func (s *diffSides) place(r *region, at span) string {
-	if at.kind == overlay.Zero || at.kind == overlay.Unallocated {
+	if at.kind == extent.Zero || at.kind == extent.Unallocated {
 		return InZeros
 	}
-	if at.kind == overlay.Damaged {
+	if at.kind == extent.Damaged {
 		return InDamage + s.names[r.layers[at.layer]]
 	}
 	return s.names[r.layers[at.layer]]

@@ -14,7 +14,7 @@ import (
 
 	"varve/integration/bulk"
 	"varve/integration/turn"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // diffOf compares two views to the end.
@@ -293,7 +293,7 @@ func punchZeros(path string) error {
 	if err != nil {
 		return err
 	}
-	f, err := overlay.HostFS().Open(path, os.O_RDWR, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 
 	"varve/chain/diskdir"
 	"varve/chain/mounts"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 	"varve/overlay/procs"
 )
 
@@ -47,8 +47,8 @@ func (h lockHolder) String() string {
 // the descriptor, whatever way the process ends, and two opens in one process
 // exclude each other too.
 type dirLock struct {
-	fs        overlay.FS // of what is in the directory
-	f         *os.File   // nil where nothing is locked
+	fs        hostfs.FS // of what is in the directory
+	f         *os.File  // nil where nothing is locked
 	exclusive bool
 	words     lockWords // of an exclusive lock, what it says
 	// failed is why what the lock guarded could not be closed in order: ClosedInOrder and
@@ -63,7 +63,7 @@ type dirLock struct {
 // holder is waited for at most as long as wait, then the error wraps ErrInUse and
 // names the holder. Exclusive on a read-only medium is ErrReadOnly. A simulated
 // file system is not locked.
-func lockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string, wait time.Duration) (*dirLock, error) {
+func lockDir(fs hostfs.FS, dir string, exclusive bool, mountpoint string, wait time.Duration) (*dirLock, error) {
 	if !isHost(fs) {
 		return &dirLock{}, nil
 	}
@@ -77,7 +77,7 @@ func lockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string, wait 
 	}
 }
 
-func tryLockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string) (*dirLock, error) {
+func tryLockDir(fs hostfs.FS, dir string, exclusive bool, mountpoint string) (*dirLock, error) {
 	path := filepath.Join(dir, lockName)
 	flag, kind := os.O_RDONLY, int16(unix.F_RDLCK)
 	if exclusive {
@@ -119,7 +119,7 @@ func tryLockDir(fs overlay.FS, dir string, exclusive bool, mountpoint string) (*
 }
 
 // openLockIn opens the lock file of a directory that was entered.
-func openLockIn(fs overlay.FS, path string, flag int) (*os.File, error) {
+func openLockIn(fs hostfs.FS, path string, flag int) (*os.File, error) {
 	if d, ok := fs.(*diskdir.Dir); ok {
 		return d.OpenFile(path, flag, 0o600)
 	}
@@ -146,7 +146,7 @@ func openLock(path string, flag int) (*os.File, error) {
 
 // entered checks that the file that is locked is still the one at path, and
 // says in it who holds it.
-func (l *dirLock) entered(fs overlay.FS, path, mountpoint string) error {
+func (l *dirLock) entered(fs hostfs.FS, path, mountpoint string) error {
 	var held unix.Stat_t
 	if err := unix.Fstat(int(l.f.Fd()), &held); err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)

@@ -17,7 +17,7 @@ import (
 
 	"varve/integration/interleave"
 	"varve/integration/patience"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // lockHelperDir tells TestLockHelper, run as another process, what to lock.
@@ -29,7 +29,7 @@ func TestLockHelper(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	lock, err := lockDir(overlay.HostFS(), dir, os.Getenv("VARVE_TEST_LOCK_SHARED") == "", "/mnt/other", 0)
+	lock, err := lockDir(hostfs.OS(), dir, os.Getenv("VARVE_TEST_LOCK_SHARED") == "", "/mnt/other", 0)
 	fmt.Println("locked", err)
 	// Until the parent closes the pipe, or kills us.
 	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
@@ -69,7 +69,7 @@ func lockElsewhere(t *testing.T, dir string, shared bool) (pid int, kill func())
 }
 
 func TestLockOfAnotherProcess(t *testing.T) {
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	dir := t.TempDir()
 	if _, _, held, err := Holder(dir); held || err != nil {
 		t.Errorf("a directory that was never locked: %v, %v", held, err)
@@ -126,7 +126,7 @@ func TestLockAfterCrash(t *testing.T) {
 	if _, _, held, err := Holder(dir); held || err != nil {
 		t.Errorf("held: %v, %v", held, err)
 	}
-	lock, err := lockDir(overlay.HostFS(), dir, true, "/m", 0)
+	lock, err := lockDir(hostfs.OS(), dir, true, "/m", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestLockAfterCrash(t *testing.T) {
 }
 
 func TestSharedLocks(t *testing.T) {
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	dir := t.TempDir()
 	// Who only reads makes no file.
 	none, err := lockDir(fs, dir, false, "/mnt/ro", 0)
@@ -184,7 +184,7 @@ func TestLockRefusesALink(t *testing.T) {
 	if err := os.Symlink(victim, filepath.Join(dir, lockName)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockDir(overlay.HostFS(), dir, true, "", 0); err == nil {
+	if _, err := lockDir(hostfs.OS(), dir, true, "", 0); err == nil {
 		t.Error("a link was followed")
 	}
 	if text, err := os.ReadFile(victim); string(text) != "precious" || err != nil {
@@ -203,7 +203,7 @@ func TestReserveOfAMovedDirectory(t *testing.T) {
 		}
 	}
 	put(dir)
-	fs, leave, err := enter(overlay.HostFS(), dir)
+	fs, leave, err := enter(hostfs.OS(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestOwnersOfAMovedDirectory(t *testing.T) {
 		}
 	}
 	put(dir, member)
-	fs, leave, err := enter(overlay.HostFS(), dir)
+	fs, leave, err := enter(hostfs.OS(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func TestHolderOfThatFile(t *testing.T) {
 		t.Fatalf("%q, %v", line, err)
 	}
 	other := shell.Process.Pid
-	lock, err := lockDir(overlay.HostFS(), dirs[0], true, "/nowhere", 0)
+	lock, err := lockDir(hostfs.OS(), dirs[0], true, "/nowhere", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,7 +318,7 @@ func TestHolderOfThatFile(t *testing.T) {
 func TestLockOfASimulatedFileSystem(t *testing.T) {
 	dir := t.TempDir()
 	for range 2 {
-		if _, err := lockDir(&failingFS{FS: overlay.HostFS()}, dir, true, "", 0); err != nil {
+		if _, err := lockDir(&failingFS{FS: hostfs.OS()}, dir, true, "", 0); err != nil {
 			t.Error(err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // Errors that callers tell apart with errors.Is; fs maps them to errnos, cmd
@@ -34,7 +35,7 @@ const defaultCacheBytes = 32 << 20
 
 // OpenOptions are the options of Open.
 type OpenOptions struct {
-	FS         overlay.FS    // nil: the host's
+	FS         hostfs.FS     // nil: the host's
 	ReadOnly   bool          // write nothing anywhere
 	Mountpoint string        // recorded in the lock file; "" for work on the directory
 	CacheBytes int64         // bound on resolved regions; a quarter on top for the leaf's tables; 0: the default
@@ -49,7 +50,7 @@ type OpenOptions struct {
 
 func (o OpenOptions) withDefaults() OpenOptions {
 	if o.FS == nil {
-		o.FS = overlay.HostFS()
+		o.FS = hostfs.OS()
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -69,7 +70,7 @@ func (o OpenOptions) withDefaults() OpenOptions {
 // those of overlay; flushSet.mu, stateMu and jobMu are taken last and held for
 // moments. A grace section is never left open while synchronize is called.
 type Disk struct {
-	fs       overlay.FS
+	fs       hostfs.FS
 	dir      string
 	readOnly bool
 	log      *slog.Logger

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // testDisk makes a disk over a raw base of some MiB that has data everywhere,
@@ -533,7 +534,7 @@ func TestModTime(t *testing.T) {
 }
 
 // keepingFS does not unlink layers, as a crash right after the commit does not.
-type keepingFS struct{ overlay.FS }
+type keepingFS struct{ hostfs.FS }
 
 func (k keepingFS) Remove(path string) error {
 	if strings.HasSuffix(path, ".qcow2") {
@@ -548,7 +549,7 @@ func TestRemovalAfterCrash(t *testing.T) {
 	d, _ := testDisk(t, 1<<20)
 	must(t, d.Snapshot("one"))
 	must(t, d.Close())
-	k, err := Open(d.Dir(), OpenOptions{FS: keepingFS{overlay.HostFS()}})
+	k, err := Open(d.Dir(), OpenOptions{FS: keepingFS{hostfs.OS()}})
 	must(t, err)
 	id, err := k.Delete("one")
 	finish(t, k, id, err)

@@ -10,8 +10,8 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
-
-	"varve/overlay"
+	"varve/overlay/check"
+	"varve/overlay/hostfs"
 )
 
 // Trouble is one thing that Examine or ExamineImage noticed.
@@ -86,7 +86,7 @@ type ExaminedLayer struct {
 // examiner is one run of Examine or ExamineImage.
 type examiner struct {
 	ctx   context.Context
-	fs    overlay.FS
+	fs    hostfs.FS
 	dir   string // of the disk; "" for an image's chain
 	found Examination
 }
@@ -96,13 +96,13 @@ type examiner struct {
 // what a fingerprint samples, no content and no tables; Check goes deeper. fs is nil
 // for the host's. os.ErrNotExist for what is no disk directory, os.ErrPermission for
 // one that may not be read.
-func Examine(ctx context.Context, dir string, fs overlay.FS) (Examination, error) {
+func Examine(ctx context.Context, dir string, fs hostfs.FS) (Examination, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return Examination{}, err
 	}
 	if fs == nil {
-		fs = overlay.HostFS()
+		fs = hostfs.OS()
 	}
 	// A disk that is in use may change under a look: what is there only for a moment is
 	// not there at the next one.
@@ -230,7 +230,7 @@ func (e *examiner) directory(m *manifest, held bool) {
 		case slices.Contains(m.Removing, file), number >= m.Next && held:
 			// What a crash or a snapshot under way left; the next mount removes it.
 		case number >= m.Next:
-			switch data, err := overlay.HasData(e.fs, path); {
+			switch data, err := check.HasData(e.fs, path); {
 			case errors.Is(err, os.ErrPermission):
 				e.unseen(path)
 			case err != nil:

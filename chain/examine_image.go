@@ -8,14 +8,15 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
-
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
+	"varve/overlay/sniff"
 )
 
 // examinedImage is a file of a chain that is followed by its headers.
 type examinedImage struct {
 	path, format string
-	info         overlay.Info
+	info         hostfs.Info
 	size         int64 // guest bytes; 0 where they cannot be told
 }
 
@@ -25,13 +26,13 @@ type examinedImage struct {
 // going on. The image's own format is decided as at a first mount, with what the witness
 // claims; nil for none. fs is nil for the host's. The error is that of looking at the image
 // itself.
-func ExamineImage(ctx context.Context, path string, witness Witness, fs overlay.FS) (Examination, error) {
+func ExamineImage(ctx context.Context, path string, witness Witness, fs hostfs.FS) (Examination, error) {
 	path, err := absolutePath(path)
 	if err != nil {
 		return Examination{}, err
 	}
 	if fs == nil {
-		fs = overlay.HostFS()
+		fs = hostfs.OS()
 	}
 	e := &examiner{ctx: ctx, fs: fs}
 	if err := checkFile(fs, path); err != nil {
@@ -47,7 +48,7 @@ func ExamineImage(ctx context.Context, path string, witness Witness, fs overlay.
 
 // named decides the format of the image that the user named, as topFormat does.
 func (e *examiner) named(path string, witness Witness) (format string, err error) {
-	found, known, err := overlay.Recognise(e.fs, path)
+	found, known, err := sniff.Recognise(e.fs, path)
 	if err != nil {
 		return "", err
 	}
@@ -87,7 +88,7 @@ func (e *examiner) named(path string, witness Witness) (format string, err error
 // rawBacking looks whether a backing file that a header calls raw looks like another
 // thing.
 func (e *examiner) rawBacking(image examinedImage, path string) {
-	found, known, err := overlay.Recognise(e.fs, path)
+	found, known, err := sniff.Recognise(e.fs, path)
 	if err != nil || !known || found.Raw {
 		return // what cannot be read is told where it is opened
 	}
@@ -122,7 +123,7 @@ func (e *examiner) follow(path, format string) {
 }
 
 // foreign looks at one image by itself. h is nil for a raw one.
-func (e *examiner) foreign(image *examinedImage) (h *overlay.Header, ok bool) {
+func (e *examiner) foreign(image *examinedImage) (h *qcow2.Header, ok bool) {
 	var err error
 	if image.info, err = e.fs.Stat(image.path); err != nil {
 		e.problem(examineBacking, image.path, "make it readable", "%w", err)
@@ -132,7 +133,7 @@ func (e *examiner) foreign(image *examinedImage) (h *overlay.Header, ok bool) {
 		image.size = image.info.Size
 		return nil, true
 	}
-	h, err = overlay.ReadHeader(e.fs, image.path)
+	h, err = qcow2.ReadHeader(e.fs, image.path)
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		e.unseen(image.path)
@@ -168,7 +169,7 @@ func (e *examiner) below(over, image examinedImage) {
 
 // backingFile finds the file that a header names, with its format, and says what is
 // wrong with how it does that.
-func (e *examiner) backingFile(image examinedImage, h *overlay.Header, above []examinedImage) (path, format string, ok bool) {
+func (e *examiner) backingFile(image examinedImage, h *qcow2.Header, above []examinedImage) (path, format string, ok bool) {
 	name := h.BackingName
 	path, format, err := backingOf(image.path, h)
 	if err != nil {
@@ -181,7 +182,7 @@ func (e *examiner) backingFile(image examinedImage, h *overlay.Header, above []e
 		if path, format, err = backingOf(image.path, &known); err != nil {
 			return "", "", false
 		}
-		if magic, err := overlay.IsQcow2(e.fs, path); err == nil && magic {
+		if magic, err := qcow2.Is(e.fs, path); err == nil && magic {
 			format = formatQcow2
 		}
 	}
@@ -214,7 +215,7 @@ func (e *examiner) backingFile(image examinedImage, h *overlay.Header, above []e
 
 // backing tells what is wrong with the backing file that a header names; err is
 // backingOf's or sameBacking's.
-func (e *examiner) backing(path string, h *overlay.Header, err error) {
+func (e *examiner) backing(path string, h *qcow2.Header, err error) {
 	name := h.BackingName
 	switch {
 	case name == "" || checkPath(name) != nil || isProtocol(name):

@@ -5,6 +5,10 @@ import (
 	"os"
 
 	"varve/overlay"
+	"varve/overlay/check"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // layers looks at the file of each layer. held says that another varve has the disk.
@@ -36,7 +40,7 @@ func (e *examiner) layers(m *manifest, held bool) error {
 func (e *examiner) readable(l *layerRecord, path string, held bool) bool {
 	err := checkFile(e.fs, path)
 	if err == nil {
-		var f overlay.File
+		var f hostfs.File
 		if f, err = e.fs.Open(path, os.O_RDONLY, 0); err == nil {
 			f.Close() // nothing was written
 			return true
@@ -65,10 +69,10 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 		info, err := e.fs.Stat(path)
 		return info.Size, err == nil
 	}
-	h, err := overlay.ReadHeader(e.fs, path)
+	h, err := qcow2.ReadHeader(e.fs, path)
 	if err != nil {
 		wayOut := headerWayOut(err, l.Foreign)
-		if errors.Is(err, overlay.ErrMarkedCorrupt) && l.Foreign {
+		if errors.Is(err, qcow2.ErrMarkedCorrupt) && l.Foreign {
 			wayOut = "put the file back from a backup; or, with the disk unmounted and a copy of the file made: " + foreignRepair(e.dir, l)
 		}
 		e.problem(examineHeader, path, wayOut, "%w", err)
@@ -79,7 +83,7 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 	}
 	e.dirty(path, h, l)
 	e.sectors(l, path, h)
-	if plain := h.Plain(); plain != nil && leaf {
+	if plain := overlay.Plain(h); plain != nil && leaf {
 		e.note(examineHeader, path, "the next mount keeps it as a frozen layer and puts a new leaf on top", "another program worked on the leaf: %w", plain)
 	}
 	e.whole(path, !l.Foreign)
@@ -87,10 +91,10 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 }
 
 // sectors looks whether a header's size is a whole number of sectors (M2).
-func (e *examiner) sectors(l *layerRecord, path string, h *overlay.Header) {
+func (e *examiner) sectors(l *layerRecord, path string, h *qcow2.Header) {
 	switch {
-	case !overlay.Uneven(h.Size):
-	case l.Foreign || h.Plain() != nil:
+	case !extent.Uneven(h.Size):
+	case l.Foreign || overlay.Plain(h) != nil:
 		e.note(examineSize, path, "nothing has to be done for varve, which shows them; to give it whole sectors have qemu-img convert make a copy", "%s", unevenWords(h.Size))
 	default:
 		e.problem(examineSize, path, "the next mount, or \"varve check --repair\", rounds it up, unless a clone reads the file", "%s; an earlier version made it so", unevenWords(h.Size))
@@ -99,8 +103,8 @@ func (e *examiner) sectors(l *layerRecord, path string, h *overlay.Header) {
 
 // dirty looks at the mark of a program that was killed while it wrote an image.
 // l is nil for an image that is no disk's.
-func (e *examiner) dirty(path string, h *overlay.Header, l *layerRecord) {
-	if h.Incompatible&overlay.IncompatibleDirty == 0 {
+func (e *examiner) dirty(path string, h *qcow2.Header, l *layerRecord) {
+	if h.Incompatible&qcow2.IncompatibleDirty == 0 {
 		return
 	}
 	wayOut := "with nobody using it: qemu-img check -r all " + ShellWord(path)
@@ -112,7 +116,7 @@ func (e *examiner) dirty(path string, h *overlay.Header, l *layerRecord) {
 
 // whole looks whether a qcow2 file ends too early.
 func (e *examiner) whole(path string, ours bool) {
-	missing, err := overlay.CutOff(e.fs, path)
+	missing, err := check.CutOff(e.fs, path)
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		e.unseen(path)
@@ -133,7 +137,7 @@ func (e *examiner) whole(path string, ours bool) {
 // headerWayOut is what to do about a header that cannot be used.
 func headerWayOut(err error, foreign bool) string {
 	switch {
-	case errors.Is(err, overlay.ErrUnsupported):
+	case errors.Is(err, qcow2.ErrUnsupported):
 		return "have qemu-img convert make a copy of it without that, and use the copy"
 	case foreign:
 		return "put the file back from a backup, or try qemu-img check -r all on a copy"
@@ -175,7 +179,7 @@ func (e *examiner) agrees(m *manifest, l *layerRecord, path string, size int64) 
 	if l.Format == formatRaw || m.Job != nil || m.layer(m.Leaf).Writing {
 		return
 	}
-	h, err := overlay.ReadHeader(e.fs, path)
+	h, err := qcow2.ReadHeader(e.fs, path)
 	if err != nil {
 		return // told of before
 	}

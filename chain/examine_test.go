@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // troubleLines has a line for each trouble: severity, check, file, text, way out.
@@ -192,7 +192,7 @@ func withoutFormat(t *testing.T, path string) {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	must(t, err)
-	want := binary.BigEndian.AppendUint32(nil, overlay.ExtensionBackingFormat)
+	want := binary.BigEndian.AppendUint32(nil, qcow2.ExtensionBackingFormat)
 	at := strings.Index(string(data[:4096]), string(want))
 	if at < 0 {
 		t.Fatal("the header has no format")

@@ -9,7 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/qcow2"
 )
 
 // ExtentMap is a picture's worth of where the layers of the leaf's chain hold what:
@@ -41,7 +42,7 @@ const (
 	mapBins  = 1024    // at most, in a map
 	mapCells = 1 << 18 // bins of all layers together: 3 MiB
 	leastBin = 4 << 10
-	mapChunk = overlay.TouchedSpans * regionSize // 1 GiB
+	mapChunk = qcow2.TouchedSpans * regionSize // 1 GiB
 )
 
 // mapRow has the figures of a layer, see MapLayer.
@@ -220,7 +221,7 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 	regions := func(visit func(u *mapUnit, at int64, layer func(i int) bool) error) error {
 		for _, chunk := range chunks {
 			d.cache.steps.Inc()
-			for bit := range int64(overlay.TouchedSpans) {
+			for bit := range int64(qcow2.TouchedSpans) {
 				at := chunk.off + bit<<regionBits
 				if at >= end {
 					break
@@ -347,7 +348,7 @@ func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int
 	b := builders.Get().(*regionBuilder)
 	defer b.putBack()
 	b.region = &region{base: at}
-	holes := []overlay.Extent{{Start: at, Length: regionSize}}
+	holes := []extent.Extent{{Start: at, Length: regionSize}}
 	for i := range slices.Backward(path) {
 		if !layer(i) {
 			continue
@@ -363,11 +364,11 @@ func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int
 		size := min(c.size, p.node.size())
 		for _, e := range b.extents {
 			switch {
-			case e.Kind == overlay.Unallocated, e.Kind == overlay.Zero && p.raw:
+			case e.Kind == extent.Unallocated, e.Kind == extent.Zero && p.raw:
 				// Of a raw image only what is no hole counts.
-			case e.Kind == overlay.Damaged:
+			case e.Kind == extent.Damaged:
 				c.add(c.rows[i].lost, e.Start, min(e.End(), size))
-			case e.Kind == overlay.Zero:
+			case e.Kind == extent.Zero:
 				c.add(c.rows[i].zero, e.Start, min(e.End(), size))
 			default:
 				c.add(c.rows[i].data, e.Start, min(e.End(), size))
@@ -378,11 +379,11 @@ func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int
 		}
 	}
 	for _, h := range holes {
-		b.add(h.Start, nil, overlay.Zero, 0)
+		b.add(h.Start, nil, extent.Zero, 0)
 	}
 	b.finish()
 	for k, s := range b.region.spans {
-		if s.kind == overlay.Zero || s.kind == overlay.Damaged {
+		if s.kind == extent.Zero || s.kind == extent.Damaged {
 			continue
 		}
 		stop := at + regionSize

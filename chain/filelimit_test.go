@@ -9,17 +9,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // limitedFS opens so many layer files and no more.
 type limitedFS struct {
-	overlay.FS
+	hostfs.FS
 	left int
 	err  error
 }
 
-func (f *limitedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (f *limitedFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	if strings.HasSuffix(path, ".qcow2") {
 		if f.left--; f.left < 0 {
 			return nil, &os.PathError{Op: "open", Path: path, Err: f.err}
@@ -43,7 +43,7 @@ func TestTooManyLayersForTheLimit(t *testing.T) {
 		unix.EMFILE: {layers, fmt.Sprint(limit.Cur), "ulimit -Hn", "LimitNOFILE="},
 		unix.ENFILE: {layers, "fs.file-max"},
 	} {
-		_, err := Open(dir, OpenOptions{FS: &limitedFS{FS: overlay.HostFS(), left: 2, err: reason}})
+		_, err := Open(dir, OpenOptions{FS: &limitedFS{FS: hostfs.OS(), left: 2, err: reason}})
 		if !errors.Is(err, reason) {
 			t.Fatalf("%v, not %v", err, reason)
 		}

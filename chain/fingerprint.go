@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // digestPrefix names the hash of a fingerprint's digest.
@@ -79,7 +79,7 @@ func (f *fingerprint) fault() error {
 
 // takeFingerprint reads a file's fingerprint. The image's lock must be held, or
 // the file may change under it (M18: lock, test, then fingerprint).
-func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
+func takeFingerprint(f hostfs.File, format string) (*fingerprint, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("fingerprint %s: %w", f.Name(), err)
@@ -90,10 +90,10 @@ func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
 		for length > 0 {
 			part := block[:min(length, sampleBytes)]
 			n, err := f.ReadAt(part, off)
-			if overlay.HostCannotRead(err) { // once is no damage
+			if hostfs.CannotRead(err) { // once is no damage
 				n, err = f.ReadAt(part, off)
 			}
-			if overlay.HostCannotRead(err) {
+			if hostfs.CannotRead(err) {
 				unread, n, err = max(off, 1), 0, nil
 			}
 			if err != nil && !errors.Is(err, io.EOF) {
@@ -143,7 +143,7 @@ func takeFingerprint(f overlay.File, format string) (*fingerprint, error) {
 }
 
 // fingerprintOf takes the fingerprint of a file that nobody else writes.
-func fingerprintOf(fs overlay.FS, path, format string) (*fingerprint, error) {
+func fingerprintOf(fs hostfs.FS, path, format string) (*fingerprint, error) {
 	f, err := fs.Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
@@ -175,7 +175,7 @@ func addSamples(add func(off, length int64) error, start, length int64) error {
 // file (qcow2 specification, "Header": l1_size at byte 36, l1_table_offset at
 // byte 40). A header that lies gives a digest of something else, which is as
 // good a fingerprint.
-func l1Place(f overlay.File, size int64) (off, length int64, err error) {
+func l1Place(f hostfs.File, size int64) (off, length int64, err error) {
 	var header [48]byte
 	if _, err := f.ReadAt(header[:], 0); err != nil && !errors.Is(err, io.EOF) {
 		return 0, 0, fmt.Errorf("fingerprint: read the header of %s: %w", f.Name(), err)
@@ -223,7 +223,7 @@ func stamp(nanoseconds int64) string {
 // what chain.json says of them. Layers that are being written are not judged
 // (M16). The error wraps ErrChanged and names the layer, what changed, the
 // views that it falsifies and the way out (D21). The image locks must be held.
-func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[string]overlay.File, workers int) error {
+func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[string]hostfs.File, workers int) error {
 	taken, err := takeFingerprints(m, files, workers)
 	if err != nil {
 		return err
@@ -255,7 +255,7 @@ func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[stri
 
 // takeFingerprints takes those of all layers that are judged, in the order of the
 // manifest; nil for the others.
-func takeFingerprints(m *manifest, files map[string]overlay.File, workers int) ([]*fingerprint, error) {
+func takeFingerprints(m *manifest, files map[string]hostfs.File, workers int) ([]*fingerprint, error) {
 	taken := make([]*fingerprint, len(m.Layers))
 	return taken, inParallel(workers, len(taken), func(i int) (err error) {
 		l := m.Layers[i]

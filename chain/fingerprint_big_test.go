@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // TestFingerprintOfALargeL1 bounds the reads of a qcow2 of 1 TiB whose L1 table
@@ -14,7 +14,7 @@ import (
 func TestFingerprintOfALargeL1(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "big.qcow2")
 	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "1T")
-	f, err := overlay.HostFS().Open(path, os.O_RDONLY, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	must(t, err)
 	defer f.Close()
 	info, err := f.Stat()

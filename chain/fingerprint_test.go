@@ -10,12 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 func fingerprintAt(t testing.TB, path, format string) *fingerprint {
 	t.Helper()
-	taken, err := fingerprintOf(overlay.HostFS(), path, format)
+	taken, err := fingerprintOf(hostfs.OS(), path, format)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestFingerprintOfQcow2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := overlay.HostFS().Open(path, os.O_RDONLY, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestFingerprintOfLyingHeaders(t *testing.T) {
 
 // countingFile counts what a fingerprint reads.
 type countingFile struct {
-	overlay.File
+	hostfs.File
 	reads int
 }
 
@@ -202,7 +202,7 @@ func (c *countingFile) ReadAt(p []byte, off int64) (int, error) {
 func TestFingerprintIsCheap(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "base.raw")
 	sparse(t, path, 1<<40)
-	f, err := overlay.HostFS().Open(path, os.O_RDONLY, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestFingerprintIsCheap(t *testing.T) {
 
 func TestCheckFingerprints(t *testing.T) {
 	dir := t.TempDir()
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	base := filepath.Join(dir, "ubuntu.raw")
 	sparse(t, base, 1<<20)
 	if err := os.Mkdir(filepath.Join(dir, layersDir), 0o700); err != nil {
@@ -228,7 +228,7 @@ func TestCheckFingerprints(t *testing.T) {
 	}
 	m := testManifest()
 	m.Layers[0].File = base
-	files := map[string]overlay.File{}
+	files := map[string]hostfs.File{}
 	for _, l := range m.Layers {
 		path := l.path(dir)
 		if !l.Foreign {

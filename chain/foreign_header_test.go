@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // TestForeignHeaderNamesAnother: a foreign image whose header was changed, while
@@ -59,7 +59,7 @@ func TestForeignHeaderNamesAnother(t *testing.T) {
 				t.Fatalf("the fingerprint shows %q: this is another test than it should be", changes)
 			}
 			for _, readOnly := range []bool{false, true} {
-				fs := &recordingFS{FS: overlay.HostFS()}
+				fs := &recordingFS{FS: hostfs.OS()}
 				d, err := Open(dir, OpenOptions{ReadOnly: readOnly, FS: fs})
 				if err == nil {
 					d.Close()
@@ -82,11 +82,11 @@ func TestForeignHeaderNamesAnother(t *testing.T) {
 
 // recordingFS notes what is opened.
 type recordingFS struct {
-	overlay.FS
+	hostfs.FS
 	opened []string
 }
 
-func (r *recordingFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (r *recordingFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	r.opened = append(r.opened, path)
 	return r.FS.Open(path, flag, perm)
 }

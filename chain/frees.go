@@ -1,6 +1,6 @@
 package chain
 
-import "varve/overlay"
+import "varve/overlay/extent"
 
 // What a delete of a layer gives back on the host stands in the tables alone.
 //
@@ -133,17 +133,17 @@ func (d *Disk) hiddenIn(n *node, off int64) (int64, error) {
 // hiddenBytes is how much data of below lies where above maps something, both being
 // in order and without gaps. Map gives zeros past a layer's size, so what a shorter
 // layer cuts off is hidden too (M2).
-func hiddenBytes(below, above []overlay.Extent) (total int64) {
+func hiddenBytes(below, above []extent.Extent) (total int64) {
 	i := 0
 	for _, e := range below {
-		if e.Kind != overlay.Data && e.Kind != overlay.Compressed {
+		if e.Kind != extent.Data && e.Kind != extent.Compressed {
 			continue
 		}
 		for i < len(above) && above[i].End() <= e.Start {
 			i++
 		}
 		for k := i; k < len(above) && above[k].Start < e.End(); k++ {
-			if above[k].Kind != overlay.Unallocated && above[k].Kind != overlay.Damaged {
+			if above[k].Kind != extent.Unallocated && above[k].Kind != extent.Damaged {
 				total += min(e.End(), above[k].End()) - max(e.Start, above[k].Start)
 			}
 		}

@@ -17,6 +17,8 @@ import (
 	"varve/integration/patience"
 	"varve/integration/powercut"
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // hangLimit is far above what any input takes.
@@ -38,7 +40,7 @@ func settled(h *powercut.Host) *powercut.Host {
 }
 
 // content is the file at a path.
-func content(tb testing.TB, fs overlay.FS, path string) []byte {
+func content(tb testing.TB, fs hostfs.FS, path string) []byte {
 	tb.Helper()
 	f, err := fs.Open(path, os.O_RDONLY, 0)
 	must(tb, err)
@@ -124,7 +126,7 @@ func (w *guardedFS) ours(path string) bool {
 	return path == hostileDir || strings.HasPrefix(path, hostileDir+"/")
 }
 
-func (w *guardedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (w *guardedFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	switch {
 	case slices.Contains(w.foreign, path) && !w.ours(path):
 		if flag != os.O_RDONLY {
@@ -361,7 +363,7 @@ func openHostile(t *testing.T, host *powercut.Host, text []byte, readOnly, holdJ
 // damaged says whether an error is one that a damaged layer may cause at any
 // time.
 func damaged(err error) bool {
-	return errors.Is(err, overlay.ErrCorrupt) || errors.Is(err, overlay.ErrNotPlain) || errors.Is(err, overlay.ErrFailed)
+	return errors.Is(err, qcow2.ErrCorrupt) || errors.Is(err, overlay.ErrNotPlain) || errors.Is(err, overlay.ErrFailed)
 }
 
 // look reads some of all views.

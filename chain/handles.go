@@ -7,8 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 	"varve/overlay/procs"
+	"varve/overlay/qcow2"
 )
 
 // handleWait is how long a revert or a delete waits for handles to go: the
@@ -215,7 +216,7 @@ func (v *View) Close() { v.disk.handles.remove(v.h) }
 // EachHostFile calls f with the layers whose view is a file of the host byte for byte, raw
 // images, by their ids. The files stay the disk's, are not closed before f returns, and
 // have the disk's locks: who reads one later opens it anew (M18).
-func (d *Disk) EachHostFile(f func(id string, file overlay.File)) {
+func (d *Disk) EachHostFile(f func(id string, file hostfs.File)) {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
 	m, nodes := d.tree()
@@ -224,7 +225,7 @@ func (d *Disk) EachHostFile(f func(id string, file overlay.File)) {
 		if n == nil || n.layer() == nil {
 			continue
 		}
-		if i, ok := n.layer().state.Load().Layer.(*overlay.Image); ok && i.Header() == nil {
+		if i, ok := n.layer().state.Load().Layer.(*qcow2.Image); ok && i.Header() == nil {
 			f(rec.ID, i.File())
 		}
 	}

@@ -3,22 +3,23 @@ package chain
 import (
 	"fmt"
 	"path/filepath"
-
-	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // headerChain is an image with all that its header, and those below it, name:
 // what QEMU opens, with no look at chain.json (M15).
 type headerChain struct {
-	image *overlay.Image
+	image *qcow2.Image
 	below *headerChain
 }
 
-func openHeaderChain(fs overlay.FS, path, format string, depth int) (*headerChain, error) {
+func openHeaderChain(fs hostfs.FS, path, format string, depth int) (*headerChain, error) {
 	if depth > 100 {
 		return nil, fmt.Errorf("%s: a loop of backing files", path)
 	}
-	image, err := overlay.OpenImage(fs, path, format, overlay.LockNone)
+	image, err := qcow2.OpenImage(fs, path, format, hostfs.LockNone)
 	if err != nil {
 		return nil, err
 	}
@@ -56,9 +57,9 @@ func (c *headerChain) ReadAt(p []byte, off int64) error {
 		part := p[:e.Length]
 		p = p[e.Length:]
 		switch e.Kind {
-		case overlay.Zero:
+		case extent.Zero:
 			clear(part)
-		case overlay.Unallocated:
+		case extent.Unallocated:
 			err = c.below.ReadAt(part, e.Start)
 		default:
 			err = c.image.ReadExtent(part, e, e.Start)

@@ -3,7 +3,7 @@ package chain
 import (
 	"context"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // hiddenBatch is about how many pieces of a layer's file are given back after one
@@ -20,7 +20,7 @@ func (d *Disk) punchHidden(j *job, x, c *node) error {
 	if m.layer(x.id).Foreign {
 		return nil
 	}
-	var hidden []overlay.Extent
+	var hidden []extent.Extent
 	for off, size := int64(0), min(x.size(), c.size()); off < size; off += regionSize {
 		next, err := d.nextOfAny([]*node{x}, off)
 		if err != nil {
@@ -56,7 +56,7 @@ func (d *Disk) punchHidden(j *job, x, c *node) error {
 }
 
 // hiddenExtents adds to dst the pieces of x's data in a range that c hides.
-func (d *Disk) hiddenExtents(dst []overlay.Extent, x, c *node, off, length int64) ([]overlay.Extent, error) {
+func (d *Disk) hiddenExtents(dst []extent.Extent, x, c *node, off, length int64) ([]extent.Extent, error) {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
 	below, err := ownSource{x}.Map(nil, off, length)
@@ -68,15 +68,15 @@ func (d *Disk) hiddenExtents(dst []overlay.Extent, x, c *node, off, length int64
 		return nil, err
 	}
 	for _, e := range below {
-		if e.Kind != overlay.Data {
+		if e.Kind != extent.Data {
 			continue
 		}
 		for _, a := range above {
 			start, end := max(e.Start, a.Start), min(e.End(), a.End())
-			if start >= end || a.Kind == overlay.Unallocated || a.Kind == overlay.Damaged {
+			if start >= end || a.Kind == extent.Unallocated || a.Kind == extent.Damaged {
 				continue
 			}
-			dst = append(dst, overlay.Extent{Start: start, Length: end - start, Host: e.Host + start - e.Start, Kind: overlay.Data})
+			dst = append(dst, extent.Extent{Start: start, Length: end - start, Host: e.Host + start - e.Start, Kind: extent.Data})
 		}
 	}
 	return dst, nil

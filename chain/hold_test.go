@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 func TestHold(t *testing.T) {
@@ -163,7 +163,7 @@ func TestCloneCutShort(t *testing.T) {
 	must(t, d.Close())
 	m := mustLoad(t, d.Dir())
 	m.Clones = append(m.Clones, &cloneRecord{Layer: m.byName("one").ID, Disk: d.Dir() + "-none"})
-	must(t, m.commit(overlay.HostFS(), d.Dir()))
+	must(t, m.commit(hostfs.OS(), d.Dir()))
 	d = openDisk(t, d.Dir())
 	_, err := d.Delete("one")
 	wantError(t, err, ErrBusy, d.Dir()+"-none", "release the snapshot")
@@ -178,9 +178,9 @@ func TestRepairOfAClonedLayer(t *testing.T) {
 	d, clone := cloned(t)
 	two := d.path(d.manifest.byName("two"))
 	must(t, d.Close())
-	info, err := overlay.HostFS().Stat(two)
+	info, err := hostfs.OS().Stat(two)
 	must(t, err)
-	w := openWords(t, overlay.HostFS(), two)
+	w := openWords(t, hostfs.OS(), two)
 	w.leak()
 	w.close()
 	// As if the leak had been there when the clone was made.
@@ -315,9 +315,9 @@ func TestRebaseCutShort(t *testing.T) {
 	moved := filepath.Join(t.TempDir(), "moved.raw")
 	must(t, os.Rename(base, moved))
 	m := mustLoad(t, d.Dir())
-	_, err := rebase(overlay.HostFS(), m, moved, false)
+	_, err := rebase(hostfs.OS(), m, moved, false)
 	must(t, err)
-	must(t, m.commit(overlay.HostFS(), d.Dir()))
+	must(t, m.commit(hostfs.OS(), d.Dir()))
 	d = openDisk(t, d.Dir())
 	if at(t, d, 1<<20) != 1 {
 		t.Error("wrong content")

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"varve/integration/interleave"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // run is a run of guest bytes.
@@ -151,7 +151,7 @@ func compareHoles(t *testing.T, d *Disk, n *node, want []run, rnd *rand.Rand, pl
 			if e.Start != at {
 				t.Errorf("layer %s: an extent begins at %d, not at %d", n.id, e.Start, at)
 			}
-			if at = e.End(); e.Kind == overlay.Data {
+			if at = e.End(); e.Kind == extent.Data {
 				got = appendRun(got, e.Start, e.End())
 			}
 		}

@@ -11,15 +11,16 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // lookingFS counts the calls with which tables are read and holes are looked for.
 type lookingFS struct {
-	overlay.FS
+	hostfs.FS
 	looks atomic.Int64
 }
 
-func (c *lookingFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (c *lookingFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	f, err := c.FS.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
@@ -28,7 +29,7 @@ func (c *lookingFS) Open(path string, flag int, perm os.FileMode) (overlay.File,
 }
 
 type lookingFile struct {
-	overlay.File
+	hostfs.File
 	looks *atomic.Int64
 }
 
@@ -48,14 +49,14 @@ func (f lookingFile) SeekHole(off int64) (int64, error) {
 }
 
 // CloneRange is for files of the same host.
-func (f lookingFile) CloneRange(src overlay.File, srcOff, off, length int64) error {
+func (f lookingFile) CloneRange(src hostfs.File, srcOff, off, length int64) error {
 	return f.File.CloneRange(src.(lookingFile).File, srcOff, off, length)
 }
 
 // holeSteps does everything that walks a view on a disk of some size, with as many
 // extents whatever that is, and gives for each how often it looked at something.
 func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[string]int64) {
-	dir, host := t.TempDir(), &lookingFS{FS: overlay.HostFS()}
+	dir, host := t.TempDir(), &lookingFS{FS: hostfs.OS()}
 	o := CreateOptions{Size: size}
 	const extents = 24
 	place := func(i int) int64 { return size / extents * int64(i) &^ 0xfffff }

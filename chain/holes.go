@@ -3,7 +3,7 @@ package chain
 import (
 	"io"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // SeekData finds the first offset at or behind off that is not in a hole of
@@ -52,7 +52,7 @@ func (d *Disk) seekRegion(n *node, off int64, data bool) (at int64, found bool, 
 		return 0, false, err
 	}
 	for i := r.find(uint32(off - r.base)); i < len(r.spans); i++ {
-		if (r.spans[i].kind != overlay.Zero) == data {
+		if (r.spans[i].kind != extent.Zero) == data {
 			return max(off, r.base+int64(r.spans[i].start)), true, nil
 		}
 	}
@@ -71,16 +71,16 @@ func (n *node) resolved(i int64) (*region, error) {
 // dataBytes is how much of a region is data, up to the view's size. What is damaged
 // does not count: nobody knows whether it is.
 func (r *region) dataBytes(size int64) int64 {
-	return r.sumOf(size, func(k overlay.Kind) bool { return k != overlay.Zero && k != overlay.Damaged })
+	return r.sumOf(size, func(k extent.Kind) bool { return k != extent.Zero && k != extent.Damaged })
 }
 
 // heldBytes is dataBytes with what is damaged: of which a copy is to be made, or fails.
 func (r *region) heldBytes(size int64) int64 {
-	return r.sumOf(size, func(k overlay.Kind) bool { return k != overlay.Zero })
+	return r.sumOf(size, func(k extent.Kind) bool { return k != extent.Zero })
 }
 
 // sumOf is how many bytes of a region, up to the view's size, are of a kind.
-func (r *region) sumOf(size int64, is func(overlay.Kind) bool) int64 {
+func (r *region) sumOf(size int64, is func(extent.Kind) bool) int64 {
 	var total int64
 	for i, s := range r.spans {
 		if !is(s.kind) {

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // hotDisk is a blank disk on the host's file system with 64 MiB of data in its
@@ -16,7 +16,7 @@ func hotDisk(b *testing.B, below bool) *Disk {
 	if _, err := Create(dir, CreateOptions{Size: 1 << 30}); err != nil {
 		b.Fatal(err)
 	}
-	d, err := Open(dir, OpenOptions{FS: overlay.HostFS()})
+	d, err := Open(dir, OpenOptions{FS: hostfs.OS()})
 	if err != nil {
 		b.Fatal(err)
 	}

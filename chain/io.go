@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // discardPiece is how much of a long discard or reservation passes the gate at
@@ -47,20 +48,20 @@ func (n *node) readLive(p []byte, off int64) error {
 			if err != nil {
 				return err
 			}
-			if next.Kind != e.Kind || e.Kind == overlay.Data && next.Host != e.Host+e.Length {
+			if next.Kind != e.Kind || e.Kind == extent.Data && next.Host != e.Host+e.Length {
 				break
 			}
 			e.Length += next.Length
 		}
 		part := p[:e.Length]
 		switch {
-		case e.Kind == overlay.Data:
+		case e.Kind == extent.Data:
 			if err = o.ReadHost(part, e.Host); err != nil {
 				err = l.layer.failedRead(off, e.Length, e.Kind, err)
 			}
-		case e.Kind == overlay.Unallocated && l.parent != nil:
+		case e.Kind == extent.Unallocated && l.parent != nil:
 			err = l.parent.ReadAt(part, off)
-		case e.Kind == overlay.Damaged:
+		case e.Kind == extent.Damaged:
 			l.layer.lookAround(e)
 			err = o.ReadExtent(part, e, off)
 		default:

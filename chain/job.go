@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"sync/atomic"
 
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // States of a job.
@@ -163,7 +163,7 @@ func (d *Disk) runJob(j *job) {
 		d.measures.jobEnded(j.kind, jobCancelled)
 		d.endJob(j, jobOutcome{state: jobCancelled})
 	default:
-		if overlay.IsDamage(err) {
+		if qcow2.IsDamage(err) {
 			err = fmt.Errorf("%w; it stops at this damage, and every view is as it was", err)
 		}
 		d.log.Error("job failed", "job", j.id, "error", err)

@@ -21,6 +21,7 @@ import (
 	"varve/integration/powercut"
 	"varve/integration/turn"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // TestFailedMergeKeepsHeaders fails each commit of chain.json during a merge
@@ -179,7 +180,7 @@ func TestGrowthAtTheEndOfAMerge(t *testing.T) {
 	dir := t.TempDir()
 	base, mid, disk := filepath.Join(dir, "base.raw"), filepath.Join(dir, "mid.qcow2"), filepath.Join(dir, "vm.varve")
 	must(t, os.WriteFile(base, bytes.Repeat([]byte{7}, 8<<20), 0o600))
-	must(t, overlay.Create(overlay.HostFS(), mid, overlay.CreateOptions{Size: 4 << 20, Backing: base, BackingFormat: formatRaw}))
+	must(t, overlay.Create(hostfs.OS(), mid, overlay.CreateOptions{Size: 4 << 20, Backing: base, BackingFormat: formatRaw}))
 	_, err := Create(disk, CreateOptions{Base: mid})
 	must(t, err)
 	d := openDisk(t, disk)

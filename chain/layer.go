@@ -7,14 +7,17 @@ import (
 	"sync/atomic"
 
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // layer is an open layer file. A frozen one is read through an
-// overlay.Image, the leaf and what a job writes through an overlay.Overlay;
+// qcow2.Image, the leaf and what a job writes through an overlay.Overlay;
 // the file, and with it every host offset, stays the same when that changes.
 type layer struct {
 	path  string
-	file  overlay.File
+	file  hostfs.File
 	state atomic.Pointer[layerState]
 	damages
 }
@@ -28,19 +31,19 @@ type layerState struct {
 // foreign one in no way that could write it (D18).
 // Layers of ours are opened read-write when the disk is: a job may write them
 // later, and a second open of the same file would conflict with our own lock.
-func openFrozen(fs overlay.FS, path, format string, foreign, readOnly bool) (*layer, error) {
+func openFrozen(fs hostfs.FS, path, format string, foreign, readOnly bool) (*layer, error) {
 	if foreign || readOnly {
-		image, err := overlay.OpenImage(fs, path, format, overlay.LockFrozen)
+		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
 		if err != nil {
 			return nil, err
 		}
 		return newLayer(path, image.File(), &layerState{Layer: image}), nil
 	}
-	f, err := openLocked(fs, path, overlay.LockFrozen)
+	f, err := openLocked(fs, path, hostfs.LockFrozen)
 	if err != nil {
 		return nil, err
 	}
-	image, err := overlay.NewImage(f, format)
+	image, err := qcow2.NewImage(f, format)
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -49,8 +52,8 @@ func openFrozen(fs overlay.FS, path, format string, foreign, readOnly bool) (*la
 }
 
 // openWritable opens a layer of ours for writing.
-func openWritable(fs overlay.FS, path string, o overlay.OverlayOptions) (*layer, error) {
-	f, err := openLocked(fs, path, overlay.LockWritable)
+func openWritable(fs hostfs.FS, path string, o overlay.OverlayOptions) (*layer, error) {
+	f, err := openLocked(fs, path, hostfs.LockWritable)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +61,7 @@ func openWritable(fs overlay.FS, path string, o overlay.OverlayOptions) (*layer,
 }
 
 // newWritable takes over a file that is locked, and closes it when it fails.
-func newWritable(path string, f overlay.File, o overlay.OverlayOptions) (*layer, error) {
+func newWritable(path string, f hostfs.File, o overlay.OverlayOptions) (*layer, error) {
 	over, err := overlay.NewOverlay(f, o)
 	if err != nil {
 		f.Close()
@@ -67,7 +70,7 @@ func newWritable(path string, f overlay.File, o overlay.OverlayOptions) (*layer,
 	return newLayer(path, f, &layerState{Layer: over, over: over}), nil
 }
 
-func openLocked(fs overlay.FS, path string, mode overlay.LockMode) (overlay.File, error) {
+func openLocked(fs hostfs.FS, path string, mode hostfs.LockMode) (hostfs.File, error) {
 	if err := checkFile(fs, path); err != nil {
 		return nil, err
 	}
@@ -82,7 +85,7 @@ func openLocked(fs overlay.FS, path string, mode overlay.LockMode) (overlay.File
 	return f, nil
 }
 
-func newLayer(path string, f overlay.File, s *layerState) *layer {
+func newLayer(path string, f hostfs.File, s *layerState) *layer {
 	l := &layer{path: path, file: f}
 	l.state.Store(s)
 	return l
@@ -117,12 +120,12 @@ func (l *layer) thaw(options overlay.OverlayOptions) (*overlay.Overlay, error) {
 	if o := l.over(); o != nil {
 		return o, nil
 	}
-	if err := l.file.Lock(overlay.LockWritable); err != nil {
+	if err := l.file.Lock(hostfs.LockWritable); err != nil {
 		return nil, err
 	}
 	o, err := overlay.NewOverlay(l.file, options)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s for writing: %w", l.path, err), l.file.Lock(overlay.LockFrozen))
+		return nil, errors.Join(fmt.Errorf("open %s for writing: %w", l.path, err), l.file.Lock(hostfs.LockFrozen))
 	}
 	l.state.Store(&layerState{Layer: o, over: o})
 	return o, nil
@@ -131,23 +134,23 @@ func (l *layer) thaw(options overlay.OverlayOptions) (*overlay.Overlay, error) {
 // claim keeps everybody else away from a frozen layer whose blocks a merge
 // gives back: who still reads the file, or has it below a file of their own,
 // would find zeros (M18). Until it is settled.
-func (l *layer) claim() error { return l.file.Lock(overlay.LockWritable) }
+func (l *layer) claim() error { return l.file.Lock(hostfs.LockWritable) }
 
 // settle makes a writable or claimed layer frozen: everything durable, refcounts
 // exact.
 func (l *layer) settle() error {
 	o := l.over()
 	if o == nil {
-		return l.file.Lock(overlay.LockFrozen)
+		return l.file.Lock(hostfs.LockFrozen)
 	}
 	if err := o.Settle(); err != nil {
 		return err
 	}
-	image, err := overlay.NewImage(l.file, formatQcow2)
+	image, err := qcow2.NewImage(l.file, formatQcow2)
 	if err != nil {
 		return err
 	}
-	if err := l.file.Lock(overlay.LockFrozen); err != nil {
+	if err := l.file.Lock(hostfs.LockFrozen); err != nil {
 		return err
 	}
 	l.state.Store(&layerState{Layer: image})
@@ -159,10 +162,10 @@ func (l *layer) settle() error {
 func (l *layer) size() int64 {
 	state := l.state.Load()
 	size := state.Size()
-	if image, ok := state.Layer.(*overlay.Image); ok && image.Format() == formatRaw {
+	if image, ok := state.Layer.(*qcow2.Image); ok && image.Format() == formatRaw {
 		return size
 	}
-	return overlay.WholeSectors(size)
+	return extent.WholeSectors(size)
 }
 
 // ownBytes is how many guest bytes the layer itself maps.
@@ -176,12 +179,12 @@ func (l *layer) ownBytes() (int64, error) {
 }
 
 // header is the layer's qcow2 header, nil for a raw image.
-func (l *layer) header() *overlay.Header {
+func (l *layer) header() *qcow2.Header {
 	switch i := l.state.Load().Layer.(type) {
 	case *overlay.Overlay:
 		h := i.Header()
 		return &h
-	case *overlay.Image:
+	case *qcow2.Image:
 		return i.Header()
 	}
 	return nil

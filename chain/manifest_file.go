@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/bounded"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -71,7 +71,7 @@ func (m *manifest) encode() ([]byte, error) {
 
 // loadManifest reads dir's chain.json. The error is os.ErrNotExist when there
 // is none, ErrNewer, ErrCorrupt or that of reading.
-func loadManifest(fs overlay.FS, dir string) (*manifest, error) {
+func loadManifest(fs hostfs.FS, dir string) (*manifest, error) {
 	return new(manifestReader).load(fs, dir)
 }
 
@@ -84,7 +84,7 @@ type manifestReader struct {
 }
 
 // load is loadManifest. What it gave before must not have been changed.
-func (r *manifestReader) load(fs overlay.FS, dir string) (*manifest, error) {
+func (r *manifestReader) load(fs hostfs.FS, dir string) (*manifest, error) {
 	data, err := readManifestData(fs, dir)
 	if err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func (r *manifestReader) load(fs overlay.FS, dir string) (*manifest, error) {
 // ManifestText reads the chain.json of a disk directory as it stands, at most 16 MiB of it.
 // It takes no lock: a chain.json is replaced as a whole.
 func ManifestText(dir string) ([]byte, error) {
-	fs, leave, err := enter(overlay.HostFS(), dir)
+	fs, leave, err := enter(hostfs.OS(), dir)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +111,7 @@ func ManifestText(dir string) ([]byte, error) {
 	return text, errors.Join(err, leave())
 }
 
-func readManifestData(fs overlay.FS, dir string) ([]byte, error) {
+func readManifestData(fs hostfs.FS, dir string) ([]byte, error) {
 	path := filepath.Join(dir, manifestName)
 	// Looked at before it is opened: the directory may be any that an image's
 	// header leads to, and opening a FIFO would wait for a writer for ever.
@@ -153,7 +153,7 @@ const restoreManifest = "copy the whole disk directory somewhere first, then put
 // directory. It is the one place that writes chain.json. On success the
 // manifest is durable (D17). On failure chain.json is the old one, unless the error
 // wraps errCommitUnknown. An invalid manifest is not written (ErrCorrupt).
-func (m *manifest) commit(fs overlay.FS, dir string) error {
+func (m *manifest) commit(fs hostfs.FS, dir string) error {
 	path := filepath.Join(dir, manifestName)
 	if err := m.validate(); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -189,7 +189,7 @@ func (m *manifest) commit(fs overlay.FS, dir string) error {
 
 // writeFile makes a new file, 0600 whatever the umask, with a durable content.
 // Its name is durable after the directory's SyncDir.
-func writeFile(fs overlay.FS, path string, data []byte) error {
+func writeFile(fs hostfs.FS, path string, data []byte) error {
 	f, err := fs.Open(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err

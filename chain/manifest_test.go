@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // testDigest is a digest that a fingerprint may have.
@@ -202,7 +202,7 @@ func TestManifestFaults(t *testing.T) {
 		if m.Layers[1] == nil {
 			continue
 		}
-		if err := m.commit(overlay.HostFS(), t.TempDir()); !errors.Is(err, ErrCorrupt) {
+		if err := m.commit(hostfs.OS(), t.TempDir()); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%q was committed: %v", test.fault, err)
 		}
 	}
@@ -292,7 +292,7 @@ func TestCommitAndLoad(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o777))
 	unix.Umask(0)
 	dir := t.TempDir()
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	if _, err := loadManifest(fs, dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without chain.json: %v", err)
 	}
@@ -332,7 +332,7 @@ func TestCommitAndLoad(t *testing.T) {
 func TestCommitRefusesWhatCannotBeReadAgain(t *testing.T) {
 	m := testManifest()
 	m.extra = extraFields{"big": json.RawMessage(`"` + strings.Repeat("x", maxManifestBytes) + `"`)}
-	if err := m.commit(overlay.HostFS(), t.TempDir()); !errors.Is(err, ErrInvalid) {
+	if err := m.commit(hostfs.OS(), t.TempDir()); !errors.Is(err, ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -342,7 +342,7 @@ func TestCommitRefusesWhatCannotBeReadAgain(t *testing.T) {
 func TestCommitFaults(t *testing.T) {
 	for at := 1; ; at++ {
 		dir := t.TempDir()
-		host := overlay.HostFS()
+		host := hostfs.OS()
 		old := testManifest()
 		if err := old.commit(host, dir); err != nil {
 			t.Fatal(err)
@@ -380,7 +380,7 @@ func TestCommitFaults(t *testing.T) {
 // TestCommitRenameUnknown: where a rename fails but has happened, as network
 // file systems can do, the error must not claim that chain.json is the old one.
 func TestCommitRenameUnknown(t *testing.T) {
-	fs := &failingFS{FS: overlay.HostFS(), failAfterRename: true}
+	fs := &failingFS{FS: hostfs.OS(), failAfterRename: true}
 	if err := testManifest().commit(fs, t.TempDir()); !errors.Is(err, errCommitUnknown) {
 		t.Errorf("got %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 const (
@@ -129,7 +130,7 @@ func markWriting(m *manifest, recs ...*layerRecord) []string {
 // plain says why a layer cannot be written in place (M17), nil when it can.
 func plain(l *layer) error {
 	if h := l.header(); h != nil {
-		return h.Plain()
+		return overlay.Plain(h)
 	}
 	return overlay.ErrNotPlain
 }
@@ -383,9 +384,9 @@ func heldBytes(source ownSource, below overlay.Backing, off int64) (held int64, 
 	data, zero := false, false
 	for _, e := range extents {
 		switch e.Kind {
-		case overlay.Unallocated:
+		case extent.Unallocated:
 			continue
-		case overlay.Zero:
+		case extent.Zero:
 			zero = true
 		default:
 			data = true
@@ -419,10 +420,10 @@ func (d *Disk) punchSource(x *node, from, to int64) error {
 }
 
 // punchExtents punches what extents of a layer have as data.
-func (d *Disk) punchExtents(l *layer, extents []overlay.Extent) error {
+func (d *Disk) punchExtents(l *layer, extents []extent.Extent) error {
 	// As they stand in the file: a hole for each 128 KiB takes several times as long.
-	extents = slices.DeleteFunc(extents, func(e overlay.Extent) bool { return e.Kind != overlay.Data })
-	slices.SortFunc(extents, func(a, b overlay.Extent) int { return cmp.Compare(a.Host, b.Host) })
+	extents = slices.DeleteFunc(extents, func(e extent.Extent) bool { return e.Kind != extent.Data })
+	slices.SortFunc(extents, func(a, b extent.Extent) int { return cmp.Compare(a.Host, b.Host) })
 	for i := 0; i < len(extents); i++ {
 		e := extents[i]
 		for i+1 < len(extents) && extents[i+1].Host == e.Host+e.Length {

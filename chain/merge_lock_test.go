@@ -8,16 +8,16 @@ import (
 	"strings"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // readerOf opens a layer's file as a QEMU does that reads it or stands on it.
-func readerOf(t *testing.T, path string) (overlay.File, error) {
+func readerOf(t *testing.T, path string) (hostfs.File, error) {
 	t.Helper()
-	f, err := overlay.HostFS().Open(path, os.O_RDONLY, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	must(t, err)
 	t.Cleanup(func() { _ = f.Close() }) // read only, and closed by some tests
-	return f, f.Lock(overlay.LockFrozen)
+	return f, f.Lock(hostfs.LockFrozen)
 }
 
 // smallUnderLarge makes a disk whose snapshot "one" merges upwards into "two".
@@ -78,7 +78,7 @@ func TestMergeUpGivesTheSourceBack(t *testing.T) {
 	}
 	for _, path := range []string{one, two} {
 		_, err := readerOf(t, path)
-		wantError(t, err, overlay.ErrLocked, path, "for writing")
+		wantError(t, err, hostfs.ErrLocked, path, "for writing")
 	}
 	d.endJob(j, jobOutcome{state: jobCancelled})
 	for _, path := range []string{one, two} {

@@ -5,7 +5,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // Missing lists, by their paths, those files of a disk directory that a disk cannot be
@@ -13,7 +13,7 @@ import (
 // layers. It takes no lock, so it can be asked of a mounted disk: somebody may have
 // removed files that the daemon still has open. Foreign files are left out.
 func Missing(dir string) ([]string, error) {
-	fs := overlay.HostFS()
+	fs := hostfs.OS()
 	var missing []string
 	var reader manifestReader
 	// A file that a job has done with may go between the two looks of one round.

@@ -15,7 +15,7 @@ import (
 
 	"varve/integration/model"
 	"varve/integration/turn"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 var modelSteps = flag.Int("model.steps", 250, "steps of each run against the model")
@@ -126,7 +126,7 @@ func (d *diskTarget) kill() {
 
 // judge lets qemu-img check every layer, and compare every view.
 func (d *diskTarget) judge(crash bool, want map[string][]byte) error {
-	m, err := loadManifest(overlay.HostFS(), d.dir)
+	m, err := loadManifest(hostfs.OS(), d.dir)
 	if err != nil {
 		return err
 	}

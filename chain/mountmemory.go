@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/diskdir"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // MountMemory is what chain.json keeps of the last writable mount.
@@ -28,7 +28,7 @@ type MountMemory struct {
 // LastMount reads what a disk directory remembers of its last mount. It takes no lock,
 // so a mount that begins meanwhile may be missed. Errors are those of reading chain.json.
 func LastMount(dir string) (MountMemory, error) {
-	fs, leave, err := enter(overlay.HostFS(), dir)
+	fs, leave, err := enter(hostfs.OS(), dir)
 	if err != nil {
 		return MountMemory{}, err
 	}
@@ -44,7 +44,7 @@ func LastMount(dir string) (MountMemory, error) {
 
 // ownersOf are the users who can have written the chain.json of a directory that was
 // entered, each once.
-func ownersOf(fs overlay.FS, dir string) ([]int, error) {
+func ownersOf(fs hostfs.FS, dir string) ([]int, error) {
 	d, ok := fs.(*diskdir.Dir)
 	if !ok {
 		return nil, nil

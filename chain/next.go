@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // A walk over a view goes from one place of which a layer says something to the next.
@@ -99,7 +100,7 @@ func (n *node) Next(off int64) (int64, error) {
 			return 0, err
 		}
 		for i := r.find(uint32(off - r.base)); i < len(r.spans); i++ {
-			if r.spans[i].kind != overlay.Zero {
+			if r.spans[i].kind != extent.Zero {
 				return max(off, r.base+int64(r.spans[i].start)), nil
 			}
 		}

@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/qcow2"
 )
 
 // node is one layer's place in the tree in memory, and its view: the layer
@@ -45,7 +47,7 @@ func (n *node) parent() *node { return n.link.Load().parent }
 func (n *node) size() int64 {
 	l := n.link.Load()
 	if l.layer == nil {
-		return overlay.WholeSectors(l.parent.size())
+		return extent.WholeSectors(l.parent.size())
 	}
 	return l.layer.size()
 }
@@ -77,7 +79,7 @@ func (n *node) readResolved(p []byte, off int64) error {
 		in := off & (regionSize - 1)
 		part := p[:min(int64(len(p)), regionSize-in)]
 		err = r.read(part, off, uint32(in))
-		if errors.Is(err, overlay.ErrReadable) {
+		if errors.Is(err, qcow2.ErrReadable) {
 			err = n.readAnew(part, off)
 		}
 		if err != nil {
@@ -102,7 +104,7 @@ func (n *node) IsZero(off, length int64) (bool, error) {
 		in := off & (regionSize - 1)
 		stop := min(end-off, regionSize-in) + in
 		for i := r.find(uint32(in)); i < len(r.spans) && int64(r.spans[i].start) < stop; i++ {
-			if r.spans[i].kind != overlay.Zero {
+			if r.spans[i].kind != extent.Zero {
 				return false, nil
 			}
 		}
@@ -126,8 +128,8 @@ func (n *node) isZeroLive(off, length int64) (bool, error) {
 	}
 	for _, e := range extents {
 		switch {
-		case e.Kind == overlay.Zero || e.Kind == overlay.Unallocated && l.parent == nil:
-		case e.Kind == overlay.Unallocated:
+		case e.Kind == extent.Zero || e.Kind == extent.Unallocated && l.parent == nil:
+		case e.Kind == extent.Unallocated:
 			if zero, err := l.parent.IsZero(e.Start, e.Length); err != nil || !zero {
 				return false, err
 			}
@@ -140,7 +142,7 @@ func (n *node) isZeroLive(off, length int64) (bool, error) {
 
 // Map gives the view's extents, Data or Zero, for merges: what is resolved has
 // no host offset of its own.
-func (n *node) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+func (n *node) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	for end := off + length; off < end; {
 		r, err := n.region(off >> regionBits)
 		if err != nil {
@@ -153,9 +155,9 @@ func (n *node) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, e
 			if i+1 < len(r.spans) {
 				next = min(stop, base+int64(r.spans[i+1].start))
 			}
-			e := overlay.Extent{Start: off, Length: next - off, Kind: overlay.Zero}
-			if r.spans[i].kind != overlay.Zero {
-				e.Kind = overlay.Data
+			e := extent.Extent{Start: off, Length: next - off, Kind: extent.Zero}
+			if r.spans[i].kind != extent.Zero {
+				e.Kind = extent.Data
 			}
 			if k := len(dst); k > 0 && dst[k-1].Kind == e.Kind && dst[k-1].End() == e.Start {
 				dst[k-1].Length += e.Length
@@ -172,10 +174,10 @@ func (n *node) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, e
 			return dst, err
 		}
 		if hole := min(next, end) - off; hole > 0 {
-			if last := &dst[len(dst)-1]; last.Kind == overlay.Zero {
+			if last := &dst[len(dst)-1]; last.Kind == extent.Zero {
 				last.Length += hole
 			} else {
-				dst = append(dst, overlay.Extent{Start: off, Length: hole, Kind: overlay.Zero})
+				dst = append(dst, extent.Extent{Start: off, Length: hole, Kind: extent.Zero})
 			}
 			off += hole
 		}
@@ -187,7 +189,7 @@ func (n *node) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, e
 // layer's own extents, with the content as the node's view has it.
 type ownSource struct{ *node }
 
-func (s ownSource) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+func (s ownSource) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	return s.layer().extents(dst, off, length)
 }
 

@@ -6,11 +6,14 @@ import (
 	"path/filepath"
 
 	"varve/overlay"
+	"varve/overlay/check"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Open locks a disk directory, checks the fingerprints of its layers, brings it
 // in order after a crash, and resumes its job. Errors: ErrInUse with the
-// holder, ErrChanged with the way out, overlay.ErrLocked when a layer is open
+// holder, ErrChanged with the way out, hostfs.ErrLocked when a layer is open
 // elsewhere, and what reading chain.json and the layers gives.
 func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	o = o.withDefaults()
@@ -177,8 +180,8 @@ func (d *Disk) removeStrays(found []string) error {
 // noData refuses a file that no layer owns and that holds data. A crash leaves none: a
 // layer's file is empty until a chain.json that names it is durable. But one that was
 // put back from a backup does not know what came after it.
-func noData(fs overlay.FS, path string) error {
-	data, err := overlay.HasData(fs, path)
+func noData(fs hostfs.FS, path string) error {
+	data, err := check.HasData(fs, path)
 	if err != nil {
 		return fmt.Errorf("see whether %s, which chain.json does not know, holds data: %w", path, err)
 	}
@@ -192,7 +195,7 @@ func noData(fs overlay.FS, path string) error {
 // openLayers opens every layer and checks the fingerprints. What fails is told of
 // the layer that stands first in chain.json.
 func (d *Disk) openLayers(o OpenOptions) error {
-	files := make(map[string]overlay.File)
+	files := make(map[string]hostfs.File)
 	records := d.manifest.Layers
 	workers := openWorkers(o.FS)
 	layers := make([]*layer, len(records))
@@ -272,7 +275,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		return openFrozen(d.fs, path, rec.Format, rec.Foreign, d.readOnly)
 	}
 	// Locked before it is judged: nobody can change it between the two (M18).
-	f, err := openLocked(d.fs, path, overlay.LockWritable)
+	f, err := openLocked(d.fs, path, hostfs.LockWritable)
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +291,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		unclean = changed
 	}
 	l, err := newWritable(path, f, d.overlayOptions(unclean))
-	if errors.Is(err, overlay.ErrUnreadable) { // once is no damage
+	if errors.Is(err, hostfs.ErrUnreadable) { // once is no damage
 		l, err = openWritable(d.fs, path, d.overlayOptions(unclean))
 	}
 	switch {
@@ -298,7 +301,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		if rec.ID == d.manifest.Leaf {
 			d.log.Warn("the leaf holds what varve does not write; it is kept as a frozen layer and a new leaf goes on top", "reason", err)
 		}
-	case overlay.IsDamage(err):
+	case qcow2.IsDamage(err):
 		// Nothing more is written to it (D29): where its tables or refcounts are wrong, what is
 		// free in it is not known. What can be read is read.
 		what := "a layer that was being written is damaged; it is kept as it is"
@@ -318,7 +321,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 
 // touchedByOthers says whether the leaf's file, which is locked, differs from
 // what it was when varve closed it.
-func touchedByOthers(f overlay.File, rec *layerRecord) (bool, error) {
+func touchedByOthers(f hostfs.File, rec *layerRecord) (bool, error) {
 	now, err := takeFingerprint(f, rec.Format)
 	if err != nil {
 		return false, err
@@ -400,7 +403,7 @@ func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
 		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", l.header().BackingName, "is", name)
 		o, err := d.thaw(n)
 		switch {
-		case overlay.IsDamage(err):
+		case qcow2.IsDamage(err):
 			// varve goes by chain.json; the header tells QEMU alone.
 			d.log.Error("a damaged layer keeps a header that does not follow chain.json: QEMU shows another disk through it", "file", l.path, "reason", err)
 		case err != nil:

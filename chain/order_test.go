@@ -8,12 +8,12 @@ import (
 	"testing"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // hookedFS calls a function before a rename, and lets fdatasync wait.
 type hookedFS struct {
-	overlay.FS
+	hostfs.FS
 	mu     sync.Mutex
 	rename func()
 	sync   func(path string)
@@ -38,7 +38,7 @@ func (h *hookedFS) Rename(oldPath, newPath string) error {
 	return h.FS.Rename(oldPath, newPath)
 }
 
-func (h *hookedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (h *hookedFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	f, err := h.FS.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func (h *hookedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, 
 }
 
 type hookedFile struct {
-	overlay.File
+	hostfs.File
 	fs *hookedFS
 }
 
@@ -63,7 +63,7 @@ func hookedDisk(t *testing.T) (*Disk, *hookedFS) {
 	t.Helper()
 	plain, _ := testDisk(t, 4<<20)
 	must(t, plain.Close())
-	fs := &hookedFS{FS: overlay.HostFS()}
+	fs := &hookedFS{FS: hostfs.OS()}
 	d, err := Open(plain.Dir(), OpenOptions{FS: fs})
 	must(t, err)
 	t.Cleanup(func() {

@@ -7,7 +7,8 @@ import (
 	"time"
 
 	"varve/chain/diskdir"
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Outside does for a Disk what its process may not: a daemon that has confined itself
@@ -16,7 +17,7 @@ import (
 type Outside interface {
 	ReadOtherChain(disk, other string) ([]byte, error)
 	MakeClone(o CloneOrder) (Created, error)
-	// LockHolder is overlay.LockHolder, asked by this process.
+	// LockHolder is hostfs.LockHolder, asked by this process.
 	LockHolder(file string, at int64, fd int) string
 }
 
@@ -74,7 +75,7 @@ type CloneFile struct {
 // which the disk is used. ErrChanged where a path leads to another file, ErrExist where the
 // directory is there, and what Create gives.
 func MakeClone(o CloneOrder) (Created, error) {
-	fs, leave, err := enter(overlay.HostFS(), o.Disk)
+	fs, leave, err := enter(hostfs.OS(), o.Disk)
 	if err != nil {
 		return Created{}, err
 	}
@@ -83,7 +84,7 @@ func MakeClone(o CloneOrder) (Created, error) {
 }
 
 // make makes the clone of a disk that is used by fs.
-func (o CloneOrder) make(fs overlay.FS) (Created, error) {
+func (o CloneOrder) make(fs hostfs.FS) (Created, error) {
 	if len(o.Files) == 0 {
 		return Created{}, invalidf("a clone stands on a file at least")
 	}
@@ -91,7 +92,7 @@ func (o CloneOrder) make(fs overlay.FS) (Created, error) {
 	// They were only read: a failing close loses nothing.
 	defer func() { _ = closeImages(images) }()
 	for _, file := range o.Files {
-		image, err := overlay.OpenImage(fs, file.Path, file.Format, overlay.LockFrozen)
+		image, err := qcow2.OpenImage(fs, file.Path, file.Format, hostfs.LockFrozen)
 		if err != nil {
 			return Created{}, err
 		}
@@ -110,7 +111,7 @@ func (o CloneOrder) make(fs overlay.FS) (Created, error) {
 // ReadOtherChain reads the chain.json of another disk directory, with the rights by which
 // the disk in the directory disk is used. os.ErrNotExist where there is none.
 func ReadOtherChain(disk, other string) ([]byte, error) {
-	fs, leave, err := enter(overlay.HostFS(), disk)
+	fs, leave, err := enter(hostfs.OS(), disk)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // PeekView fills p from a layer's view, by layer id, without opening it: a delete
@@ -79,7 +79,7 @@ func (d *Disk) dataBytesOfRegion(id string, off, end int64) (bytes, next int64, 
 func (r *region) dataBetween(from, to int64) int64 {
 	var total int64
 	for i := r.find(uint32(from)); i < len(r.spans) && int64(r.spans[i].start) < to; i++ {
-		if k := r.spans[i].kind; k == overlay.Zero || k == overlay.Damaged {
+		if k := r.spans[i].kind; k == extent.Zero || k == extent.Damaged {
 			continue
 		}
 		stop := to

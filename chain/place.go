@@ -1,6 +1,10 @@
 package chain
 
-import "varve/overlay"
+import (
+	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+)
 
 // Merges and exports ask a view where its content stands, so that the host can
 // share blocks instead of copying them (overlay.Placed). An answer holds within
@@ -13,7 +17,7 @@ var (
 )
 
 // Place implements overlay.Placed for the node's view.
-func (n *node) Place(off, length int64) (f overlay.File, host, run int64, err error) {
+func (n *node) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
 	if n.absorbing.Load() {
 		return n.placeLive(off, length)
 	}
@@ -29,14 +33,14 @@ func (n *node) Place(off, length int64) (f overlay.File, host, run int64, err er
 	}
 	s := r.spans[i]
 	run = min(length, end-int64(in))
-	if s.kind != overlay.Data {
+	if s.kind != extent.Data {
 		return nil, 0, run, nil
 	}
 	return r.layers[s.layer].file, s.host + int64(in-s.start), run, nil
 }
 
 // placeLive is Place for a layer that is, or may be, written meanwhile.
-func (n *node) placeLive(off, length int64) (f overlay.File, host, run int64, err error) {
+func (n *node) placeLive(off, length int64) (f hostfs.File, host, run int64, err error) {
 	l := n.link.Load()
 	if l.layer == nil {
 		return l.parent.Place(off, length)
@@ -50,13 +54,13 @@ func (n *node) placeLive(off, length int64) (f overlay.File, host, run int64, er
 		return nil, 0, 0, err
 	}
 	e := extents[0]
-	if e.Kind != overlay.Data {
+	if e.Kind != extent.Data {
 		return nil, 0, e.Length, nil
 	}
 	return l.layer.file, e.Host, e.Length, nil
 }
 
 // Place is that of the content as liveSource reads it.
-func (s liveSource) Place(off, length int64) (f overlay.File, host, run int64, err error) {
+func (s liveSource) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
 	return s.placeLive(off, length)
 }

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // Operations that can be planned.
@@ -441,7 +441,7 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 	if parent == nil {
 		return 0, nil
 	}
-	var extents []overlay.Extent
+	var extents []extent.Extent
 	size := min(n.size(), parent.size())
 	count := func(off int64) (next int64, err error) {
 		section := d.readers.enter()
@@ -465,7 +465,7 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 			return off, err
 		}
 		for _, e := range extents {
-			if e.Kind == overlay.Unallocated {
+			if e.Kind == extent.Unallocated {
 				total += r.dataBetween(e.Start-off, e.End()-off)
 			}
 		}

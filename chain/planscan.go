@@ -6,7 +6,7 @@ import (
 	"math"
 	"slices"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // A plan of many merges looks at each layer's tables once. Layers that end in one file
@@ -102,17 +102,17 @@ type scanLayer struct {
 type scanEdge struct {
 	at    int64
 	layer int
-	kind  overlay.Kind // Unallocated: it ends
+	kind  extent.Kind // Unallocated: it ends
 }
 
 // unitScan is a scan under way.
 type unitScan struct {
 	*planScan
 	layers  []scanLayer // top first
-	extents []overlay.Extent
+	extents []extent.Extent
 	edges   []scanEdge
 	active  []int // layers that map what is looked at, in order
-	kinds   []overlay.Kind
+	kinds   []extent.Kind
 }
 
 // scanUnits makes the sums of units, the top one first.
@@ -125,7 +125,7 @@ func (d *Disk) scanUnits(units [][]*node) (*planScan, error) {
 			w.layers = append(w.layers, scanLayer{node: at, unit: i})
 		}
 	}
-	w.kinds = make([]overlay.Kind, len(w.layers))
+	w.kinds = make([]extent.Kind, len(w.layers))
 	for off := int64(0); off < math.MaxInt64; {
 		var err error
 		if off, err = d.scanRegion(w, off); err != nil {
@@ -169,8 +169,8 @@ func (d *Disk) scanRegion(w *unitScan, off int64) (int64, error) {
 	for i, e := range w.edges {
 		at, found := slices.BinarySearch(w.active, e.layer)
 		switch {
-		case e.kind == overlay.Unallocated:
-			if found && w.kinds[e.layer] != overlay.Unallocated {
+		case e.kind == extent.Unallocated:
+			if found && w.kinds[e.layer] != extent.Unallocated {
 				w.active = slices.Delete(w.active, at, at+1)
 			}
 		case !found:
@@ -203,9 +203,9 @@ func (w *unitScan) look(i int, off int64) (err error) {
 	raw := l.over() == nil && l.header() == nil
 	open := false
 	for _, e := range w.extents {
-		if e.Kind == overlay.Unallocated || raw && e.Kind == overlay.Zero {
+		if e.Kind == extent.Unallocated || raw && e.Kind == extent.Zero {
 			if open {
-				w.edges = append(w.edges, scanEdge{e.Start, i, overlay.Unallocated})
+				w.edges = append(w.edges, scanEdge{e.Start, i, extent.Unallocated})
 			}
 			open = false
 			continue
@@ -214,7 +214,7 @@ func (w *unitScan) look(i int, off int64) (err error) {
 		open = true
 	}
 	if open {
-		w.edges = append(w.edges, scanEdge{end, i, overlay.Unallocated})
+		w.edges = append(w.edges, scanEdge{end, i, extent.Unallocated})
 	}
 	return nil
 }
@@ -235,7 +235,7 @@ func (w *unitScan) add(length int64) {
 			sums[(u+1)*n+u] -= length
 		}
 		corner(w.mapped)
-		if w.kinds[i] != overlay.Zero {
+		if w.kinds[i] != extent.Zero {
 			corner(w.data)
 			below := n
 			for _, j := range w.active[k+1:] {

@@ -5,8 +5,8 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
-
-	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // The sums of a scan are what one gets by looking at each sector for each run.
@@ -24,20 +24,20 @@ func TestScanAgainstSectors(t *testing.T) {
 			const sector = 512
 			sectors := int(d.Size() / sector)
 			var units [][]*node
-			var kinds [][]overlay.Kind // of each unit, by sector
+			var kinds [][]extent.Kind // of each unit, by sector
 			for n := d.leaf.Load(); n.parent() != nil; n = n.parent() {
 				size := min(n.size(), d.Size())
 				extents, err := ownSource{n}.Map(nil, 0, size)
 				must(t, err)
 				if len(units) == 0 || rnd.IntN(4) > 0 {
 					units = append(units, nil)
-					kinds = append(kinds, make([]overlay.Kind, sectors))
+					kinds = append(kinds, make([]extent.Kind, sectors))
 				}
 				u := len(units) - 1
 				units[u] = append(units[u], n)
 				for _, e := range extents {
 					for k := e.Start / sector; k < e.End()/sector; k++ {
-						if kinds[u][k] == overlay.Unallocated {
+						if kinds[u][k] == extent.Unallocated {
 							kinds[u][k] = e.Kind
 						}
 					}
@@ -49,22 +49,22 @@ func TestScanAgainstSectors(t *testing.T) {
 				for k := i; k < len(units); k++ {
 					var mapped, data, below int64
 					for s := range sectors {
-						top, under := overlay.Unallocated, overlay.Unallocated
+						top, under := extent.Unallocated, extent.Unallocated
 						for j := i; j <= k; j++ {
-							if top == overlay.Unallocated {
+							if top == extent.Unallocated {
 								top = kinds[j][s]
 							}
-							if j > i && under == overlay.Unallocated {
+							if j > i && under == extent.Unallocated {
 								under = kinds[j][s]
 							}
 						}
-						if top != overlay.Unallocated {
+						if top != extent.Unallocated {
 							mapped += sector
 						}
-						if top == overlay.Data {
+						if top == extent.Data {
 							data += sector
 						}
-						if kinds[i][s] == overlay.Data && under == overlay.Unallocated {
+						if kinds[i][s] == extent.Data && under == extent.Unallocated {
 							below += sector
 						}
 					}
@@ -84,7 +84,7 @@ func TestScanAgainstSectors(t *testing.T) {
 // A plan of a prune reads each layer's tables once or twice, however many there are.
 func TestPlanReadsTablesOnce(t *testing.T) {
 	reads := func(layers int) int64 {
-		host := &lookingFS{FS: overlay.HostFS()}
+		host := &lookingFS{FS: hostfs.OS()}
 		dir := filepath.Join(t.TempDir(), "vm.varve")
 		_, err := Create(dir, CreateOptions{Size: 1 << 30})
 		must(t, err)

@@ -8,24 +8,24 @@ import (
 	"sync"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // aheadFS is a host of which a test says what its page cache holds, and which notes
 // what it is to read ahead.
 type aheadFS struct {
-	overlay.FS
+	hostfs.FS
 	mu     sync.Mutex
 	cached bool
 	asked  []string
 }
 
 type aheadFile struct {
-	overlay.File
+	hostfs.File
 	fs *aheadFS
 }
 
-func (f *aheadFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (f *aheadFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	file, err := f.FS.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func TestPiecesAreReadAhead(t *testing.T) {
 		}
 	}
 	must(t, plain.Close())
-	fs := &aheadFS{FS: overlay.HostFS()}
+	fs := &aheadFS{FS: hostfs.OS()}
 	d, err := Open(plain.Dir(), OpenOptions{FS: fs})
 	must(t, err)
 	t.Cleanup(func() { must(t, d.Close()) })

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // RebaseOptions are the options of Rebase.
@@ -67,7 +67,7 @@ func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) 
 }
 
 // rebase puts the places of the images at path into m.
-func rebase(fs overlay.FS, m *manifest, path string, acceptTime bool) ([]ForeignFile, error) {
+func rebase(fs hostfs.FS, m *manifest, path string, acceptTime bool) ([]ForeignFile, error) {
 	if len(m.Clones) > 0 {
 		return nil, fmt.Errorf("%w: the disk %s was cloned from this one and reads the header of a layer that would change; remove that disk first, and release the snapshot", ErrBusy, m.Clones[0].Disk)
 	}

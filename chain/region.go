@@ -6,14 +6,14 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-
-	"varve/overlay"
+	"varve/overlay/extent"
 	"varve/overlay/measure"
+	"varve/overlay/qcow2"
 )
 
 const (
 	regionBits = 24 // 16 MiB of guest space
-	regionSize = overlay.ChangeSpan
+	regionSize = qcow2.ChangeSpan
 )
 
 var _ = [1]struct{}{}[regionSize-1<<regionBits] // they are the same
@@ -36,7 +36,7 @@ type region struct {
 type span struct {
 	start uint32 // within the region
 	layer uint16 // index into region.layers
-	kind  overlay.Kind
+	kind  extent.Kind
 	host  int64
 }
 
@@ -73,10 +73,10 @@ func (r *region) read(p []byte, off int64, in uint32) error {
 			end = r.spans[i+1].start
 		}
 		part := p[:min(len(p), int(end-in))]
-		if s.kind == overlay.Zero {
+		if s.kind == extent.Zero {
 			clear(part)
 		} else {
-			e := overlay.Extent{Start: r.base + int64(s.start), Length: int64(end - s.start), Host: s.host, Kind: s.kind}
+			e := extent.Extent{Start: r.base + int64(s.start), Length: int64(end - s.start), Host: s.host, Kind: s.kind}
 			l := r.layers[s.layer]
 			if err := l.state.Load().ReadExtent(part, e, off); err != nil {
 				return l.failedRead(off, int64(len(part)), s.kind, err)
@@ -105,7 +105,7 @@ func (r *region) readAhead(in, end uint32) {
 		if i+1 < len(r.spans) {
 			stop = min(stop, r.spans[i+1].start)
 		}
-		if s.kind != overlay.Data || s.start <= in && stop == end {
+		if s.kind != extent.Data || s.start <= in && stop == end {
 			continue
 		}
 		from := max(s.start, in)
@@ -275,7 +275,7 @@ func (n *node) resolve(i int64) (*region, error) {
 	b := builders.Get().(*regionBuilder)
 	defer b.putBack()
 	b.region = r
-	holes := []overlay.Extent{{Start: r.base, Length: regionSize}}
+	holes := []extent.Extent{{Start: r.base, Length: regionSize}}
 	for at := n; at != nil && len(holes) > 0; {
 		if at != n && !at.absorbing.Load() {
 			if below := at.regions.get(i); below != nil {
@@ -294,7 +294,7 @@ func (n *node) resolve(i int64) (*region, error) {
 		at = l.parent
 	}
 	for _, h := range holes {
-		b.add(h.Start, nil, overlay.Zero, 0)
+		b.add(h.Start, nil, extent.Zero, 0)
 	}
 	b.finish()
 	return r, nil
@@ -313,8 +313,8 @@ func (b *regionBuilder) putBack() {
 type regionBuilder struct {
 	region  *region
 	pieces  []span
-	extents []overlay.Extent
-	spare   []overlay.Extent // room for the next list of holes
+	extents []extent.Extent
+	spare   []extent.Extent // room for the next list of holes
 	last    *layer
 	lastAt  uint16
 }
@@ -322,7 +322,7 @@ type regionBuilder struct {
 // ask maps the holes by one layer; what it leaves unallocated stays a hole. It
 // asks once for the stretch from the first hole to the last: with every upper
 // layer there are more of them, and each question is a read of the file.
-func (b *regionBuilder) ask(l *layer, holes []overlay.Extent) ([]overlay.Extent, error) {
+func (b *regionBuilder) ask(l *layer, holes []extent.Extent) ([]extent.Extent, error) {
 	start, end := holes[0].Start, holes[len(holes)-1].End()
 	var err error
 	if b.extents, err = l.extents(b.extents[:0], start, end-start); err == nil {
@@ -332,20 +332,20 @@ func (b *regionBuilder) ask(l *layer, holes []overlay.Extent) ([]overlay.Extent,
 	}
 	// A place that the host cannot tell of is nobody's concern where the layers above
 	// hide it.
-	var left []overlay.Extent
+	var left []extent.Extent
 	for _, h := range holes {
 		if b.extents, err = l.extents(b.extents[:0], h.Start, h.Length); err != nil {
 			return nil, err
 		}
-		left = append(left, b.fill(l, []overlay.Extent{h})...)
+		left = append(left, b.fill(l, []extent.Extent{h})...)
 	}
 	return left, nil
 }
 
 // fill adds what of b.extents lies in the holes, both being in order and the
 // holes within the extents, and gives what is left of the holes.
-func (b *regionBuilder) fill(l *layer, holes []overlay.Extent) []overlay.Extent {
-	if len(b.extents) == 1 && b.extents[0].Kind == overlay.Unallocated {
+func (b *regionBuilder) fill(l *layer, holes []extent.Extent) []extent.Extent {
+	if len(b.extents) == 1 && b.extents[0].Kind == extent.Unallocated {
 		return holes
 	}
 	left := b.spare[:0]
@@ -357,11 +357,11 @@ func (b *regionBuilder) fill(l *layer, holes []overlay.Extent) []overlay.Extent 
 		for k := i; k < len(b.extents) && b.extents[k].Start < h.End(); k++ {
 			e := b.extents[k]
 			start, end := max(e.Start, h.Start), min(e.End(), h.End())
-			if e.Kind == overlay.Unallocated {
-				left = append(left, overlay.Extent{Start: start, Length: end - start})
+			if e.Kind == extent.Unallocated {
+				left = append(left, extent.Extent{Start: start, Length: end - start})
 				continue
 			}
-			if e.Kind == overlay.Data {
+			if e.Kind == extent.Data {
 				e.Host += start - e.Start
 			}
 			b.add(start, l, e.Kind, e.Host)
@@ -372,17 +372,17 @@ func (b *regionBuilder) fill(l *layer, holes []overlay.Extent) []overlay.Extent 
 }
 
 // take fills holes from the resolved region of a view below.
-func (b *regionBuilder) take(below *region, holes []overlay.Extent) {
+func (b *regionBuilder) take(below *region, holes []extent.Extent) {
 	for _, h := range holes {
 		in, end := uint32(h.Start-below.base), uint32(h.End()-below.base)
 		for i := below.find(in); i < len(below.spans) && below.spans[i].start < end; i++ {
 			s := below.spans[i]
 			var l *layer
-			if s.kind != overlay.Zero {
+			if s.kind != extent.Zero {
 				l = below.layers[s.layer]
 			}
 			if s.start < in {
-				if s.kind == overlay.Data {
+				if s.kind == extent.Data {
 					s.host += int64(in - s.start)
 				}
 				s.start = in
@@ -392,7 +392,7 @@ func (b *regionBuilder) take(below *region, holes []overlay.Extent) {
 	}
 }
 
-func (b *regionBuilder) add(start int64, l *layer, kind overlay.Kind, host int64) {
+func (b *regionBuilder) add(start int64, l *layer, kind extent.Kind, host int64) {
 	s := span{start: uint32(start - b.region.base), kind: kind, host: host}
 	if l != nil {
 		s.layer = b.index(l)
@@ -421,8 +421,8 @@ func (b *regionBuilder) finish() {
 	for _, s := range p {
 		if n := len(out); n > 0 {
 			last := &out[n-1]
-			if s.kind == last.kind && (s.kind == overlay.Zero || s.kind == overlay.Damaged && s.layer == last.layer ||
-				s.kind == overlay.Data && s.layer == last.layer && s.host-last.host == int64(s.start-last.start)) {
+			if s.kind == last.kind && (s.kind == extent.Zero || s.kind == extent.Damaged && s.layer == last.layer ||
+				s.kind == extent.Data && s.layer == last.layer && s.host-last.host == int64(s.start-last.start)) {
 				continue
 			}
 		}

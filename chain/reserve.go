@@ -12,6 +12,7 @@ import (
 
 	"varve/chain/diskdir"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -142,7 +143,7 @@ func (d *Disk) giveRoom() bool {
 
 // settleFreed has the host make room of what was freed: btrfs gives it out again only
 // after its next transaction (seen: writes and renames fail with ENOSPC until then).
-func settleFreed(fs overlay.FS) {
+func settleFreed(fs hostfs.FS) {
 	if dir, ok := fs.(*diskdir.Dir); ok && neverInPlace(fs) {
 		_ = dir.Syncfs() // what it cannot do shows in the next write
 	}
@@ -153,11 +154,11 @@ func settleFreed(fs overlay.FS) {
 // a whole. (A file with chattr +C is written in place there; that is not looked at.)
 func (d *Disk) neverInPlace() bool { return neverInPlace(d.fs) }
 
-func neverInPlace(fs overlay.FS) bool { return isOn(fs, unix.BTRFS_SUPER_MAGIC) }
+func neverInPlace(fs hostfs.FS) bool { return isOn(fs, unix.BTRFS_SUPER_MAGIC) }
 
 // isOn says whether a disk directory that was entered is on a file system of one of some
 // types, by their numbers in statfs(2).
-func isOn(fs overlay.FS, types ...int64) bool {
+func isOn(fs hostfs.FS, types ...int64) bool {
 	dir, ok := fs.(*diskdir.Dir)
 	if !ok {
 		return false
@@ -168,7 +169,7 @@ func isOn(fs overlay.FS, types ...int64) bool {
 
 // giveReserve removes the reserve of a disk directory whose lock is held, before the disk
 // is opened or after it was closed; false when there is none.
-func giveReserve(fs overlay.FS, dir string) bool {
+func giveReserve(fs hostfs.FS, dir string) bool {
 	if fs.Remove(filepath.Join(dir, reserveName)) != nil {
 		return false
 	}

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // A layer's entry that breaks a rule fails the reads that need it, and none
@@ -30,7 +30,7 @@ func TestHiddenBadEntryHurtsNobody(t *testing.T) {
 	}
 	_, nodes := d.tree()
 	one := nodes[readManifest(t, d.Dir()).byName("one").ID]
-	if err := one.ReadAt(p[:4096], bad); !errors.Is(err, overlay.ErrCorrupt) {
+	if err := one.ReadAt(p[:4096], bad); !errors.Is(err, qcow2.ErrCorrupt) {
 		t.Errorf("the spoilt place itself: %v", err)
 	}
 }

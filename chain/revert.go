@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // Revert sets the leaf aside and starts a new one on the named layer ("base"
@@ -185,7 +185,7 @@ func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
 	old.Frozen, old.Size = now(), l.size()
 	old.Writing, old.Fingerprint = true, nil // as after a crash, until it is settled
 	parent := m.layer(old.Parent)
-	empty := own == 0 && m.standsOnNamed(old) && (parent == nil || overlay.WholeSectors(parent.Size) == old.Size)
+	empty := own == 0 && m.standsOnNamed(old) && (parent == nil || extent.WholeSectors(parent.Size) == old.Size)
 	if !empty {
 		m.SetAside = old.ID
 	}
@@ -229,7 +229,7 @@ func revertTarget(m *manifest, name string) (*layerRecord, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return rec, overlay.WholeSectors(rec.Size), nil
+	return rec, extent.WholeSectors(rec.Size), nil
 }
 
 // removeDead takes out of m the unnamed layers that nothing stands on any more.

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // hostFree is how many bytes the file system of the disk directory has free for us;
@@ -215,7 +215,7 @@ func (d *Disk) mapsAny(nodes []*node, off, length int64) (bool, error) {
 	for _, n := range nodes {
 		for at := off; at < off+length; at += regionSize {
 			section := d.readers.enter()
-			l, extents, err := n.layer(), []overlay.Extent(nil), error(nil)
+			l, extents, err := n.layer(), []extent.Extent(nil), error(nil)
 			if l != nil && at < l.size() {
 				extents, err = l.extents(nil, at, min(regionSize, l.size()-at))
 			}
@@ -223,7 +223,7 @@ func (d *Disk) mapsAny(nodes []*node, off, length int64) (bool, error) {
 			if err != nil {
 				return false, fmt.Errorf("count layer %s: %w", n.id, err)
 			}
-			if slices.ContainsFunc(extents, func(e overlay.Extent) bool { return e.Kind != overlay.Unallocated }) {
+			if slices.ContainsFunc(extents, func(e extent.Extent) bool { return e.Kind != extent.Unallocated }) {
 				return true, nil
 			}
 		}

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // TestOneFileTwoLayers: a chain.json in which two layers are one file, by whatever
@@ -26,7 +26,7 @@ func TestOneFileTwoLayers(t *testing.T) {
 	twin := m.byName("adopted").clone()
 	twin.ID, twin.Name, twin.File = layerID(m.newNumber()), "twin", link
 	m.add(twin)
-	must(t, m.commit(overlay.HostFS(), dir))
+	must(t, m.commit(hostfs.OS(), dir))
 	d, err := Open(dir, OpenOptions{})
 	if err == nil {
 		d.Close()

@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // A disk is whole sectors (M2). Files that are not:
@@ -22,7 +25,7 @@ import (
 // wholeSectors rounds the sizes in a manifest as those of views are. An earlier version
 // noted others.
 func (m *manifest) wholeSectors() {
-	m.BlankSize = overlay.WholeSectors(m.BlankSize)
+	m.BlankSize = extent.WholeSectors(m.BlankSize)
 	for _, l := range m.Layers {
 		l.Size = viewSize(l.Format, l.Size)
 	}
@@ -33,19 +36,19 @@ func viewSize(format string, size int64) int64 {
 	if format == formatRaw {
 		return size
 	}
-	return overlay.WholeSectors(size)
+	return extent.WholeSectors(size)
 }
 
 // unevenWords says what is wrong with a header's size.
 func unevenWords(size int64) string {
-	return fmt.Sprintf("its size is %d bytes, no whole number of sectors of %d: QEMU leaves out the last %d", size, overlay.SectorSize, size%overlay.SectorSize)
+	return fmt.Sprintf("its size is %d bytes, no whole number of sectors of %d: QEMU leaves out the last %d", size, extent.SectorSize, size%extent.SectorSize)
 }
 
 // canGrowWhole says whether a layer is one of ours whose size is to become whole sectors.
 func (d *Disk) canGrowWhole(m *manifest, rec *layerRecord) bool {
 	l := d.nodes[rec.ID].layer()
 	h := l.header()
-	if rec.Foreign || h == nil || !overlay.Uneven(h.Size) || h.Plain() != nil {
+	if rec.Foreign || h == nil || !extent.Uneven(h.Size) || overlay.Plain(h) != nil {
 		return false
 	}
 	return rec.ID != m.Leaf && !m.pinned()[rec.ID] || l.over() != nil
@@ -76,14 +79,14 @@ func (d *Disk) keepTail(leaf *node) error {
 		return nil
 	}
 	h := below.layer().header()
-	if h == nil || !overlay.Uneven(h.Size) || h.Size >= o.Size() {
+	if h == nil || !extent.Uneven(h.Size) || h.Size >= o.Size() {
 		return nil
 	}
 	changes := o.Changes()
 	section := d.readers.enter()
 	err := o.KeepTail(h.Size, below)
 	d.readers.exit(section)
-	if overlay.IsDamage(err) {
+	if qcow2.IsDamage(err) {
 		d.log.Warn("the last sector cannot be copied; QEMU would read zeros there", "file", below.layer().path, "error", err)
 		return nil
 	}
@@ -101,8 +104,8 @@ func hideTail(over, below *layer) {
 	if isOwnFile(over.path) {
 		return
 	}
-	im, ok := over.state.Load().Layer.(*overlay.Image)
-	under, found := below.state.Load().Layer.(*overlay.Image)
+	im, ok := over.state.Load().Layer.(*qcow2.Image)
+	under, found := below.state.Load().Layer.(*qcow2.Image)
 	if ok && found {
 		im.HideTail(under)
 	}
@@ -126,12 +129,12 @@ func viewOfImages(images []*foreignImage) *node {
 }
 
 // keepTail is Disk.keepTail for a layer of a disk that is being made.
-func (l ownLayer) keepTail(fs overlay.FS, path string) (err error) {
+func (l ownLayer) keepTail(fs hostfs.FS, path string) (err error) {
 	if l.below == nil {
 		return nil
 	}
 	h := l.below.layer().header()
-	if h == nil || !overlay.Uneven(h.Size) {
+	if h == nil || !extent.Uneven(h.Size) {
 		return nil
 	}
 	o, err := overlay.OpenOverlay(fs, path, overlay.OverlayOptions{})
@@ -154,7 +157,7 @@ func (d *Disk) Uneven() int64 { return d.uneven }
 func (d *Disk) noteUneven() {
 	for _, rec := range d.manifest.Layers {
 		h := d.nodes[rec.ID].layer().header()
-		if !rec.Foreign && h != nil && overlay.Uneven(h.Size) {
+		if !rec.Foreign && h != nil && extent.Uneven(h.Size) {
 			d.uneven = max(d.uneven, h.Size)
 		}
 	}
@@ -163,6 +166,6 @@ func (d *Disk) noteUneven() {
 // sayUneven logs it once.
 func (d *Disk) sayUneven(what string) {
 	if d.uneven > 0 {
-		d.log.Warn(fmt.Sprintf("an earlier version gave this disk a size of %d bytes, no whole number of sectors of %d; %s", d.uneven, overlay.SectorSize, what))
+		d.log.Warn(fmt.Sprintf("an earlier version gave this disk a size of %d bytes, no whole number of sectors of %d; %s", d.uneven, extent.SectorSize, what))
 	}
 }

@@ -12,7 +12,9 @@ import (
 	"testing"
 
 	"varve/integration/powercut"
-	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 const (
@@ -21,7 +23,7 @@ const (
 )
 
 // setHeaderSize gives a qcow2 file another size: the field "size" of its header.
-func setHeaderSize(t testing.TB, fs overlay.FS, path string, size int64) {
+func setHeaderSize(t testing.TB, fs hostfs.FS, path string, size int64) {
 	t.Helper()
 	f, err := fs.Open(path, os.O_RDWR, 0)
 	must(t, err)
@@ -33,7 +35,7 @@ func setHeaderSize(t testing.TB, fs overlay.FS, path string, size int64) {
 
 // makeOld turns a disk, which is closed, into one of an earlier version, whose size was
 // no whole number of sectors.
-func makeOld(t testing.TB, fs overlay.FS, dir string, size int64) {
+func makeOld(t testing.TB, fs hostfs.FS, dir string, size int64) {
 	t.Helper()
 	m, err := loadManifest(fs, dir)
 	must(t, err)
@@ -59,14 +61,14 @@ func makeOld(t testing.TB, fs overlay.FS, dir string, size int64) {
 }
 
 // sizesInFiles gives the size in the header of each layer of ours, by name.
-func sizesInFiles(t testing.TB, fs overlay.FS, dir string) map[string]int64 {
+func sizesInFiles(t testing.TB, fs hostfs.FS, dir string) map[string]int64 {
 	t.Helper()
 	m, err := loadManifest(fs, dir)
 	must(t, err)
 	sizes := map[string]int64{}
 	for _, l := range m.Layers {
 		if !l.Foreign {
-			h, err := overlay.ReadHeader(fs, l.path(dir))
+			h, err := qcow2.ReadHeader(fs, l.path(dir))
 			must(t, err)
 			sizes[l.Name] = h.Size
 		}
@@ -77,7 +79,7 @@ func sizesInFiles(t testing.TB, fs overlay.FS, dir string) map[string]int64 {
 // layerOf is the file of a layer of a disk that is not open, "" for the leaf.
 func layerOf(t testing.TB, dir, name string) string {
 	t.Helper()
-	m, err := loadManifest(overlay.HostFS(), dir)
+	m, err := loadManifest(hostfs.OS(), dir)
 	must(t, err)
 	if name == "" {
 		return m.layer(m.Leaf).path(dir)
@@ -119,7 +121,7 @@ func sameBytes(t testing.TB, what string, got, want []byte) {
 
 // whole is content with the zeros that its last sector lacks.
 func whole(p []byte) []byte {
-	return append(slices.Clone(p), make([]byte, overlay.WholeSectors(int64(len(p)))-int64(len(p)))...)
+	return append(slices.Clone(p), make([]byte, extent.WholeSectors(int64(len(p)))-int64(len(p)))...)
 }
 
 // leafOf is the view of the leaf.
@@ -165,7 +167,7 @@ func oldDisk(t *testing.T) (dir string, views map[string][]byte) {
 	views[""] = slices.Clone(views["one"])
 	copy(views[""], bytes.Repeat([]byte{9}, 512))
 	must(t, d.Close())
-	makeOld(t, overlay.HostFS(), dir, unevenSize)
+	makeOld(t, hostfs.OS(), dir, unevenSize)
 	return dir, views
 }
 
@@ -218,7 +220,7 @@ func TestOldDiskGetsWholeSectors(t *testing.T) {
 	views[""] = append(views[""][:evenSize-512], bytes.Repeat([]byte{3}, 512)...)
 	compare(d)
 	must(t, d.Close())
-	for name, size := range sizesInFiles(t, overlay.HostFS(), dir) {
+	for name, size := range sizesInFiles(t, hostfs.OS(), dir) {
 		if size != evenSize {
 			t.Errorf("the header of %q has %d bytes", name, size)
 		}
@@ -259,12 +261,12 @@ func TestOldDiskWithAClone(t *testing.T) {
 	must(t, err)
 	must(t, d.Snapshot("three")) // stands on "one", of the clone's chain, and is no part of it
 	must(t, d.Close())
-	makeOld(t, overlay.HostFS(), dir, unevenSize)
-	makeOld(t, overlay.HostFS(), other, unevenSize)
-	setHeaderSize(t, overlay.HostFS(), layerOf(t, other, ""), unevenSize)
+	makeOld(t, hostfs.OS(), dir, unevenSize)
+	makeOld(t, hostfs.OS(), other, unevenSize)
+	setHeaderSize(t, hostfs.OS(), layerOf(t, other, ""), unevenSize)
 
 	d, clone := openDisk(t, dir), openDisk(t, other)
-	sizes := sizesInFiles(t, overlay.HostFS(), dir)
+	sizes := sizesInFiles(t, hostfs.OS(), dir)
 	if sizes["one"] != unevenSize || sizes["two"] != unevenSize || sizes[""] != evenSize {
 		t.Errorf("sizes %v", sizes)
 	}
@@ -289,13 +291,13 @@ func TestOldDiskWithAClone(t *testing.T) {
 	job, err := d.Flatten("two")
 	finish(t, d, job, err)
 	must(t, d.Close())
-	if sizes := sizesInFiles(t, overlay.HostFS(), dir); sizes["two"] != evenSize {
+	if sizes := sizesInFiles(t, hostfs.OS(), dir); sizes["two"] != evenSize {
 		t.Errorf("sizes %v after a flatten", sizes)
 	}
 	sameBytes(t, "qemu-img's two", qemuReads(t, layerOf(t, dir, "two")), whole(views["two"]))
 	d = openDisk(t, dir)
 	must(t, d.Close())
-	for name, size := range sizesInFiles(t, overlay.HostFS(), dir) {
+	for name, size := range sizesInFiles(t, hostfs.OS(), dir) {
 		if size != evenSize {
 			t.Errorf("the header of %q has %d bytes", name, size)
 		}
@@ -324,8 +326,8 @@ func TestSizesBecomeWholeSectors(t *testing.T) {
 	}
 	must(t, d.Resize(1))
 	must(t, d.Close())
-	for name, size := range sizesInFiles(t, overlay.HostFS(), dir) {
-		if overlay.Uneven(size) {
+	for name, size := range sizesInFiles(t, hostfs.OS(), dir) {
+		if extent.Uneven(size) {
 			t.Errorf("the header of %q has %d bytes", name, size)
 		}
 	}

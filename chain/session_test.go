@@ -7,13 +7,13 @@ import (
 	"strings"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // session locks a directory and gives the session as somebody else sees it.
 func session(t *testing.T, dir string) (*dirLock, *Session) {
 	t.Helper()
-	l, err := lockDir(overlay.HostFS(), dir, true, "/mnt/vm1", 0)
+	l, err := lockDir(hostfs.OS(), dir, true, "/mnt/vm1", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

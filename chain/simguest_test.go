@@ -15,6 +15,9 @@ import (
 
 	"varve/integration/powercut"
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // hotRanges are where the guest writes: over the edges of clusters, regions and
@@ -178,7 +181,7 @@ func (g *simGuest) makeAdopted(path, raw string) {
 	}))
 	o, err := overlay.OpenOverlay(g.host, path, overlay.OverlayOptions{})
 	must(g.t, err)
-	below, err := overlay.OpenImage(g.host, raw, formatRaw, overlay.LockNone)
+	below, err := qcow2.OpenImage(g.host, raw, formatRaw, hostfs.LockNone)
 	must(g.t, err)
 	fill(g.t, func(p []byte, off int64) error { return o.WriteAt(p, off, rawBacking{below}) },
 		adoptedValue, func(s int64) bool { return adoptedValue(s) == baseValue(s) })
@@ -188,11 +191,11 @@ func (g *simGuest) makeAdopted(path, raw string) {
 }
 
 // rawBacking shows a raw image below a layer.
-type rawBacking struct{ image *overlay.Image }
+type rawBacking struct{ image *qcow2.Image }
 
 func (b rawBacking) IsZero(int64, int64) (bool, error) { return false, nil }
 func (b rawBacking) ReadAt(p []byte, off int64) error {
-	return b.image.ReadExtent(p, overlay.Extent{Start: off, Length: int64(len(p)), Host: off, Kind: overlay.Data}, off)
+	return b.image.ReadExtent(p, extent.Extent{Start: off, Length: int64(len(p)), Host: off, Kind: extent.Data}, off)
 }
 
 // note adds a line to what is told of a run that fails.

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 	"varve/overlay/measure"
 )
 
@@ -35,7 +37,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 		return nil, nil, err
 	}
 	l, err := openWritable(d.fs, path, d.overlayOptions(false))
-	for end := time.Now().Add(newLeafPatience); errors.Is(err, overlay.ErrLocked) && time.Now().Before(end); {
+	for end := time.Now().Add(newLeafPatience); errors.Is(err, hostfs.ErrLocked) && time.Now().Before(end); {
 		time.Sleep(lockPoll)
 		l, err = openWritable(d.fs, path, d.overlayOptions(false))
 	}
@@ -289,7 +291,7 @@ func (d *Disk) Resize(size int64) error {
 	}
 	defer d.opMu.Unlock()
 	leaf := d.leaf.Load()
-	size = overlay.WholeSectors(size)
+	size = extent.WholeSectors(size)
 	switch old := leaf.size(); {
 	case size < old:
 		return fmt.Errorf("%w: the disk has %d bytes and cannot shrink to %d", ErrInvalid, old, size)

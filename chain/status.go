@@ -44,6 +44,25 @@ type LayerStatus struct {
 	Damage []Damage `json:"damage"`
 }
 
+// Title is what people call the layer: "leaf", its name, or its id in parentheses.
+func (l *LayerStatus) Title() string {
+	switch {
+	case l.State == "leaf":
+		return "leaf"
+	case l.Name != "":
+		return l.Name
+	}
+	return "(" + l.ID + ")"
+}
+
+// Since is when the layer's view became what it is.
+func (l *LayerStatus) Since() time.Time {
+	if l.Frozen.IsZero() {
+		return l.Created
+	}
+	return l.Frozen
+}
+
 // DamagedBytes is how many guest bytes cannot be read from the layer.
 func (l *LayerStatus) DamagedBytes() (total int64) {
 	for _, d := range l.Damage {

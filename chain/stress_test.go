@@ -16,7 +16,8 @@ import (
 	"time"
 
 	"varve/integration/powercut"
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 var stressTime = flag.Duration("stress.time", 3*time.Second, "how long the test of everything at once runs")
@@ -194,7 +195,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	must(t, again.Close())
 	for _, l := range again.manifest.Layers {
 		if !l.Foreign {
-			o, err := overlay.OpenImage(overlay.HostFS(), l.path(disk), l.Format, overlay.LockFrozen)
+			o, err := qcow2.OpenImage(hostfs.OS(), l.path(disk), l.Format, hostfs.LockFrozen)
 			must(t, err)
 			must(t, o.Close())
 		}

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 	"varve/overlay/sniff"
 )
 
@@ -14,7 +14,7 @@ import (
 // a guest can write any header into a raw disk; it can only make the name a lie. The
 // decision is made when an image is first given, and chain.json keeps it (M20). note is what the
 // user should know, "" for nothing.
-func topFormat(fs overlay.FS, path, said string, witness Witness) (format, note string, err error) {
+func topFormat(fs hostfs.FS, path, said string, witness Witness) (format, note string, err error) {
 	switch said {
 	case "", formatRaw, formatQcow2:
 	default:
@@ -26,7 +26,7 @@ func topFormat(fs overlay.FS, path, said string, witness Witness) (format, note 
 	if said == formatRaw {
 		return formatRaw, "", nil
 	}
-	found, known, err := overlay.Recognise(fs, path)
+	found, known, err := sniff.Recognise(fs, path)
 	if err != nil {
 		return "", "", err
 	}
@@ -77,8 +77,8 @@ func claimed(path string, found sniff.Format, claims []Claim) (format, note stri
 }
 
 // standsOnWords says on what a file stands, if it is a qcow2, for who has to decide that.
-func standsOnWords(fs overlay.FS, path string) string {
-	header, err := overlay.ReadHeader(fs, path)
+func standsOnWords(fs hostfs.FS, path string) string {
+	header, err := qcow2.ReadHeader(fs, path)
 	if err != nil || header.BackingName == "" || checkPath(header.BackingName) != nil {
 		return ""
 	}
@@ -87,7 +87,7 @@ func standsOnWords(fs overlay.FS, path string) string {
 
 // wayOut makes a raw image of a file that is recognised, under a name that is free: the
 // commands replace what is there.
-func wayOut(fs overlay.FS, path string, found sniff.Format) string {
+func wayOut(fs hostfs.FS, path string, found sniff.Format) string {
 	stem := strings.TrimSuffix(path, filepath.Ext(path))
 	stem = strings.TrimSuffix(stem, ".raw")
 	out := stem + ".raw"
@@ -109,8 +109,8 @@ func rawNote(path string, found sniff.Format) string {
 
 // backingNote is what to know of a backing file that a header calls raw. That somebody
 // wrote this into the header is a decision, as --format raw is one.
-func backingNote(f overlay.File, namedBy string) (string, error) {
-	found, known, err := overlay.RecogniseFile(f)
+func backingNote(f hostfs.File, namedBy string) (string, error) {
+	found, known, err := sniff.RecogniseFile(f)
 	switch {
 	case err != nil || !known:
 		return "", err

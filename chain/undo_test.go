@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // asideOf is the layer that a revert set aside, or "".
@@ -69,7 +69,7 @@ func checkDisk(t *testing.T, d *Disk) {
 	if err != nil || r.Errors+r.Leaks > 0 {
 		t.Errorf("check: %v\n%s", err, findingLines(r))
 	}
-	m, err := loadManifest(overlay.HostFS(), d.Dir())
+	m, err := loadManifest(hostfs.OS(), d.Dir())
 	must(t, err)
 	for _, l := range m.Layers {
 		if l.Format == formatQcow2 {

@@ -12,6 +12,7 @@ import (
 
 	"varve/integration/interleave"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // A qcow2 of others' whose size is no whole number of sectors, as exports of earlier
@@ -23,7 +24,7 @@ func TestUnevenQcow2IsAdopted(t *testing.T) {
 	content := randomBytes(unevenSize)
 	must(t, os.WriteFile(raw, content, 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	setHeaderSize(t, hostfs.OS(), image, unevenSize)
 	state := fileState(t, image)
 	disk := filepath.Join(dir, "vm.varve")
 	made, err := Create(disk, CreateOptions{Base: image})
@@ -62,7 +63,7 @@ func TestChainOnAnUnevenQcow2(t *testing.T) {
 	raw, image, top, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "vm.varve")
 	must(t, os.WriteFile(raw, randomBytes(unevenSize), 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	setHeaderSize(t, hostfs.OS(), image, unevenSize)
 	qemuTool(t, "qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", top, "2M")
 	qemuTool(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P 5 %d 1k", evenSize), top)
 	want := qemuReads(t, top)
@@ -73,7 +74,7 @@ func TestChainOnAnUnevenQcow2(t *testing.T) {
 	m, _ := d.tree()
 	files, err := d.ViewFiles(m.byName("adopted").ID)
 	must(t, err)
-	rest, err := OpenAtRest(overlay.HostFS(), files.File, files.Format, time.Now().Add(time.Minute))
+	rest, err := OpenAtRest(hostfs.OS(), files.File, files.Format, time.Now().Add(time.Minute))
 	must(t, err)
 	got := make([]byte, rest.Size())
 	must(t, rest.Source().ReadAt(got, 0))
@@ -95,12 +96,12 @@ func TestTailAfterACrash(t *testing.T) {
 	content := randomBytes(unevenSize)
 	must(t, os.WriteFile(raw, content, 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	setHeaderSize(t, hostfs.OS(), image, unevenSize)
 	_, err := Create(disk, CreateOptions{Base: image})
 	must(t, err)
 	leaf := layerOf(t, disk, "")
 	must(t, os.Remove(leaf))
-	must(t, overlay.Create(overlay.HostFS(), leaf, overlay.CreateOptions{Size: evenSize, Backing: image, BackingFormat: formatQcow2}))
+	must(t, overlay.Create(hostfs.OS(), leaf, overlay.CreateOptions{Size: evenSize, Backing: image, BackingFormat: formatQcow2}))
 	if got := qemuReads(t, leaf); bytes.Equal(got, whole(content)) {
 		t.Fatal("QEMU reads the last sector from below")
 	}
@@ -117,7 +118,7 @@ func TestChainOnAnUnevenQcow2IsMerged(t *testing.T) {
 	raw, image, top, disk := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "vm.varve")
 	must(t, os.WriteFile(raw, randomBytes(unevenSize), 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	setHeaderSize(t, hostfs.OS(), image, unevenSize)
 	qemuTool(t, "qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", top, "8G")
 	qemuTool(t, "qemu-io", "-f", "qcow2", "-c", "write -P 5 6G 1k", top)
 	_, err := Create(disk, CreateOptions{Base: top})
@@ -140,7 +141,7 @@ func TestRevertWithoutRoomForTheTail(t *testing.T) {
 	content := randomBytes(unevenSize)
 	must(t, os.WriteFile(raw, content, 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	setHeaderSize(t, hostfs.OS(), image, unevenSize)
 	_, err := Create(disk, CreateOptions{Base: image})
 	must(t, err)
 	fs := newWatchedFS()
@@ -181,11 +182,11 @@ func TestOldLayerOnAnUnevenQcow2IsCloned(t *testing.T) {
 	content := randomBytes(unevenSize)
 	must(t, os.WriteFile(raw, content, 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-	setHeaderSize(t, overlay.HostFS(), image, unevenSize)
+	setHeaderSize(t, hostfs.OS(), image, unevenSize)
 	layers := filepath.Join(dir, "old.varve", layersDir)
 	must(t, os.MkdirAll(layers, 0o700))
 	old := filepath.Join(layers, "000002.qcow2")
-	must(t, overlay.Create(overlay.HostFS(), old, overlay.CreateOptions{Size: 4 << 20, Backing: image, BackingFormat: formatQcow2}))
+	must(t, overlay.Create(hostfs.OS(), old, overlay.CreateOptions{Size: 4 << 20, Backing: image, BackingFormat: formatQcow2}))
 	_, err := Create(disk, CreateOptions{Base: old})
 	must(t, err)
 	want := append(content, make([]byte, 4<<20-unevenSize)...)

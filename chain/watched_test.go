@@ -11,14 +11,14 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // watchedFS stands between a disk and the host. It stops callers where a test
 // wants it, and keeps account of what is not durable yet: of each file the
 // changes since it was last synced, of each directory the names.
 type watchedFS struct {
-	overlay.FS
+	hostfs.FS
 	interleave.Host
 
 	mu    sync.Mutex
@@ -37,11 +37,11 @@ type watchedFS struct {
 type fileAccount struct {
 	changes int // since the file was synced
 	times   int // the same, with its times, which fdatasync leaves out
-	locked  overlay.LockMode
+	locked  hostfs.LockMode
 }
 
 func newWatchedFS() *watchedFS {
-	return &watchedFS{FS: overlay.HostFS(), files: map[string]*fileAccount{}, names: map[string]bool{}, created: map[string]bool{}}
+	return &watchedFS{FS: hostfs.OS(), files: map[string]*fileAccount{}, names: map[string]bool{}, created: map[string]bool{}}
 }
 
 // account is what is known of a file; w.mu is held.
@@ -93,14 +93,14 @@ func (w *watchedFS) failing(f func(c interleave.Call) error) {
 	w.fail = f
 }
 
-func (w *watchedFS) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (w *watchedFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	_, statErr := w.FS.Stat(path)
 	fresh := flag&os.O_CREATE != 0 && errors.Is(statErr, os.ErrNotExist)
 	op := "open"
 	if fresh {
 		op = "create"
 	}
-	var f overlay.File
+	var f hostfs.File
 	err := w.call(interleave.Call{Op: op, Path: path}, func() (err error) {
 		f, err = w.FS.Open(path, flag, perm)
 		return err
@@ -146,7 +146,7 @@ func (w *watchedFS) SyncDir(path string) error {
 }
 
 type watchedFile struct {
-	overlay.File
+	hostfs.File
 	fs *watchedFS
 }
 
@@ -208,13 +208,13 @@ func (f *watchedFile) sync(do func() error, times bool) error {
 func (f *watchedFile) Datasync() error { return f.sync(f.File.Datasync, false) }
 func (f *watchedFile) Sync() error     { return f.sync(f.File.Sync, true) }
 
-func (f *watchedFile) Lock(mode overlay.LockMode) error {
+func (f *watchedFile) Lock(mode hostfs.LockMode) error {
 	return f.fs.call(interleave.Call{Op: "lock", Path: f.Name(), Off: int64(mode)}, func() error { return f.File.Lock(mode) },
 		func() { f.fs.account(f.Name()).locked = mode })
 }
 
 func (f *watchedFile) Close() error {
-	return f.fs.call(interleave.Call{Op: "close", Path: f.Name()}, f.File.Close, func() { f.fs.account(f.Name()).locked = overlay.LockNone })
+	return f.fs.call(interleave.Call{Op: "close", Path: f.Name()}, f.File.Close, func() { f.fs.account(f.Name()).locked = hostfs.LockNone })
 }
 
 // watchedDisk is testDisk on a watchedFS.

@@ -4,13 +4,13 @@ import (
 	"runtime"
 	"sync"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // openWorkers is how many layers are looked at at a time while a disk is opened:
 // more than the processors, since a cold file waits for its device. A simulated
 // host gets its calls one by one, or no run could be repeated.
-func openWorkers(fs overlay.FS) int {
+func openWorkers(fs hostfs.FS) int {
 	if !isHost(fs) {
 		return 1
 	}

@@ -111,7 +111,7 @@ func (f *fileSystem) layerAttr(node uint64, l chain.LayerStatus, a *fuse.Attr) (
 	a.Owner = fuse.Owner{Uid: owner.uid, Gid: owner.gid}
 	a.Blksize = imageBlock
 	a.Size = uint64(l.Size)
-	setTime(a, frozenAt(l))
+	setTime(a, l.Since())
 	n, counted, err := f.disk.LayerAllocatedBytes(l.ID)
 	if err != nil {
 		return 0, err
@@ -135,14 +135,6 @@ func setImageBlocks(a *fuse.Attr, bytes int64, counted bool) {
 		bytes = max(bytes, min(int64(a.Size), attrBlock))
 	}
 	setBlocks(a, bytes)
-}
-
-// frozenAt is when a layer's view became what it is.
-func frozenAt(l chain.LayerStatus) time.Time {
-	if l.Frozen.IsZero() {
-		return l.Created
-	}
-	return l.Frozen
 }
 
 func setBlocks(a *fuse.Attr, bytes int64) { a.Blocks = uint64((bytes + attrBlock - 1) / attrBlock) }

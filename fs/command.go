@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/show"
 )
 
 // command is a control file: what writing a line to it does.
@@ -173,5 +174,5 @@ func rateWords(bytes int64) string {
 	if bytes == 0 {
 		return "max"
 	}
-	return fmt.Sprintf("%d (%s/s)", bytes, HumanSize(bytes))
+	return fmt.Sprintf("%d (%s/s)", bytes, show.Size(bytes))
 }

@@ -5,11 +5,8 @@ import (
 
 	"varve/chain"
 	"varve/fs/partition"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
-
-// mostDamagesShown is how many damaged places a table names of a layer.
-const mostDamagesShown = 3
 
 // NameDamage fills in of each damaged place of a disk's layers in which partition it
 // lies. read reads a layer's view by its id, "" for the leaf's; what it cannot read has
@@ -37,7 +34,7 @@ type Partitions []partition.Partition
 // PartitionsOf reads a disk's partition table; none where it has none, or that cannot
 // be read. read is io.ReaderAt without the count.
 func PartitionsOf(read func(p []byte, off int64) error, size int64) Partitions {
-	list, err := partition.Read(partition.ReadFunc(read), overlay.WholeSectors(size))
+	list, err := partition.Read(partition.ReadFunc(read), extent.WholeSectors(size))
 	if err != nil {
 		return nil
 	}
@@ -60,19 +57,4 @@ func (f *fileSystem) peekView(id string, p []byte, off int64) error {
 		return f.disk.ReadAt(p, off)
 	}
 	return f.disk.PeekView(id, p, off)
-}
-
-// damageNotes say of a layer what of it cannot be read.
-func damageNotes(l *chain.LayerStatus) (notes []string) {
-	for i, d := range l.Damage {
-		if i == mostDamagesShown {
-			return append(notes, fmt.Sprintf("damaged: %d more places, see status.json", len(l.Damage)-i))
-		}
-		where := ""
-		if d.Partition != "" {
-			where = " (" + d.Partition + ")"
-		}
-		notes = append(notes, fmt.Sprintf("damaged: %s at %d%s cannot be read", HumanSize(d.Length), d.Start, where))
-	}
-	return notes
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/show"
 )
 
 // control/diff takes the names of two views and gives, to who reads on from the same
@@ -150,7 +151,7 @@ func (s *diffStream) more(log func(error) fuse.Status) {
 	s.count += int64(len(list))
 	switch {
 	case err != nil:
-		s.pending = fmt.Appendf(s.pending, "%s%s: %s\n", DiffError, errnoName(syscall.Errno(log(err))), printable(oneLine(err.Error())))
+		s.pending = fmt.Appendf(s.pending, "%s%s: %s\n", DiffError, errnoName(syscall.Errno(log(err))), show.OneLine(err.Error()))
 		s.end()
 	case !more:
 		s.pending = fmt.Appendf(s.pending, "%s%d differences, %d bytes\n", DiffEnd, s.count, s.bytes)

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // pieces are differences of two pieces, with a pause between.
@@ -123,7 +123,7 @@ func TestDiffStreamEndsEarly(t *testing.T) {
 	}
 
 	// What goes wrong on the way stands in the last line.
-	d.failWith("Next", fmt.Errorf("L2 table at 0x1000 of x:\nbad: %w", overlay.ErrCorrupt))
+	d.failWith("Next", fmt.Errorf("L2 table at 0x1000 of x:\nbad: %w", qcow2.ErrCorrupt))
 	f = open(t, path, os.O_RDWR)
 	if _, err := f.WriteString("one leaf\n"); err != nil {
 		t.Fatal(err)

@@ -4,7 +4,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // Files that are open with O_DIRECT take what ext4 and xfs take on a device with sectors
@@ -19,7 +19,7 @@ import (
 
 // misaligned says whether a request is one that a file open with O_DIRECT refuses.
 func misaligned(flags uint32, off, n int64) bool {
-	return flags&unix.O_DIRECT != 0 && (off|n)%overlay.SectorSize != 0
+	return flags&unix.O_DIRECT != 0 && (off|n)%extent.SectorSize != 0
 }
 
 // clipRead is the part of buf that a read of a file of size bytes fills. Behind the end

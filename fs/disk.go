@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // disk is what a mount uses of a chain.Disk; see there for each method. It
@@ -32,7 +32,7 @@ type disk interface {
 	OpenView(ctx context.Context, id string, who chain.Opener) (view, error)
 
 	Layers() []chain.LayerStatus
-	EachHostFile(f func(id string, file overlay.File))
+	EachHostFile(f func(id string, file hostfs.File))
 	ViewFiles(id string) (chain.ViewFiles, error)
 	LayerAllocatedBytes(id string) (bytes int64, counted bool, err error)
 	Status() (chain.Status, error)

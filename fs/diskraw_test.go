@@ -19,6 +19,7 @@ import (
 
 	"varve/chain"
 	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 const mib = 1 << 20
@@ -464,7 +465,7 @@ func TestErrnosReachTheCaller(t *testing.T) {
 			d.failWith(call, nil)
 		}
 	}
-	d.failWith("ReadAt", fmt.Errorf("L2 table: %w", overlay.ErrCorrupt))
+	d.failWith("ReadAt", fmt.Errorf("L2 table: %w", qcow2.ErrCorrupt))
 	if _, err := unix.Pread(int(file.Fd()), make([]byte, 10), 0); err != unix.EIO {
 		t.Errorf("read: %v, want EIO", err)
 	}

@@ -9,8 +9,10 @@
 //
 // Every operation of the protocol is answered in this package on purpose;
 // where the answer is "not implemented", the kernel then goes on without us,
-// and the method says why that is right. "M1" to "M19" are the rules in
+// and the method says why that is right. "M1" to "M22" are the rules in
 // docs/inside.md.
+//
+// What is shown of a disk, as text or as a picture, is package show's.
 //
 // A handler holds no lock of this package while it calls the chain, and never
 // touches a path inside its own mount.

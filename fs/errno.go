@@ -11,6 +11,8 @@ import (
 
 	"varve/chain"
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // refusal is this package's own answer to a request: an errno and the reason
@@ -43,7 +45,7 @@ func errnoOf(err error) (errno syscall.Errno, expected bool) {
 	}
 	// These say that a file's content is wrong or unknown, whatever the call
 	// underneath gave.
-	for _, target := range []error{overlay.ErrCorrupt, overlay.ErrFailed, overlay.ErrUnsupported, chain.ErrChanged} {
+	for _, target := range []error{qcow2.ErrCorrupt, overlay.ErrFailed, qcow2.ErrUnsupported, chain.ErrChanged} {
 		if errors.Is(err, target) {
 			return unix.EIO, false
 		}
@@ -58,7 +60,7 @@ func errnoOf(err error) (errno syscall.Errno, expected bool) {
 		{chain.ErrInvalid, unix.EINVAL},
 		{chain.ErrBusy, unix.EBUSY},
 		{chain.ErrInUse, unix.EBUSY},
-		{overlay.ErrLocked, unix.EBUSY},
+		{hostfs.ErrLocked, unix.EBUSY},
 		{chain.ErrReadOnly, unix.EROFS},
 		{context.Canceled, unix.EINTR},
 		{context.DeadlineExceeded, unix.ETIMEDOUT},

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 const fakeBlock = 4096
@@ -295,7 +295,7 @@ func (d *fakeDisk) layers() []*fakeLayer {
 	return append([]*fakeLayer(nil), d.views...)
 }
 
-func (d *fakeDisk) EachHostFile(func(id string, file overlay.File)) {}
+func (d *fakeDisk) EachHostFile(func(id string, file hostfs.File)) {}
 
 func (d *fakeDisk) Layers() []chain.LayerStatus {
 	var ls []chain.LayerStatus

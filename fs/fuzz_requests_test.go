@@ -18,7 +18,7 @@ import (
 
 	"varve/chain"
 	"varve/fs/device"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // From linux/fuse.h: requests that have no reply, or need none.
@@ -72,13 +72,13 @@ func requestSeeds(nodes []uint64) (seeds [][]byte) {
 
 // smallHost is the host's file system with little room, on which nothing is waited for: who
 // may write a disk may also grow it and reserve all of it.
-type smallHost struct{ overlay.FS }
+type smallHost struct{ hostfs.FS }
 
-type smallFile struct{ overlay.File }
+type smallFile struct{ hostfs.File }
 
 const smallRoom = 16 << 20 // bytes of a file
 
-func (h smallHost) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (h smallHost) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	f, err := h.FS.Open(path, flag, perm)
 	if err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func FuzzRequests(f *testing.F) {
 		timer := time.AfterFunc(hangLimit, func() { panic("hang: this input takes more than " + hangLimit.String()) })
 		defer timer.Stop()
 		dir := filepath.Join(t.TempDir(), "vm.varve")
-		host := smallHost{overlay.HostFS()}
+		host := smallHost{hostfs.OS()}
 		if _, err := chain.Create(dir, chain.CreateOptions{FS: host, Size: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}

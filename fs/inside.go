@@ -30,7 +30,3 @@ func (d chainDisk) Diff(ctx context.Context, a, b string, who chain.Opener) (dif
 	}
 	return x, nil
 }
-
-// Shorten takes out the middle of what is wider than that many columns of a
-// terminal.
-func Shorten(s string, width int) string { return shorten(s, width) }

@@ -20,6 +20,8 @@ import (
 
 	"varve/chain"
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 func TestUnmount(t *testing.T) {
@@ -256,9 +258,9 @@ func TestErrnoOf(t *testing.T) {
 		{wrap(chain.ErrReadOnly), unix.EROFS, true},
 		{wrap(chain.ErrChanged), unix.EIO, false},
 		{wrap(chain.ErrInUse), unix.EBUSY, true},
-		{wrap(overlay.ErrLocked), unix.EBUSY, true},
-		{wrap(overlay.ErrCorrupt), unix.EIO, false},
-		{wrap(overlay.ErrUnsupported), unix.EIO, false},
+		{wrap(hostfs.ErrLocked), unix.EBUSY, true},
+		{wrap(qcow2.ErrCorrupt), unix.EIO, false},
+		{wrap(qcow2.ErrUnsupported), unix.EIO, false},
 		{errors.Join(overlay.ErrFailed, unix.ENOSPC), unix.EIO, false},
 		{wrap(refuse(unix.EXDEV, "no")), unix.EXDEV, true},
 		{wrap(context.Canceled), unix.EINTR, true},

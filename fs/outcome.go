@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/fs/show"
 )
 
 // Outcome is what became of one write to a control file.
@@ -36,7 +38,7 @@ func (o Outcome) String() string {
 	head := fmt.Sprintf("%s%s pid %d: %s: ", outcomePrefix, o.Time.UTC().Format(time.RFC3339), o.PID, strconv.Quote(o.Line))
 	switch {
 	case o.Errno != 0:
-		return head + "error " + errnoName(o.Errno) + ": " + printable(oneLine(o.Reason))
+		return head + "error " + errnoName(o.Errno) + ": " + show.OneLine(o.Reason)
 	case o.Job != "":
 		return head + "ok job " + o.Job
 	}
@@ -123,9 +125,4 @@ func errnoNamed(name string) syscall.Errno {
 		}
 	}
 	return 0
-}
-
-// oneLine keeps a message that came with newlines on one line.
-func oneLine(s string) string {
-	return strings.Join(strings.Fields(strings.ReplaceAll(s, "\n", " ")), " ")
 }

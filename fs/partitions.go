@@ -13,7 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/fs/partition"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // Beside each NAME.raw with a partition table stands a directory NAME.d with the
@@ -142,7 +142,7 @@ func (f *fileSystem) layerParts(l chain.LayerStatus) []partition.Partition {
 	}
 	list, err := partition.Read(partition.ReadFunc(func(p []byte, off int64) error {
 		return f.disk.PeekView(l.ID, p, off)
-	}), overlay.WholeSectors(l.Size)) // a raw base may end within one
+	}), extent.WholeSectors(l.Size)) // a raw base may end within one
 	if errors.Is(err, chain.ErrNotExist) { // deleted meanwhile
 		return nil
 	}
@@ -324,7 +324,7 @@ func (f *fileSystem) partAttr(node uint64, a *fuse.Attr) (valid time.Duration, e
 			setTime(a, f.disk.ModTime())
 			return alwaysAsked, nil
 		}
-		setTime(a, frozenAt(l))
+		setTime(a, l.Since())
 		return fixedAttrs, nil
 	}
 	p, l, err := f.part(node)
@@ -348,7 +348,7 @@ func (f *fileSystem) partAttr(node uint64, a *fuse.Attr) (valid time.Duration, e
 	default:
 		valid = fixedAttrs
 	}
-	setTime(a, frozenAt(l))
+	setTime(a, l.Since())
 	return valid, nil
 }
 

@@ -18,7 +18,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // partitioned gives a disk's content: a table that sfdisk makes by a script, and
@@ -290,7 +290,7 @@ func TestTablesAreRememberedOnce(t *testing.T) {
 		stat(t, dir+"/layers/base.d/p1.raw")
 		content(t, dir+"/layers/base.d/p3.raw")
 	}
-	d.failWith("PeekView 000001", overlay.ErrCorrupt)
+	d.failWith("PeekView 000001", qcow2.ErrCorrupt)
 	for range 3 {
 		if got := names(t, dir+"/layers"); !slices.Equal(got, []string{"base.raw"}) {
 			t.Errorf("a listing while the table cannot be read: %v", got)

@@ -6,7 +6,7 @@ import (
 	"os"
 
 	"varve/fs/device"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // passthrough lets the kernel read a layer that is wholly one file of the host
@@ -27,7 +27,7 @@ type passthrough struct {
 // it comes before the first open.
 func (p *passthrough) begin(kernel *device.Conn, d disk, log *slog.Logger) {
 	p.backings = map[uint64]int32{}
-	d.EachHostFile(func(id string, host overlay.File) {
+	d.EachHostFile(func(id string, host hostfs.File) {
 		node, err := layerNode(id)
 		if err != nil || host.Fd() < 0 {
 			return

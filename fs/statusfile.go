@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"time"
+
+	"varve/fs/show"
 )
 
 // textFile is an open of status, status.json, map.svg or metrics: its content is what
@@ -38,7 +40,7 @@ func (f *fileSystem) writeText(ctx context.Context, w io.Writer, node uint64) er
 		if err != nil {
 			return err
 		}
-		return MapSVG(w, m)
+		return show.MapSVG(w, m)
 	case nodeMetrics:
 		return f.writeMetrics(w)
 	}
@@ -48,9 +50,9 @@ func (f *fileSystem) writeText(ctx context.Context, w io.Writer, node uint64) er
 	}
 	NameDamage(&st, f.peekView)
 	if node == nodeStatusJSON {
-		return JSON(w, st)
+		return show.JSON(w, st)
 	}
-	return Table(w, st, TreeOptions{})
+	return show.Table(w, st, show.TreeOptions{})
 }
 
 func readText(content, buf []byte, off int64) []byte {

@@ -7,7 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // truncateDisk is truncate(2), ftruncate(2) and the O_TRUNC of an open(2), for
@@ -23,7 +23,7 @@ func (f *fileSystem) truncateDisk(size uint64, in *fuse.InHeader) error {
 	if size > math.MaxInt64 {
 		return refuse(unix.EFBIG, "the size is too large")
 	}
-	whole := overlay.WholeSectors(int64(size))
+	whole := extent.WholeSectors(int64(size))
 	switch now := f.disk.Size(); {
 	case whole < now:
 		f.tellShrink(int64(size), now, in)

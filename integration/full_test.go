@@ -14,7 +14,7 @@ import (
 	"varve/integration/guest"
 	"varve/integration/harness"
 	"varve/integration/patience"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // fullHosts are file systems that get full, as small as they can be.
@@ -103,7 +103,7 @@ type fullHost struct {
 // free is what the host has free.
 func (f *fullHost) free() int64 {
 	f.Helper()
-	free, err := overlay.HostFS().Free(f.dir)
+	free, err := hostfs.OS().Free(f.dir)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -7,6 +7,9 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // allocator gives out host clusters in the order of the file, and keeps the
@@ -49,7 +52,7 @@ const (
 // specification, "Host cluster management").
 func (a *allocator) perBlock() int64 { return 1 << (a.clusterBits - 1) }
 
-func (a *allocator) load(f File, h *Header, fileSize int64) error {
+func (a *allocator) load(f hostfs.File, h *qcow2.Header, fileSize int64) error {
 	a.clusterBits = h.ClusterBits
 	cs := h.ClusterSize()
 	a.next = (fileSize + cs - 1) >> h.ClusterBits
@@ -66,30 +69,30 @@ func (a *allocator) load(f File, h *Header, fileSize int64) error {
 
 // checkLast refuses a file whose last clusters no refcount block counts: a new block would
 // call clusters free that are in use. A crash leaves such a file, which recovery shortens.
-func (a *allocator) checkLast(f File) error {
+func (a *allocator) checkLast(f hostfs.File) error {
 	if b := a.end / a.perBlock(); a.end%a.perBlock() != 0 && (b >= int64(len(a.table)) || a.table[b] == 0) {
-		return fmt.Errorf("%s: refcount table entry %d is 0, and clusters that it counts are in use: %w", f.Name(), b, ErrCorrupt)
+		return fmt.Errorf("%s: refcount table entry %d is 0, and clusters that it counts are in use: %w", f.Name(), b, qcow2.ErrCorrupt)
 	}
 	return nil
 }
 
 // readRefcountTable gives the offsets of the refcount blocks. The table must lie
 // within the file, as must all of which memory is given out for.
-func readRefcountTable(f File, h *Header, fileSize int64) ([]int64, error) {
+func readRefcountTable(f hostfs.File, h *qcow2.Header, fileSize int64) ([]int64, error) {
 	cs := h.ClusterSize()
 	if n := int64(h.RefcountTableClusters) * cs; h.RefcountTableOffset > (fileSize+cs-1)&^(cs-1)-n {
 		return nil, fmt.Errorf("%s: the refcount table at 0x%x, %d bytes long, ends behind the end of the file at 0x%x: %w",
-			f.Name(), h.RefcountTableOffset, n, fileSize, ErrCorrupt)
+			f.Name(), h.RefcountTableOffset, n, fileSize, qcow2.ErrCorrupt)
 	}
 	p := make([]byte, int64(h.RefcountTableClusters)*h.ClusterSize())
-	if err := readFull(f, p, h.RefcountTableOffset); err != nil {
+	if err := hostfs.ReadPadded(f, p, h.RefcountTableOffset); err != nil {
 		return nil, fmt.Errorf("read refcount table at 0x%x of %s: %w", h.RefcountTableOffset, f.Name(), err)
 	}
 	table := make([]int64, len(p)/8)
 	for i := range table {
 		table[i] = int64(binary.BigEndian.Uint64(p[i*8:]))
 		if table[i]&(h.ClusterSize()-1) != 0 {
-			return nil, fmt.Errorf("%s: refcount table entry %d is 0x%x: %w", f.Name(), i, table[i], ErrCorrupt)
+			return nil, fmt.Errorf("%s: refcount table entry %d is 0x%x: %w", f.Name(), i, table[i], qcow2.ErrCorrupt)
 		}
 	}
 	return table, nil
@@ -98,7 +101,7 @@ func readRefcountTable(f File, h *Header, fileSize int64) ([]int64, error) {
 // take gives out n clusters that follow each other and returns the host
 // offset of the first. The file is long enough for them, they read as zeros,
 // and their refcounts are 1, all this not yet durable. ENOSPC comes from here.
-func (a *allocator) take(f File, n int64) (int64, error) {
+func (a *allocator) take(f hostfs.File, n int64) (int64, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.next+n > a.end {
@@ -127,7 +130,7 @@ func (a *allocator) giveBack(host int64) {
 // extend adds a batch of at least n clusters behind end, with the refcount
 // blocks that they need in front. A batch has room for both: it is at least
 // twice n, and a block serves thousands of clusters.
-func (a *allocator) extend(f File, n int64) error {
+func (a *allocator) extend(f hostfs.File, n int64) error {
 	err := a.extendBy(f, max(a.batch, 2*n))
 	// Near the largest size that the host allows a file, what is needed may fit
 	// where a batch does not.
@@ -138,7 +141,7 @@ func (a *allocator) extend(f File, n int64) error {
 }
 
 // extendBy adds as many clusters as that, all or none.
-func (a *allocator) extendBy(f File, batch int64) error {
+func (a *allocator) extendBy(f hostfs.File, batch int64) error {
 	end := a.end + batch
 	table := a.table
 	if last := (end - 1) / a.perBlock(); last >= int64(len(table)) {
@@ -174,7 +177,7 @@ func (a *allocator) extendBy(f File, batch int64) error {
 }
 
 // setRefcounts writes the refcounts of clusters [from, to).
-func setRefcounts(f File, table []int64, clusterBits uint32, from, to int64, value uint16) error {
+func setRefcounts(f hostfs.File, table []int64, clusterBits uint32, from, to int64, value uint16) error {
 	perBlock := int64(1) << (clusterBits - 1)
 	for from < to {
 		b, in := from/perBlock, from%perBlock
@@ -184,9 +187,9 @@ func setRefcounts(f File, table []int64, clusterBits uint32, from, to int64, val
 			binary.BigEndian.PutUint16(p[2*i:], value)
 		}
 		if b >= int64(len(table)) || table[b] == 0 {
-			return fmt.Errorf("%s: no refcount block for cluster %d: %w", f.Name(), from, ErrCorrupt)
+			return fmt.Errorf("%s: no refcount block for cluster %d: %w", f.Name(), from, qcow2.ErrCorrupt)
 		}
-		if err := writeFull(f, p, table[b]+2*in); err != nil {
+		if err := hostfs.WriteWhole(f, p, table[b]+2*in); err != nil {
 			return err
 		}
 		from += n

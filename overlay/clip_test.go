@@ -1,6 +1,10 @@
 package overlay
 
-import "testing"
+import (
+	"testing"
+
+	"varve/overlay/extent"
+)
 
 // A layer that is written reads as zeros past its end, also where the one below
 // is longer (M2).
@@ -10,7 +14,7 @@ func TestWrittenLayerClips(t *testing.T) {
 		extents, err := m.o.Map(nil, off, 4<<20-off)
 		m.must(err)
 		last := extents[len(extents)-1]
-		if from := max(off, 2<<20+1024); last.Kind != Zero || last.Start != from || last.End() != 4<<20 {
+		if from := max(off, 2<<20+1024); last.Kind != extent.Zero || last.Start != from || last.End() != 4<<20 {
 			t.Errorf("from %d on: %v, want zeros from %d on", off, extents, from)
 		}
 	}

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"varve/integration/imagetest"
+	"varve/overlay/hostfs"
 )
 
 // What the cluster size of our layers costs and gains; docs/cluster-size.md has
@@ -33,9 +36,9 @@ type benchLayer struct {
 }
 
 // fileBacking is a raw file as what shows through.
-type fileBacking struct{ File }
+type fileBacking struct{ hostfs.File }
 
-func (f *fileBacking) ReadAt(p []byte, off int64) error { return readFull(f.File, p, off) }
+func (f *fileBacking) ReadAt(p []byte, off int64) error { return hostfs.ReadPadded(f.File, p, off) }
 func (f *fileBacking) IsZero(off, length int64) (bool, error) {
 	at, err := f.SeekData(off)
 	return err != nil || at >= off+length, nil
@@ -44,7 +47,7 @@ func (f *fileBacking) IsZero(off, length int64) (bool, error) {
 // baseFile makes the file below: of size bytes, full up to written.
 func baseFile(b *testing.B, written, size int64) *fileBacking {
 	b.Helper()
-	f, err := HostFS().Open(filepath.Join(b.TempDir(), "base.raw"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := hostfs.OS().Open(filepath.Join(b.TempDir(), "base.raw"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -54,7 +57,7 @@ func baseFile(b *testing.B, written, size int64) *fileBacking {
 		p[i] = byte(i*7 + i>>8)
 	}
 	for off := int64(0); off < written; off += int64(len(p)) {
-		if err := writeFull(f, p, off); err != nil {
+		if err := hostfs.WriteWhole(f, p, off); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -73,11 +76,11 @@ func newBenchLayer(b *testing.B, below *fileBacking, clusterBits uint32, size in
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		b.Fatal(err)
 	}
-	err := Create(HostFS(), path, CreateOptions{Size: size, Backing: below.Name(), BackingFormat: "raw", ClusterBits: clusterBits})
+	err := Create(hostfs.OS(), path, CreateOptions{Size: size, Backing: below.Name(), BackingFormat: "raw", ClusterBits: clusterBits})
 	if err != nil {
 		b.Fatal(err)
 	}
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -144,7 +147,7 @@ func (l *benchLayer) size() {
 // extents reports in how many pieces the host keeps the file.
 func (l *benchLayer) extents() {
 	l.b.Helper()
-	out := tool(l.b, "filefrag", l.file.Name())
+	out := imagetest.Tool(l.b, "filefrag", l.file.Name())
 	var n int
 	_, err := fmt.Sscanf(out[strings.LastIndex(out, ": ")+2:], "%d extent", &n)
 	l.must(err)
@@ -274,7 +277,7 @@ func lookups(l *benchLayer, size, perMiB int64) {
 	l.must(l.Settle())
 	l.must(l.Close())
 	var err error
-	if l.Overlay, err = OpenOverlay(HostFS(), l.file.Name(), OverlayOptions{}); err != nil {
+	if l.Overlay, err = OpenOverlay(hostfs.OS(), l.file.Name(), OverlayOptions{}); err != nil {
 		l.b.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()

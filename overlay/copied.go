@@ -1,6 +1,10 @@
 package overlay
 
-import "sync"
+import (
+	"sync"
+
+	"varve/overlay/hostfs"
+)
 
 // copiedRanges is what a job has copied since the last flush, as far as the page
 // cache is concerned: what nobody used before the job came is to be forgotten
@@ -13,8 +17,8 @@ import "sync"
 // somebody's use otherwise.
 type copiedRanges struct {
 	mu     sync.Mutex
-	blocks map[fileBlock]bool // whether a block was cold
-	at     map[File]int64     // the stretch that is being read
+	blocks map[fileBlock]bool    // whether a block was cold
+	at     map[hostfs.File]int64 // the stretch that is being read
 	ranges []fileRange
 
 	low, high int64 // of the target: written, and not told to the host yet
@@ -31,17 +35,17 @@ const (
 )
 
 type fileBlock struct {
-	file  File
+	file  hostfs.File
 	block int64
 }
 
 type fileRange struct {
-	file        File
+	file        hostfs.File
 	off, length int64
 }
 
 // isCold says whether a range of a source is to be forgotten after the copy.
-func (c *copiedRanges) isCold(f File, off, n int64) bool {
+func (c *copiedRanges) isCold(f hostfs.File, off, n int64) bool {
 	if f == nil {
 		return false
 	}
@@ -61,7 +65,7 @@ func (c *copiedRanges) blockCold(b fileBlock) bool {
 		c.look(b.file, stretch)
 		c.look(b.file, stretch+1)
 		if c.at == nil {
-			c.at = make(map[File]int64)
+			c.at = make(map[hostfs.File]int64)
 		}
 		c.at[b.file] = stretch
 	}
@@ -69,7 +73,7 @@ func (c *copiedRanges) blockCold(b fileBlock) bool {
 }
 
 // look asks about the blocks of a stretch, unless that was done.
-func (c *copiedRanges) look(f File, stretch int64) {
+func (c *copiedRanges) look(f hostfs.File, stretch int64) {
 	if c.blocks == nil {
 		c.blocks = make(map[fileBlock]bool)
 	}
@@ -84,7 +88,7 @@ func (c *copiedRanges) look(f File, stretch int64) {
 }
 
 // note remembers a copy.
-func (c *copiedRanges) note(from File, at int64, to File, host, n int64, cold bool) {
+func (c *copiedRanges) note(from hostfs.File, at int64, to hostfs.File, host, n int64, cold bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.high == 0 {

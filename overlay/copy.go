@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+
+	"varve/overlay/hostfs"
 )
 
 // Placed is a Source that knows where content stands in files of the host, so
@@ -14,7 +16,7 @@ type Placed interface {
 	// file from a host offset on. A nil file: it stands nowhere as it is (zeros,
 	// compressed data), n bytes of it are to be read. The file stays open, and
 	// what it holds there the same, as long as the source may be read.
-	Place(off, length int64) (f File, host, n int64, err error)
+	Place(off, length int64) (f hostfs.File, host, n int64, err error)
 }
 
 const (
@@ -36,7 +38,7 @@ const (
 // be done and reads and writes the rest. Copy may be called by several at a time, to
 // different places, and Copied beside it.
 type Copier struct {
-	to     File
+	to     hostfs.File
 	copied copiedRanges
 	dealt  atomic.Int64 // bytes that Copy was given
 	shared atomic.Int64 // those that took no copying
@@ -54,7 +56,7 @@ func (c *Copier) judge(all, shared int64) {
 }
 
 // NewCopier copies into a file, which stays the caller's.
-func NewCopier(to File) *Copier { return &Copier{to: to} }
+func NewCopier(to hostfs.File) *Copier { return &Copier{to: to} }
 
 // Copy copies n bytes that source has at off to a host offset of the file. Errors
 // are those of source and of the host; the range may be written in part then.
@@ -66,7 +68,7 @@ func (c *Copier) Copy(source Source, off, host, n int64) error {
 	placed, _ := source.(Placed)
 	for n > 0 {
 		piece := min(n, copyPiece)
-		var from File
+		var from hostfs.File
 		var at int64
 		if placed != nil {
 			f, h, length, err := placed.Place(off, n)
@@ -85,7 +87,7 @@ func (c *Copier) Copy(source Source, off, host, n int64) error {
 				}
 			}
 			from, at, piece = f, h, min(piece, length)
-			if head := -h & (cloneUnit - 1); f != nil && head > 0 && head < piece && length >= c.leastClone() {
+			if head := -h & (hostfs.CloneUnit - 1); f != nil && head > 0 && head < piece && length >= c.leastClone() {
 				piece = head // what follows may be shared
 			}
 		}
@@ -100,7 +102,7 @@ func (c *Copier) Copy(source Source, off, host, n int64) error {
 // leastClone is the least that is worth sharing, in bytes.
 func (c *Copier) leastClone() int64 {
 	if c.thrift.Load() {
-		return cloneUnit
+		return hostfs.CloneUnit
 	}
 	return minClone
 }
@@ -108,9 +110,9 @@ func (c *Copier) leastClone() int64 {
 // clone shares as much of the range as is worth it, and says how many bytes from
 // its start on that is: 0 where it has to be copied, with errors.ErrUnsupported where
 // the host will not share it.
-func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
-	n &^= cloneUnit - 1
-	if n < c.leastClone() || (at|host)&(cloneUnit-1) != 0 {
+func (c *Copier) clone(f hostfs.File, at, host, n int64) (int64, error) {
+	n &^= hostfs.CloneUnit - 1
+	if n < c.leastClone() || (at|host)&(hostfs.CloneUnit-1) != 0 {
 		return 0, nil
 	}
 	err := c.to.CloneRange(f, at, host, n)
@@ -120,7 +122,7 @@ func (c *Copier) clone(f File, at, host, n int64) (int64, error) {
 	return n, nil
 }
 
-func (c *Copier) copyPiece(source Source, from File, at, off, host, n int64) error {
+func (c *Copier) copyPiece(source Source, from hostfs.File, at, off, host, n int64) error {
 	cold := c.copied.isCold(from, at, n)
 	data := c.ahead.at(off, n)
 	if data == nil {
@@ -131,7 +133,7 @@ func (c *Copier) copyPiece(source Source, from File, at, off, host, n int64) err
 			return fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", n, off, c.to.Name(), err)
 		}
 	}
-	if err := writeFull(c.to, data, host); err != nil {
+	if err := hostfs.WriteWhole(c.to, data, host); err != nil {
 		return err
 	}
 	c.copied.note(from, at, c.to, host, n, cold)

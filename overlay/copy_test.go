@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // placedBelow is what shows through, standing in a file that shares blocks, 4 KiB
@@ -24,7 +27,7 @@ func newPlacedBelow(m memory) *placedBelow {
 	return &placedBelow{gatedBelow: gatedBelow{memory: m}, f: f, compressed: span{100 << 10, 5000}}
 }
 
-func (b *placedBelow) Place(off, length int64) (File, int64, int64, error) {
+func (b *placedBelow) Place(off, length int64) (hostfs.File, int64, int64, error) {
 	c := b.compressed
 	switch {
 	case off < c.off:
@@ -132,7 +135,7 @@ func TestCrashDuringCopy(t *testing.T) {
 			e, err := c.o.Map(nil, 0, hotBytes)
 			c.must(err)
 			for _, e := range e {
-				if e.Kind == Unallocated {
+				if e.Kind == extent.Unallocated {
 					t.Errorf("down %v: %v is left", down, e)
 				}
 			}
@@ -149,12 +152,12 @@ func TestCloneRange(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "from"), content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	from, err := HostFS().Open(filepath.Join(dir, "from"), os.O_RDONLY, 0)
+	from, err := hostfs.OS().Open(filepath.Join(dir, "from"), os.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer from.Close()
-	to, err := HostFS().Open(filepath.Join(dir, "to"), os.O_RDWR|os.O_CREATE, 0o600)
+	to, err := hostfs.OS().Open(filepath.Join(dir, "to"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +174,7 @@ func TestCloneRange(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := make([]byte, c.n)
-		if err := readFull(to, got, c.dst); err != nil || !bytes.Equal(got, want) {
+		if err := hostfs.ReadPadded(to, got, c.dst); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%+v: %v", c, err)
 		}
 		if err := to.PunchHole(0, 1<<20); err != nil {
@@ -184,14 +187,25 @@ func TestCloneRange(t *testing.T) {
 }
 
 // fileSource is a raw image on the host as what a copy comes from.
-type fileSource struct{ *Image }
+type fileSource struct{ *qcow2.Image }
 
 func (s fileSource) ReadAt(p []byte, off int64) error {
-	return s.ReadExtent(p, Extent{Start: off, Length: int64(len(p)), Host: off, Kind: Data}, off)
+	return s.ReadExtent(p, extent.Extent{Start: off, Length: int64(len(p)), Host: off, Kind: extent.Data}, off)
 }
 
-func (s fileSource) Place(off, length int64) (File, int64, int64, error) {
-	return s.file, off, length, nil
+func (s fileSource) Place(off, length int64) (hostfs.File, int64, int64, error) {
+	return s.File(), off, length, nil
+}
+
+// sharesBlocks says whether the host of a directory lets files share blocks.
+func sharesBlocks(t *testing.T, dir string, from hostfs.File) bool {
+	t.Helper()
+	path := filepath.Join(dir, "probe")
+	f, err := hostfs.OS().Open(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	must(t, err)
+	err = f.CloneRange(from, 0, 0, 4096)
+	must(t, errors.Join(f.Close(), os.Remove(path)))
+	return err == nil
 }
 
 // A copy leaves the page cache as it found it: of a source that nobody had in it
@@ -208,12 +222,12 @@ func TestCopyLeavesThePageCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, warm := range []bool{false, true} {
-		image, err := OpenImage(HostFS(), path, "raw", LockFrozen)
+		image, err := qcow2.OpenImage(hostfs.OS(), path, "raw", hostfs.LockFrozen)
 		if err != nil {
 			t.Fatal(err)
 		}
 		source := fileSource{image}
-		f := source.file
+		f := source.File()
 		if err := errors.Join(f.Sync(), f.DropRange(0, size)); err != nil {
 			t.Fatal(err)
 		}
@@ -226,10 +240,10 @@ func TestCopyLeavesThePageCache(t *testing.T) {
 			}
 		}
 		target := filepath.Join(dir, "layer.qcow2")
-		if err := Create(HostFS(), target, CreateOptions{Size: size}); err != nil {
+		if err := Create(hostfs.OS(), target, CreateOptions{Size: size}); err != nil {
 			t.Fatal(err)
 		}
-		o, err := OpenOverlay(HostFS(), target, OverlayOptions{})
+		o, err := OpenOverlay(hostfs.OS(), target, OverlayOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +257,7 @@ func TestCopyLeavesThePageCache(t *testing.T) {
 		forget()
 		from, _ := f.Cached(0, size)
 		to, _ := o.file.Cached(0, 2*size)
-		if shared := o.file.(*hostFile); !shared.noClone.Load() {
+		if sharesBlocks(t, dir, f) {
 			t.Logf("the host shares blocks: %d and %d bytes are cached", from, to)
 		} else if warm && (from < size || to < size) || !warm && (from > size/8 || to > size/8) {
 			t.Errorf("warm %v: %d and %d bytes are cached of %d", warm, from, to, size)

@@ -15,6 +15,9 @@ import (
 	"varve/integration/powercut"
 	"varve/integration/turn"
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 var flags = powercut.NewFlags()
@@ -262,9 +265,9 @@ func readLayer(l overlay.Layer) powercut.Reader {
 			part := p[:e.Length]
 			p = p[e.Length:]
 			switch e.Kind {
-			case overlay.Data:
+			case extent.Data:
 				err = l.ReadExtent(part, e, e.Start)
-			case overlay.Zero:
+			case extent.Zero:
 				clear(part)
 			default:
 				err = below{}.ReadAt(part, e.Start)
@@ -348,7 +351,7 @@ func (c *layerJudge) reopen(state *powercut.Host, v *powercut.View) error {
 	if err := powercut.CheckImage(state, layerPath, false); err != nil {
 		return fmt.Errorf("after it was settled: %w", err)
 	}
-	im, err := overlay.OpenImage(state, layerPath, "qcow2", overlay.LockNone)
+	im, err := qcow2.OpenImage(state, layerPath, "qcow2", hostfs.LockNone)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // crashTest is a layer on a memFile and what it may hold after a power cut:
@@ -110,9 +112,9 @@ func readLayer(tb testing.TB, o *Overlay, below Backing, off, length int64) []by
 	for _, e := range extents {
 		p := got[e.Start-off : e.End()-off]
 		switch {
-		case e.Kind == Data:
+		case e.Kind == extent.Data:
 			err = o.ReadExtent(p, e, e.Start)
-		case e.Kind == Unallocated && below != nil:
+		case e.Kind == extent.Unallocated && below != nil:
 			err = below.ReadAt(p, e.Start)
 		}
 		if err != nil {
@@ -255,10 +257,10 @@ func (c memContent) checkRefcounts(testing.TB) error {
 		return err
 	}
 	perBlock := h.ClusterSize() / 2
-	for cluster := u.set.next(0); cluster < u.set.high; cluster = u.set.next(cluster + 1) {
+	for cluster := u.set.Next(0); cluster < u.set.High; cluster = u.set.Next(cluster + 1) {
 		var count [2]byte
 		if table[cluster/perBlock] != 0 {
-			if err := readFull(f, count[:], table[cluster/perBlock]+2*(cluster%perBlock)); err != nil {
+			if err := hostfs.ReadPadded(f, count[:], table[cluster/perBlock]+2*(cluster%perBlock)); err != nil {
 				return err
 			}
 		}
@@ -402,7 +404,7 @@ func TestCrashDuringGrowth(t *testing.T) {
 	c.scribble(1)
 	c.flush()
 	for _, size := range []int64{uneven + 1, crashSize + 1<<20, 64 << 30} {
-		size = WholeSectors(size)
+		size = extent.WholeSectors(size)
 		c.sizes = append(c.sizes, size)
 		if size > 1<<30 {
 			c.below = c.below[:crashSize] // what lies far behind has to be zeros anyway

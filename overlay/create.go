@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Geometry of the layers that varve writes; docs/cluster-size.md has the
@@ -16,7 +20,6 @@ const (
 	maxOwnClusterBits  = 18
 	writeRefcountOrder = 4 // 16-bit refcounts, as qemu-img makes them
 	ownHeaderLength    = 112
-	maxBackingName     = 1023 // qcow2 specification, "Header", backing_file_size
 )
 
 // Where a backing name stands in cluster 0. Two places, so that a new name is
@@ -39,25 +42,25 @@ type CreateOptions struct {
 // file must not exist; it gets mode 0600 and is durable when Create returns
 // (its name is not: sync the directory). A file that could not be finished is
 // removed again.
-func Create(fs FS, path string, o CreateOptions) (err error) {
+func Create(fs hostfs.FS, path string, o CreateOptions) (err error) {
 	if o.ClusterBits == 0 {
 		o.ClusterBits = defaultClusterBits
 	}
-	if o.ClusterBits < minClusterBitsExtendedL2 || o.ClusterBits > maxOwnClusterBits {
-		return fmt.Errorf("create %s: cluster_bits %d is not in %d..%d", path, o.ClusterBits, minClusterBitsExtendedL2, maxOwnClusterBits)
+	if o.ClusterBits < qcow2.MinClusterBitsExtendedL2 || o.ClusterBits > maxOwnClusterBits {
+		return fmt.Errorf("create %s: cluster_bits %d is not in %d..%d", path, o.ClusterBits, qcow2.MinClusterBitsExtendedL2, maxOwnClusterBits)
 	}
-	if o.Size < 0 || len(o.Backing) > maxBackingName {
+	if o.Size < 0 || len(o.Backing) > qcow2.MaxBackingName {
 		return fmt.Errorf("create %s: a size of %d bytes or a backing name of %d bytes is not possible", path, o.Size, len(o.Backing))
 	}
-	o.Size = WholeSectors(o.Size)
+	o.Size = extent.WholeSectors(o.Size)
 	cs := int64(1) << o.ClusterBits
 	entries := l1EntriesFor(o.Size, o.ClusterBits)
-	if entries*8 > maxL1Bytes {
+	if entries*8 > qcow2.MaxL1Bytes {
 		return fmt.Errorf("create %s: %d bytes are more than qcow2 can hold with clusters of %d bytes", path, o.Size, cs)
 	}
 	l1Clusters := max(1, (entries*8+cs-1)/cs)
 	const l1First = 3
-	h := &Header{
+	h := &qcow2.Header{
 		Version:               3,
 		ClusterBits:           o.ClusterBits,
 		Size:                  o.Size,
@@ -65,7 +68,7 @@ func Create(fs FS, path string, o CreateOptions) (err error) {
 		L1Offset:              l1First * cs,
 		RefcountTableOffset:   1 * cs,
 		RefcountTableClusters: 1,
-		Incompatible:          IncompatibleExtendedL2,
+		Incompatible:          qcow2.IncompatibleExtendedL2,
 		RefcountOrder:         writeRefcountOrder,
 		HeaderLength:          ownHeaderLength,
 		BackingName:           o.Backing,
@@ -105,7 +108,7 @@ func Create(fs FS, path string, o CreateOptions) (err error) {
 		if len(w.p) == 0 {
 			continue
 		}
-		if err := writeFull(f, w.p, w.off); err != nil {
+		if err := hostfs.WriteWhole(f, w.p, w.off); err != nil {
 			return fmt.Errorf("create %s: %w", path, err)
 		}
 	}
@@ -134,9 +137,9 @@ func l1EntriesFor(size int64, clusterBits uint32) int64 {
 // makes a change of header atomic (M15). The feature name table is ours, not a
 // preserved one; every other extension is kept. A size that QEMU would round is refused
 // (M2): the layer has to grow to whole sectors first.
-func encodeHeader(h *Header) ([]byte, error) {
-	if Uneven(h.Size) {
-		return nil, fmt.Errorf("a disk of %d bytes is no whole number of sectors: %w", h.Size, ErrUnsupported)
+func encodeHeader(h *qcow2.Header) ([]byte, error) {
+	if extent.Uneven(h.Size) {
+		return nil, fmt.Errorf("a disk of %d bytes is no whole number of sectors: %w", h.Size, qcow2.ErrUnsupported)
 	}
 	be := binary.BigEndian
 	p := make([]byte, ownHeaderLength, headerSector)
@@ -167,32 +170,20 @@ func encodeHeader(h *Header) ([]byte, error) {
 		p = append(p, make([]byte, (8-len(data)%8)%8)...)
 	}
 	if h.BackingName != "" {
-		ext(ExtensionBackingFormat, []byte(h.BackingFormat))
+		ext(qcow2.ExtensionBackingFormat, []byte(h.BackingFormat))
 	}
 	feature := make([]byte, 48)
 	feature[0], feature[1] = 0, 4 // incompatible, bit 4
 	copy(feature[2:], "extended L2 entries")
-	ext(ExtensionFeatureNames, feature)
+	ext(qcow2.ExtensionFeatureNames, feature)
 	for _, e := range h.Extensions {
-		if e.Type != ExtensionBackingFormat && e.Type != ExtensionFeatureNames {
+		if e.Type != qcow2.ExtensionBackingFormat && e.Type != qcow2.ExtensionFeatureNames {
 			ext(e.Type, e.Data)
 		}
 	}
 	ext(0, nil)
 	if len(p) > headerSector {
-		return nil, fmt.Errorf("header extensions of %d bytes do not fit into one sector: %w", len(p), ErrUnsupported)
+		return nil, fmt.Errorf("header extensions of %d bytes do not fit into one sector: %w", len(p), qcow2.ErrUnsupported)
 	}
 	return p[:headerSector], nil
-}
-
-// writeFull is WriteAt with a short count turned into an error.
-func writeFull(f File, p []byte, off int64) error {
-	n, err := f.WriteAt(p, off)
-	if err != nil {
-		return fmt.Errorf("write %d bytes at 0x%x of %s: %w", len(p), off, f.Name(), err)
-	}
-	if n != len(p) {
-		return fmt.Errorf("write %d bytes at 0x%x of %s: only %d were taken", len(p), off, f.Name(), n)
-	}
-	return nil
 }

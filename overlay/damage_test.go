@@ -2,51 +2,28 @@ package overlay
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"varve/integration/hostile"
+	"varve/integration/imagetest"
 	"varve/integration/patience"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
-
-// spotFile is a file with places that cannot be read.
-type spotFile struct {
-	File
-	mu  sync.Mutex
-	bad [][2]int64
-}
-
-func (f *spotFile) ReadAt(p []byte, off int64) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, r := range f.bad {
-		if off < r[1] && off+int64(len(p)) > r[0] {
-			return 0, fmt.Errorf("read %s: %w", f.Name(), unix.EIO)
-		}
-	}
-	return f.File.ReadAt(p, off)
-}
-
-func (f *spotFile) set(bad ...[2]int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.bad = bad
-}
 
 // ownDisk is a settled layer of ours with 4 MiB of data in it, and where its first L2
 // table stands.
 func ownDisk(t *testing.T) (path string, l2 int64) {
 	t.Helper()
 	path = t.TempDir() + "/layer.qcow2"
-	must(t, Create(HostFS(), path, CreateOptions{Size: 8 << 30}))
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	must(t, Create(hostfs.OS(), path, CreateOptions{Size: 8 << 30}))
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	must(t, err)
 	for c := range int64(32) {
 		must(t, o.WriteAt(bytes.Repeat([]byte{byte(c + 1)}, 1<<defaultClusterBits), c<<defaultClusterBits, nil))
@@ -55,7 +32,7 @@ func ownDisk(t *testing.T) (path string, l2 int64) {
 	must(t, o.Close())
 	data, err := os.ReadFile(path)
 	must(t, err)
-	return path, int64(mapImage(data).l2[0])
+	return path, int64(hostile.MapImage(data).L2[0])
 }
 
 func readOwn(o *Overlay, p []byte, off int64) error {
@@ -66,7 +43,7 @@ func readOwn(o *Overlay, p []byte, off int64) error {
 	for _, e := range extents {
 		part := p[e.Start-off : e.End()-off]
 		switch e.Kind {
-		case Data, Damaged:
+		case extent.Data, extent.Damaged:
 			if err := o.ReadExtent(part, e, e.Start); err != nil {
 				return err
 			}
@@ -86,17 +63,19 @@ func TestDamagedEntryOfAWrittenLayer(t *testing.T) {
 		name  string
 		entry func(end int64) []byte
 	}{
-		{"a reserved bit", func(int64) []byte { return append(be64(copiedFlag|5*cs|2), be64(allSub)...) }},
-		{"the next cluster that is given out", func(end int64) []byte { return append(be64(copiedFlag|uint64(end)), be64(allSub)...) }},
-		{"a table", func(int64) []byte { return append(be64(copiedFlag|3*cs), be64(allSub)...) }},
+		{"a reserved bit", func(int64) []byte { return append(imagetest.BE64(qcow2.CopiedFlag|5*cs|2), imagetest.BE64(allSub)...) }},
+		{"the next cluster that is given out", func(end int64) []byte {
+			return append(imagetest.BE64(qcow2.CopiedFlag|uint64(end)), imagetest.BE64(allSub)...)
+		}},
+		{"a table", func(int64) []byte { return append(imagetest.BE64(qcow2.CopiedFlag|3*cs), imagetest.BE64(allSub)...) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path, l2 := ownDisk(t)
 			info, err := os.Stat(path)
 			must(t, err)
 			entry := c.entry(info.Size())
-			patch(t, path, l2+16*3, entry...)
-			o, err := OpenOverlay(HostFS(), path, OverlayOptions{MaxSlices: 1})
+			imagetest.Patch(t, path, l2+16*3, entry...)
+			o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{MaxSlices: 1})
 			must(t, err)
 			defer o.Close()
 			// Clusters are given out before anybody has looked at the entry.
@@ -111,7 +90,7 @@ func TestDamagedEntryOfAWrittenLayer(t *testing.T) {
 				for at := int64(0); at < 8; at++ {
 					err := readOwn(o, p, at*cs)
 					if at == 3 {
-						judgeError(t, err, ErrCorrupt, path, "guest offset 0x60000")
+						imagetest.JudgeError(t, err, qcow2.ErrCorrupt, path, "guest offset 0x60000")
 						continue
 					}
 					if err != nil || p[0] != byte(at+1) {
@@ -126,7 +105,7 @@ func TestDamagedEntryOfAWrittenLayer(t *testing.T) {
 				"reserve": func() error { return o.Reserve(3*cs, cs) },
 				"unmap":   func() error { return o.Unmap(3*cs, cs) },
 			} {
-				if err := do(); !errors.Is(err, ErrCorrupt) {
+				if err := do(); !errors.Is(err, qcow2.ErrCorrupt) {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
@@ -154,20 +133,20 @@ func TestDamagedEntryOfAWrittenLayer(t *testing.T) {
 func TestUnreadableSectorOfAWrittenLayer(t *testing.T) {
 	const cs = 1 << defaultClusterBits
 	path, l2 := ownDisk(t)
-	f, err := HostFS().Open(path, os.O_RDWR, 0)
+	f, err := hostfs.OS().Open(path, os.O_RDWR, 0)
 	must(t, err)
-	spot := &spotFile{File: f}
+	spot := &hostile.SpotFile{File: f}
 	o, err := NewOverlay(spot, OverlayOptions{})
 	must(t, err)
 	defer o.Close()
 	before, err := os.ReadFile(path)
 	must(t, err)
-	spot.set([2]int64{l2, l2 + 512}) // entries 0 to 31
+	spot.Set([2]int64{l2, l2 + 512}) // entries 0 to 31
 	p := make([]byte, 4096)
-	if err := readOwn(o, p, 5*cs); !errors.Is(err, ErrUnreadable) {
+	if err := readOwn(o, p, 5*cs); !errors.Is(err, hostfs.ErrUnreadable) {
 		t.Errorf("a read: %v", err)
 	}
-	if err := o.WriteAt(p, 5*cs, nil); !errors.Is(err, ErrUnreadable) {
+	if err := o.WriteAt(p, 5*cs, nil); !errors.Is(err, hostfs.ErrUnreadable) {
 		t.Errorf("a write: %v", err)
 	}
 	must(t, o.WriteAt(bytes.Repeat([]byte{9}, 4096), 40*cs, nil)) // in another sector of the slice
@@ -180,7 +159,7 @@ func TestUnreadableSectorOfAWrittenLayer(t *testing.T) {
 	if now[l2+16*40+7] == before[l2+16*40+7] && bytes.Equal(now[l2+16*40:l2+16*41], before[l2+16*40:l2+16*41]) {
 		t.Error("the entry beside it was not")
 	}
-	spot.set()
+	spot.Set()
 	for end := time.Now().Add(patience.Hang); ; {
 		if err = readOwn(o, p, 5*cs); err == nil || time.Now().After(end) {
 			break
@@ -197,48 +176,20 @@ func TestUnreadableSectorOfAWrittenLayer(t *testing.T) {
 	must(t, o.Settle())
 }
 
-// Check goes on where the host cannot read a piece of a table, and lists it.
-func TestCheckOfUnreadableTables(t *testing.T) {
-	path, l2 := ownDisk(t)
-	h, err := ReadHeader(HostFS(), path)
-	must(t, err)
-	f, err := HostFS().Open(path, os.O_RDONLY, 0)
-	must(t, err)
-	defer f.Close()
-	data, err := os.ReadFile(path)
-	must(t, err)
-	block := int64(binary.BigEndian.Uint64(data[h.RefcountTableOffset:]))
-	for _, c := range []struct {
-		at   int64
-		says string
-	}{
-		{l2 + 512, fmt.Sprintf("L2 table: 512 bytes at 0x%x cannot be read", l2+512)},
-		{h.L1Offset, fmt.Sprintf("L1 table: 64 bytes at 0x%x cannot be read", h.L1Offset)},
-		{block, fmt.Sprintf("refcount block at 0x%x: it cannot be read", block)},
-		{h.RefcountTableOffset, "refcount table: 512 bytes at"},
-	} {
-		result, err := Check(t.Context(), &spotFile{File: f, bad: [][2]int64{{c.at, c.at + 512}}}, formatQcow2, CheckOptions{})
-		must(t, err)
-		if !slices.ContainsFunc(result.Problems, func(p Problem) bool { return bytes.Contains([]byte(p.Text), []byte(c.says)) }) {
-			t.Errorf("want %q in %+v", c.says, result.Problems)
-		}
-	}
-}
-
 // failingSource is content in memory, of which sectors cannot be read.
 type failingSource struct {
 	data []byte
 	bad  map[int64]bool
 }
 
-func (s failingSource) Map(dst []Extent, off, length int64) ([]Extent, error) {
-	return append(dst, Extent{Start: off, Length: length, Kind: Data}), nil
+func (s failingSource) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+	return append(dst, extent.Extent{Start: off, Length: length, Kind: extent.Data}), nil
 }
 
 func (s failingSource) ReadAt(p []byte, off int64) error {
-	for at := off / SectorSize; at*SectorSize < off+int64(len(p)); at++ {
+	for at := off / extent.SectorSize; at*extent.SectorSize < off+int64(len(p)); at++ {
 		if s.bad[at] {
-			return fmt.Errorf("sector %d: %w", at, ErrUnreadable)
+			return fmt.Errorf("sector %d: %w", at, hostfs.ErrUnreadable)
 		}
 	}
 	clear(p)
@@ -253,12 +204,12 @@ func TestSalvage(t *testing.T) {
 	source := failingSource{data: bytes.Repeat([]byte("varve"), 100_000)[:300<<10+100], bad: map[int64]bool{0: true, 7: true, 8: true, 255: true, 600: true}}
 	want := bytes.Clone(source.data)
 	for at := range source.bad {
-		clear(want[at*SectorSize : min(int64(len(want)), (at+1)*SectorSize)])
+		clear(want[at*extent.SectorSize : min(int64(len(want)), (at+1)*extent.SectorSize)])
 	}
 	for _, compress := range []bool{false, true} {
 		s := NewSalvage(source, int64(len(source.data)))
 		path := t.TempDir() + "/out"
-		f, err := HostFS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := hostfs.OS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 		must(t, err)
 		e := Export{Source: s, Size: int64(len(source.data))}
 		if compress {
@@ -270,14 +221,14 @@ func TestSalvage(t *testing.T) {
 		got, err := os.ReadFile(path)
 		must(t, err)
 		if compress {
-			got = truth(t, path)[:len(want)]
+			got = imagetest.Truth(t, path)[:len(want)]
 		}
 		if !bytes.Equal(got, want) {
 			t.Errorf("compress %v: another content", compress)
 		}
 		var lost [][2]int64
 		for _, l := range s.Lost() {
-			lost = append(lost, [2]int64{l.Start / SectorSize, l.Length})
+			lost = append(lost, [2]int64{l.Start / extent.SectorSize, l.Length})
 		}
 		if w := [][2]int64{{0, 512}, {7, 1024}, {255, 512}, {600, 100}}; !slices.Equal(lost, w) {
 			t.Errorf("lost %v, want %v", lost, w)
@@ -291,5 +242,5 @@ func TestSalvage(t *testing.T) {
 
 type sourceOf struct{ err error }
 
-func (s sourceOf) Map(dst []Extent, _, _ int64) ([]Extent, error) { return dst, s.err }
-func (s sourceOf) ReadAt([]byte, int64) error                     { return s.err }
+func (s sourceOf) Map(dst []extent.Extent, _, _ int64) ([]extent.Extent, error) { return dst, s.err }
+func (s sourceOf) ReadAt([]byte, int64) error                                   { return s.err }

@@ -1,6 +1,10 @@
 package overlay
 
-import "sync"
+import (
+	"sync"
+
+	"varve/overlay/extent"
+)
 
 // Discard makes a range read as zeros (D5). Whole subclusters get zero bits and
 // their blocks are punched after the next Flush, by Punch (M6); the host
@@ -48,10 +52,10 @@ const (
 // says nothing and what is below, looked at as far as far says, is zero.
 func (o *Overlay) skipZero(off, length, far int64, below Backing) (int64, error) {
 	e, err := o.Lookup(off, length)
-	if err != nil || e.Kind == Data || e.Kind == Damaged {
+	if err != nil || e.Kind == extent.Data || e.Kind == extent.Damaged {
 		return 0, err
 	}
-	if e.Kind == Zero || below == nil {
+	if e.Kind == extent.Zero || below == nil {
 		return e.Length, nil
 	}
 	// Far first, then only this cluster: one look per cluster must not cost a

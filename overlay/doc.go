@@ -1,10 +1,13 @@
-// Package overlay reads and writes one image file: a layer of a chain.
+// Package overlay writes a layer of a chain: an Overlay is one qcow2 file of varve's own
+// making (version 3, extended L2 entries), open for reading and writing. The package
+// creates layers, maps, writes, discards, flushes, grows and mends them, copies into them
+// what other layers hold, and exports a view as an image. The order and durability of its
+// writes are rules M3 to M11 and M15 of docs/inside.md.
 //
-// It reads raw images and every qcow2 that qemu-img writes without encryption
-// or an external data file (Image), and writes only varve's own layers: qcow2
-// version 3 with extended L2 entries (Overlay). It knows clusters, L1 and L2
-// tables, refcounts and the locks on a file. It knows no chain and no names.
+// It imports qcow2, which reads every image, extent, the vocabulary for guest space, and
+// hostfs, the host's files and their locks. Package check, which judges an image, stands
+// beside it: neither needs the other. Overlay knows no chain and no names.
 //
-// "qcow2 specification" in comments means QEMU's docs/interop/qcow2.rst; "M1"
-// to "M19" are the rules in docs/inside.md.
+// "qcow2 specification" in comments means QEMU's docs/interop/qcow2.rst; "M1" to "M22"
+// are the rules in docs/inside.md.
 package overlay

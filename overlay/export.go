@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // Export is a copy of a view into a file of its own, which needs nothing below.
@@ -26,7 +29,7 @@ const exportHole = 64 << 20
 // data that f would read (eachWritten), and done is called when f is to copy what it
 // has put off.
 func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) error, done func() error) error {
-	var extents []Extent
+	var extents []extent.Extent
 	longest := int64(exportHole) // so that the context is heard
 	if zero == nil {
 		zero, longest = leaveOut, e.Size
@@ -84,10 +87,10 @@ func (e Export) each(ctx context.Context, c *Copier, f, zero func(off, n int64) 
 	return nil
 }
 
-func eachExtent(extents []Extent, f, zero func(off, n int64) error) error {
+func eachExtent(extents []extent.Extent, f, zero func(off, n int64) error) error {
 	for _, x := range extents {
 		do := f
-		if x.Kind == Zero || x.Kind == Unallocated {
+		if x.Kind == extent.Zero || x.Kind == extent.Unallocated {
 			do = zero
 		}
 		if err := do(x.Start, x.Length); err != nil {
@@ -104,7 +107,7 @@ func nothingPutOff() error      { return nil }
 // Raw writes a raw image into an empty file, with holes where the view is zeros,
 // and makes it durable. Errors are those of the source and of the host, or the
 // context's cause; the file is then not complete.
-func (e Export) Raw(ctx context.Context, f File) error {
+func (e Export) Raw(ctx context.Context, f hostfs.File) error {
 	if err := f.Truncate(e.Size); err != nil {
 		return err
 	}
@@ -123,7 +126,7 @@ func (e Export) Raw(ctx context.Context, f File) error {
 }
 
 // finish makes an export durable, and leaves the page cache as it was.
-func finish(f File, c *Copier) error {
+func finish(f hostfs.File, c *Copier) error {
 	forget := c.Copied()
 	if err := f.Sync(); err != nil {
 		return err

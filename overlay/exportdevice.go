@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -15,18 +17,11 @@ const (
 	zeroOutMost = 64 << 20
 )
 
-// ZeroOut makes a range of a block device zeros, as the ioctl BLKZEROOUT does: by the
-// device where it can, else the kernel writes them. off and length must be multiples of
-// the device's sectors.
-func (h *hostFile) ZeroOut(off, length int64) error {
-	return h.fallocate("zero out", unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, length)
-}
-
 // Device writes the view over the beginning of a block device, which must be as long
 // as the view at least, and makes it durable. What is behind it stays. Zeros are
 // discarded where that makes zeros of them. Errors as of Raw; the device is written in
 // part then.
-func (e Export) Device(ctx context.Context, f File) error {
+func (e Export) Device(ctx context.Context, f hostfs.File) error {
 	c := NewCopier(f)
 	z := zeroWriter{file: f}
 	err := e.each(ctx, c, func(off, n int64) error {
@@ -58,7 +53,7 @@ func (e Export) Device(ctx context.Context, f File) error {
 // device has: by a discard of which the kernel says that it makes zeros (fallocate(2),
 // punch hole), else by ZeroOut, else as bytes.
 type zeroWriter struct {
-	file   File
+	file   hostfs.File
 	off, n int64 // what waits
 	bytes  bool  // the device has no other way
 }
@@ -103,5 +98,5 @@ func (z *zeroWriter) write(n int64) error {
 	buf := getBuffer(n)
 	defer putBuffer(buf)
 	clear(*buf)
-	return writeFull(z.file, *buf, z.off)
+	return hostfs.WriteWhole(z.file, *buf, z.off)
 }

@@ -9,6 +9,10 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/flate"
+
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // An exported qcow2 is version 3 with clusters of 64 KiB and without subclusters:
@@ -33,7 +37,7 @@ const (
 
 type qcow2Writer struct {
 	Export
-	file   File
+	file   hostfs.File
 	copier *Copier
 	refs   []uint16 // of each cluster of the file
 	next   int64    // bytes: the end of what is given out, a whole cluster
@@ -48,10 +52,10 @@ type qcow2Writer struct {
 // Qcow2 writes a qcow2 image into an empty file and makes it durable, with
 // compressed clusters if compress is set. The image has whole sectors: of a view that
 // ends within one the rest is zeros. Errors as of Raw.
-func (e Export) Qcow2(ctx context.Context, f File, compress bool) error {
-	size := WholeSectors(e.Size)
+func (e Export) Qcow2(ctx context.Context, f hostfs.File, compress bool) error {
+	size := extent.WholeSectors(e.Size)
 	tables := (size + exportTable<<exportClusterBits - 1) / (exportTable << exportClusterBits)
-	if tables*8 > maxL1Bytes {
+	if tables*8 > qcow2.MaxL1Bytes {
 		return fmt.Errorf("%s: %d bytes are more than qcow2 can hold with clusters of %d bytes", f.Name(), size, exportCluster)
 	}
 	w := &qcow2Writer{Export: e, file: f, copier: NewCopier(f), l1: make([]uint64, tables), l2: make([]byte, exportCluster)}
@@ -95,7 +99,7 @@ func (w *qcow2Writer) copyAll(ctx context.Context) error {
 		}
 		w.copier.StartWriteBack()
 		for k := range n {
-			if err := w.set(first+k, uint64(host+k*exportCluster)|copiedFlag); err != nil {
+			if err := w.set(first+k, uint64(host+k*exportCluster)|qcow2.CopiedFlag); err != nil {
 				return err
 			}
 		}
@@ -216,7 +220,7 @@ func compressOne(source Source, cluster int64, buf []byte) (r compressedCluster)
 func (w *qcow2Writer) place(r compressedCluster) (uint64, error) {
 	if r.plain {
 		at := w.take(1)
-		return uint64(at) | copiedFlag, writeFull(w.file, r.data, at)
+		return uint64(at) | qcow2.CopiedFlag, hostfs.WriteWhole(w.file, r.data, at)
 	}
 	n := int64(len(r.data))
 	at := w.packed
@@ -235,7 +239,7 @@ func (w *qcow2Writer) place(r compressedCluster) (uint64, error) {
 	}
 	w.packed = at + n
 	const shift = 62 - (exportClusterBits - 8)
-	return uint64(at) | uint64(sectors)<<shift | compressedFlag, writeFull(w.file, r.data, at)
+	return uint64(at) | uint64(sectors)<<shift | qcow2.CompressedFlag, hostfs.WriteWhole(w.file, r.data, at)
 }
 
 // set names a cluster; they come in order.
@@ -254,10 +258,10 @@ func (w *qcow2Writer) set(cluster int64, entry uint64) error {
 func (w *qcow2Writer) setTable(at int64) error {
 	if w.dirty {
 		host := w.take(1)
-		if err := writeFull(w.file, w.l2, host); err != nil {
+		if err := hostfs.WriteWhole(w.file, w.l2, host); err != nil {
 			return err
 		}
-		w.l1[w.l2At] = uint64(host) | copiedFlag
+		w.l1[w.l2At] = uint64(host) | qcow2.CopiedFlag
 		clear(w.l2)
 	}
 	w.l2At, w.dirty = at, false
@@ -292,8 +296,8 @@ func (w *qcow2Writer) finish() error {
 	for i, e := range w.l1 {
 		binary.BigEndian.PutUint64(l1[i*8:], e)
 	}
-	header, err := encodeHeader(&Header{
-		Version: 3, ClusterBits: exportClusterBits, Size: WholeSectors(w.Size),
+	header, err := encodeHeader(&qcow2.Header{
+		Version: 3, ClusterBits: exportClusterBits, Size: extent.WholeSectors(w.Size),
 		L1Entries: uint32(len(w.l1)), L1Offset: exportCluster,
 		RefcountTableOffset: tableAt, RefcountTableClusters: uint32(table),
 		RefcountOrder: 4, HeaderLength: ownHeaderLength,
@@ -305,14 +309,14 @@ func (w *qcow2Writer) finish() error {
 		p   []byte
 		off int64
 	}{{counts, firstBlock}, {entries, tableAt}, {l1, exportCluster}} {
-		if err := writeFull(w.file, part.p, part.off); err != nil {
+		if err := hostfs.WriteWhole(w.file, part.p, part.off); err != nil {
 			return err
 		}
 	}
 	if err := w.file.Datasync(); err != nil {
 		return err
 	}
-	if err := writeFull(w.file, header, 0); err != nil {
+	if err := hostfs.WriteWhole(w.file, header, 0); err != nil {
 		return err
 	}
 	return finish(w.file, w.copier)

@@ -1,6 +1,10 @@
 package overlay
 
-import "fmt"
+import (
+	"fmt"
+
+	"varve/overlay/extent"
+)
 
 // Zeros that a guest has written are data for the tables. Where an export reads what
 // it copies, it finds them and leaves them out, as qemu-img convert does; where the
@@ -25,10 +29,10 @@ func (r *readAhead) at(off, n int64) []byte {
 // eachWritten is what each does with the extents of a step, where zeros are looked
 // for in the data: a window of copyPiece at a time, which stays in a core's own cache
 // until it is copied. After each window it calls done.
-func (e Export) eachWritten(c *Copier, extents []Extent, f, zero func(off, n int64) error, done func() error) error {
+func (e Export) eachWritten(c *Copier, extents []extent.Extent, f, zero func(off, n int64) error, done func() error) error {
 	window := int64(-1)
 	for i, x := range extents {
-		if x.Kind == Zero || x.Kind == Unallocated {
+		if x.Kind == extent.Zero || x.Kind == extent.Unallocated {
 			if err := zero(x.Start, x.Length); err != nil {
 				return err
 			}
@@ -63,7 +67,7 @@ func (e Export) eachWritten(c *Copier, extents []Extent, f, zero func(off, n int
 
 // readWindow reads the data in a window from start on. extents are those of the step
 // from the first with data in the window on; the step begins at from.
-func (e Export) readWindow(c *Copier, start int64, extents []Extent, from int64) error {
+func (e Export) readWindow(c *Copier, start int64, extents []extent.Extent, from int64) error {
 	stop := start + copyPiece
 	if end := extents[len(extents)-1].End(); end < e.Size {
 		stop = min(stop, end) // of what is behind nothing is known yet
@@ -78,7 +82,7 @@ func (e Export) readWindow(c *Copier, start int64, extents []Extent, from int64)
 		if x.Start >= stop {
 			break
 		}
-		if x.Kind == Zero || x.Kind == Unallocated {
+		if x.Kind == extent.Zero || x.Kind == extent.Unallocated {
 			continue
 		}
 		at := max(x.Start, start)

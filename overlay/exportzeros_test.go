@@ -11,6 +11,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"varve/integration/imagetest"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // writtenZeros is content of which the tables say that most of it is data: holes are
@@ -21,14 +25,14 @@ type writtenZeros struct {
 	reads int64          // bytes
 }
 
-func (s *writtenZeros) Map(dst []Extent, off, length int64) ([]Extent, error) {
+func (s *writtenZeros) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	for end := off + length; off < end; {
 		n := min(end-off, 512-off%512)
-		kind := Data
+		kind := extent.Data
 		if s.holes[off/512] {
-			kind = Zero
+			kind = extent.Zero
 		}
-		dst = appendExtent(dst, Extent{Start: off, Length: n, Host: off, Kind: kind})
+		dst = extent.Append(dst, extent.Extent{Start: off, Length: n, Host: off, Kind: kind})
 		off += n
 	}
 	return dst, nil
@@ -89,7 +93,7 @@ func TestExportFindsWrittenZeros(t *testing.T) {
 		e := Export{Source: s, Size: int64(len(s.memory))}
 		for _, format := range []string{"raw", "qcow2"} {
 			out := filepath.Join(dir, format)
-			f, err := HostFS().Open(out, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+			f, err := hostfs.OS().Open(out, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,14 +112,14 @@ func TestExportFindsWrittenZeros(t *testing.T) {
 			if s.reads > e.Size {
 				t.Errorf("seed %d, %s: %d bytes were read of %d", seed, format, s.reads, e.Size)
 			}
-			qemuImg(t, "compare", "-q", "-f", "raw", "-F", format, want, out)
+			imagetest.QemuImg(t, "compare", "-q", "-f", "raw", "-F", format, want, out)
 			if format == "qcow2" {
-				qemuImg(t, "check", "-q", out)
+				imagetest.QemuImg(t, "check", "-q", out)
 				var list []struct {
 					Length int64
 					Data   bool
 				}
-				if err := json.Unmarshal([]byte(qemuImg(t, "map", "-f", format, "--output", "json", out)), &list); err != nil {
+				if err := json.Unmarshal([]byte(imagetest.QemuImg(t, "map", "-f", format, "--output", "json", out)), &list); err != nil {
 					t.Fatal(err)
 				}
 				var data int64

@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"varve/overlay/hostfs"
 )
 
 // faultyFile fails calls as a test says.
 type faultyFile struct {
-	File
+	hostfs.File
 	write func(off int64) error
 	sync  func() error
 	most  int64 // the largest size that the host allows the file; 0 for any
@@ -46,9 +48,9 @@ func (f *faultyFile) Datasync() error {
 func (m *overlayModel) faulty() *faultyFile {
 	m.t.Helper()
 	m.must(m.o.Close())
-	f, err := HostFS().Open(m.path, os.O_RDWR, 0)
+	f, err := hostfs.OS().Open(m.path, os.O_RDWR, 0)
 	m.must(err)
-	m.must(f.Lock(LockWritable))
+	m.must(f.Lock(hostfs.LockWritable))
 	faulty := &faultyFile{File: f}
 	m.o, err = NewOverlay(faulty, OverlayOptions{})
 	m.must(err)

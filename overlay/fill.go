@@ -4,13 +4,16 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+
+	"varve/overlay/extent"
+	"varve/overlay/qcow2"
 )
 
 // Source is what a merge copies from: a layer's own extents, and the content
 // as it is seen through it.
 type Source interface {
 	// Map gives the extents as Layer.Map does.
-	Map(dst []Extent, off, length int64) ([]Extent, error)
+	Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error)
 	// ReadAt reads the content seen from the source down, zeros past its end.
 	ReadAt(p []byte, off int64) error
 }
@@ -49,20 +52,20 @@ func (o *Overlay) Fill(source Source, off, length int64, below Backing) (int64, 
 // nothingToFill is how many bytes from off on, whole clusters or all up to end, a fill
 // passes over: source says nothing there, or that it is zeros which are there already.
 // extents are source's. How far it looks below at once far says.
-func (o *Overlay) nothingToFill(extents []Extent, off, end, far int64, below Backing) (int64, error) {
-	i, found := slices.BinarySearchFunc(extents, off, func(e Extent, off int64) int { return cmp.Compare(e.Start, off) })
+func (o *Overlay) nothingToFill(extents []extent.Extent, off, end, far int64, below Backing) (int64, error) {
+	i, found := slices.BinarySearchFunc(extents, off, func(e extent.Extent, off int64) int { return cmp.Compare(e.Start, off) })
 	if !found {
 		i--
 	}
 	e := extents[i]
-	if e.Kind != Unallocated && e.Kind != Zero {
+	if e.Kind != extent.Unallocated && e.Kind != extent.Zero {
 		return 0, nil
 	}
 	stop := end
 	if e.End() < end {
 		stop = e.End() &^ (o.clusterSize() - 1)
 	}
-	if stop <= off || e.Kind == Unallocated || below == nil {
+	if stop <= off || e.Kind == extent.Unallocated || below == nil {
 		return max(0, stop-off), nil
 	}
 	if stop-off > far {
@@ -96,7 +99,7 @@ func (o *Overlay) unshared(fill func() (int64, error)) (int64, error) {
 // this layer has nothing of, which it copies, and what is between them, which it
 // leaves to rest. It returns the bytes copied. A run of one cluster is no better
 // than a cluster alone.
-func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, rest func(off, length int64) (int64, error)) (int64, error) {
+func (o *Overlay) inRuns(source Source, extents []extent.Extent, off, length int64, rest func(off, length int64) (int64, error)) (int64, error) {
 	cs, ahead := o.clusterSize(), int64(aheadBytes)
 	if o.Shares() {
 		ahead = aheadShared
@@ -113,7 +116,7 @@ func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, res
 		return err
 	}
 	for _, e := range extents {
-		if e.Kind != Data {
+		if e.Kind != extent.Data {
 			continue
 		}
 		at, end := (e.Start+cs-1)&^(cs-1), min(e.End(), o.Size())&^(cs-1)
@@ -142,9 +145,9 @@ func (o *Overlay) inRuns(source Source, extents []Extent, off, length int64, res
 }
 
 // fillClusters is Fill cluster by cluster.
-func (o *Overlay) fillClusters(source Source, all []Extent, off, length int64, below Backing) (int64, error) {
+func (o *Overlay) fillClusters(source Source, all []extent.Extent, off, length int64, below Backing) (int64, error) {
 	var copied int64
-	var extents []Extent
+	var extents []extent.Extent
 	far := minFar
 	for end := off + length; off < end; {
 		n, err := o.nothingToFill(all, off, end, far, below)
@@ -169,7 +172,7 @@ func (o *Overlay) fillClusters(source Source, all []Extent, off, length int64, b
 }
 
 // fillPart is Fill of a range within a cluster. room is for extents.
-func (o *Overlay) fillPart(source Source, room *[]Extent, cluster, in, n int64, below Backing) (int64, error) {
+func (o *Overlay) fillPart(source Source, room *[]extent.Extent, cluster, in, n int64, below Backing) (int64, error) {
 	if err := o.Failed(); err != nil {
 		return 0, err
 	}
@@ -178,7 +181,7 @@ func (o *Overlay) fillPart(source Source, room *[]Extent, cluster, in, n int64, 
 	m.Lock()
 	defer m.Unlock()
 	e, err := o.Lookup(base+in, n)
-	if err != nil || (e.Kind != Unallocated && e.Kind != Damaged && e.Length == n) {
+	if err != nil || (e.Kind != extent.Unallocated && e.Kind != extent.Damaged && e.Length == n) {
 		return 0, err
 	}
 	if *room, err = source.Map((*room)[:0], base+in, n); err != nil {
@@ -204,14 +207,14 @@ func (o *Overlay) fillPart(source Source, room *[]Extent, cluster, in, n int64, 
 
 // wanted sorts a cluster's subclusters by what source has in them: data to be
 // copied, or zeros. One that is part zero, part unallocated counts as data.
-func (o *Overlay) wanted(extents []Extent, base int64) (data, zero uint32) {
+func (o *Overlay) wanted(extents []extent.Extent, base int64) (data, zero uint32) {
 	var unallocated uint32
 	for _, e := range extents {
 		mask := o.subMask(e.Start-base, e.Length)
 		switch e.Kind {
-		case Data, Compressed, Damaged: // reading what is damaged ends the copy
+		case extent.Data, extent.Compressed, extent.Damaged: // reading what is damaged ends the copy
 			data |= mask
-		case Zero:
+		case extent.Zero:
 			zero |= mask
 		default:
 			unallocated |= mask
@@ -234,7 +237,7 @@ func (o *Overlay) fillCluster(source Source, cluster int64, data, zero uint32) (
 	var copied int64
 	for sub := uint(0); sub < 32; {
 		kind, run := runAt(uint64(data), sub)
-		if kind == Data {
+		if kind == extent.Data {
 			in, n := int64(sub)<<o.subBits, int64(run)<<o.subBits
 			if err := o.copyRun(source, cluster, base, in, n); err != nil {
 				return copied, err
@@ -269,19 +272,19 @@ func (o *Overlay) overwrite(source Source, off, length int64, below Backing) (in
 	var copied int64
 	for _, e := range extents {
 		switch e.Kind {
-		case Zero:
+		case extent.Zero:
 			if err := o.Discard(e.Start, e.Length, below); err != nil {
 				return copied, err
 			}
-		case Damaged:
+		case extent.Damaged:
 			// What this layer has must not show where source may have something else.
 			n := min(e.Length, o.subSize())
 			if err := source.ReadAt(make([]byte, n), e.Start); err != nil {
 				return copied, fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", e.Length, e.Start, o.file.Name(), err)
 			}
-			return copied, fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", e.Length, e.Start, o.file.Name(), ErrReadable)
-		case Data, Compressed:
-			n, err := o.inRuns(source, []Extent{e}, e.Start, e.Length, func(off, length int64) (int64, error) {
+			return copied, fmt.Errorf("copy %d bytes at guest offset %d into %s: %w", e.Length, e.Start, o.file.Name(), qcow2.ErrReadable)
+		case extent.Data, extent.Compressed:
+			n, err := o.inRuns(source, []extent.Extent{e}, e.Start, e.Length, func(off, length int64) (int64, error) {
 				return length, o.byCluster(off, length, func(cluster, in, n int64) error {
 					return o.overwriteCluster(source, cluster, in, n, below)
 				})

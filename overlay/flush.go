@@ -7,7 +7,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/overlay/hostfs"
 	"varve/overlay/measure"
+	"varve/overlay/qcow2"
 )
 
 // captured is what one flush publishes: entries as they were at one moment,
@@ -168,11 +170,11 @@ func (o *Overlay) publish(c *captured) error {
 // stands in them nobody knows.
 func (o *Overlay) writeSlice(s *slice, p []byte) error {
 	if s.lacks == 0 {
-		return writeFull(o.file, p, s.at())
+		return hostfs.WriteWhole(o.file, p, s.at())
 	}
-	for i := int64(0); i < sliceBytes/damageUnit; i++ {
+	for i := int64(0); i < sliceBytes/qcow2.DamageUnit; i++ {
 		if s.lacks>>i&1 == 0 {
-			if err := writeFull(o.file, p[i*damageUnit:(i+1)*damageUnit], s.at()+i*damageUnit); err != nil {
+			if err := hostfs.WriteWhole(o.file, p[i*qcow2.DamageUnit:(i+1)*qcow2.DamageUnit], s.at()+i*qcow2.DamageUnit); err != nil {
 				return err
 			}
 		}
@@ -191,8 +193,8 @@ func (o *Overlay) writeL1(entries []int) error {
 	tables := *o.tables.Load()
 	var p [8]byte
 	for _, i := range entries {
-		binary.BigEndian.PutUint64(p[:], uint64(tables[i].Load().host)|copiedFlag)
-		if err := writeFull(o.file, p[:], o.header.L1Offset+int64(i)*8); err != nil {
+		binary.BigEndian.PutUint64(p[:], uint64(tables[i].Load().host)|qcow2.CopiedFlag)
+		if err := hostfs.WriteWhole(o.file, p[:], o.header.L1Offset+int64(i)*8); err != nil {
 			return err
 		}
 	}
@@ -221,7 +223,7 @@ func (o *Overlay) linkRefcountBlocks() (err error) {
 	var p [8]byte
 	for _, b := range blocks {
 		binary.BigEndian.PutUint64(p[:], uint64(table[b]))
-		if err := writeFull(o.file, p[:], o.header.RefcountTableOffset+int64(b)*8); err != nil {
+		if err := hostfs.WriteWhole(o.file, p[:], o.header.RefcountTableOffset+int64(b)*8); err != nil {
 			return err
 		}
 	}
@@ -249,7 +251,7 @@ func (o *Overlay) moveRefcountTable() error {
 	for i, b := range table {
 		binary.BigEndian.PutUint64(p[i*8:], uint64(b))
 	}
-	if err := writeFull(o.file, p, host); err != nil {
+	if err := hostfs.WriteWhole(o.file, p, host); err != nil {
 		return err
 	}
 	if err := o.sync(); err != nil {

@@ -7,12 +7,17 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"varve/integration/hostile"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // memoryFile is a File in memory that can be written, up to a size. It tells
 // every change to watch before it happens.
 type memoryFile struct {
-	watchedFile
+	hostile.WatchedFile
 	watch func(off, length int64)
 }
 
@@ -22,15 +27,15 @@ func (f *memoryFile) grow(size int64) error {
 	if size > maxMemoryFile {
 		return unix.ENOSPC
 	}
-	if n := size - int64(len(f.data)); n > 0 {
-		f.data = append(f.data, make([]byte, n)...)
+	if n := size - int64(len(f.Data)); n > 0 {
+		f.Data = append(f.Data, make([]byte, n)...)
 	}
 	return nil
 }
 
 func (f *memoryFile) told(off, length int64) {
 	if off < 0 || length < 0 {
-		f.t.Fatalf("a change of %d bytes at 0x%x", length, off)
+		f.T.Fatalf("a change of %d bytes at 0x%x", length, off)
 	}
 	if f.watch != nil {
 		f.watch(off, length)
@@ -39,10 +44,10 @@ func (f *memoryFile) told(off, length int64) {
 
 // ReadAt: a layer that is open for writing reads past its end on purpose.
 func (f *memoryFile) ReadAt(p []byte, off int64) (int, error) {
-	if off > int64(len(f.data)) {
+	if off > int64(len(f.Data)) {
 		return 0, io.EOF
 	}
-	return f.watchedFile.ReadAt(p, off)
+	return f.WatchedFile.ReadAt(p, off)
 }
 
 func (f *memoryFile) WriteAt(p []byte, off int64) (int, error) {
@@ -50,13 +55,13 @@ func (f *memoryFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.grow(off + int64(len(p))); err != nil {
 		return 0, err
 	}
-	return copy(f.data[off:], p), nil
+	return copy(f.Data[off:], p), nil
 }
 
 func (f *memoryFile) Truncate(size int64) error {
-	if size < int64(len(f.data)) {
-		f.told(size, int64(len(f.data))-size)
-		f.data = f.data[:size:size]
+	if size < int64(len(f.Data)) {
+		f.told(size, int64(len(f.Data))-size)
+		f.Data = f.Data[:size:size]
 		return nil
 	}
 	return f.grow(size)
@@ -66,22 +71,22 @@ func (f *memoryFile) Allocate(off, length int64) error { return f.grow(off + len
 
 func (f *memoryFile) PunchHole(off, length int64) error {
 	f.told(off, length)
-	if off < int64(len(f.data)) {
-		clear(f.data[off:min(off+length, int64(len(f.data)))])
+	if off < int64(len(f.Data)) {
+		clear(f.Data[off:min(off+length, int64(len(f.Data)))])
 	}
 	return nil
 }
 
-func (f *memoryFile) CloneRange(File, int64, int64, int64) error { return errors.ErrUnsupported }
-func (f *memoryFile) WriteBack(int64, int64) error               { return nil }
-func (f *memoryFile) Cached(int64, int64) (int64, error)         { return 0, errors.ErrUnsupported }
-func (f *memoryFile) DropRange(int64, int64) error               { return nil }
-func (f *memoryFile) WillNeed(int64, int64) error                { return nil }
+func (f *memoryFile) CloneRange(hostfs.File, int64, int64, int64) error { return errors.ErrUnsupported }
+func (f *memoryFile) WriteBack(int64, int64) error                      { return nil }
+func (f *memoryFile) Cached(int64, int64) (int64, error)                { return 0, errors.ErrUnsupported }
+func (f *memoryFile) DropRange(int64, int64) error                      { return nil }
+func (f *memoryFile) WillNeed(int64, int64) error                       { return nil }
 
-func (f *memoryFile) Datasync() error     { return nil }
-func (f *memoryFile) Sync() error         { return nil }
-func (f *memoryFile) DropCache() error    { return nil }
-func (f *memoryFile) Lock(LockMode) error { return nil }
+func (f *memoryFile) Datasync() error            { return nil }
+func (f *memoryFile) Sync() error                { return nil }
+func (f *memoryFile) DropCache() error           { return nil }
+func (f *memoryFile) Lock(hostfs.LockMode) error { return nil }
 
 // span is a part of a file or a disk, in bytes.
 type span struct{ off, length int64 }
@@ -124,7 +129,7 @@ func guest(t *testing.T, o *Overlay, below Backing) [][]byte {
 		p := make([]byte, max(0, min(place.length, o.Size()-place.off)))
 		extents, err := o.Map(nil, place.off, int64(len(p)))
 		if err != nil {
-			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotPlain) {
+			if !errors.Is(err, qcow2.ErrCorrupt) && !errors.Is(err, ErrNotPlain) {
 				t.Fatalf("map: %v", err)
 			}
 			views = append(views, nil)
@@ -133,14 +138,14 @@ func guest(t *testing.T, o *Overlay, below Backing) [][]byte {
 		for _, e := range extents {
 			part := p[e.Start-place.off : e.End()-place.off]
 			switch e.Kind {
-			case Data:
+			case extent.Data:
 				err = o.ReadExtent(part, e, e.Start)
-			case Unallocated:
+			case extent.Unallocated:
 				if below != nil {
 					err = below.ReadAt(part, e.Start)
 				}
-			case Damaged:
-				if err := o.ReadExtent(part, e, e.Start); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotPlain) {
+			case extent.Damaged:
+				if err := o.ReadExtent(part, e, e.Start); !errors.Is(err, qcow2.ErrCorrupt) && !errors.Is(err, ErrNotPlain) {
 					t.Fatalf("read %+v: %v", e, err)
 				}
 				p = nil
@@ -171,34 +176,34 @@ func FuzzOpenOverlay(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, which byte, script []byte, unclean bool, steps []byte) {
-		if len(script) > 32*changeBytes || len(steps) > 3*64 {
+		if len(script) > 32*hostile.ChangeBytes || len(steps) > 3*64 {
 			return
 		}
-		watchForHang(t)
+		hostile.WatchForHang(t)
 		s := seeds[int(which)%len(seeds)]
-		tryOverlay(t, s, mutate(s.data, script), unclean, steps)
+		tryOverlay(t, s, hostile.Mutate(s.Data, script), unclean, steps)
 	})
 }
 
 // tryOverlay gives the layer's file as it is in the end, settled, and whether all
 // of it was looked through and is right.
-func tryOverlay(t *testing.T, s seed, data []byte, unclean bool, steps []byte) (after []byte, right bool) {
+func tryOverlay(t *testing.T, s hostile.Seed, data []byte, unclean bool, steps []byte) (after []byte, right bool) {
 	t.Helper()
 	var below Backing
-	if s.backing != nil {
-		below = memory(s.backing)
+	if s.Backing != nil {
+		below = memory(s.Backing)
 	}
-	file := &memoryFile{watchedFile: watchedFile{bytesFile: bytesFile{data: bytes.Clone(data)}, t: t}}
+	file := &memoryFile{WatchedFile: hostile.WatchedFile{BytesFile: hostile.BytesFile{Data: bytes.Clone(data)}, T: t}}
 	var o *Overlay
 	var err error
-	mayAllocate(t, "opening a layer", openAllowance+64*len(data), func() {
+	hostile.MayAllocate(t, "opening a layer", (1<<20)+64*len(data), func() {
 		o, err = NewOverlay(file, OverlayOptions{Unclean: unclean, MaxSlices: 4})
 	})
 	if err != nil {
-		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrNotPlain) {
+		if !errors.Is(err, qcow2.ErrCorrupt) && !errors.Is(err, qcow2.ErrUnsupported) && !errors.Is(err, ErrNotPlain) {
 			t.Fatalf("open: %v is none of those", err)
 		}
-		if !bytes.Equal(file.data, data) {
+		if !bytes.Equal(file.Data, data) {
 			t.Fatalf("the layer was refused (%v) and yet changed", err)
 		}
 		return nil, false
@@ -236,7 +241,7 @@ func tryOverlay(t *testing.T, s seed, data []byte, unclean bool, steps []byte) (
 		}
 		file.watch = nil
 		if err != nil {
-			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotPlain) && !errors.Is(err, unix.ENOSPC) {
+			if !errors.Is(err, qcow2.ErrCorrupt) && !errors.Is(err, ErrNotPlain) && !errors.Is(err, unix.ENOSPC) {
 				t.Fatalf("write: %v is none of those", err)
 			}
 			failed = true
@@ -259,7 +264,7 @@ func tryOverlay(t *testing.T, s seed, data []byte, unclean bool, steps []byte) (
 		}
 	}
 	if err := o.Settle(); err != nil {
-		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotPlain) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, ErrFailed) {
+		if !errors.Is(err, qcow2.ErrCorrupt) && !errors.Is(err, ErrNotPlain) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, ErrFailed) {
 			t.Fatalf("settle: %v", err)
 		}
 		return nil, false
@@ -281,7 +286,7 @@ func tryOverlay(t *testing.T, s seed, data []byte, unclean bool, steps []byte) (
 		t.Fatalf("what varve wrote it cannot open: %v", err)
 	}
 	compare(again)
-	return file.data, true
+	return file.Data, true
 }
 
 // refcountBlock says whether a change is one of refcounts: allocating writes

@@ -1,6 +1,10 @@
 package overlay
 
-import "testing"
+import (
+	"testing"
+
+	"varve/overlay/hostfs"
+)
 
 // A refcount table that is full is not ENOSPC: it moves to a larger place, and
 // the header follows.
@@ -42,8 +46,8 @@ func (c *countingBacking) IsZero(_, _ int64) (bool, error) {
 // too, up to what one L2 table maps.
 func TestGrowFar(t *testing.T) {
 	path := t.TempDir() + "/layer.qcow2"
-	must(t, Create(HostFS(), path, CreateOptions{Size: 1 << 20, Backing: "base.raw", BackingFormat: "raw"}))
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	must(t, Create(hostfs.OS(), path, CreateOptions{Size: 1 << 20, Backing: "base.raw", BackingFormat: "raw"}))
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	must(t, err)
 	defer o.Close()
 	below := &countingBacking{}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/extent"
 )
 
 // What two operations on one layer do to each other: the first is stopped at an
@@ -22,8 +23,8 @@ func (g *gatedBelow) ReadAt(p []byte, off int64) error {
 }
 
 // Map makes it a Source that holds everything.
-func (g *gatedBelow) Map(dst []Extent, off, length int64) ([]Extent, error) {
-	return append(dst, Extent{Start: off, Length: length, Kind: Data}), nil
+func (g *gatedBelow) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+	return append(dst, extent.Extent{Start: off, Length: length, Kind: extent.Data}), nil
 }
 
 // at matches calls of one kind.

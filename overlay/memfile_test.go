@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"varve/integration/interleave"
+	"varve/overlay/hostfs"
 )
 
 // memFile is an image file in memory that stops callers where a test wants it,
@@ -171,7 +172,7 @@ func (f *memFile) PunchHole(off, length int64) error {
 }
 
 // CloneRange is a write that reads its source while it is made.
-func (f *memFile) CloneRange(src File, srcOff, off, length int64) error {
+func (f *memFile) CloneRange(src hostfs.File, srcOff, off, length int64) error {
 	s, ok := src.(*memFile)
 	if !ok || (srcOff|off|length)%memPage != 0 || !f.clones {
 		return errors.ErrUnsupported
@@ -210,25 +211,25 @@ func (f *memFile) DropCache() error {
 		return nil
 	})
 }
-func (f *memFile) Stat() (Info, error) {
+func (f *memFile) Stat() (hostfs.Info, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return Info{Size: f.now.size, Blocks: int64(len(f.now.pages)) * memPage, BlockSize: memPage, ModTime: time.Unix(0, 0)}, nil
+	return hostfs.Info{Size: f.now.size, Blocks: int64(len(f.now.pages)) * memPage, BlockSize: memPage, ModTime: time.Unix(0, 0)}, nil
 }
 func (f *memFile) SeekData(int64) (int64, error) { return 0, errors.ErrUnsupported }
 func (f *memFile) SeekHole(int64) (int64, error) { return 0, errors.ErrUnsupported }
-func (f *memFile) Lock(LockMode) error           { return nil }
+func (f *memFile) Lock(hostfs.LockMode) error    { return nil }
 func (f *memFile) Fd() int                       { return -1 }
 func (f *memFile) Close() error                  { return nil }
 
 // memFS creates and opens one memFile.
 type memFS struct {
-	FS
+	hostfs.FS
 	f *memFile
 }
 
-func (s memFS) Open(string, int, os.FileMode) (File, error) { return s.f, nil }
-func (s memFS) Remove(string) error                         { return nil }
+func (s memFS) Open(string, int, os.FileMode) (hostfs.File, error) { return s.f, nil }
+func (s memFS) Remove(string) error                                { return nil }
 
 // crashState is a content that a power cut may leave.
 type crashState struct {

@@ -10,6 +10,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // Backing is what shows through where an overlay says nothing: the view of the
@@ -39,6 +42,10 @@ type OverlayOptions struct {
 	Activity *Activity
 }
 
+// ErrFailed says that an earlier write-back failed, so that the file's
+// content on the host is unknown until it is opened again (M10).
+var ErrFailed = errors.New("an earlier flush failed")
+
 // ErrNotPlain says that a layer of ours holds something that varve does not
 // write: somebody used another tool on it. It can be read as a frozen layer,
 // but not be written in place (M17).
@@ -46,14 +53,11 @@ var ErrNotPlain = errors.New("was changed by another tool")
 
 const (
 	sliceEntries     = 256 // L2 entries in a slice
-	entrySize        = 16  // bytes of an extended L2 entry
-	sliceBytes       = sliceEntries * entrySize
+	sliceBytes       = sliceEntries * qcow2.EntrySize
 	defaultMaxSlices = 2048
 	stripeCount      = 256
 
-	offsetMask = 0x00fffffffffffe00 // host offset of an L1 or L2 entry
-	copiedFlag = uint64(1) << 63    // refcount is exactly 1
-	allSub     = 0xffffffff         // 32 subclusters
+	allSub = 0xffffffff // 32 subclusters
 )
 
 // Overlay is a layer of ours, opened for writing: the leaf, or a layer that a
@@ -66,7 +70,7 @@ const (
 // tableMu or loadMu, then slice.mu, then alloc.mu / dirtyMu / punchMu / cacheMu,
 // none of which is held while another of the last group is taken.
 type Overlay struct {
-	file     File
+	file     hostfs.File
 	log      *slog.Logger
 	activity *Activity
 
@@ -82,8 +86,8 @@ type Overlay struct {
 
 	// tables is indexed by L1 index. It grows under tableMu and flushMu.
 	tables  atomic.Pointer[[]atomic.Pointer[table]]
-	tableMu sync.Mutex                 // creating a table
-	index   atomic.Pointer[tableIndex] // of tables; changed as they are
+	tableMu sync.Mutex                       // creating a table
+	index   atomic.Pointer[qcow2.TableIndex] // of tables; changed as they are
 	loadMu  [16]sync.Mutex
 
 	alloc allocator
@@ -99,7 +103,7 @@ type Overlay struct {
 	// flushMu: one flush, growth, header change or settling at a time. Guards
 	// the header and what is on disk of the L1 table.
 	flushMu  sync.Mutex
-	header   *Header
+	header   *qcow2.Header
 	unsynced atomic.Bool // something was written since the last fdatasync
 	failed   atomic.Pointer[error]
 	before   atomic.Pointer[Overlay] // see FlushAfter
@@ -144,12 +148,12 @@ type slice struct {
 // OpenOverlay opens one of our layers read-write and takes its lock
 // (LockWritable). ErrNotPlain when it is not as varve writes it, ErrLocked
 // when somebody else has it open.
-func OpenOverlay(fs FS, path string, o OverlayOptions) (*Overlay, error) {
+func OpenOverlay(fs hostfs.FS, path string, o OverlayOptions) (*Overlay, error) {
 	f, err := fs.Open(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Lock(LockWritable); err != nil {
+	if err := f.Lock(hostfs.LockWritable); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	ov, err := NewOverlay(f, o)
@@ -161,7 +165,7 @@ func OpenOverlay(fs FS, path string, o OverlayOptions) (*Overlay, error) {
 
 // NewOverlay takes over a file that is open read-write and locked; Close closes
 // it.
-func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
+func NewOverlay(f hostfs.File, o OverlayOptions) (*Overlay, error) {
 	log := o.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -226,7 +230,7 @@ func NewOverlay(f File, o OverlayOptions) (*Overlay, error) {
 
 // readOwnHeader reads a header and judges whether it is one that we write
 // (M17).
-func readOwnHeader(f File) (*Header, int64, error) {
+func readOwnHeader(f hostfs.File) (*qcow2.Header, int64, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, 0, err
@@ -236,11 +240,11 @@ func readOwnHeader(f File) (*Header, int64, error) {
 	if err != nil && err != io.EOF {
 		return nil, 0, fmt.Errorf("read header of %s: %w", f.Name(), err)
 	}
-	h, err := ParseHeader(f.Name(), p[:n], info.Size)
+	h, err := qcow2.ParseHeader(f.Name(), p[:n], info.Size)
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := h.Plain(); err != nil {
+	if err := Plain(h); err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return h, info.Size, nil
@@ -248,7 +252,7 @@ func readOwnHeader(f File) (*Header, int64, error) {
 
 // Plain is nil when a layer's header is one that varve writes, else an error
 // that says what is not and wraps ErrNotPlain.
-func (h *Header) Plain() error {
+func Plain(h *qcow2.Header) error {
 	if reason := notPlain(h); reason != "" {
 		return fmt.Errorf("%s: %w", reason, ErrNotPlain)
 	}
@@ -256,11 +260,11 @@ func (h *Header) Plain() error {
 }
 
 // notPlain tells what in a header is not of our making; "" for nothing.
-func notPlain(h *Header) string {
+func notPlain(h *qcow2.Header) string {
 	switch {
 	case h.Version != 3 || !h.ExtendedL2():
 		return "no extended L2 entries"
-	case h.Incompatible != IncompatibleExtendedL2:
+	case h.Incompatible != qcow2.IncompatibleExtendedL2:
 		return fmt.Sprintf("incompatible features 0x%x", h.Incompatible)
 	case h.Compatible != 0:
 		return fmt.Sprintf("compatible features 0x%x", h.Compatible)
@@ -272,7 +276,7 @@ func notPlain(h *Header) string {
 		return fmt.Sprintf("clusters of %d bytes", h.ClusterSize())
 	}
 	for _, e := range h.Extensions {
-		if e.Type != ExtensionBackingFormat && e.Type != ExtensionFeatureNames {
+		if e.Type != qcow2.ExtensionBackingFormat && e.Type != qcow2.ExtensionFeatureNames {
 			return fmt.Sprintf("header extension 0x%08x", e.Type)
 		}
 	}
@@ -282,24 +286,24 @@ func notPlain(h *Header) string {
 func (o *Overlay) loadL1() error {
 	h := o.header
 	p := make([]byte, int64(h.L1Entries)*8)
-	if err := readFull(o.file, p, h.L1Offset); err != nil {
+	if err := hostfs.ReadPadded(o.file, p, h.L1Offset); err != nil {
 		return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
 	}
-	tables, index := make([]atomic.Pointer[table], h.L1Entries), newTableIndex(int(h.L1Entries))
+	tables, index := make([]atomic.Pointer[table], h.L1Entries), qcow2.NewTableIndex(int(h.L1Entries))
 	for i := range tables {
 		e := binary.BigEndian.Uint64(p[i*8:])
 		if e == 0 {
 			continue
 		}
-		host := int64(e & offsetMask)
+		host := int64(e & qcow2.OffsetMask)
 		if err := badOwnL1Entry(e); err != nil {
 			return fmt.Errorf("%s: L1 entry %d: %w", o.file.Name(), i, err)
 		}
 		if host == 0 || host&(o.clusterSize()-1) != 0 {
-			return fmt.Errorf("%s: L1 entry %d is 0x%x: %w", o.file.Name(), i, e, ErrCorrupt)
+			return fmt.Errorf("%s: L1 entry %d is 0x%x: %w", o.file.Name(), i, e, qcow2.ErrCorrupt)
 		}
 		tables[i].Store(o.newTable(host))
-		index.set(i)
+		index.Set(i)
 	}
 	o.tables.Store(&tables)
 	o.index.Store(index)
@@ -323,10 +327,10 @@ func (o *Overlay) SubclusterSize() int64 { return o.subSize() }
 func (o *Overlay) ClusterSize() int64 { return o.clusterSize() }
 
 // File is the open file. It stays the overlay's.
-func (o *Overlay) File() File { return o.file }
+func (o *Overlay) File() hostfs.File { return o.file }
 
 // Header is a copy of the header as it is on disk.
-func (o *Overlay) Header() Header {
+func (o *Overlay) Header() qcow2.Header {
 	o.flushMu.Lock()
 	defer o.flushMu.Unlock()
 	return *o.header
@@ -366,25 +370,3 @@ func (o *Overlay) wrote() {
 // Close closes the file as it is, without settling it: after Settle, or when
 // the layer is given up.
 func (o *Overlay) Close() error { return o.file.Close() }
-
-// readFull reads len(p) bytes; what lies past the end of the file is zeros.
-func readFull(f File, p []byte, off int64) error {
-	for len(p) > 0 {
-		n, err := f.ReadAt(p, off)
-		p, off = p[n:], off+int64(n)
-		if len(p) == 0 {
-			return nil
-		}
-		if err == io.EOF {
-			clear(p)
-			return nil
-		}
-		if err != nil {
-			return readError(err)
-		}
-		if n == 0 {
-			return io.ErrNoProgress
-		}
-	}
-	return nil
-}

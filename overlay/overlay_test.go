@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"varve/integration/turn"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // memory is a Backing in memory.
@@ -48,7 +50,7 @@ func newOverlayModel(t *testing.T, seed uint64, size, baseSize int64, clusterBit
 	dir := t.TempDir()
 	m.path = filepath.Join(dir, "layer.qcow2")
 	opts := CreateOptions{Size: size, ClusterBits: clusterBits}
-	m.want = make([]byte, WholeSectors(size))
+	m.want = make([]byte, extent.WholeSectors(size))
 	if baseSize > 0 {
 		m.below = make(memory, baseSize)
 		for i := range m.below {
@@ -62,7 +64,7 @@ func newOverlayModel(t *testing.T, seed uint64, size, baseSize int64, clusterBit
 		opts.Backing, opts.BackingFormat = "base.raw", "raw"
 		copy(m.want, m.below)
 	}
-	if err := Create(HostFS(), m.path, opts); err != nil {
+	if err := Create(hostfs.OS(), m.path, opts); err != nil {
 		t.Fatal(err)
 	}
 	m.open(false)
@@ -72,7 +74,7 @@ func newOverlayModel(t *testing.T, seed uint64, size, baseSize int64, clusterBit
 
 func (m *overlayModel) open(unclean bool) {
 	m.t.Helper()
-	o, err := OpenOverlay(HostFS(), m.path, OverlayOptions{Unclean: unclean, MaxSlices: 2})
+	o, err := OpenOverlay(hostfs.OS(), m.path, OverlayOptions{Unclean: unclean, MaxSlices: 2})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -156,9 +158,9 @@ func (m *overlayModel) read() []byte {
 		}
 		at = e.End()
 		switch p := got[e.Start:e.End()]; {
-		case e.Kind == Data:
+		case e.Kind == extent.Data:
 			m.must(m.o.ReadExtent(p, e, e.Start))
-		case e.Kind == Unallocated && m.below != nil:
+		case e.Kind == extent.Unallocated && m.below != nil:
 			m.must(m.below.ReadAt(p, e.Start))
 		}
 	}
@@ -263,5 +265,12 @@ func TestOverlayAgainstModel(t *testing.T) {
 				m.judge()
 			})
 		}
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

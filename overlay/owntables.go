@@ -1,6 +1,11 @@
 package overlay
 
-import "fmt"
+import (
+	"fmt"
+
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
+)
 
 // The clusters of a layer of ours that hold tables are known as long as it is
 // open for writing. A damaged entry that names one of them, or one that was never
@@ -18,9 +23,9 @@ func (o *Overlay) noteTables() error {
 		for c := off >> o.clusterBits; n > 0; c, n = c+1, n-1 {
 			switch _, twice := a.tables[c]; {
 			case twice:
-				return fmt.Errorf("%s at 0x%x of %s: the cluster at 0x%x is another table's: %w", what, off, o.file.Name(), c<<o.clusterBits, ErrCorrupt)
+				return fmt.Errorf("%s at 0x%x of %s: the cluster at 0x%x is another table's: %w", what, off, o.file.Name(), c<<o.clusterBits, qcow2.ErrCorrupt)
 			case off < 0 || c >= a.next:
-				return fmt.Errorf("%s at 0x%x of %s is not within the file: %w", what, uint64(off), o.file.Name(), ErrCorrupt)
+				return fmt.Errorf("%s at 0x%x of %s is not within the file: %w", what, uint64(off), o.file.Name(), qcow2.ErrCorrupt)
 			}
 			a.tables[c] = struct{}{}
 		}
@@ -55,7 +60,7 @@ func (o *Overlay) noteTables() error {
 }
 
 // takeTables is take for clusters that will hold tables and no guest data.
-func (a *allocator) takeTables(f File, n int64) (int64, error) {
+func (a *allocator) takeTables(f hostfs.File, n int64) (int64, error) {
 	host, err := a.take(f, n)
 	if err != nil {
 		return 0, err
@@ -82,10 +87,10 @@ func (a *allocator) checkData(host int64, written bool) error {
 		end = a.next
 	}
 	if c >= end {
-		return fmt.Errorf("the cluster at 0x%x is behind the last one in use: %w", host, ErrCorrupt)
+		return fmt.Errorf("the cluster at 0x%x is behind the last one in use: %w", host, qcow2.ErrCorrupt)
 	}
 	if _, table := a.tables[c]; table {
-		return fmt.Errorf("the cluster at 0x%x holds a table: %w", host, ErrCorrupt)
+		return fmt.Errorf("the cluster at 0x%x holds a table: %w", host, qcow2.ErrCorrupt)
 	}
 	return nil
 }

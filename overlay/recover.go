@@ -5,29 +5,32 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // usedClusters walks all tables of a layer of ours and collects the host
 // clusters that they name.
 type usedClusters struct {
-	file   File
-	h      *Header
+	file   hostfs.File
+	h      *qcow2.Header
 	limit  int64   // clusters in the file
 	blocks []int64 // the refcount table
-	set    clusterSet
+	set    qcow2.ClusterSet
 }
 
 func (u *usedClusters) mark(what string, off, n int64) error {
 	cs := u.h.ClusterSize()
 	for c := off / cs; c < off/cs+n; c++ {
 		if off <= 0 && what != "header" || off%cs != 0 || c >= u.limit {
-			return fmt.Errorf("%s at 0x%x of %s: not within the file or not aligned: %w", what, off, u.file.Name(), ErrCorrupt)
+			return fmt.Errorf("%s at 0x%x of %s: not within the file or not aligned: %w", what, off, u.file.Name(), qcow2.ErrCorrupt)
 		}
 		if b := c / (cs / 2); b >= int64(len(u.blocks)) || u.blocks[b] == 0 {
-			return fmt.Errorf("%s at 0x%x of %s: cluster %d is in use and has no refcount block: %w", what, off, u.file.Name(), c, ErrCorrupt)
+			return fmt.Errorf("%s at 0x%x of %s: cluster %d is in use and has no refcount block: %w", what, off, u.file.Name(), c, qcow2.ErrCorrupt)
 		}
-		if !u.set.add(c) {
-			return fmt.Errorf("%s at 0x%x of %s: the cluster is used twice: %w", what, off, u.file.Name(), ErrCorrupt)
+		if !u.set.Add(c) {
+			return fmt.Errorf("%s at 0x%x of %s: the cluster is used twice: %w", what, off, u.file.Name(), qcow2.ErrCorrupt)
 		}
 	}
 	return nil
@@ -51,22 +54,22 @@ func (u *usedClusters) collect() error {
 	if err := u.mark("L1 table", h.L1Offset, max(1, (int64(h.L1Entries)*8+cs-1)/cs)); err != nil {
 		return err
 	}
-	walk := tableWalk{file: u.file, h: h, buf: make([]byte, cs), l1: u.l1Entry, l2: u.l2Entry}
-	return walk.walk(h.L1Offset, int64(h.L1Entries))
+	walk := qcow2.Walk{File: u.file, Header: h, Buf: make([]byte, cs), L1: u.l1Entry, L2: u.l2Entry}
+	return walk.Run(h.L1Offset, int64(h.L1Entries))
 }
 
 func (u *usedClusters) l1Entry(i int64, entry uint64) (bool, error) {
 	if err := badOwnL1Entry(entry); err != nil {
 		return false, fmt.Errorf("%s: L1 entry %d: %w", u.file.Name(), i, err)
 	}
-	return true, u.mark("L2 table", int64(entry&offsetMask), 1)
+	return true, u.mark("L2 table", int64(entry&qcow2.OffsetMask), 1)
 }
 
 func (u *usedClusters) l2Entry(at, _ int64, word, bitmap uint64) error {
 	if err := badOwnEntry(word, bitmap, u.h.ClusterSize()); err != nil {
 		return fmt.Errorf("L2 entry at 0x%x of %s: %w", at, u.file.Name(), err)
 	}
-	if data := int64(word & offsetMask); data != 0 {
+	if data := int64(word & qcow2.OffsetMask); data != 0 {
 		return u.mark("data cluster", data, 1)
 	}
 	return nil
@@ -74,7 +77,7 @@ func (u *usedClusters) l2Entry(at, _ int64, word, bitmap uint64) error {
 
 // surveyOverlay finds the clusters that a layer of ours uses, and its refcount
 // blocks. Its errors are what recovery does not mend.
-func surveyOverlay(f File, h *Header, fileSize int64) (*clusterSet, []int64, error) {
+func surveyOverlay(f hostfs.File, h *qcow2.Header, fileSize int64) (*qcow2.ClusterSet, []int64, error) {
 	table, err := readRefcountTable(f, h, fileSize)
 	if err != nil {
 		return nil, nil, err
@@ -90,7 +93,7 @@ func surveyOverlay(f File, h *Header, fileSize int64) (*clusterSet, []int64, err
 // Mendable is nil when OpenOverlay with Unclean mends the refcounts of a layer of
 // ours; otherwise it wraps what keeps it from that: ErrNotPlain, ErrCorrupt or the
 // host's error. It reads only, and takes no lock.
-func Mendable(f File) error {
+func Mendable(f hostfs.File) error {
 	h, size, err := readOwnHeader(f)
 	if err != nil {
 		return err
@@ -103,7 +106,7 @@ func Mendable(f File) error {
 // exact, leaked clusters are given back, the file ends behind its last cluster.
 // It can be cut off anywhere and run again (D16): refcounts that are too low are
 // raised, durably, before any is lowered.
-func recoverOverlay(f File, h *Header, log *slog.Logger) error {
+func recoverOverlay(f hostfs.File, h *qcow2.Header, log *slog.Logger) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
@@ -129,7 +132,7 @@ func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 	if err := punchUnused(f, h, used); err != nil {
 		return err
 	}
-	if end := used.high * h.ClusterSize(); end < info.Size {
+	if end := used.High * h.ClusterSize(); end < info.Size {
 		if err := f.Truncate(end); err != nil {
 			return err
 		}
@@ -145,7 +148,7 @@ func recoverOverlay(f File, h *Header, log *slog.Logger) error {
 
 // mendRefcounts makes the refcounts 1 for used clusters and 0 for the others,
 // the raising part or the lowering part of it.
-func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise bool) (raised, lowered int, err error) {
+func mendRefcounts(f hostfs.File, h *qcow2.Header, table []int64, used *qcow2.ClusterSet, raise bool) (raised, lowered int, err error) {
 	cs := h.ClusterSize()
 	perBlock := cs / 2
 	p := make([]byte, cs)
@@ -153,14 +156,14 @@ func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise boo
 		if off == 0 {
 			continue
 		}
-		if err := readFull(f, p, off); err != nil {
+		if err := hostfs.ReadPadded(f, p, off); err != nil {
 			return 0, 0, fmt.Errorf("read refcount block at 0x%x of %s: %w", off, f.Name(), err)
 		}
 		first, last := -1, -1 // changed refcounts
 		for i := 0; i < int(perBlock); i++ {
 			have := binary.BigEndian.Uint16(p[2*i:])
 			want := uint16(0)
-			if used.has(int64(b)*perBlock + int64(i)) {
+			if used.Has(int64(b)*perBlock + int64(i)) {
 				want = 1
 			}
 			switch {
@@ -178,7 +181,7 @@ func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise boo
 			last = i
 		}
 		if first >= 0 {
-			if err := writeFull(f, p[2*first:2*last+2], off+2*int64(first)); err != nil {
+			if err := hostfs.WriteWhole(f, p[2*first:2*last+2], off+2*int64(first)); err != nil {
 				return 0, 0, err
 			}
 		}
@@ -186,10 +189,10 @@ func mendRefcounts(f File, h *Header, table []int64, used *clusterSet, raise boo
 	return raised, lowered, nil
 }
 
-func punchUnused(f File, h *Header, used *clusterSet) error {
+func punchUnused(f hostfs.File, h *qcow2.Header, used *qcow2.ClusterSet) error {
 	cs := h.ClusterSize()
-	for c := int64(0); c < used.high; {
-		next := used.next(c)
+	for c := int64(0); c < used.High; {
+		next := used.Next(c)
 		if next == c {
 			c++
 			continue

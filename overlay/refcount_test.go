@@ -1,6 +1,10 @@
 package overlay
 
-import "testing"
+import (
+	"testing"
+
+	"varve/integration/imagetest"
+)
 
 // What a kill leaves is mended at the next open (M7): refcounts of clusters that
 // were allocated ahead are 0 again, the file ends behind its last cluster.
@@ -29,7 +33,7 @@ func TestLowRefcountsAreRaised(t *testing.T) {
 	block := m.o.alloc.table[0]
 	last := m.o.alloc.next - 1
 	m.must(m.o.Close())
-	patch(t, m.path, block+2*last, 0, 0)
+	imagetest.Patch(t, m.path, block+2*last, 0, 0)
 	m.open(true)
 	m.compare()
 	m.judge()

@@ -4,17 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // switchHeader makes a header that differs in its first sector the one in
 // force: one sector write, so that a crash leaves the old or the new one
 // (M15). All that it names must be durable. Called with flushMu held.
-func (o *Overlay) switchHeader(h *Header) error {
+func (o *Overlay) switchHeader(h *qcow2.Header) error {
 	sector, err := encodeHeader(h)
 	if err != nil {
 		return err
 	}
-	if err := writeFull(o.file, sector, 0); err != nil {
+	if err := hostfs.WriteWhole(o.file, sector, 0); err != nil {
 		return err
 	}
 	if err := o.sync(); err != nil {
@@ -27,8 +31,8 @@ func (o *Overlay) switchHeader(h *Header) error {
 // SetBacking changes the name and format of the backing file in the header; ""
 // for none. The new backing file must give the layer the same view (M15, D15).
 func (o *Overlay) SetBacking(name, format string) error {
-	if len(name) > maxBackingName {
-		return fmt.Errorf("%s: the backing name has %d bytes, at most %d are possible", o.file.Name(), len(name), maxBackingName)
+	if len(name) > qcow2.MaxBackingName {
+		return fmt.Errorf("%s: the backing name has %d bytes, at most %d are possible", o.file.Name(), len(name), qcow2.MaxBackingName)
 	}
 	o.flushMu.Lock()
 	defer o.flushMu.Unlock()
@@ -40,7 +44,7 @@ func (o *Overlay) SetBacking(name, format string) error {
 	h.HasBackingFormat = name != ""
 	if name != "" {
 		h.BackingOffset = freeNameSlot(o.header)
-		if err := writeFull(o.file, []byte(name), int64(h.BackingOffset)); err != nil {
+		if err := hostfs.WriteWhole(o.file, []byte(name), int64(h.BackingOffset)); err != nil {
 			return o.failUnlessFull(err)
 		}
 		if err := o.sync(); err != nil {
@@ -61,9 +65,9 @@ func (o *Overlay) failUnlessFull(err error) error {
 }
 
 // freeNameSlot is a place in cluster 0 that the present name does not use.
-func freeNameSlot(h *Header) uint64 {
+func freeNameSlot(h *qcow2.Header) uint64 {
 	end := h.BackingOffset + uint64(len(h.BackingName))
-	if h.BackingOffset < nameSlotA+maxBackingName && end > nameSlotA {
+	if h.BackingOffset < nameSlotA+qcow2.MaxBackingName && end > nameSlotA {
 		return nameSlotB
 	}
 	return nameSlotA
@@ -72,14 +76,14 @@ func freeNameSlot(h *Header) uint64 {
 // MaxSize is the largest guest size in bytes to which the layer can grow: what
 // the largest L1 table that qcow2 allows can map.
 func (o *Overlay) MaxSize() int64 {
-	return maxL1Bytes / 8 << (o.tableBits + o.clusterBits)
+	return qcow2.MaxL1Bytes / 8 << (o.tableBits + o.clusterBits)
 }
 
 // Grow makes the layer larger, by whole sectors. Where below would show through in the new part
 // it gets zero bits, durable before the larger size (M2). Writes and reads may
 // go on; a growth excludes others and flushes.
 func (o *Overlay) Grow(size int64, below Backing) error {
-	old, size := o.Size(), WholeSectors(size)
+	old, size := o.Size(), extent.WholeSectors(size)
 	if size <= old {
 		return nil
 	}
@@ -113,7 +117,7 @@ func (o *Overlay) Grow(size int64, below Backing) error {
 // grows again. The L1 table keeps its length. Writes before the new end may go on; it
 // excludes growths and flushes.
 func (o *Overlay) Shrink(size int64, below Backing) error {
-	old, size := o.Size(), WholeSectors(size)
+	old, size := o.Size(), extent.WholeSectors(size)
 	if size >= old {
 		return nil
 	}
@@ -160,7 +164,7 @@ func (o *Overlay) clearTail(end int64, below Backing) error {
 	m.Lock()
 	defer m.Unlock()
 	e, err := o.Lookup(end, o.subSize()-in)
-	if err != nil || e.Kind != Data {
+	if err != nil || e.Kind != extent.Data {
 		return err
 	}
 	return o.zeroPart(cluster, end&(o.clusterSize()-1), o.subSize()-in, below)
@@ -187,7 +191,7 @@ func (o *Overlay) setSize(size int64) error {
 // growL1 makes the L1 table hold at least n entries: in place while its last
 // cluster has room, else in a new place to which the header switches.
 func (o *Overlay) growL1(n int64) error {
-	if n*8 > maxL1Bytes {
+	if n*8 > qcow2.MaxL1Bytes {
 		return fmt.Errorf("%s: an L1 table of %d entries is more than qcow2 allows", o.file.Name(), n)
 	}
 	o.flushMu.Lock()
@@ -210,7 +214,7 @@ func (o *Overlay) growL1(n int64) error {
 	// place is, and all that we write keeps it so.
 	if n*8 > max(have, 1)<<o.clusterBits {
 		old := make([]byte, int64(h.L1Entries)*8)
-		if err := readFull(o.file, old, h.L1Offset); err != nil {
+		if err := hostfs.ReadPadded(o.file, old, h.L1Offset); err != nil {
 			return fmt.Errorf("read L1 table at 0x%x of %s: %w", h.L1Offset, o.file.Name(), err)
 		}
 		want := (n*8 + cs - 1) >> o.clusterBits
@@ -223,7 +227,7 @@ func (o *Overlay) growL1(n int64) error {
 		}
 		err = o.reserve(host, want*cs)
 		if err == nil {
-			err = writeFull(o.file, old, host)
+			err = hostfs.WriteWhole(o.file, old, host)
 		}
 		if err != nil {
 			o.alloc.free(host>>o.clusterBits, want)
@@ -246,7 +250,7 @@ func (o *Overlay) growL1(n int64) error {
 		grown[i].Store(tables[i].Load())
 	}
 	o.tables.Store(&grown)
-	o.index.Store(o.index.Load().grown(len(grown)))
+	o.index.Store(o.index.Load().Grown(len(grown)))
 	return nil
 }
 
@@ -337,7 +341,7 @@ func (o *Overlay) OwnBytes() (int64, error) {
 	var total int64
 	size := o.Size()
 	tables, index := *o.tables.Load(), o.index.Load()
-	for l1, ok := index.next(0); ok && l1 < int64(len(tables)); l1, ok = index.next(l1 + 1) {
+	for l1, ok := index.Next(0); ok && l1 < int64(len(tables)); l1, ok = index.Next(l1 + 1) {
 		t := tables[l1].Load()
 		if t == nil { // it is being made
 			continue
@@ -372,7 +376,7 @@ func (s *slice) ownBytes(base, size int64, clusterBits uint32) int64 {
 			kind, run := runAt(bitmap, sub)
 			from := cluster + int64(sub)<<(clusterBits-5)
 			to := min(size, from+int64(run)<<(clusterBits-5))
-			if kind != Unallocated && to > from {
+			if kind != extent.Unallocated && to > from {
 				total += to - from
 			}
 			sub += run

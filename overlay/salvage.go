@@ -4,6 +4,9 @@ import (
 	"cmp"
 	"slices"
 	"sync"
+
+	"varve/overlay/extent"
+	"varve/overlay/qcow2"
 )
 
 // Salvage is a Source that gives zeros for what cannot be read of another one, and
@@ -34,12 +37,12 @@ func NewSalvage(source Source, size int64) *Salvage { return &Salvage{source: so
 // ReadAt fills p. Where a read fails for damage, halves are read, down to sectors.
 func (s *Salvage) ReadAt(p []byte, off int64) error {
 	err := s.source.ReadAt(p, off)
-	if !IsDamage(err) {
+	if !qcow2.IsDamage(err) {
 		return err
 	}
-	middle := (off + int64(len(p))/2) / SectorSize * SectorSize
+	middle := (off + int64(len(p))/2) / extent.SectorSize * extent.SectorSize
 	if middle <= off {
-		middle = off/SectorSize*SectorSize + SectorSize
+		middle = off/extent.SectorSize*extent.SectorSize + extent.SectorSize
 	}
 	if middle >= off+int64(len(p)) {
 		clear(p)
@@ -77,10 +80,10 @@ func (s *Salvage) Lost() []Lost {
 }
 
 // Map is that of the source; where it cannot tell, all is data, and reading tells.
-func (s *Salvage) Map(dst []Extent, off, length int64) ([]Extent, error) {
+func (s *Salvage) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	list, err := s.source.Map(dst, off, length)
-	if IsDamage(err) {
-		return append(dst, Extent{Start: off, Length: length, Kind: Damaged}), nil
+	if qcow2.IsDamage(err) {
+		return append(dst, extent.Extent{Start: off, Length: length, Kind: extent.Damaged}), nil
 	}
 	return list, err
 }
@@ -92,7 +95,7 @@ func (s *Salvage) Next(off int64) (int64, error) {
 		return off, nil
 	}
 	next, err := skipper.Next(off)
-	if IsDamage(err) {
+	if qcow2.IsDamage(err) {
 		return off, nil
 	}
 	return next, err

@@ -3,6 +3,8 @@ package overlay
 import (
 	"errors"
 	"fmt"
+
+	"varve/overlay/hostfs"
 )
 
 // Sectioned is a Source that can be had as a Placed one for a short time only: where
@@ -53,8 +55,8 @@ func (c *Copier) share(p Placed, off, host, n int64) (shared, plain int64, refus
 		if err != nil { // reading through the source decides
 			return 0, most, err, nil
 		}
-		head := -at & (cloneUnit - 1)
-		if f == nil || length < c.leastClone()+head || (at-host-plain)&(cloneUnit-1) != 0 {
+		head := -at & (hostfs.CloneUnit - 1)
+		if f == nil || length < c.leastClone()+head || (at-host-plain)&(hostfs.CloneUnit-1) != 0 {
 			plain = min(plain+length, most)
 			continue
 		}

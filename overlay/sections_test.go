@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"varve/integration/interleave"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // sectionedMemory is content that stands in pieces of a file, elsewhere in each
@@ -23,8 +25,8 @@ type sectionedMemory struct {
 	refused int
 }
 
-func (s *sectionedMemory) Map(dst []Extent, off, length int64) ([]Extent, error) {
-	return append(dst, Extent{Start: off, Length: length, Kind: Data}), nil
+func (s *sectionedMemory) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+	return append(dst, extent.Extent{Start: off, Length: length, Kind: extent.Data}), nil
 }
 
 func (s *sectionedMemory) ReadAt(p []byte, off int64) error {
@@ -57,7 +59,7 @@ func (s *sectionedMemory) Leave(shared int64, refused error) {
 // were, every fifth is small, every third stands askew, and one cannot be looked up.
 type placedMemory struct{ *sectionedMemory }
 
-func (s placedMemory) Place(off, length int64) (File, int64, int64, error) {
+func (s placedMemory) Place(off, length int64) (hostfs.File, int64, int64, error) {
 	const stretch = 40 << 10
 	i, n := off/stretch, min(length, stretch-off%stretch)
 	switch {

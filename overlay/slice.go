@@ -2,9 +2,13 @@ package overlay
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
+
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // sliceCache bounds the clean slices in memory with a clock hand.
@@ -67,8 +71,8 @@ func (o *Overlay) readSlice(t *table, si int) (*slice, error) {
 	at := t.host + int64(si)*sliceBytes
 	s := &slice{table: t, index: si}
 	s.used.Store(true)
-	err := readFull(o.file, p[:], at)
-	if isUnreadable(err) {
+	err := hostfs.ReadPadded(o.file, p[:], at)
+	if errors.Is(err, hostfs.ErrUnreadable) {
 		err = o.readSectors(s, p[:], at)
 	}
 	if err != nil {
@@ -79,12 +83,12 @@ func (o *Overlay) readSlice(t *table, si int) (*slice, error) {
 		if s.offset[i].Load() == badEntry {
 			continue
 		}
-		e := ownEntry{word: binary.BigEndian.Uint64(p[i*entrySize:]), bitmap: binary.BigEndian.Uint64(p[i*entrySize+8:])}
+		e := ownEntry{word: binary.BigEndian.Uint64(p[i*qcow2.EntrySize:]), bitmap: binary.BigEndian.Uint64(p[i*qcow2.EntrySize+8:])}
 		if !o.usable(t, int64(si)*sliceEntries+int64(i), e, written) {
 			s.offset[i].Store(badEntry)
 			continue
 		}
-		s.offset[i].Store(e.word & offsetMask)
+		s.offset[i].Store(e.word & qcow2.OffsetMask)
 		s.bitmap[i].Store(e.bitmap)
 	}
 	return s, nil
@@ -101,7 +105,7 @@ func (o *Overlay) usable(t *table, i int64, e ownEntry, written bool) bool {
 		return false
 	}
 	if e.reason = badOwnEntry(e.word, e.bitmap, o.clusterSize()); e.reason == nil {
-		e.reason = o.alloc.checkData(int64(e.word&offsetMask), written)
+		e.reason = o.alloc.checkData(int64(e.word&qcow2.OffsetMask), written)
 	}
 	if e.reason != nil {
 		t.noteBad(i, e)
@@ -113,9 +117,9 @@ func (o *Overlay) usable(t *table, i int64, e ownEntry, written bool) bool {
 // be used, and no flush writes them.
 func (o *Overlay) readSectors(s *slice, p []byte, at int64) error {
 	s.read = time.Now()
-	return readPieces(readFull, o.file, p, at, entrySize, func(first, n int64, reason error) error {
+	return qcow2.ReadPieces(hostfs.ReadPadded, o.file, p, at, qcow2.EntrySize, func(first, n int64, reason error) error {
 		s.unread = reason
-		s.lacks |= 1 << (first * entrySize / damageUnit)
+		s.lacks |= 1 << (first * qcow2.EntrySize / qcow2.DamageUnit)
 		for i := first; i < first+n; i++ {
 			s.offset[i].Store(badEntry)
 		}
@@ -127,20 +131,20 @@ func (o *Overlay) readSectors(s *slice, p []byte, at int64) error {
 // write (qcow2 specification, "Extended L2 Entries"): ErrNotPlain for what
 // another tool may rightly have written, ErrCorrupt for the rest.
 func badOwnEntry(e, bitmap uint64, clusterSize int64) error {
-	host := int64(e & offsetMask)
+	host := int64(e & qcow2.OffsetMask)
 	switch {
 	case e&(1<<62) != 0:
 		return fmt.Errorf("compressed cluster: %w", ErrNotPlain)
-	case e&^(copiedFlag|offsetMask) != 0:
-		return fmt.Errorf("reserved bits in 0x%x: %w", e, ErrCorrupt)
+	case e&^(qcow2.CopiedFlag|qcow2.OffsetMask) != 0:
+		return fmt.Errorf("reserved bits in 0x%x: %w", e, qcow2.ErrCorrupt)
 	case host&(clusterSize-1) != 0:
-		return fmt.Errorf("host offset 0x%x is not aligned: %w", host, ErrCorrupt)
-	case host != 0 && e&copiedFlag == 0:
+		return fmt.Errorf("host offset 0x%x is not aligned: %w", host, qcow2.ErrCorrupt)
+	case host != 0 && e&qcow2.CopiedFlag == 0:
 		return fmt.Errorf("no COPIED flag: %w", ErrNotPlain)
 	case uint32(bitmap)&uint32(bitmap>>32) != 0:
-		return fmt.Errorf("subclusters both allocated and zero in 0x%x: %w", bitmap, ErrCorrupt)
+		return fmt.Errorf("subclusters both allocated and zero in 0x%x: %w", bitmap, qcow2.ErrCorrupt)
 	case host == 0 && uint32(bitmap) != 0:
-		return fmt.Errorf("allocated subclusters without a host cluster: %w", ErrCorrupt)
+		return fmt.Errorf("allocated subclusters without a host cluster: %w", qcow2.ErrCorrupt)
 	}
 	return nil
 }
@@ -148,9 +152,9 @@ func badOwnEntry(e, bitmap uint64, clusterSize int64) error {
 // badOwnL1Entry is badOwnEntry for an L1 entry that is not 0.
 func badOwnL1Entry(e uint64) error {
 	switch {
-	case e&l1Reserved != 0:
-		return fmt.Errorf("reserved bits in 0x%x: %w", e, ErrCorrupt)
-	case e&copiedFlag == 0:
+	case e&qcow2.L1Reserved != 0:
+		return fmt.Errorf("reserved bits in 0x%x: %w", e, qcow2.ErrCorrupt)
+	case e&qcow2.CopiedFlag == 0:
 		return fmt.Errorf("no COPIED flag: %w", ErrNotPlain)
 	}
 	return nil
@@ -162,15 +166,15 @@ func (s *slice) encode(p []byte) {
 		e := s.offset[i].Load()
 		if e == badEntry { // it stays as it is
 			bad, _ := s.table.badAt(int64(s.index)*sliceEntries + int64(i))
-			binary.BigEndian.PutUint64(p[i*entrySize:], bad.word)
-			binary.BigEndian.PutUint64(p[i*entrySize+8:], bad.bitmap)
+			binary.BigEndian.PutUint64(p[i*qcow2.EntrySize:], bad.word)
+			binary.BigEndian.PutUint64(p[i*qcow2.EntrySize+8:], bad.bitmap)
 			continue
 		}
 		if e != 0 {
-			e |= copiedFlag
+			e |= qcow2.CopiedFlag
 		}
-		binary.BigEndian.PutUint64(p[i*entrySize:], e)
-		binary.BigEndian.PutUint64(p[i*entrySize+8:], s.bitmap[i].Load())
+		binary.BigEndian.PutUint64(p[i*qcow2.EntrySize:], e)
+		binary.BigEndian.PutUint64(p[i*qcow2.EntrySize+8:], s.bitmap[i].Load())
 	}
 }
 
@@ -264,7 +268,7 @@ func (o *Overlay) makeTable(l1 int64) error {
 		o.alloc.giveBack(host)
 		return fmt.Errorf("reserve L2 table at 0x%x of %s: %w", host, o.file.Name(), err)
 	}
-	o.index.Load().set(int(l1)) // who finds the table may set an entry at once
+	o.index.Load().Set(int(l1)) // who finds the table may set an entry at once
 	t := o.newTable(host)
 	t.written.Store(^uint64(0))
 	tables[l1].Store(t)

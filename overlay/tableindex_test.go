@@ -5,57 +5,21 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
-)
 
-// The index gives what one finds by looking at each entry, before and after it grows.
-func TestTableIndex(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
-		entries := rnd.IntN(20_000)
-		x, set := newTableIndex(entries), make(map[int]bool)
-		check := func() {
-			t.Helper()
-			for range 40 {
-				from := rnd.IntN(entries + 100)
-				want := from
-				for want < entries && !set[want] {
-					want++
-				}
-				got, ok := x.next(int64(from))
-				if ok != (want < entries) || ok && got != int64(want) {
-					t.Fatalf("from %d of %d on: %d, %v; want %d", from, entries, got, ok, want)
-				}
-			}
-		}
-		add := func() {
-			for range rnd.IntN(10) {
-				if entries > 0 {
-					i := rnd.IntN(entries)
-					x.set(i)
-					set[i] = true
-				}
-			}
-		}
-		check()
-		add()
-		check()
-		entries += rnd.IntN(100_000)
-		x = x.grown(entries)
-		check()
-		add()
-		check()
-	}
-}
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
+)
 
 // Before what Next says a layer holds nothing, and it does not say that it holds
 // nothing more where it does; written, closed and opened as an image, and larger.
 func TestNextAgainstMap(t *testing.T) {
 	const size = int64(40) << 40
 	path := filepath.Join(t.TempDir(), "layer.qcow2")
-	if err := Create(HostFS(), path, CreateOptions{Size: size}); err != nil {
+	if err := Create(hostfs.OS(), path, CreateOptions{Size: size}); err != nil {
 		t.Fatal(err)
 	}
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +54,7 @@ func TestNextAgainstMap(t *testing.T) {
 				continue
 			}
 			extents, err := l.Map(nil, from, next-from)
-			if err != nil || len(extents) != 1 || extents[0].Kind != Unallocated {
+			if err != nil || len(extents) != 1 || extents[0].Kind != extent.Unallocated {
 				t.Fatalf("before %d: %v, %v", next, extents, err)
 			}
 		}
@@ -112,7 +76,7 @@ func TestNextAgainstMap(t *testing.T) {
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
-	im, err := OpenImage(HostFS(), path, "qcow2", LockNone)
+	im, err := qcow2.OpenImage(hostfs.OS(), path, "qcow2", hostfs.LockNone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,15 +89,15 @@ func TestNextAgainstMap(t *testing.T) {
 func TestChangesOutliveGrowth(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "layer.qcow2")
 	const size = int64(3)<<40 + 5<<20
-	if err := Create(HostFS(), path, CreateOptions{Size: size}); err != nil {
+	if err := Create(hostfs.OS(), path, CreateOptions{Size: size}); err != nil {
 		t.Fatal(err)
 	}
-	o, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	o, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer o.Close()
-	marked := []int64{0, 7 * ChangeSpan, 2<<40 + 64*ChangeSpan}
+	marked := []int64{0, 7 * qcow2.ChangeSpan, 2<<40 + 64*qcow2.ChangeSpan}
 	for _, at := range marked {
 		o.MarkChanged(at+5, 1)
 	}
@@ -143,7 +107,7 @@ func TestChangesOutliveGrowth(t *testing.T) {
 	}
 	words.Or(1 << 1) // by somebody who looked it up before
 	o.MarkChanged(8<<40, 1)
-	want := []int64{0, ChangeSpan, 7 * ChangeSpan, 2<<40 + 64*ChangeSpan, 3 << 40, 8 << 40}
+	want := []int64{0, qcow2.ChangeSpan, 7 * qcow2.ChangeSpan, 2<<40 + 64*qcow2.ChangeSpan, 3 << 40, 8 << 40}
 	for i, at := int(0), int64(0); ; i++ {
 		start, ok := o.NextChanged(at)
 		if ok != (i < len(want)) || ok && start != want[i] {
@@ -181,8 +145,8 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 // endless is a hole.
 type endless struct{}
 
-func (endless) Map(dst []Extent, off, length int64) ([]Extent, error) {
-	return append(dst, Extent{Start: off, Length: length, Kind: Zero}), nil
+func (endless) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+	return append(dst, extent.Extent{Start: off, Length: length, Kind: extent.Zero}), nil
 }
 func (endless) ReadAt(p []byte, _ int64) error { clear(p); return nil }
 func (endless) Next(int64) (int64, error)      { return 1 << 62, nil }
@@ -193,10 +157,10 @@ func TestTableComesAfterItsIndex(t *testing.T) {
 	const tables = 12000 // the wrong order shows in some of them
 	path := filepath.Join(t.TempDir(), "layer.qcow2")
 	o := CreateOptions{Size: 1 << 40, ClusterBits: 14}
-	if err := Create(HostFS(), path, o); err != nil {
+	if err := Create(hostfs.OS(), path, o); err != nil {
 		t.Fatal(err)
 	}
-	l, err := OpenOverlay(HostFS(), path, OverlayOptions{})
+	l, err := OpenOverlay(hostfs.OS(), path, OverlayOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +177,7 @@ func TestTableComesAfterItsIndex(t *testing.T) {
 		asked <- i
 		for l.findTable(i<<l.tableBits) == nil {
 		}
-		if at, ok := l.index.Load().next(i); !ok || at != i {
+		if at, ok := l.index.Load().Next(i); !ok || at != i {
 			missed++
 		}
 		if err := <-made; err != nil {

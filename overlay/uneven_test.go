@@ -7,11 +7,15 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // setUneven gives a layer a size that is no whole number of sectors, as earlier versions
 // did: the field "size" of the header (qcow2 specification, "Header").
-func setUneven(f File, size int64) error {
+func setUneven(f hostfs.File, size int64) error {
 	_, err := f.WriteAt(binary.BigEndian.AppendUint64(nil, uint64(size)), 24)
 	return err
 }
@@ -43,13 +47,13 @@ func TestUnevenLayerGrows(t *testing.T) {
 			if test.write {
 				m.must(m.write(3, size-300, 300))
 			}
-			if err := m.o.SetBacking("other.raw", "raw"); !errors.Is(err, ErrUnsupported) {
+			if err := m.o.SetBacking("other.raw", "raw"); !errors.Is(err, qcow2.ErrUnsupported) {
 				t.Errorf("a header with an uneven size: %v", err)
 			}
 			m.must(m.o.Close()) // that was its last
 			m.open(true)
-			m.must(m.o.Grow(WholeSectors(size), m.backing()))
-			m.want = append(m.want, make([]byte, WholeSectors(size)-size)...)
+			m.must(m.o.Grow(extent.WholeSectors(size), m.backing()))
+			m.want = append(m.want, make([]byte, extent.WholeSectors(size)-size)...)
 			m.compare()
 			m.judge()
 		})
@@ -79,7 +83,7 @@ func TestHeadersHaveWholeSectors(t *testing.T) {
 	m.must(m.o.Shrink(1, nil))
 	written("shrunk to 1", 512)
 	for size, want := range map[int64]int64{0: 0, 1: 512, 512: 512, 1<<63 - 1: 1<<63 - 512} {
-		if got := WholeSectors(size); got != want {
+		if got := extent.WholeSectors(size); got != want {
 			t.Errorf("%d bytes are %d in whole sectors, want %d", size, got, want)
 		}
 	}
@@ -88,8 +92,8 @@ func TestHeadersHaveWholeSectors(t *testing.T) {
 // viewSource is a view in memory.
 type viewSource struct{ memory }
 
-func (s viewSource) Map(dst []Extent, off, length int64) ([]Extent, error) {
-	return append(dst, Extent{Start: off, Length: length, Kind: Data}), nil
+func (s viewSource) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+	return append(dst, extent.Extent{Start: off, Length: length, Kind: extent.Data}), nil
 }
 
 // An export of a view that ends within a sector has whole sectors, and all its bytes for
@@ -108,15 +112,15 @@ func TestExportHasWholeSectors(t *testing.T) {
 	}
 	for name, compress := range map[string]bool{"plain.qcow2": false, "compressed.qcow2": true} {
 		path := filepath.Join(dir, name)
-		f, err := HostFS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := hostfs.OS().Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(Export{Source: viewSource{content}, Size: size}.Qcow2(t.Context(), f, compress), f.Close()); err != nil {
 			t.Fatal(err)
 		}
-		h, err := ReadHeader(HostFS(), path)
-		if err != nil || h.Size != WholeSectors(size) {
+		h, err := qcow2.ReadHeader(hostfs.OS(), path)
+		if err != nil || h.Size != extent.WholeSectors(size) {
 			t.Errorf("%s: the header has %d bytes, %v", name, h.Size, err)
 		}
 		qemuCheck(t, path, false)

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
 )
 
 // States of a subcluster of a layer that we write, as its cluster's entry
@@ -22,14 +25,14 @@ import (
 // Lookup is the extent at off, at most length bytes of it and at most to the
 // end of its cluster; where nothing is allocated far and wide it may be
 // longer. It takes no lock.
-func (o *Overlay) Lookup(off, length int64) (Extent, error) {
+func (o *Overlay) Lookup(off, length int64) (extent.Extent, error) {
 	cluster := off >> o.clusterBits
 	s, i, err := o.findSlice(cluster)
 	if err != nil {
-		return Extent{}, err
+		return extent.Extent{}, err
 	}
 	if s == nil {
-		return Extent{Start: off, Length: o.nextTable(off, off+length) - off}, nil
+		return extent.Extent{Start: off, Length: o.nextTable(off, off+length) - off}, nil
 	}
 	bitmap := s.bitmap[i].Load()
 	host := int64(s.offset[i].Load())
@@ -37,8 +40,8 @@ func (o *Overlay) Lookup(off, length int64) (Extent, error) {
 	sub := uint(in >> o.subBits)
 	kind, run := runAt(bitmap, sub)
 	n := int64(sub+run)<<o.subBits - in
-	e := Extent{Start: off, Length: min(length, n), Kind: kind}
-	if kind == Data {
+	e := extent.Extent{Start: off, Length: min(length, n), Kind: kind}
+	if kind == extent.Data {
 		e.Host = host + in
 	} else if host < 0 { // badEntry
 		return o.lookupBad(off, length)
@@ -47,58 +50,45 @@ func (o *Overlay) Lookup(off, length int64) (Extent, error) {
 }
 
 // runAt is the state of a subcluster and how many from it on share it.
-func runAt(bitmap uint64, sub uint) (Kind, uint) {
+func runAt(bitmap uint64, sub uint) (extent.Kind, uint) {
 	alloc, zero := uint32(bitmap)>>sub, uint32(bitmap>>32)>>sub
 	left := 32 - sub
 	switch {
 	case alloc&1 != 0:
-		return Data, min(left, uint(bits.TrailingZeros32(^alloc)))
+		return extent.Data, min(left, uint(bits.TrailingZeros32(^alloc)))
 	case zero&1 != 0:
-		return Zero, min(left, uint(bits.TrailingZeros32(^zero)))
+		return extent.Zero, min(left, uint(bits.TrailingZeros32(^zero)))
 	default:
-		return Unallocated, min(left, uint(bits.TrailingZeros32(alloc|zero)))
+		return extent.Unallocated, min(left, uint(bits.TrailingZeros32(alloc|zero)))
 	}
 }
 
 // Map implements Layer for a layer that is being written: each answer was
 // right at some moment during the call.
-func (o *Overlay) Map(dst []Extent, off, length int64) ([]Extent, error) {
+func (o *Overlay) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	return mapLayer(dst, off, length, o.Size(), o.Lookup)
 }
 
 // mapLayer makes extents of lookups, merged, and Zero from size on (M2).
-func mapLayer(dst []Extent, off, length, size int64, lookup func(off, length int64) (Extent, error)) ([]Extent, error) {
+func mapLayer(dst []extent.Extent, off, length, size int64, lookup func(off, length int64) (extent.Extent, error)) ([]extent.Extent, error) {
 	end := off + length
 	for off < end {
-		e := Extent{Start: off, Length: end - off, Kind: Zero}
+		e := extent.Extent{Start: off, Length: end - off, Kind: extent.Zero}
 		if off < size {
 			var err error
 			if e, err = lookup(off, min(end, size)-off); err != nil {
 				return dst, err
 			}
 		}
-		dst = appendExtent(dst, e)
+		dst = extent.Append(dst, e)
 		off = e.End()
 	}
 	return dst, nil
 }
 
-// appendExtent adds e, merged with the last extent where that continues.
-func appendExtent(dst []Extent, e Extent) []Extent {
-	if n := len(dst); n > 0 {
-		last := &dst[n-1]
-		if last.End() == e.Start && last.Kind == e.Kind && e.Kind != Compressed &&
-			(e.Kind != Data || last.Host+last.Length == e.Host) {
-			last.Length += e.Length
-			return dst
-		}
-	}
-	return append(dst, e)
-}
-
 // ReadExtent implements Layer.
-func (o *Overlay) ReadExtent(p []byte, e Extent, off int64) error {
-	if e.Kind == Damaged {
+func (o *Overlay) ReadExtent(p []byte, e extent.Extent, off int64) error {
+	if e.Kind == extent.Damaged {
 		return o.whyBad(off)
 	}
 	return o.ReadHost(p, e.Host+off-e.Start)
@@ -106,7 +96,7 @@ func (o *Overlay) ReadExtent(p []byte, e Extent, off int64) error {
 
 // ReadHost reads the file at a host offset; past its end are zeros.
 func (o *Overlay) ReadHost(p []byte, host int64) error {
-	if err := readFull(o.file, p, host); err != nil {
+	if err := hostfs.ReadPadded(o.file, p, host); err != nil {
 		return fmt.Errorf("read %d bytes at 0x%x of %s: %w", len(p), host, o.file.Name(), err)
 	}
 	return nil
@@ -173,7 +163,7 @@ func (o *Overlay) writeInPlace(p []byte, cluster, in int64, mask uint32) (bool, 
 	if err != nil || s == nil || uint32(s.bitmap[i].Load())&mask != mask {
 		return false, err
 	}
-	if err := writeFull(o.file, p, int64(s.offset[i].Load())+in); err != nil {
+	if err := hostfs.WriteWhole(o.file, p, int64(s.offset[i].Load())+in); err != nil {
 		return false, err
 	}
 	o.wrote()
@@ -246,7 +236,7 @@ const newAtOnce = 64 << 10
 func (o *Overlay) writeNew(p []byte, host int64) error {
 	for len(p) > 0 {
 		n := min(len(p), newAtOnce)
-		if err := writeFull(o.file, p[:n], host); err != nil {
+		if err := hostfs.WriteWhole(o.file, p[:n], host); err != nil {
 			return err
 		}
 		p, host = p[n:], host+int64(n)

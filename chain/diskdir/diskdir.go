@@ -26,7 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // ErrForeign is that something in the directory is not what a disk directory has: a link,
@@ -49,14 +49,14 @@ func (e foreignError) Is(target error) bool {
 // Dir is the host's file system for a disk directory. Safe for concurrent use, but for
 // Close.
 type Dir struct {
-	host  overlay.FS // for paths elsewhere
-	path  string     // absolute; names of files are below it
+	host  hostfs.FS // for paths elsewhere
+	path  string    // absolute; names of files are below it
 	root  *os.File
 	owner owner
 	namer atomic.Pointer[func(file string, at int64, fd int) string] // see NameLockHolders
 }
 
-var _ overlay.FS = (*Dir)(nil)
+var _ hostfs.FS = (*Dir)(nil)
 
 // Open opens a disk directory. Errors are those of open(2).
 func Open(path string) (*Dir, error) {
@@ -69,7 +69,7 @@ func Open(path string) (*Dir, error) {
 		root.Close() // only read
 		return nil, err
 	}
-	return &Dir{host: overlay.HostFS(), path: filepath.Clean(path), root: root, owner: ownerOf(info)}, nil
+	return &Dir{host: hostfs.OS(), path: filepath.Clean(path), root: root, owner: ownerOf(info)}, nil
 }
 
 // Path is the absolute path at which the directory was.
@@ -176,7 +176,7 @@ func (d *Dir) explain(op, path string, err error) error {
 }
 
 // Open opens a file, see the package's words.
-func (d *Dir) Open(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (d *Dir) Open(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	parts, inside := d.split(path)
 	if !inside {
 		return d.openElsewhere(path, flag, perm)
@@ -188,7 +188,7 @@ func (d *Dir) Open(path string, flag int, perm os.FileMode) (overlay.File, error
 	return d.image(f)
 }
 
-// NameLockHolders has somebody else say who has a file locked, as overlay.LockHolder does of
+// NameLockHolders has somebody else say who has a file locked, as hostfs.LockHolder does of
 // this process: who has confined itself does not see it.
 func (d *Dir) NameLockHolders(namer func(file string, at int64, fd int) string) {
 	d.namer.Store(&namer)
@@ -200,13 +200,13 @@ func (d *Dir) lockHolder(fd int) func(file string, at int64) string {
 		if namer := d.namer.Load(); namer != nil {
 			return (*namer)(file, at, fd)
 		}
-		return overlay.LockHolder(file, at, os.Getpid(), fd)
+		return hostfs.LockHolder(file, at, os.Getpid(), fd)
 	}
 }
 
 // image makes an open file one that names those who have it locked.
-func (d *Dir) image(f *os.File) (overlay.File, error) {
-	return overlay.HostFileNaming(f, d.lockHolder(int(f.Fd())))
+func (d *Dir) image(f *os.File) (hostfs.File, error) {
+	return hostfs.FileNaming(f, d.lockHolder(int(f.Fd())))
 }
 
 // OpenFile is Open for a file in the directory that is no image, such as its lock.
@@ -289,7 +289,7 @@ func afterOpen(fd, flag int) error {
 }
 
 // Stat is of what is there itself: a link in the directory is an error.
-func (d *Dir) Stat(path string) (overlay.Info, error) {
+func (d *Dir) Stat(path string) (hostfs.Info, error) {
 	parts, inside := d.split(path)
 	if !inside {
 		return d.host.Stat(path)
@@ -297,7 +297,7 @@ func (d *Dir) Stat(path string) (overlay.Info, error) {
 	var st unix.Stat_t
 	if len(parts) == 0 {
 		if err := unix.Fstat(int(d.root.Fd()), &st); err != nil {
-			return overlay.Info{}, &os.PathError{Op: "stat", Path: path, Err: err}
+			return hostfs.Info{}, &os.PathError{Op: "stat", Path: path, Err: err}
 		}
 		return infoOf(st), nil
 	}
@@ -311,13 +311,13 @@ func (d *Dir) Stat(path string) (overlay.Info, error) {
 		return nil
 	})
 	if err != nil {
-		return overlay.Info{}, err
+		return hostfs.Info{}, err
 	}
 	return infoOf(st), nil
 }
 
-func infoOf(st unix.Stat_t) overlay.Info {
-	info := overlay.Info{
+func infoOf(st unix.Stat_t) hostfs.Info {
+	info := hostfs.Info{
 		Size: st.Size, Blocks: st.Blocks * 512, BlockSize: int64(st.Blksize),
 		ModTime: time.Unix(st.Mtim.Unix()), Inode: st.Ino, Device: uint64(st.Dev),
 		Mode: os.FileMode(st.Mode & 0o777),
@@ -521,7 +521,7 @@ func (d *Dir) Free(path string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return overlay.FreeOf(&st), nil
+	return hostfs.FreeOf(&st), nil
 }
 
 // Statfs is statfs(2) of the directory's file system.

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // stranger and member are users that the tests act for; neither has an entry on the host.
@@ -94,7 +94,7 @@ func TestInside(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	for _, path := range []string{dir, in("layers"), in("layers/3"), in("chain.json")} {
-		want, err := overlay.HostFS().Stat(path)
+		want, err := hostfs.OS().Stat(path)
 		must(t, err)
 		if got, err := d.Stat(path); err != nil || got != want {
 			t.Errorf("%s: %+v, %v, want %+v", path, got, err, want)
@@ -103,7 +103,7 @@ func TestInside(t *testing.T) {
 	if _, err := d.Stat(in("absent")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
-	want, err := overlay.HostFS().Free(dir)
+	want, err := hostfs.OS().Free(dir)
 	must(t, err)
 	if got, err := d.Free(in("layers")); err != nil || got == 0 || want == 0 {
 		t.Errorf("free: %d, %v; by its path %d", got, err, want)

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // nobody is the group of a process without one.
@@ -72,7 +72,7 @@ func (o owner) accepts(st unix.Stat_t) error {
 
 // openElsewhere opens a file outside the directory: with the rights of the directory's
 // owner where that is not the one who opens it.
-func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (overlay.File, error) {
+func (d *Dir) openElsewhere(path string, flag int, perm os.FileMode) (hostfs.File, error) {
 	if !d.owner.anothers() {
 		f, err := os.OpenFile(path, flag, perm)
 		if err != nil {

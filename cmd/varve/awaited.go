@@ -2,12 +2,12 @@ package main
 
 import (
 	"varve/cmd/varve/internal/waiting"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // awaited is an open file of a mount. Each call that the mount's daemon answers is a wait.
 type awaited struct {
-	overlay.File
+	hostfs.File
 	what waiting.Subject
 }
 
@@ -41,7 +41,7 @@ func (f awaited) Sync() error {
 	return f.File.Sync()
 }
 
-func (f awaited) Stat() (overlay.Info, error) {
+func (f awaited) Stat() (hostfs.Info, error) {
 	defer waiting.For(f.what)()
 	return f.File.Stat()
 }

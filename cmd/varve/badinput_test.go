@@ -128,7 +128,7 @@ func patch(t *testing.T, path string, off int64, b []byte) {
 	}
 }
 
-func qcow2(args ...string) func(*testing.T, string, string) {
+func newQcow2(args ...string) func(*testing.T, string, string) {
 	return func(t *testing.T, dir, path string) {
 		tool(t, dir, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, args...), path, "4M")...)
 	}
@@ -144,47 +144,47 @@ func badImages() []badImage {
 		}},
 		{name: "empty.raw", words: []string{"empty.raw"}, make: func(t *testing.T, _, path string) { write(t, path, "") }},
 		{name: "cut.qcow2", words: []string{"cut.qcow2"}, make: func(t *testing.T, dir, path string) {
-			qcow2()(t, dir, path)
+			newQcow2()(t, dir, path)
 			if err := os.Truncate(path, 50); err != nil {
 				t.Fatal(err)
 			}
 		}},
 		{name: "nomagic.qcow2", words: []string{"nomagic.qcow2", "magic"}, make: func(t *testing.T, _, path string) { image(t, path, 1<<20, 1<<20) }},
-		{name: "hidden.raw", words: []string{"hidden.raw", "qcow2", "--format"}, make: func(t *testing.T, dir, path string) { qcow2()(t, dir, path) }},
+		{name: "hidden.raw", words: []string{"hidden.raw", "qcow2", "--format"}, make: func(t *testing.T, dir, path string) { newQcow2()(t, dir, path) }},
 		// qcow2 specification, "Header": incompatible features at byte 72.
 		{name: "future.qcow2", words: []string{"future.qcow2", "incompatible", "40"}, make: func(t *testing.T, dir, path string) {
-			qcow2()(t, dir, path)
+			newQcow2()(t, dir, path)
 			patch(t, path, 72, binary.BigEndian.AppendUint64(nil, 1<<40))
 		}},
 		// qcow2 specification, "Header": crypt_method at byte 32, 1 is AES.
 		{name: "crypt.qcow2", words: []string{"crypt.qcow2", "encrypt"}, make: func(t *testing.T, dir, path string) {
-			qcow2()(t, dir, path)
+			newQcow2()(t, dir, path)
 			patch(t, path, 32, binary.BigEndian.AppendUint32(nil, 1))
 		}},
 		{name: "split.qcow2", words: []string{"split.qcow2", "external data file"}, make: func(t *testing.T, dir, path string) {
-			qcow2("-o", "data_file="+dir+"/split.data")(t, dir, path)
+			newQcow2("-o", "data_file="+dir+"/split.data")(t, dir, path)
 		}},
 		{name: "orphan.qcow2", words: []string{"nobase.raw", "no such file"}, make: func(t *testing.T, dir, path string) {
-			qcow2("-u", "-b", "nobase.raw", "-F", "raw")(t, dir, path)
+			newQcow2("-u", "-b", "nobase.raw", "-F", "raw")(t, dir, path)
 		}},
 		{name: "noformat.qcow2", words: []string{"noformat.qcow2", "format", "qemu-img rebase"}, make: func(t *testing.T, dir, path string) {
 			image(t, dir+"/b.raw", 1<<20, 1<<20)
-			qcow2("-b", "b.raw", "-F", "raw")(t, dir, path)
+			newQcow2("-b", "b.raw", "-F", "raw")(t, dir, path)
 			// qcow2 specification, "Header extensions": the backing format's
 			// type, after the 112 bytes of a version 3 header, becomes one
 			// that readers skip.
 			patch(t, path, 112, []byte{0x12, 0x34, 0x56, 0x78})
 		}},
 		{name: "loop.qcow2", words: []string{"loop"}, make: func(t *testing.T, dir, path string) {
-			qcow2("-u", "-b", "loop2.qcow2", "-F", "qcow2")(t, dir, path)
-			qcow2("-u", "-b", "loop.qcow2", "-F", "qcow2")(t, dir, dir+"/loop2.qcow2")
+			newQcow2("-u", "-b", "loop2.qcow2", "-F", "qcow2")(t, dir, path)
+			newQcow2("-u", "-b", "loop.qcow2", "-F", "qcow2")(t, dir, dir+"/loop2.qcow2")
 		}},
 		{name: "net.qcow2", words: []string{"nbd:"}, make: func(t *testing.T, dir, path string) {
-			qcow2("-u", "-b", "nbd:localhost:1", "-F", "raw")(t, dir, path)
+			newQcow2("-u", "-b", "nbd:localhost:1", "-F", "raw")(t, dir, path)
 		}},
 		{name: "vmdk.qcow2", words: []string{"vmdk"}, make: func(t *testing.T, dir, path string) {
 			tool(t, dir, "qemu-img", "create", "-q", "-f", "vmdk", "b.vmdk", "1M")
-			qcow2("-b", "b.vmdk", "-F", "vmdk")(t, dir, path)
+			newQcow2("-b", "b.vmdk", "-F", "vmdk")(t, dir, path)
 		}},
 	}
 }

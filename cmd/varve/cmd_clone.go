@@ -7,7 +7,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 func newCloneCommand() *cobra.Command {
@@ -59,7 +59,7 @@ func clone(cmd *cobra.Command, arg, name, newDisk string) error {
 	}
 	for _, l := range layers {
 		if l.Name == name {
-			sayRounded(cmd.ErrOrStderr(), l.Size, overlay.WholeSectors(l.Size))
+			sayRounded(cmd.ErrOrStderr(), l.Size, extent.WholeSectors(l.Size))
 		}
 	}
 	return nil

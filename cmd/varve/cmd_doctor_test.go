@@ -15,7 +15,7 @@ import (
 
 	"varve/cmd/varve/internal/doctor"
 	"varve/integration/harness"
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // asked asks the doctor, as JSON and in words, and gives the findings as lines, except
@@ -212,7 +212,7 @@ func TestDoctorOfAnImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := strings.Index(string(data), string(binary.BigEndian.AppendUint32(nil, overlay.ExtensionBackingFormat)))
+	at := strings.Index(string(data), string(binary.BigEndian.AppendUint32(nil, qcow2.ExtensionBackingFormat)))
 	if at < 0 {
 		t.Fatal("no format in the header")
 	}

@@ -16,8 +16,10 @@ import (
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/show"
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // toStdout is OUT for a pipe.
@@ -139,7 +141,7 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 	}
 	bar.Finish(e.Size)
 	if rest > 0 {
-		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, fs.HumanSize(rest))
+		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, show.Size(rest))
 	}
 	if salvage != nil {
 		return sayLost(cmd.ErrOrStderr(), cmd.Name()+" "+arg, out, salvage, e.Size)
@@ -166,7 +168,7 @@ func exportStream(ctx context.Context, e overlay.Export, place output.Place) err
 	}
 	err = errors.Join(e.Stream(ctx, f), f.Close())
 	if err != nil && !errors.Is(err, context.Canceled) {
-		if !overlay.IsDamage(err) { // which says where it is
+		if !qcow2.IsDamage(err) { // which says where it is
 			err = underlying(err)
 		}
 		return fmt.Errorf("write %s: %w; a part is written", f.Name(), err)
@@ -257,12 +259,12 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
 // cache a second time, and is read in larger pieces.
-func (t target) openView(elements ...string) (*overlay.Image, error) {
+func (t target) openView(elements ...string) (*qcow2.Image, error) {
 	f, err := t.openDirect(elements...)
 	if err != nil {
 		return nil, err
 	}
-	image, err := overlay.NewImage(f, "raw")
+	image, err := qcow2.NewImage(f, "raw")
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -271,7 +273,7 @@ func (t target) openView(elements ...string) (*overlay.Image, error) {
 
 // exportFile writes OUT under another name beside it, which it gets at the end.
 func exportFile(ctx context.Context, e overlay.Export, out string, flags exportFlags) (err error) {
-	host := overlay.HostFS()
+	host := hostfs.OS()
 	partial := partialBeside(out)
 	f, err := host.Open(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {

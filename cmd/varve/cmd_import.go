@@ -11,7 +11,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 // fromStdin is FILE for a pipe.
@@ -131,7 +131,7 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 	}
 	bar.Finish(copied)
 	if rest := to.size() - copied; rest > 0 {
-		say(cmd.ErrOrStderr(), "%s has %s; the rest of the disk, %s, is zeros", source.name, fs.HumanSize(copied), fs.HumanSize(rest))
+		say(cmd.ErrOrStderr(), "%s has %s; the rest of the disk, %s, is zeros", source.name, show.Size(copied), show.Size(rest))
 	}
 	return nil
 }

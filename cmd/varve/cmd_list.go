@@ -14,7 +14,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/progress"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 func newListCommand() *cobra.Command {
@@ -40,7 +40,7 @@ It changes nothing: a disk that is not mounted is only read.`,
 			if len(args) == 0 {
 				return listMounts(cmd.OutOrStdout(), asJSON)
 			}
-			return wrapped(cmd, args[0], show(cmd, args[0], asJSON, fs.LayerTable))
+			return wrapped(cmd, args[0], printStatus(cmd, args[0], asJSON, show.LayerTable))
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON; for a disk what status.json says")
@@ -152,7 +152,7 @@ func writeMounts(out io.Writer, doc mountsDocument) error {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(m.Mountpoint), disk, visible(m.Error))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", visible(m.Mountpoint), disk, fs.HumanSize(m.Size), m.Layers, visible(jobWords(m.Job)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", visible(m.Mountpoint), disk, show.Size(m.Size), m.Layers, visible(jobWords(m.Job)))
 	}
 	for _, p := range doc.Parts {
 		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(p.Mountpoint), visible(p.Disk), visible(partOf(p.place).Error()))
@@ -210,15 +210,15 @@ func jobWords(j *chain.JobStatus) string {
 // statusJSON writes the document of status.json for a terminal too.
 func statusJSON(out io.Writer, st chain.Status) error {
 	var text bytes.Buffer
-	if err := fs.JSON(&text, st); err != nil {
+	if err := show.JSON(&text, st); err != nil {
 		return err
 	}
-	_, err := out.Write(fs.PrintableJSON(text.Bytes()))
+	_, err := out.Write(show.PrintableJSON(text.Bytes()))
 	return err
 }
 
-// show prints a disk's status, as a table made by write or as the document.
-func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, chain.Status) error) error {
+// printStatus prints a disk's status, as a table made by write or as the document.
+func printStatus(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, chain.Status) error) error {
 	t, err := findTarget(arg)
 	if err != nil {
 		return err
@@ -230,7 +230,7 @@ func show(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, cha
 			return err
 		}
 		if asJSON {
-			_, err := out.Write(fs.PrintableJSON(text))
+			_, err := out.Write(show.PrintableJSON(text))
 			return err
 		}
 		return write(out, st)

@@ -15,7 +15,7 @@ import (
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 func newMapCommand() *cobra.Command {
@@ -99,7 +99,7 @@ func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error
 			if err != nil {
 				return nil, t.explain(err)
 			}
-			if fs.MapComplete(picture) || ctx.Err() != nil {
+			if show.MapComplete(picture) || ctx.Err() != nil {
 				return picture, nil
 			}
 		}
@@ -114,7 +114,7 @@ func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error
 		return nil, err
 	}
 	var picture bytes.Buffer
-	err = fs.MapSVG(&picture, m)
+	err = show.MapSVG(&picture, m)
 	return picture.Bytes(), err
 }
 

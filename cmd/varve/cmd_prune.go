@@ -14,7 +14,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/keep"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 // autoLayout is how a snapshot with --auto is named, in UTC, as of time.Format.
@@ -250,7 +250,7 @@ func writeDecisions(out io.Writer, list []pruneDecision) error {
 		if len(d.Keep) > 0 {
 			verdict = "kept: " + strings.Join(d.Keep, ", ")
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", fs.Printable(d.Name), d.Time.Format("2006-01-02 15:04:05"), verdict)
+		fmt.Fprintf(w, "%s\t%s\t%s\n", show.Printable(d.Name), d.Time.Format("2006-01-02 15:04:05"), verdict)
 	}
 	return w.Flush()
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 func newResizeCommand() *cobra.Command {
@@ -30,7 +30,7 @@ A running VM sees the new size once it is told, with QEMU's block_resize or
 			if err := saved.clear(cmd, args[0], false); err != nil {
 				return err
 			}
-			whole := overlay.WholeSectors(size)
+			whole := extent.WholeSectors(size)
 			err = perform(cmd, args[0], operation{"resize", strconv.FormatInt(whole, 10), func(d *chain.Disk) error {
 				return d.Resize(whole)
 			}})

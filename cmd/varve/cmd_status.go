@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 // watchEvery is how often status --watch looks when nothing else is said.
@@ -50,7 +50,7 @@ It changes nothing: a disk that is not mounted is only read.`,
 			if cmd.Flags().Changed("watch") {
 				return wrapped(cmd, disk, watchStatus(cmd, disk, asJSON, time.Duration(every)))
 			}
-			return wrapped(cmd, disk, show(cmd, disk, asJSON, statusTable))
+			return wrapped(cmd, disk, printStatus(cmd, disk, asJSON, statusTable))
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print what status.json says")
@@ -59,7 +59,7 @@ It changes nothing: a disk that is not mounted is only read.`,
 	return c
 }
 
-func statusTable(out io.Writer, st chain.Status) error { return fs.Table(out, st, treeOptions(out)) }
+func statusTable(out io.Writer, st chain.Status) error { return show.Table(out, st, treeOptions(out)) }
 
 // watchValue is how long --watch waits between two looks.
 type watchValue time.Duration

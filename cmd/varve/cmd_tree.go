@@ -10,7 +10,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 func newTreeCommand() *cobra.Command {
@@ -32,8 +32,8 @@ It changes nothing: a disk that is not mounted is only read.`,
   varve tree vm1.varve --json | jq '.layers[] | {name, frees_bytes}'`,
 		Args: takes("DISK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			write := func(out io.Writer, st chain.Status) error { return fs.Tree(out, st, treeOptions(out)) }
-			return wrapped(cmd, args[0], show(cmd, args[0], asJSON, write))
+			write := func(out io.Writer, st chain.Status) error { return show.Tree(out, st, treeOptions(out)) }
+			return wrapped(cmd, args[0], printStatus(cmd, args[0], asJSON, write))
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print what status.json says")
@@ -41,8 +41,8 @@ It changes nothing: a disk that is not mounted is only read.`,
 }
 
 // treeOptions are what out can show.
-func treeOptions(out io.Writer) fs.TreeOptions {
-	o := fs.TreeOptions{ASCII: !speaksUTF8()}
+func treeOptions(out io.Writer) show.TreeOptions {
+	o := show.TreeOptions{ASCII: !speaksUTF8()}
 	if progress.IsTerminal(out) {
 		o.Color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 		if width, _, err := term.GetSize(int(out.(*os.File).Fd())); err == nil && width > 0 {

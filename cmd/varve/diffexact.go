@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // exactBlock is the unit, in bytes from the disk's start, in which an exact list
@@ -72,7 +72,7 @@ func (e *exactDifferences) compare(off, length int64, placeA, placeB string) err
 	}
 	ofA, ofB := e.bufA[:length], e.bufB[:length]
 	errA, errB := e.Read(a, ofA, off), e.Read(b, ofB, off)
-	if overlay.IsDamage(errA) || overlay.IsDamage(errB) { // a smaller piece may do
+	if qcow2.IsDamage(errA) || qcow2.IsDamage(errB) { // a smaller piece may do
 		if length > exactBlock-off%exactBlock {
 			for n := int64(0); length > 0; off, length = off+n, length-n {
 				n = min(length, exactBlock-off%exactBlock)

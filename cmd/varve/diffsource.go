@@ -118,14 +118,7 @@ func (d *directDifferences) Close() error {
 func layerTitles(layers []chain.LayerStatus) map[string]string {
 	titles := make(map[string]string, len(layers))
 	for _, l := range layers {
-		switch {
-		case l.State == "leaf":
-			titles[l.ID] = "leaf"
-		case l.Name != "":
-			titles[l.ID] = l.Name
-		default:
-			titles[l.ID] = "(" + l.ID + ")"
-		}
+		titles[l.ID] = l.Title()
 	}
 	return titles
 }

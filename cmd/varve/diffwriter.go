@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 
 	"varve/chain"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 // diffHead is what is known of a comparison before it begins, diffSum what came of
@@ -50,7 +50,7 @@ type diffTable struct {
 }
 
 func (w *diffTable) begin(head diffHead) error {
-	head.a, head.b = fs.Printable(head.a), fs.Printable(head.b)
+	head.a, head.b = show.Printable(head.a), show.Printable(head.b)
 	w.head = head
 	for _, title := range []string{inZeros, inEnd, w.titleOf("A", head.a), w.titleOf("B", head.b)} {
 		w.place = max(w.place, utf8.RuneCountInString(title))
@@ -79,7 +79,7 @@ func (w *diffTable) digits() int {
 
 func (w *diffTable) row(start, length, a, b string) error {
 	n := w.digits()
-	line := fmt.Sprintf("%*s  %*s  %-*s  %s", n, start, n, length, w.place, fs.Shorten(fs.Printable(a), w.place), fs.Shorten(fs.Printable(b), w.place))
+	line := fmt.Sprintf("%*s  %*s  %-*s  %s", n, start, n, length, w.place, show.Shorten(show.Printable(a), w.place), show.Shorten(show.Printable(b), w.place))
 	_, err := w.out.WriteString(strings.TrimRight(line, " ") + "\n")
 	return err
 }
@@ -164,7 +164,7 @@ func bytesInWords(n int64) string {
 	case n < 1024:
 		return fmt.Sprintf("%d bytes", n)
 	}
-	return fmt.Sprintf("%d bytes (%s)", n, fs.HumanSize(n))
+	return fmt.Sprintf("%d bytes (%s)", n, show.Size(n))
 }
 
 // diffJSON writes one document, an extent a line. Fields are added, never changed
@@ -214,5 +214,5 @@ func quoted(s string) string {
 	if err != nil {
 		return `""` // a string can always be written
 	}
-	return string(fs.PrintableJSON(text))
+	return string(show.PrintableJSON(text))
 }

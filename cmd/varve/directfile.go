@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/waiting"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // directFile is a file open with O_DIRECT that is read at any offset and length. Of a
 // raw base the kernel asks the host's file system itself, which refuses what is not
 // aligned (EINVAL), as where the file does not end with a whole sector.
-type directFile struct{ overlay.File }
+type directFile struct{ hostfs.File }
 
 const (
 	// directAlign suits every device: its logical blocks have 512 to 4,096 bytes.
@@ -22,13 +22,13 @@ const (
 )
 
 // openDirect opens a file of the mount.
-func (t target) openDirect(elements ...string) (overlay.File, error) {
+func (t target) openDirect(elements ...string) (hostfs.File, error) {
 	defer waiting.For(t.reading())()
 	opened, err := t.place().Open(unix.O_RDONLY|unix.O_DIRECT, elements...)
 	if err != nil {
 		return nil, err
 	}
-	f, err := overlay.HostFile(opened)
+	f, err := hostfs.FileOf(opened)
 	if err != nil {
 		return nil, err
 	}

@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/show"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // blockDevice is a block device that an export is to be written over.
@@ -93,7 +94,7 @@ func (d blockDevice) describe() string {
 	}
 	var sectors int64
 	if _, err := fmt.Sscan(sysText(d.sys, "size"), &sectors); err == nil {
-		words = append(words, fs.HumanSize(sectors*512))
+		words = append(words, show.Size(sectors*512))
 	}
 	return strings.Join(words, ", ")
 }
@@ -184,7 +185,7 @@ func (t target) checkDevice(d blockDevice, flags exportFlags) error {
 func exportDevice(ctx context.Context, e overlay.Export, d blockDevice) (rest int64, err error) {
 	// O_EXCL is EBUSY for a device that is mounted, swap, or part of another one, and
 	// keeps it from becoming that.
-	f, err := overlay.HostFS().Open(d.name, os.O_RDWR|unix.O_EXCL, 0)
+	f, err := hostfs.OS().Open(d.name, os.O_RDWR|unix.O_EXCL, 0)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return 0, fmt.Errorf("%s (%s) is in use: %s", d.name, d.describe(), d.users())
@@ -195,7 +196,7 @@ func exportDevice(ctx context.Context, e overlay.Export, d blockDevice) (rest in
 	if sysText(d.sys, "ro") == "1" { // which an open does not mind
 		return 0, fmt.Errorf("%s (%s) cannot be written: %w", d.name, d.describe(), unix.EROFS)
 	}
-	if err := f.Lock(overlay.LockWritable); err != nil { // against a VM that has it
+	if err := f.Lock(hostfs.LockWritable); err != nil { // against a VM that has it
 		return 0, err
 	}
 	info, err := f.Stat()

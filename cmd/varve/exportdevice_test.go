@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // loopDevice is a device of size bytes, all of them 0xee.
@@ -182,7 +184,7 @@ func TestInterruptedExportToADevice(t *testing.T) {
 	dir := hostDir(t)
 	device, _ := loopDevice(t, dir, 4<<20)
 	image(t, dir+"/view", 4<<20, 4<<20)
-	view, err := overlay.OpenImage(overlay.HostFS(), dir+"/view", "raw", overlay.LockNone)
+	view, err := qcow2.OpenImage(hostfs.OS(), dir+"/view", "raw", hostfs.LockNone)
 	if err != nil {
 		t.Fatal(err)
 	}

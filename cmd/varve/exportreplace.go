@@ -6,7 +6,7 @@ import (
 	"os"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // checkReplaced refuses an OUT that is there and is needed: as a file of this disk,
@@ -19,12 +19,12 @@ func (t target) checkReplaced(out string, info os.FileInfo) error {
 	if dir, err := chain.DirFor(out); err == nil && isDiskDirectory(dir) {
 		return fmt.Errorf("%s is the image of the disk %s; name another file", out, dir)
 	}
-	f, err := overlay.HostFS().Open(out, os.O_RDONLY, 0)
+	f, err := hostfs.OS().Open(out, os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
-	err = f.Lock(overlay.LockWritable)
-	if errors.Is(err, overlay.ErrLocked) {
+	err = f.Lock(hostfs.LockWritable)
+	if errors.Is(err, hostfs.ErrLocked) {
 		err = fmt.Errorf("%w; name another file", err)
 	}
 	return errors.Join(err, f.Close())

@@ -11,6 +11,9 @@ import (
 	"varve/chain"
 	"varve/fs"
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 const (
@@ -40,7 +43,7 @@ const (
 // Then they stay what they are until the section ends (M1).
 type sharedView struct {
 	*rawView
-	file overlay.File // of the mount; open, so that the layer is not deleted
+	file hostfs.File // of the mount; open, so that the layer is not deleted
 
 	// mu is held from Enter to Leave, and guards the rest.
 	mu      sync.Mutex
@@ -59,10 +62,10 @@ type sharedView struct {
 var _ overlay.Sectioned = (*sharedView)(nil)
 
 // regionBytes is how much of a view the daemon looks up at once.
-const regionBytes = overlay.ChangeSpan
+const regionBytes = qcow2.ChangeSpan
 
 // Map gives what the section says, which costs less than asking the mount.
-func (s *sharedView) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+func (s *sharedView) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	for end := off + length; off < end; {
 		n := min(end-off, regionBytes-off%regionBytes)
 		s.warmUp(off)
@@ -170,7 +173,7 @@ func (s *sharedView) open(deadline time.Time) (*chain.AtRest, error) {
 	if err != nil {
 		return nil, err
 	}
-	section, err := chain.OpenAtRest(overlay.HostFS(), before.File, before.Format, deadline)
+	section, err := chain.OpenAtRest(hostfs.OS(), before.File, before.Format, deadline)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // openShared opens a snapshot of a mounted disk as an export does.
@@ -178,7 +178,7 @@ func TestSectionsEndWhereNothingIsShared(t *testing.T) {
 		t.Error("a section is had on a file system that shares nothing")
 	}
 	s = openShared(t, mnt, "one")
-	if leave(s, 0, overlay.ErrCorrupt); leave(s, 0, nil) {
+	if leave(s, 0, qcow2.ErrCorrupt); leave(s, 0, nil) {
 		t.Error("a section is had at once after one that could not be read")
 	}
 	for _, shared := range []int64{0, 4096} {

@@ -19,6 +19,9 @@ import (
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/waiting"
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 	"varve/overlay/sniff"
 )
 
@@ -158,7 +161,7 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 }
 
 // openInMount opens a file in a mount as an image of a VM that nobody may write meanwhile.
-func openInMount(m mounts.Mount, path string) (*overlay.Image, error) {
+func openInMount(m mounts.Mount, path string) (*qcow2.Image, error) {
 	var elements []string
 	if inside, err := filepath.Rel(m.Mountpoint, path); err != nil {
 		return nil, err
@@ -169,14 +172,14 @@ func openInMount(m mounts.Mount, path string) (*overlay.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := overlay.HostFile(opened)
+	f, err := hostfs.FileOf(opened)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Lock(overlay.LockFrozen); err != nil {
+	if err := f.Lock(hostfs.LockFrozen); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	image, err := overlay.NewImage(f, "raw")
+	image, err := qcow2.NewImage(f, "raw")
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -196,7 +199,7 @@ type imageSourceReader struct {
 }
 
 func (s imageSourceReader) read(buffer func() []byte, give func(piece) error) error {
-	var extents []overlay.Extent
+	var extents []extent.Extent
 	for off := int64(0); off < s.size; {
 		// A hole is asked about once, however long it is.
 		data, err := s.seekData(off)
@@ -219,7 +222,7 @@ func (s imageSourceReader) read(buffer func() []byte, give func(piece) error) er
 		}
 		for _, x := range extents {
 			p := piece{off: x.Start, n: x.Length}
-			if x.Kind != overlay.Zero && x.Kind != overlay.Unallocated {
+			if x.Kind != extent.Zero && x.Kind != extent.Unallocated {
 				p.data = buffer()[:x.Length]
 				if err := s.view.ReadAt(p.data, x.Start); err != nil {
 					return fmt.Errorf("read %d bytes at offset %d: %w", x.Length, x.Start, err)

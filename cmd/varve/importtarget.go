@@ -13,6 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/overlay"
+	"varve/overlay/hostfs"
 	"varve/overlay/procs"
 )
 
@@ -20,7 +21,7 @@ import (
 type importTarget interface {
 	WriteAt(p []byte, off int64) error
 	Discard(off, length int64) error
-	// SeekData and SeekHole are those of overlay.File.
+	// SeekData and SeekHole are those of hostfs.File.
 	SeekData(off int64) (int64, error)
 	SeekHole(off int64) (int64, error)
 	Flush() error
@@ -68,7 +69,7 @@ func (d directTarget) holds() (bool, string, error) {
 // writes. Who does not look for these locks the daemon's list of open files shows.
 type mountedTarget struct {
 	t      target
-	file   overlay.File
+	file   hostfs.File
 	length int64
 	looked time.Time // at who has the disk open
 }
@@ -91,12 +92,12 @@ func (t target) openMounted() (importTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := overlay.HostFile(opened)
+	f, err := hostfs.FileOf(opened)
 	if err != nil {
 		return nil, err
 	}
 	m := &mountedTarget{t: t, file: awaited{f, t.changing()}}
-	if err = f.Lock(overlay.LockWritable); err == nil {
+	if err = f.Lock(hostfs.LockWritable); err == nil {
 		err = m.look()
 	}
 	if err == nil {

@@ -18,7 +18,8 @@ import (
 	"varve/cmd/varve/internal/confine"
 	"varve/cmd/varve/internal/outside"
 	"varve/fs"
-	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // What a daemon that has confined itself has done outside. The process there believes it
@@ -35,7 +36,7 @@ const (
 // outsideKinds are errors that mean the same on both sides.
 func outsideKinds() []error {
 	return []error{fs.ErrNotMounted, chain.ErrExist, chain.ErrNotExist, chain.ErrInvalid, chain.ErrBusy, chain.ErrInUse,
-		chain.ErrChanged, chain.ErrReadOnly, chain.ErrTooLarge, overlay.ErrLocked, overlay.ErrCorrupt, overlay.ErrUnsupported,
+		chain.ErrChanged, chain.ErrReadOnly, chain.ErrTooLarge, hostfs.ErrLocked, qcow2.ErrCorrupt, qcow2.ErrUnsupported,
 		os.ErrPermission}
 }
 
@@ -100,7 +101,7 @@ func outsideHandlers() map[string]outside.Handler {
 			if err := json.Unmarshal(request, &q); err != nil {
 				return nil, err
 			}
-			return overlay.LockHolder(q.File, q.At, t.Daemon, q.FD), nil
+			return hostfs.LockHolder(q.File, q.At, t.Daemon, q.FD), nil
 		}),
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"varve/chain/bounded"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
+	"varve/fs/show"
 )
 
 // dryRun is --dry-run of a command that changes layers, and --json for what it says.
@@ -62,7 +63,7 @@ func writeJSON(out io.Writer, v any) error {
 	if err := e.Encode(v); err != nil {
 		return err
 	}
-	_, err := out.Write(fs.PrintableJSON(text.Bytes()))
+	_, err := out.Write(show.PrintableJSON(text.Bytes()))
 	return err
 }
 
@@ -108,7 +109,7 @@ func (t target) ask(command, line string) (string, error) {
 
 // writePlan writes a plan for people.
 func writePlan(out io.Writer, p chain.Plan) error {
-	p = fs.Printable(p)
+	p = show.Printable(p)
 	var text strings.Builder
 	layer := func(what string, l chain.PlanLayer) {
 		name := l.Name
@@ -117,7 +118,7 @@ func writePlan(out io.Writer, p chain.Plan) error {
 		} else if name == "" {
 			name = "(" + l.ID + ")"
 		}
-		fmt.Fprintf(&text, "  %-10s %s (holds %s itself, %s on the host)\n", what, name, fs.HumanSize(l.OwnBytes), fs.HumanSize(l.HostBytes))
+		fmt.Fprintf(&text, "  %-10s %s (holds %s itself, %s on the host)\n", what, name, show.Size(l.OwnBytes), show.Size(l.HostBytes))
 	}
 	if p.Operation == "delete" && len(p.Gone)+len(p.Waiting) == 0 {
 		_, err := fmt.Fprintln(out, "there is no snapshot whose delete fits on the host and gives anything back")
@@ -138,19 +139,19 @@ func writePlan(out io.Writer, p chain.Plan) error {
 	if len(p.Waiting) > 0 {
 		text.WriteString("             (kept until one layer at most stands on it, and no clone)\n")
 	}
-	fmt.Fprintf(&text, "  %-10s %s\n", "copy", fs.HumanSize(p.CopyBytes))
-	need := fs.HumanSize(p.LeastBytes)
+	fmt.Fprintf(&text, "  %-10s %s\n", "copy", show.Size(p.CopyBytes))
+	need := show.Size(p.LeastBytes)
 	if p.HostFree >= 0 {
-		need += " on the host at least; it has " + fs.HumanSize(p.HostFree) + " free"
+		need += " on the host at least; it has " + show.Size(p.HostFree) + " free"
 		if p.ExtraBytes > p.LeastBytes {
-			need += fmt.Sprintf("\n%13swith more free, up to %s are used", "", fs.HumanSize(p.ExtraBytes))
+			need += fmt.Sprintf("\n%13swith more free, up to %s are used", "", show.Size(p.ExtraBytes))
 		}
 	}
 	fmt.Fprintf(&text, "  %-10s %s\n", "need", need)
 	if p.FreedBytes >= 0 {
-		fmt.Fprintf(&text, "  %-10s %s in the end\n", "free", fs.HumanSize(p.FreedBytes))
+		fmt.Fprintf(&text, "  %-10s %s in the end\n", "free", show.Size(p.FreedBytes))
 	} else {
-		fmt.Fprintf(&text, "  %-10s %s more in the end\n", "use", fs.HumanSize(-p.FreedBytes))
+		fmt.Fprintf(&text, "  %-10s %s more in the end\n", "use", show.Size(-p.FreedBytes))
 	}
 	chains := func(title string, list [][]string) {
 		for _, c := range list {

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/qcow2"
 )
 
 // rawView is a file of a mount as what an export copies from. It asks for each run of
@@ -14,7 +16,7 @@ import (
 // through tables to find either's end, and an export asks once a MiB. Only of a view
 // that does not change. Safe for concurrent use.
 type rawView struct {
-	*overlay.Image
+	*qcow2.Image
 
 	mu sync.Mutex // guards what is below; held while the file is asked
 	// From known to start is a hole, and from there to end is data.
@@ -23,7 +25,7 @@ type rawView struct {
 
 var _ overlay.Skipper = (*rawView)(nil)
 
-func newRawView(image *overlay.Image) *rawView { return &rawView{Image: image} }
+func newRawView(image *qcow2.Image) *rawView { return &rawView{Image: image} }
 
 // run is the first run of data that ends behind off. Behind the last one is an empty
 // one at math.MaxInt64.
@@ -63,7 +65,7 @@ func (s *rawView) Next(off int64) (int64, error) {
 }
 
 // Map gives holes as Zero. What lies past the end is one.
-func (s *rawView) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent, error) {
+func (s *rawView) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	for end := off + length; off < end; {
 		start, stop, err := s.run(off)
 		if err != nil {
@@ -71,10 +73,10 @@ func (s *rawView) Map(dst []overlay.Extent, off, length int64) ([]overlay.Extent
 		}
 		start, stop = min(max(start, off), end), min(stop, end)
 		if start > off {
-			dst = append(dst, overlay.Extent{Start: off, Length: start - off, Kind: overlay.Zero})
+			dst = append(dst, extent.Extent{Start: off, Length: start - off, Kind: extent.Zero})
 		}
 		if stop > start {
-			dst = append(dst, overlay.Extent{Start: start, Length: stop - start, Host: start, Kind: overlay.Data})
+			dst = append(dst, extent.Extent{Start: start, Length: stop - start, Host: start, Kind: extent.Data})
 		}
 		off = stop
 	}
@@ -88,5 +90,5 @@ func (s *rawView) ReadAt(p []byte, off int64) error {
 	if n == 0 {
 		return nil
 	}
-	return s.ReadExtent(p[:n], overlay.Extent{Start: off, Length: n, Host: off, Kind: overlay.Data}, off)
+	return s.ReadExtent(p[:n], extent.Extent{Start: off, Length: n, Host: off, Kind: extent.Data}, off)
 }

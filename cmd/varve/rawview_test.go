@@ -10,11 +10,14 @@ import (
 	"testing"
 
 	"varve/overlay"
+	"varve/overlay/extent"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // seekFile counts how often it is asked for data and holes.
 type seekFile struct {
-	overlay.File
+	hostfs.File
 	asked int
 }
 
@@ -50,12 +53,12 @@ func TestExportAsksOnceForARun(t *testing.T) {
 		}
 		want[at] = data
 	}
-	host, err := overlay.HostFS().Open(path, os.O_RDONLY, 0)
+	host, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	file := &seekFile{File: host}
-	image, err := overlay.NewImage(file, "raw")
+	image, err := qcow2.NewImage(file, "raw")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +116,7 @@ func TestRawViewAgainstFile(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	image, err := overlay.OpenImage(overlay.HostFS(), path, "raw", overlay.LockNone)
+	image, err := qcow2.OpenImage(hostfs.OS(), path, "raw", hostfs.LockNone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +141,7 @@ func TestRawViewAgainstFile(t *testing.T) {
 			t.Fatalf("from %d on: %d, %v", off, next, err)
 		}
 		for _, e := range want {
-			if e.Kind == overlay.Data && e.Start < next {
+			if e.Kind == extent.Data && e.Start < next {
 				t.Fatalf("from %d on %d is next, and there is data at %d", off, next, e.Start)
 			}
 		}

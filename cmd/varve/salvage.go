@@ -6,6 +6,7 @@ import (
 
 	"varve/fs"
 	"varve/overlay"
+	"varve/overlay/qcow2"
 )
 
 // sayLost lists the places that an export could not read, and gives the exit code that
@@ -36,7 +37,7 @@ func sayLost(stderr io.Writer, what, out string, s *overlay.Salvage, size int64)
 
 // damageHint adds to the error of an export that met damage what would go on.
 func damageHint(err error) error {
-	if !overlay.IsDamage(err) {
+	if !qcow2.IsDamage(err) {
 		return err
 	}
 	return fmt.Errorf("%w; --skip-damaged writes zeros for what cannot be read, and lists it", err)

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
-	"varve/fs"
+	"varve/fs/show"
 	testpatience "varve/integration/patience"
 )
 
@@ -317,7 +317,7 @@ func TestMap(t *testing.T) {
 	put(t, mnt, "some", 8<<20)
 	must(t, dir, "snapshot", "mnt", "one")
 	file, err := os.ReadFile(filepath.Join(mnt, "map.svg"))
-	if err != nil || !fs.MapComplete(file) {
+	if err != nil || !show.MapComplete(file) {
 		t.Errorf("map.svg: %v, %.200s", err, file)
 	}
 	if r := must(t, dir, "map", "mnt"); r.stdout != string(file) || r.stderr != "" {

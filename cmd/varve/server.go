@@ -22,7 +22,7 @@ import (
 	"varve/cmd/varve/internal/logfile"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -180,7 +180,7 @@ func (m *server) makeDisk() error {
 // explainInUse adds the way out to an error about an image that somebody has open, most
 // often a VM that was not shut down before its image is mounted.
 func explainInUse(err error) error {
-	if errors.Is(err, overlay.ErrLocked) {
+	if errors.Is(err, hostfs.ErrLocked) {
 		return fmt.Errorf("%w; stop that first", err)
 	}
 	return err

@@ -18,7 +18,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
-	"varve/fs"
+	"varve/fs/show"
 )
 
 // Control sequences of a terminal (ECMA-48, and xterm's for the alternate screen).
@@ -102,7 +102,7 @@ func (w *statusWatch) look(ctx context.Context) (string, error) {
 	if !w.asJSON {
 		o := treeOptions(w.out)
 		o.Color = false // a page is cut by its characters
-		err = fs.Table(&text, st, o)
+		err = show.Table(&text, st, o)
 		return text.String(), err
 	}
 	line, err := compactJSON(st)

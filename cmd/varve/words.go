@@ -5,7 +5,7 @@ import (
 	"io"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/extent"
 )
 
 // sayCreated says what Create made, with every file that the disk reads.
@@ -31,7 +31,7 @@ func sayCreated(w io.Writer, made chain.Created) {
 // sayRounded says that a disk is larger than what was given, where it is.
 func sayRounded(w io.Writer, given, size int64) {
 	if given != size {
-		say(w, "the disk has %d bytes: %d were rounded up to whole sectors of %d, with zeros", size, given, overlay.SectorSize)
+		say(w, "the disk has %d bytes: %d were rounded up to whole sectors of %d, with zeros", size, given, extent.SectorSize)
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"varve/chain"
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // The judges are qemu-img, of every layer and of the chain, and the runs
@@ -96,7 +96,7 @@ func TestBigChainIsSmall(t *testing.T) {
 	defer d.Close()
 	var host int64
 	for _, l := range d.Layers() {
-		info, err := overlay.HostFS().Stat(l.File)
+		info, err := hostfs.OS().Stat(l.File)
 		if err != nil {
 			t.Fatal(err)
 		}

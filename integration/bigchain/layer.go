@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"varve/overlay"
+	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 const (
@@ -26,10 +28,10 @@ type layerWriter struct {
 
 // writeLayer makes a layer that maps runs, in order, of run bytes each.
 func writeLayer(file string, o overlay.CreateOptions, runs []int64, run int64) error {
-	if err := overlay.Create(overlay.HostFS(), file, o); err != nil {
+	if err := overlay.Create(hostfs.OS(), file, o); err != nil {
 		return err
 	}
-	h, err := overlay.ReadHeader(overlay.HostFS(), file)
+	h, err := qcow2.ReadHeader(hostfs.OS(), file)
 	if err != nil {
 		return err
 	}
@@ -122,7 +124,7 @@ func (w *layerWriter) endTable() error {
 
 // refcounts makes every cluster's refcount 1, with the blocks that this takes at
 // the end of the file.
-func (w *layerWriter) refcounts(h *overlay.Header) error {
+func (w *layerWriter) refcounts(h *qcow2.Header) error {
 	perBlock := w.cluster / 2
 	blocks := []int64{2 * w.cluster} // Create's one
 	for int64(len(blocks))*perBlock < w.next {

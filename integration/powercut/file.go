@@ -6,7 +6,7 @@ import (
 	"os"
 	"slices"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // file is an open file of a Host. It stays the node's when that is renamed or
@@ -18,13 +18,13 @@ type file struct {
 	closed bool
 }
 
-var _ overlay.File = (*file)(nil)
+var _ hostfs.File = (*file)(nil)
 
 func (f *file) Name() string { return f.path }
 func (f *file) Fd() int      { return -1 }
 
 // Lock does nothing: nobody else has a simulated file.
-func (f *file) Lock(overlay.LockMode) error { return nil }
+func (f *file) Lock(hostfs.LockMode) error { return nil }
 
 func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	f.host.mu.Lock()
@@ -77,7 +77,7 @@ func (f *file) PunchHole(off, n int64) error { return f.change(Op{Kind: Punch, O
 // takes it, or parts of it, as it takes a write. So do hosts that share blocks:
 // the new mapping is theirs to lose until a sync. Ranges must be whole pages
 // within the source.
-func (f *file) CloneRange(src overlay.File, srcOff, off, n int64) error {
+func (f *file) CloneRange(src hostfs.File, srcOff, off, n int64) error {
 	s, ok := src.(*file)
 	if !ok || s.host != f.host || (srcOff|off|n)%pageSize != 0 {
 		return fmt.Errorf("clone into %s: %w", f.path, errors.ErrUnsupported)
@@ -109,15 +109,15 @@ func (f *file) Datasync() error  { return f.change(Op{Kind: Datasync}) }
 func (f *file) Sync() error      { return f.change(Op{Kind: Sync}) }
 func (f *file) DropCache() error { return f.change(Op{Kind: DropCache}) }
 
-func (f *file) Stat() (overlay.Info, error) {
+func (f *file) Stat() (hostfs.Info, error) {
 	f.host.mu.Lock()
 	defer f.host.mu.Unlock()
 	if f.closed {
-		return overlay.Info{}, os.ErrClosed
+		return hostfs.Info{}, os.ErrClosed
 	}
 	op := Op{Kind: Stat, Path: f.path}
 	if err := f.host.ask(op); err != nil {
-		return overlay.Info{}, fail(op, err)
+		return hostfs.Info{}, fail(op, err)
 	}
 	return f.node.info(), nil
 }

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // Host is a file system in memory. It has the directories of the paths that
@@ -68,7 +68,7 @@ type nameChange struct {
 	seq      uint64
 }
 
-var _ overlay.FS = (*Host)(nil)
+var _ hostfs.FS = (*Host)(nil)
 
 // NewHost gives an empty host with some directories, all of it durable.
 func NewHost(dirs ...string) *Host {
@@ -346,7 +346,7 @@ func (n *node) sync(op Op) {
 	}
 }
 
-func (h *Host) Open(path string, flag int, _ os.FileMode) (overlay.File, error) {
+func (h *Host) Open(path string, flag int, _ os.FileMode) (hostfs.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	n := h.find(path)
@@ -380,21 +380,21 @@ func (h *Host) Open(path string, flag int, _ os.FileMode) (overlay.File, error) 
 	return &file{host: h, node: n, path: path}, nil
 }
 
-func (h *Host) Stat(path string) (overlay.Info, error) {
+func (h *Host) Stat(path string) (hostfs.Info, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	n := h.find(path)
 	if n == nil {
-		return overlay.Info{}, fail(Op{Kind: Stat, Path: path}, syscall.ENOENT)
+		return hostfs.Info{}, fail(Op{Kind: Stat, Path: path}, syscall.ENOENT)
 	}
 	if err := h.ask(Op{Kind: Stat, Path: path}); err != nil {
-		return overlay.Info{}, fail(Op{Kind: Stat, Path: path}, err)
+		return hostfs.Info{}, fail(Op{Kind: Stat, Path: path}, err)
 	}
 	return n.info(), nil
 }
 
-func (n *node) info() overlay.Info {
-	i := overlay.Info{
+func (n *node) info() hostfs.Info {
+	i := hostfs.Info{
 		Size: n.now.size, Blocks: int64(len(n.now.pages)) * pageSize, BlockSize: pageSize,
 		ModTime: time.Unix(0, n.mtime), Inode: n.id, Device: 1, Mode: 0o600,
 	}

@@ -10,19 +10,19 @@ import (
 	"slices"
 	"strings"
 	"sync"
-
-	"varve/overlay"
+	"varve/overlay/check"
+	"varve/overlay/hostfs"
 )
 
-// CheckImage says what overlay.Check, whose own judge is qemu-img, finds in a
+// CheckImage says what check.Run, whose own judge is qemu-img, finds in a
 // qcow2: an error, or a leak where none may be.
-func CheckImage(fs overlay.FS, path string, leaks bool) error {
+func CheckImage(fs hostfs.FS, path string, leaks bool) error {
 	f, err := fs.Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	r, err := overlay.Check(context.Background(), f, "qcow2", overlay.CheckOptions{})
+	r, err := check.Run(context.Background(), f, "qcow2", check.Options{})
 	if err != nil {
 		return err
 	}

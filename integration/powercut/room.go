@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"syscall"
 
-	"varve/overlay"
+	"varve/overlay/hostfs"
 )
 
 // room is how much a Host can hold. Names take nothing.
@@ -57,7 +57,7 @@ func (h *Host) used() (pages int) {
 	return pages
 }
 
-// Free implements overlay.FS: what a limit leaves, errors.ErrUnsupported without one.
+// Free implements hostfs.FS: what a limit leaves, errors.ErrUnsupported without one.
 func (h *Host) Free(path string) (int64, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -67,7 +67,7 @@ func (h *Host) Free(path string) (int64, error) {
 	return int64(max(0, h.room.pages-h.used())) * pageSize, nil
 }
 
-var _ overlay.FS = (*Host)(nil)
+var _ hostfs.FS = (*Host)(nil)
 
 // noRoom is ENOSPC of a call of which the first bytes fit.
 type noRoom struct{ fits int64 }

@@ -15,7 +15,8 @@ import (
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/fs"
-	"varve/overlay"
+	"varve/fs/show"
+	"varve/overlay/hostfs"
 )
 
 const (
@@ -44,7 +45,7 @@ func roomOf(path string) (room, error) {
 	if err := unix.Statfs(path, &st); err != nil {
 		return room{}, err
 	}
-	free, err := overlay.HostFS().Free(path)
+	free, err := hostfs.OS().Free(path)
 	return room{free, int64(st.Blocks) * st.Bsize, st.Ffree, st.Files, st.Flags&unix.ST_RDONLY != 0 || inEmergency(path)}, err
 }
 
@@ -149,12 +150,12 @@ func (g growth) lasts(free int64, d time.Duration) bool {
 // spaceFindings judges the room for a leaf that can grow. A full host troubles nobody
 // whose disk has all its blocks. An empty Fix is to be filled in.
 func spaceFindings(r room, g growth) []Finding {
-	free := fmt.Sprintf("%s of %s free", fs.HumanSize(r.bytes), fs.HumanSize(r.total))
+	free := fmt.Sprintf("%s of %s free", show.Size(r.bytes), show.Size(r.total))
 	who, fail := "the guest", "its"
 	if g.disks > 1 {
 		who, fail = fmt.Sprintf("the guests of %d disks there", g.disks), "their"
 	}
-	wants := fmt.Sprintf("; %s can still write %s to new places", who, fs.HumanSize(g.left))
+	wants := fmt.Sprintf("; %s can still write %s to new places", who, show.Size(g.left))
 	var found []Finding
 	switch {
 	case g.left <= r.bytes:
@@ -165,7 +166,7 @@ func spaceFindings(r room, g growth) []Finding {
 	case !g.lasts(r.bytes, withinDay) || r.bytes < min(r.total*lowPercent/100, lowBytes):
 		found = append(found, Finding{Severity: Warning, What: "the host's file system is nearly full: " + free + wants})
 	default:
-		found = append(found, Finding{Severity: Note, What: fmt.Sprintf("%s can still write %s to new places, more than the host has: %s", who, fs.HumanSize(g.left), free),
+		found = append(found, Finding{Severity: Note, What: fmt.Sprintf("%s can still write %s to new places, more than the host has: %s", who, show.Size(g.left), free),
 			Fix: "keep an eye on the host's free space, or give it more"})
 	}
 	// Each snapshot takes a file, each change of chain.json another for a moment.
@@ -202,7 +203,7 @@ func (s *Scope) wayOut(ctx context.Context) string {
 			return "no snapshot's delete would give anything back now; " + other
 		}
 		return fmt.Sprintf("\"varve delete %s %s\" gives back %s; \"fstrim\" in a guest with discard=unmap what it has deleted; or %s",
-			chain.ShellWord(s.nameOf(m)), p.Gone[0].Name, fs.HumanSize(p.FreedBytes), other)
+			chain.ShellWord(s.nameOf(m)), p.Gone[0].Name, show.Size(p.FreedBytes), other)
 	}
 	return other
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
-	"varve/fs"
+	"varve/fs/show"
 )
 
 // between is the least time between two plain lines.
@@ -32,7 +32,7 @@ type Reporter struct {
 // New shows a job under a title such as "flatten vm1".
 func New(out io.Writer, title string) *Reporter {
 	now := time.Now()
-	return &Reporter{out: out, title: fs.Printable(title), started: now, last: now, terminal: IsTerminal(out), now: time.Now}
+	return &Reporter{out: out, title: show.Printable(title), started: now, last: now, terminal: IsTerminal(out), now: time.Now}
 }
 
 // IsTerminal says whether out is a terminal on which a bar can be drawn.
@@ -54,7 +54,7 @@ func (r *Reporter) Update(done, total int64) {
 	}
 	if now := r.now(); now.Sub(r.last) >= between {
 		r.last = now
-		fmt.Fprintf(r.out, "%s: %s of %s (%d %%)\n", r.title, fs.HumanSize(done), fs.HumanSize(total), Percent(done, total))
+		fmt.Fprintf(r.out, "%s: %s of %s (%d %%)\n", r.title, show.Size(done), show.Size(total), Percent(done, total))
 	}
 }
 
@@ -95,7 +95,7 @@ func (r *Reporter) Finish(bytes int64) {
 	r.Clear()
 	took := r.now().Sub(r.started).Round(100 * time.Millisecond)
 	if bytes > 0 {
-		fmt.Fprintf(r.out, "%s: done, %s in %s\n", r.title, fs.HumanSize(bytes), took)
+		fmt.Fprintf(r.out, "%s: done, %s in %s\n", r.title, show.Size(bytes), took)
 		return
 	}
 	fmt.Fprintf(r.out, "%s: done\n", r.title)
