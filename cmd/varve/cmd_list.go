@@ -147,7 +147,7 @@ func writeMounts(out io.Writer, doc mountsDocument) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MOUNTPOINT\tDISK\tSIZE\tLAYERS\tJOB")
 	for _, m := range doc.Mounts {
-		disk := visible(claim.Words(m.place, m.Believed))
+		disk := visible(claim.Words(mounts.Mount{Source: m.Disk, UID: m.UID}, m.Believed))
 		if m.Error != "" {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(m.Mountpoint), disk, visible(m.Error))
 			continue
