@@ -95,7 +95,8 @@ func TestRealMetrics(t *testing.T) {
 	var got samples
 	waitFor(t, "the last requests to be counted", func() bool {
 		got = readMetrics(t, dir)
-		return got["varve_request_bytes_total{op=discard,file=disk}"] > 0
+		const written = "varve_request_bytes_total{op=write,file=disk}" // each request is counted after its reply
+		return got["varve_request_bytes_total{op=discard,file=disk}"] > 0 && got[written]-before[written] >= want[written]
 	})
 	for key, n := range want {
 		value, ok := got[key]

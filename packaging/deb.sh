@@ -48,6 +48,12 @@ linked() {
 	stanza "Go's standard library" "$($GO env GOVERSION)" "$($GO env GOROOT)"
 }
 
+# ours LICENCE prints a licence without the whole text of the GPL, of which some modules leave
+# the choice: Debian has that already, and varve takes the other one.
+ours() {
+	awk '/^Full text of gpl-2.0.txt:/ { print "GPL version 2: see /usr/share/common-licenses/GPL-2"; exit } { print }' "$1"
+}
+
 # stanza NAME VERSION DIR
 stanza() {
 	license=
@@ -58,7 +64,7 @@ stanza() {
 		echo "deb: $1 has no licence file in $3" >&2
 		return 1
 	}
-	copyright=$(grep -ih '^ *copyright .*[0-9][0-9][0-9][0-9]' "$license" | sed 's/^ *//; 2,$s/^/ /')
+	copyright=$(ours "$license" | grep -i '^ *copyright .*[0-9][0-9][0-9][0-9]' | sed 's/^ *//; 2,$s/^/ /')
 	printf '\nFiles: usr/bin/varve\nComment: %s %s, linked into it\n' "$1" "$2"
 	printf 'Copyright: %s\n' "${copyright:-the authors of $1}"
 	if sed '/./q' "$license" | grep -q 'Apache License'; then
@@ -66,9 +72,9 @@ stanza() {
 	else
 		printf 'License: %s\n' "that of $1"
 		# Parts of some modules are under it as well; Debian has its text already.
-		awk '/^ *Apache License *$/ { skip = 1; print "Apache License 2.0, see /usr/share/common-licenses/Apache-2.0" }
+		ours "$license" | awk '/^ *Apache License *$/ { skip = 1; print "Apache License 2.0, see /usr/share/common-licenses/Apache-2.0" }
 			!skip { print }
-			skip && /limitations under the License/ { skip = 0 }' "$license" |
+			skip && /limitations under the License/ { skip = 0 }' |
 			sed 's/\r$//; s/[[:space:]]*$//; s/^$/./; s/^/ /'
 	fi
 	if [ -e "$3/NOTICE" ]; then
