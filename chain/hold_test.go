@@ -2,6 +2,8 @@ package chain
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -395,7 +397,7 @@ func TestCloneOfAnotherFile(t *testing.T) {
 	order.Files[0].Inode++
 	_, err = MakeClone(order)
 	wantError(t, err, ErrChanged, "is another file than the disk reads")
-	_, err = MakeClone(CloneOrder{Disk: d.Dir(), Dir: dir})
+	_, err = MakeClone(CloneOrder{Disk: order.Disk, Dir: dir})
 	wantError(t, err, ErrInvalid, "on a file at least")
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s: %v", dir, err)
@@ -405,5 +407,53 @@ func TestCloneOfAnotherFile(t *testing.T) {
 	must(t, err)
 	if c := openDisk(t, dir); at(t, c, 0) != 1 {
 		t.Error("the clone has another content")
+	}
+}
+
+// What is read for a disk is read with the rights of its directory's owner, whatever is at
+// that path by then, and no link in another's place of chain.json is followed.
+func TestOtherChainOfAnotherDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("gives files away: root only")
+	}
+	const owner = 61001
+	home, err := os.MkdirTemp("", "varve-other-") // go test's own directory is root's alone
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(home) })
+	must(t, os.Chmod(home, 0o755))
+	secret := filepath.Join(home, "secret")
+	must(t, os.WriteFile(secret, []byte("the secret"), 0o600))
+	other := filepath.Join(home, "other")
+	must(t, os.Mkdir(other, 0o755))
+	must(t, os.Symlink(secret, filepath.Join(other, manifestName)))
+	for _, uid := range []int{0, owner} {
+		dir := filepath.Join(home, fmt.Sprint("vm", uid))
+		_, err := Create(dir, CreateOptions{Size: 1 << 20})
+		must(t, err)
+		must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, uid, uid))
+		}))
+		d, err := Open(dir, OpenOptions{ReadOnly: true})
+		must(t, err)
+		id, ok := d.DirectoryID()
+		must(t, d.Close())
+		if !ok {
+			t.Fatal("it has no directory")
+		}
+		if text, err := ReadOtherChain(id, other); !errors.Is(err, os.ErrPermission) {
+			t.Errorf("of uid %d: %q, %v", uid, text, err)
+		}
+		if text, err := ReadOtherChain(id, dir); err != nil || len(text) == 0 {
+			t.Errorf("of uid %d, a chain.json: %q, %v", uid, text, err)
+		}
+		must(t, os.Rename(dir, dir+".moved"))
+		must(t, os.Symlink(home, dir)) // root's
+		if text, err := ReadOtherChain(id, dir+".moved"); !errors.Is(err, ErrChanged) {
+			t.Errorf("of uid %d, moved: %q, %v", uid, text, err)
+		}
+		_, err = MakeClone(CloneOrder{Disk: id, Dir: filepath.Join(home, "clone"), Files: []CloneFile{{Path: secret, Format: "raw"}}})
+		if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), "another directory") {
+			t.Errorf("of uid %d, a clone: %v", uid, err)
+		}
 	}
 }

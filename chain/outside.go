@@ -6,6 +6,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/chain/diskdir"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -15,7 +17,7 @@ import (
 // reaches no file but those of its disk. The methods do what the functions of their names
 // do, as if this process had called them. Safe for concurrent use.
 type Outside interface {
-	ReadOtherChain(disk, other string) ([]byte, error)
+	ReadOtherChain(disk DirectoryID, other string) ([]byte, error)
 	MakeClone(o CloneOrder) (Created, error)
 	// LockHolder is hostfs.LockHolder, asked by this process.
 	LockHolder(file string, at int64, fd int) string
@@ -28,6 +30,43 @@ func (d *Disk) SetOutside(o Outside) {
 	if dir, entered := d.fs.(*diskdir.Dir); entered {
 		dir.NameLockHolders(o.LockHolder)
 	}
+}
+
+// DirectoryID names a disk directory for another process, which may find another one at the
+// path by then.
+type DirectoryID struct {
+	Path          string
+	Device, Inode uint64
+}
+
+// DirectoryID is that of this disk's directory; ok is false for an image alone.
+func (d *Disk) DirectoryID() (id DirectoryID, ok bool) {
+	fd, ok := d.Descriptor()
+	if !ok {
+		return DirectoryID{}, false
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return DirectoryID{}, false
+	}
+	return DirectoryID{d.dir, uint64(st.Dev), st.Ino}, true
+}
+
+// enter is the function enter for this directory. Whose rights are used is decided by the
+// owner of the directory, so another one at the path is ErrChanged.
+func (id DirectoryID) enter() (fs *diskdir.Dir, leave func() error, err error) {
+	d, err := diskdir.Open(id.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(d.Descriptor(), &st); err == nil && (uint64(st.Dev) != id.Device || st.Ino != id.Inode) {
+		err = fmt.Errorf("%w: %s is another directory than the disk's", ErrChanged, id.Path)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, d.Close())
+	}
+	return d, d.Close, nil
 }
 
 // Descriptor is that of the disk directory, with which everything in it is reached; ok is
@@ -57,8 +96,8 @@ func (d *Disk) outsider() (o Outside, ok bool) {
 
 // CloneOrder is a clone that is to be made: the chain of files below its leaf, and where.
 type CloneOrder struct {
-	Disk  string // the directory of the disk that is cloned
-	Dir   string // of the clone
+	Disk  DirectoryID // of the disk that is cloned
+	Dir   string      // of the clone
 	Files []CloneFile
 }
 
@@ -75,7 +114,7 @@ type CloneFile struct {
 // which the disk is used. ErrChanged where a path leads to another file, ErrExist where the
 // directory is there, and what Create gives.
 func MakeClone(o CloneOrder) (Created, error) {
-	fs, leave, err := enter(hostfs.OS(), o.Disk)
+	fs, leave, err := o.Disk.enter()
 	if err != nil {
 		return Created{}, err
 	}
@@ -109,14 +148,18 @@ func (o CloneOrder) make(fs hostfs.FS) (Created, error) {
 }
 
 // ReadOtherChain reads the chain.json of another disk directory, with the rights by which
-// the disk in the directory disk is used. os.ErrNotExist where there is none.
-func ReadOtherChain(disk, other string) ([]byte, error) {
-	fs, leave, err := enter(hostfs.OS(), disk)
+// the disk in the directory disk is used; a link in its place is refused, which could lead to
+// any file. os.ErrNotExist where there is none, ErrChanged where disk is another directory.
+func ReadOtherChain(disk DirectoryID, other string) ([]byte, error) {
+	fs, leave, err := disk.enter()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = leave() }() // only read
-	return readManifestData(fs, other)
+	if fs.ActsForOwner() {
+		return readManifestData(fs, other)
+	}
+	return ManifestText(other)
 }
 
 // otherChain is the chain of another disk.
@@ -125,7 +168,8 @@ func (d *Disk) otherChain(dir string) (*manifest, error) {
 	if !ok {
 		return loadManifest(d.fs, dir)
 	}
-	data, err := o.ReadOtherChain(d.dir, dir)
+	id, _ := d.DirectoryID()
+	data, err := o.ReadOtherChain(id, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +178,8 @@ func (d *Disk) otherChain(dir string) (*manifest, error) {
 
 // orderClone is the order of a clone of a layer. ErrBusy while a layer has not settled.
 func (d *Disk) orderClone(m *manifest, top *layerRecord, dir string) (CloneOrder, error) {
-	order := CloneOrder{Disk: d.dir, Dir: dir}
+	id, _ := d.DirectoryID()
+	order := CloneOrder{Disk: id, Dir: dir}
 	for _, rec := range m.chainOf(top.ID) {
 		if rec.Writing {
 			return order, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.label())

@@ -81,6 +81,10 @@ func (d *Dir) Descriptor() int { return int(d.root.Fd()) }
 // Owner is the user id whose the directory is.
 func (d *Dir) Owner() int { return d.owner.uid }
 
+// ActsForOwner says that files elsewhere are opened with the rights of the directory's owner,
+// who is not the user of this process: that is root.
+func (d *Dir) ActsForOwner() bool { return d.owner.anothers() }
+
 // Close closes the descriptor of the directory. Files that were opened stay open.
 func (d *Dir) Close() error { return d.root.Close() }
 

@@ -34,8 +34,9 @@ func (m *server) confine(d *chain.Disk, mount *fs.Server, process *outside.Proce
 	if process == nil {
 		return
 	}
-	task := outsideTask{Place: mount.Place(), Disk: m.plan.dir, Daemon: os.Getpid()}
-	if err := process.Ask(outsideBegin, task, nil); err != nil {
+	task := outsideTask{Place: mount.Place(), Daemon: os.Getpid()}
+	task.Disk, _ = d.DirectoryID()
+	if err := process.Ask(outsideBegin, 0, task, nil); err != nil {
 		m.log.Warn("the daemon is not confined to the files of the disk", "error", err)
 		return
 	}

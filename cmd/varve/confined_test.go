@@ -245,3 +245,22 @@ func TestProcessOutsideIsGone(t *testing.T) {
 	eventually(t, "the daemon ends", func() bool { return gone(daemon) })
 	must(t, dir, "check", "vm.raw")
 }
+
+// A process outside that is stopped keeps neither the disk from being closed nor an operation
+// that would name who has a file locked.
+func TestProcessOutsideIsStopped(t *testing.T) {
+	dir, mnt := mounted(t, 8<<20, 0)
+	disk := filepath.Join(dir, "vm.raw.varve")
+	daemon := daemonOf(t, disk)
+	outside := outsideOf(t, daemon)
+	put(t, mnt, "written", 0)
+	if err := syscall.Kill(outside, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(outside, syscall.SIGKILL)
+	must(t, dir, "umount", "mnt", "--timeout", "60s")
+	eventually(t, "the daemon ends", func() bool { return gone(daemon) })
+	if text := logOf(t, disk); !strings.Contains(text, "msg=closed") {
+		t.Errorf("not closed in order:\n%s", text)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -43,8 +44,8 @@ func outsideKinds() []error {
 // outsideTask is what the process outside is for, which its daemon says once.
 type outsideTask struct {
 	Place  fs.Place
-	Disk   string // the disk directory; "" for an image alone
-	Daemon int    // pid
+	Disk   chain.DirectoryID // zero for an image alone
+	Daemon int               // pid
 }
 
 // lockQuestion asks who has a byte of a file locked.
@@ -110,29 +111,35 @@ func outsideHandlers() map[string]outside.Handler {
 // says.
 type outsideProcess struct{ *outside.Process }
 
-func (p outsideProcess) unmount() error { return p.Ask(outsideUnmount, nil, nil) }
+// How long is waited for what a signal, or a request of the guest's, waits for.
+const (
+	outsideUnmountTime = 30 * time.Second // the kernel may have much to write
+	outsideLookTime    = 5 * time.Second
+)
+
+func (p outsideProcess) unmount() error { return p.Ask(outsideUnmount, outsideUnmountTime, nil, nil) }
 
 func (p outsideProcess) users() string {
 	var who string
-	if err := p.Ask(outsideUsers, nil, &who); err != nil {
+	if err := p.Ask(outsideUsers, outsideLookTime, nil, &who); err != nil {
 		return err.Error()
 	}
 	return who
 }
 
-func (p outsideProcess) ReadOtherChain(_, other string) (text []byte, err error) {
-	err = p.Ask(outsideChain, other, &text)
+func (p outsideProcess) ReadOtherChain(_ chain.DirectoryID, other string) (text []byte, err error) {
+	err = p.Ask(outsideChain, 0, other, &text)
 	return text, err
 }
 
 func (p outsideProcess) MakeClone(o chain.CloneOrder) (made chain.Created, err error) {
-	err = p.Ask(outsideClone, o, &made)
+	err = p.Ask(outsideClone, 0, o, &made)
 	return made, err
 }
 
 func (p outsideProcess) LockHolder(file string, at int64, fd int) string {
 	var who string
-	if err := p.Ask(outsideHolder, lockQuestion{file, at, fd}, &who); err != nil {
+	if err := p.Ask(outsideHolder, outsideLookTime, lockQuestion{file, at, fd}, &who); err != nil {
 		return "another process"
 	}
 	return who
@@ -192,7 +199,7 @@ func serveClone(args []string) (code int, ok bool) {
 	if err == nil {
 		needs := confine.Needs{
 			Writable:     append(alsoWritable(), filepath.Dir(order.Dir)),
-			Readable:     append(alwaysReadable(), order.Disk),
+			Readable:     append(alwaysReadable(), order.Disk.Path),
 			Capabilities: append(diskCapabilities(true), unix.CAP_SETUID, unix.CAP_SETGID),
 		}
 		for _, f := range order.Files {

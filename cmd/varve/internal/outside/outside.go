@@ -1,8 +1,9 @@
 // Package outside is a small process that stays outside when its parent, the daemon of a
 // mount, confines itself, and does for it the few things that it may not do any more.
 //
-// It is this program again. Its parent talks to it over an inherited socket: one request,
-// one answer, each a number of bytes and so much JSON. It takes no signal that ends a
+// It is this program again. Its parent talks to it over an inherited socket, in requests and
+// answers, each a number of bytes and so much JSON. One request does not wait for another,
+// which may hang with a file system of the host. It takes no signal that ends a
 // program, and ends when the socket does: with its parent, however that ends. What it does
 // for a request its handler decides; a daemon that somebody has taken over can ask for that
 // and for no more.
@@ -19,6 +20,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,11 +31,15 @@ const called = "varve-outside"
 // most is how long a request or an answer may be, in bytes.
 const most = 64 << 20
 
+// mostAtOnce is how many requests are done at once; more wait.
+const mostAtOnce = 16
+
 // Handler does what a request asks for, and gives what is sent as the answer.
 type Handler func(request []byte) (answer any, err error)
 
 // message is what goes over the socket.
 type message struct {
+	ID      uint64          // of the request, and of its answer
 	What    string          `json:",omitempty"` // of a request: which handler
 	Content json.RawMessage `json:",omitempty"`
 	Failure *failure        `json:",omitempty"` // of an answer: why there is none
@@ -46,14 +52,18 @@ type failure struct {
 	Kinds []int         // which of the errors that both ends know it is
 }
 
-// Process is the process outside. Its methods are safe for concurrent use; one request
-// waits for the other.
+// Process is the process outside. Its methods are safe for concurrent use.
 type Process struct {
-	kinds []error
-	cmd   *exec.Cmd
+	kinds  []error
+	cmd    *exec.Cmd
+	socket *os.File
+	ended  chan struct{} // closed with the socket
 
-	mu     sync.Mutex // held while a request is under way
-	socket *os.File   // nil when it has ended
+	sending sync.Mutex // held while a request is sent
+
+	mu      sync.Mutex // guards what follows
+	last    uint64     // ID
+	waiting map[uint64]chan message
 }
 
 // Start starts the process, which is to be done before this one confines itself. kinds are
@@ -62,6 +72,10 @@ func Start(kinds []error) (*Process, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make a socket: %w", err)
+	}
+	// Go's poller has ours, so that its Close ends what reads and writes it.
+	if err := unix.SetNonblock(pair[0], true); err != nil {
+		return nil, errors.Join(fmt.Errorf("make a socket: %w", err), unix.Close(pair[0]), unix.Close(pair[1]))
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "outside"), os.NewFile(uintptr(pair[1]), "outside")
 	// It keeps no directory busy, and has no terminal of ours. Little memory is worth more
@@ -77,39 +91,90 @@ func Start(kinds []error) (*Process, error) {
 		ours.Close()
 		return nil, fmt.Errorf("start the process that stays outside: %w", err)
 	}
-	return &Process{kinds: kinds, cmd: cmd, socket: ours}, nil
+	p := &Process{kinds: kinds, cmd: cmd, socket: ours, ended: make(chan struct{}), waiting: map[uint64]chan message{}}
+	go p.hear()
+	return p, nil
+}
+
+// hear hands the answers out until there are no more.
+func (p *Process) hear() {
+	defer close(p.ended)
+	defer p.socket.Close() // how the socket ended says no more
+	for {
+		reply, err := receive(p.socket)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		answer := p.waiting[reply.ID]
+		delete(p.waiting, reply.ID)
+		p.mu.Unlock()
+		if answer != nil { // else nobody waits for it any more
+			answer <- reply
+		}
+	}
 }
 
 // ErrGone is that the process is not there any more.
 var ErrGone = errors.New("the process that does this for the daemon (varve-outside) is gone; all else goes on, \"varve umount\" too: mount the disk anew to have it again")
 
-// Ask has the process do what, and decodes the answer. ErrGone when it has ended.
-func (p *Process) Ask(what string, request, answer any) error {
+// ErrLate is that the process has given no answer in time.
+var ErrLate = errors.New("the process that does this for the daemon (varve-outside) gives no answer; it may be stopped, or wait for a file system of this host")
+
+// Ask has the process do what, and decodes the answer. ErrGone when it has ended. With a
+// limit it waits no longer than that, for ErrLate; without one, 0, until the process ends.
+func (p *Process) Ask(what string, limit time.Duration, request, answer any) error {
 	content, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
+	var late <-chan time.Time
+	if limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		late = timer.C
+	}
+	replied := make(chan message, 1)
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.socket == nil {
-		return ErrGone
+	p.last++
+	id := p.last
+	p.waiting[id] = replied
+	p.mu.Unlock()
+	forget := func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.waiting, id)
 	}
-	reply, err := message{}, send(p.socket, message{What: what, Content: content})
-	if err == nil {
-		reply, err = receive(p.socket)
+	sent := make(chan error, 1)
+	go func() { // who is stopped may not take it
+		p.sending.Lock()
+		defer p.sending.Unlock()
+		sent <- send(p.socket, message{ID: id, What: what, Content: content})
+	}()
+	for {
+		select {
+		case err := <-sent:
+			if errors.Is(err, errTooLong) {
+				forget()
+				return err
+			}
+			sent = nil // hear knows of the end of the socket
+		case reply := <-replied:
+			if reply.Failure != nil {
+				return Failure(reply.Failure.Words, reply.Failure.Errno, reply.Failure.Kinds, p.kinds)
+			}
+			if answer == nil {
+				return nil
+			}
+			return json.Unmarshal(reply.Content, answer)
+		case <-late:
+			forget()
+			return ErrLate
+		case <-p.ended:
+			forget()
+			return ErrGone
+		}
 	}
-	if err != nil {
-		p.socket.Close()
-		p.socket = nil
-		return ErrGone // how the socket ended says no more
-	}
-	if reply.Failure != nil {
-		return Failure(reply.Failure.Words, reply.Failure.Errno, reply.Failure.Kinds, p.kinds)
-	}
-	if answer == nil {
-		return nil
-	}
-	return json.Unmarshal(reply.Content, answer)
 }
 
 // Describe takes an error apart, so that Failure makes one of it that is the same to
@@ -147,18 +212,28 @@ type reportedError struct {
 func (e reportedError) Error() string   { return e.words }
 func (e reportedError) Unwrap() []error { return e.is }
 
-// Close ends the process and waits for that. It may be called on nil.
+// endTime is how long Close waits for the process to end by itself.
+const endTime = time.Second
+
+// Close ends the process, and what waits for it gets ErrGone. One that does not end soon, as
+// it is stopped or waits for a file system of the host, is not waited for: the disk is to be
+// closed whatever becomes of it, and a process that is confined may not kill it. It ends
+// when it goes on. Close may be called on nil, and once.
 func (p *Process) Close() {
 	if p == nil {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.socket != nil {
-		p.socket.Close()
-		p.socket = nil
+	p.socket.Close()
+	<-p.ended
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_ = p.cmd.Wait() // how it ended says nothing
+	}()
+	select {
+	case <-gone:
+	case <-time.After(endTime):
 	}
-	_ = p.cmd.Wait() // how it ended says nothing
 }
 
 // Serve is the process, where the program was called as that; ok is false where it was not.
@@ -173,6 +248,8 @@ func Serve(args []string, kinds []error, handlers map[string]Handler) (code int,
 	const inherited = 3
 	unix.CloseOnExec(inherited)
 	socket := os.NewFile(inherited, "outside")
+	var sending sync.Mutex
+	atOnce := make(chan struct{}, mostAtOnce)
 	for {
 		request, err := receive(socket)
 		if errors.Is(err, io.EOF) {
@@ -181,9 +258,21 @@ func Serve(args []string, kinds []error, handlers map[string]Handler) (code int,
 		if err != nil {
 			return 1, true
 		}
-		if err := send(socket, handle(request, kinds, handlers)); err != nil {
-			return 1, true
-		}
+		atOnce <- struct{}{}
+		go func() {
+			defer func() { <-atOnce }()
+			answer := handle(request, kinds, handlers)
+			answer.ID = request.ID
+			sending.Lock()
+			defer sending.Unlock()
+			err := send(socket, answer)
+			if errors.Is(err, errTooLong) {
+				err = send(socket, message{ID: request.ID, Failure: &failure{Words: err.Error()}})
+			}
+			if err != nil {
+				os.Exit(1) // who asks is gone
+			}
+		}()
 	}
 }
 
@@ -205,13 +294,16 @@ func handle(request message, kinds []error, handlers map[string]Handler) message
 	return message{Content: content}
 }
 
+// errTooLong is of a message that is not sent.
+var errTooLong = errors.New("a message that is too long")
+
 func send(w io.Writer, m message) error {
 	text, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
 	if len(text) > most {
-		return fmt.Errorf("a message of %d bytes, at most %d are sent", len(text), most)
+		return fmt.Errorf("%w: %d bytes, at most %d are sent", errTooLong, len(text), most)
 	}
 	_, err = w.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(text))), text...))
 	return err

@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 		"host": func([]byte) (any, error) {
 			return nil, &os.PathError{Op: "open", Path: "/x", Err: syscall.EBUSY}
 		},
-		"end": func([]byte) (any, error) { os.Exit(3); return nil, nil },
+		"hang": func([]byte) (any, error) { select {} },
+		"end":  func([]byte) (any, error) { os.Exit(3); return nil, nil },
 	}
 	if code, ok := Serve(os.Args, kinds(), handlers); ok {
 		os.Exit(code)
@@ -50,7 +51,7 @@ func TestAsk(t *testing.T) {
 	}
 	defer p.Close()
 	var pid int
-	if err := p.Ask("pid", nil, &pid); err != nil || pid <= 0 || pid == os.Getpid() {
+	if err := p.Ask("pid", 0, nil, &pid); err != nil || pid <= 0 || pid == os.Getpid() {
 		t.Fatalf("pid %d, %v", pid, err)
 	}
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
@@ -63,23 +64,23 @@ func TestAsk(t *testing.T) {
 		all.Go(func() {
 			text := strings.Repeat(fmt.Sprint(i), 1<<18)
 			var got string
-			if err := p.Ask("double", text, &got); err != nil || got != text+text {
+			if err := p.Ask("double", 0, text, &got); err != nil || got != text+text {
 				t.Errorf("%d: %d bytes, %v", i, len(got), err)
 			}
 		})
 	}
 	all.Wait()
-	if err := p.Ask("kind", nil, nil); !errors.Is(err, errKind) || errors.Is(err, fs.ErrNotExist) || err.Error() != "one of a kind" {
+	if err := p.Ask("kind", 0, nil, nil); !errors.Is(err, errKind) || errors.Is(err, fs.ErrNotExist) || err.Error() != "one of a kind" {
 		t.Error(err)
 	}
-	if err := p.Ask("host", nil, nil); !errors.Is(err, syscall.EBUSY) || err.Error() != "open /x: device or resource busy" {
+	if err := p.Ask("host", 0, nil, nil); !errors.Is(err, syscall.EBUSY) || err.Error() != "open /x: device or resource busy" {
 		t.Error(err)
 	}
-	if err := p.Ask("nothing", nil, nil); err == nil || !strings.Contains(err.Error(), `"nothing" is nothing that is done outside`) {
+	if err := p.Ask("nothing", 0, nil, nil); err == nil || !strings.Contains(err.Error(), `"nothing" is nothing that is done outside`) {
 		t.Error(err)
 	}
 	for range 2 {
-		if err := p.Ask("end", nil, nil); !errors.Is(err, ErrGone) {
+		if err := p.Ask("end", 0, nil, nil); !errors.Is(err, ErrGone) {
 			t.Error(err)
 		}
 	}
@@ -101,7 +102,46 @@ func TestEnd(t *testing.T) {
 	if state := p.cmd.ProcessState; state == nil || state.ExitCode() != 0 {
 		t.Errorf("it ended with %v", state)
 	}
-	if err := p.Ask("pid", nil, nil); !errors.Is(err, ErrGone) {
+	if err := p.Ask("pid", 0, nil, nil); !errors.Is(err, ErrGone) {
+		t.Error(err)
+	}
+}
+
+// A request that hangs keeps no other one, and neither it nor a process that is stopped keeps
+// Close: the daemon closes its disk after that.
+func TestHangs(t *testing.T) {
+	p, err := Start(kinds())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hanging := make(chan error, 1)
+	go func() { hanging <- p.Ask("hang", 0, nil, nil) }()
+	within := func(what string, do func()) {
+		t.Helper()
+		done := make(chan struct{})
+		go func() { defer close(done); do() }()
+		select {
+		case <-done:
+		case <-time.After(patience.Hang):
+			t.Fatal(what + " hangs")
+		}
+	}
+	var pid int
+	within("the second request", func() { err = p.Ask("pid", 0, nil, &pid) })
+	if err != nil || pid <= 0 {
+		t.Fatal(pid, err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(pid, syscall.SIGKILL) // it has ended
+	within("a request with a limit", func() { err = p.Ask("pid", time.Millisecond, nil, &pid) })
+	if !errors.Is(err, ErrLate) {
+		t.Error(err)
+	}
+	within("Close", p.Close)
+	within("what was asked before", func() { err = <-hanging })
+	if !errors.Is(err, ErrGone) {
 		t.Error(err)
 	}
 }
