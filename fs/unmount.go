@@ -124,6 +124,9 @@ func (p Place) Unmount() error {
 	if err != nil {
 		return err
 	}
+	if p.Direct && p.Device != 0 {
+		return mounts.Unmount(at, p.Device, 0)
+	}
 	return device.Unmount(at, p.Direct)
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
 )
@@ -119,22 +120,18 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 }
 
 // unmountPath asks the kernel, or where that is root's business fusermount3,
-// to unmount. The error is unix.EBUSY when the mount is in use.
-func unmountPath(mountpoint string) error { return unmount(mountpoint, false) }
+// to unmount a device's mount. The error is unix.EBUSY when the mount is in use.
+func unmountPath(mountpoint string, device uint64) error { return unmount(mountpoint, device, false) }
 
 // unmount is unmountPath, or with lazily takes the mount out of sight, whoever
 // uses it.
-func unmount(mountpoint string, lazily bool) error {
-	flags, option := unix.UMOUNT_NOFOLLOW, "-u"
+func unmount(mountpoint string, device uint64, lazily bool) error {
+	flags, option := 0, "-u"
 	if lazily {
-		flags, option = flags|unix.MNT_DETACH, "-uz"
+		flags, option = unix.MNT_DETACH, "-uz"
 	}
 	if os.Geteuid() == 0 {
-		for {
-			if err := unix.Unmount(mountpoint, flags); !errors.Is(err, unix.EINTR) {
-				return err
-			}
-		}
+		return mounts.Unmount(mountpoint, device, flags)
 	}
 	// C-locale words: they decide what the error was.
 	var words bytes.Buffer

@@ -34,7 +34,7 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 		_, _, err = checkMountpoint(p.mountpoint)
 		return err
 	}
-	err = unmountPath(p.mountpoint)
+	err = unmountPath(p.mountpoint, stale.Device)
 	if errors.Is(err, unix.EBUSY) {
 		err = detach(stderr, "mount "+arg, p.mountpoint, stale.Device)
 	}
@@ -60,7 +60,7 @@ func detach(stderr io.Writer, what, mountpoint string, device uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := unmount(mountpoint, true); err != nil {
+	if err := unmount(mountpoint, device, true); err != nil {
 		return err
 	}
 	if len(who.uses) > 0 || len(who.places) == 0 {

@@ -48,7 +48,7 @@ const (
 // one whose daemon is gone is taken from its users.
 func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlags) error {
 	if flags.lazy {
-		return unmount(t.mountpoint, true)
+		return unmount(t.mountpoint, t.device, true)
 	}
 	var looked time.Time
 	said, begun := "", time.Now()
@@ -113,7 +113,7 @@ func (t target) tryUnmount() error {
 		return unix.EBUSY
 	}
 	defer waiting.For(t.changing())()
-	return unmountPath(t.mountpoint)
+	return unmountPath(t.mountpoint, t.device)
 }
 
 // inPIDNamespace says whether /proc may lack processes of this host, with the copies of
@@ -139,7 +139,7 @@ func (t target) force(stderr io.Writer) error {
 		return nil
 	}
 	say(stderr, "umount %s: its daemon does not answer; ending its connection", t.arg)
-	err := unix.Unmount(t.mountpoint, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+	err := mounts.Unmount(t.mountpoint, t.device, unix.MNT_FORCE)
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("only root may unmount by force: %w", err)
 	}

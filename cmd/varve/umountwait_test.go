@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/chain/mounts"
 )
 
 // With --wait the unmount comes when the last user is done, and says meanwhile
@@ -135,7 +137,11 @@ func TestUmountBesideAPasserBy(t *testing.T) {
 		t.Fatal(err)
 	}
 	unix.Close(fd)
-	if err := unmountPath(mnt); !errors.Is(err, unix.EBUSY) {
+	m, _, err := mounts.At(mnt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unmountPath(mnt, m.Device); !errors.Is(err, unix.EBUSY) {
 		t.Fatalf("the mount is not busy: %v", err)
 	}
 	fails(t, dir, exitFailed, []string{"by a process that cannot be seen"}, "umount", "mnt")

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"varve/chain/mounts"
 )
 
 const devFuse = "/dev/fuse"
@@ -48,7 +50,12 @@ func mountDirect(mountpoint string, o Options) (int, error) {
 	if m.AllowOther {
 		options = append(options, "allow_other")
 	}
-	err = unix.Mount(m.FsName, mountpoint, "fuse."+m.Name, m.DirectMountFlags, strings.Join(options, ","))
+	// The mountpoint itself, whatever was put in its way since.
+	dir, err := mounts.OpenDirectory(mountpoint)
+	if err == nil {
+		err = unix.Mount(m.FsName, fmt.Sprintf("/proc/self/fd/%d", dir), "fuse."+m.Name, m.DirectMountFlags, strings.Join(options, ","))
+		unix.Close(dir) // of O_PATH: nothing can be lost
+	}
 	if err != nil {
 		return 0, errors.Join(err, unix.Close(fd))
 	}
