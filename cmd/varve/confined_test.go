@@ -264,3 +264,37 @@ func TestProcessOutsideIsStopped(t *testing.T) {
 		t.Errorf("not closed in order:\n%s", text)
 	}
 }
+
+// What a script has open when it mounts a disk, as for flock(1), is neither the daemon's nor the
+// process outside's afterwards.
+func TestNothingOfTheCallersStaysOpen(t *testing.T) {
+	dir := hostDir(t)
+	image(t, filepath.Join(dir, "vm.raw"), 1<<20, 0)
+	if err := os.Mkdir(filepath.Join(dir, "mnt"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.Create(filepath.Join(dir, "script's"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer script.Close()
+	cmd := command(dir, "mount", "vm.raw", "mnt")
+	cmd.ExtraFiles = []*os.File{nil, nil, script}
+	if r := finish(t, cmd); r.code != exitDone {
+		t.Fatalf("%+v", r)
+	}
+	t.Cleanup(func() { vv(t, dir, "umount", "mnt") })
+	daemon := daemonOf(t, filepath.Join(dir, "vm.raw.varve"))
+	for _, pid := range []int{daemon, outsideOf(t, daemon)} {
+		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		if err != nil || len(files) < 3 {
+			t.Fatal(files, err)
+		}
+		for _, file := range files {
+			if to, _ := os.Readlink(file); to == script.Name() {
+				t.Errorf("%s is %s", file, to)
+			}
+		}
+	}
+	must(t, dir, "umount", "mnt")
+}

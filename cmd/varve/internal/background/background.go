@@ -20,6 +20,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"varve/cmd/varve/internal/inherit"
 )
 
 // environment names the variable that tells the daemon its end of the pipe.
@@ -48,6 +50,7 @@ func Start(ctx context.Context, args []string, stderr *os.File) (code int, err e
 	cmd.ExtraFiles = []*os.File{w} // descriptor 3
 	cmd.Stderr = stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	inherit.Nothing()
 	err = cmd.Start()
 	w.Close()
 	if err != nil {

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/cmd/varve/internal/inherit"
 )
 
 // called is what the process is called as, the first word of its command line.
@@ -85,6 +87,7 @@ func Start(kinds []error) (*Process, error) {
 		Env:         append(os.Environ(), "GOMAXPROCS=1", "GOGC=20"),
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
+	inherit.Nothing()
 	err = cmd.Start()
 	theirs.Close() // nothing was written
 	if err != nil {
