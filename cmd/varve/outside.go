@@ -19,6 +19,7 @@ import (
 	"varve/cmd/varve/internal/confine"
 	"varve/cmd/varve/internal/outside"
 	"varve/fs"
+	"varve/fs/device"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
@@ -46,6 +47,8 @@ type outsideTask struct {
 	Place  fs.Place
 	Disk   chain.DirectoryID // zero for an image alone
 	Daemon int               // pid
+
+	connection uint64 // see connectionOf; 0 where it cannot be told
 }
 
 // lockQuestion asks who has a byte of a file locked.
@@ -73,12 +76,13 @@ func outsideHandlers() map[string]outside.Handler {
 			if err := json.Unmarshal(request, t); err != nil {
 				return nil, err
 			}
+			t.connection = connectionOf(t.Place.Device)
 			if !task.CompareAndSwap(nil, t) {
 				return nil, errors.New("it has begun already")
 			}
 			return nil, nil
 		},
-		outsideUnmount: begun(func(t *outsideTask, _ []byte) (any, error) { return nil, t.Place.Unmount() }),
+		outsideUnmount: begun(func(t *outsideTask, _ []byte) (any, error) { return nil, t.unmount() }),
 		outsideUsers: begun(func(t *outsideTask, _ []byte) (any, error) {
 			return usersOfOwn(t.Place), nil
 		}),
@@ -105,6 +109,25 @@ func outsideHandlers() map[string]outside.Handler {
 			return hostfs.LockHolder(q.File, q.At, t.Daemon, q.FD), nil
 		}),
 	}
+}
+
+// unmount unmounts the mount of the task. When that is gone the kernel gives its number to
+// the next one, which is another disk's perhaps.
+func (t *outsideTask) unmount() error {
+	if t.connection != 0 && connectionOf(t.Place.Device) != t.connection {
+		return fs.ErrNotMounted
+	}
+	return t.Place.Unmount()
+}
+
+// connectionOf is what no other FUSE connection of this host has that has the same device: the
+// inode of its control directory. It is 0 where there is none.
+func connectionOf(dev uint64) uint64 {
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("%s/%d", device.Connections, unix.Minor(dev)), &st); err != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 // outsideProcess is the process outside, as the daemon asks it. It is what chain.Outside
