@@ -7,6 +7,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
 )
 
@@ -72,14 +73,16 @@ func isApart(dir string, pid int, mountpoint string) bool {
 	return false
 }
 
-// mountedElsewhere is the mount that another mount namespace has at a path.
+// mountedElsewhere is the mount that another mount namespace has at a path, of a disk whose
+// daemon goes on. A copy of one that is gone is nothing to name, and in a user namespace
+// anybody can mount what looks like root's.
 func mountedElsewhere(path string) (mounts.Mount, bool) {
 	list, err := mounts.Elsewhere()
 	if err != nil {
 		return mounts.Mount{}, false
 	}
 	for _, m := range list {
-		if m.PID != 0 && !m.Rooted && m.Mountpoint == path && m.Whole() {
+		if m.PID != 0 && !m.Rooted && m.Mountpoint == path && m.Whole() && claim.Serves(m.Source, m.Device) {
 			return m, true
 		}
 	}

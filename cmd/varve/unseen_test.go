@@ -108,3 +108,20 @@ func TestDaemonInAContainer(t *testing.T) {
 	must(t, dir, "umount", "vm.varve")
 	end()
 }
+
+// What another namespace still has of a mount whose daemon has ended is no disk to name.
+func TestCopyOfAMountThatIsGone(t *testing.T) {
+	dir, mnt := mounted(t, 1<<20, 0)
+	copied := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready && read line")
+	copied.Dir = "/"
+	end := harness.Keep(t, copied)
+	defer end()
+	must(t, dir, "umount", "mnt")
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", copied.Process.Pid))
+	if err != nil || !strings.Contains(string(table), mnt) {
+		t.Fatalf("the namespace has no copy, %v", err)
+	}
+	if r := vv(t, dir, "status", "mnt"); r.code != exitFailed || strings.Contains(r.stderr, "name that") {
+		t.Errorf("%+v", r)
+	}
+}
