@@ -169,7 +169,7 @@ func (d *Disk) Clone(name, dir string) (Created, error) {
 		d.install(m, nil)
 	}
 	created, err := d.makeClone(m, rec, dir)
-	if err != nil && !rec.Foreign {
+	if err != nil && !rec.Foreign && !errors.Is(err, ErrUnfinished) {
 		m = d.edit()
 		m.Clones = m.Clones[:len(m.Clones)-1]
 		if failed := d.commit(m); failed != nil {

@@ -457,3 +457,38 @@ func TestOtherChainOfAnotherDirectory(t *testing.T) {
 		}
 	}
 }
+
+// unfinishedOutside makes a clone and is not there any more to say so.
+type unfinishedOutside struct{ Outside }
+
+func (unfinishedOutside) MakeClone(o CloneOrder) (Created, error) {
+	if _, err := MakeClone(o); err != nil {
+		return Created{}, err
+	}
+	return Created{}, ErrUnfinished
+}
+
+func (unfinishedOutside) ReadOtherChain(disk DirectoryID, other string) ([]byte, error) {
+	return ReadOtherChain(disk, other)
+}
+
+func (unfinishedOutside) LockHolder(string, int64, int) string { return "" }
+
+// A clone that may have been made counts as made: nothing writes the files that it reads.
+func TestCloneThatMayStand(t *testing.T) {
+	d, _ := testDisk(t, 4<<20)
+	put(t, d, 1, 0, 10)
+	must(t, d.Snapshot("one"))
+	d.SetOutside(unfinishedOutside{})
+	dir := filepath.Join(filepath.Dir(d.Dir()), "clone.varve")
+	if _, err := d.Clone("one", dir); !errors.Is(err, ErrUnfinished) {
+		t.Fatal(err)
+	}
+	_, err := d.Delete("one")
+	wantError(t, err, ErrBusy, "clone.varve was cloned from")
+	if err := d.Release("one"); err == nil || !strings.Contains(err.Error(), "was cloned from") {
+		t.Errorf("it is released: %v", err)
+	}
+	must(t, os.RemoveAll(dir))
+	must(t, d.Release("one"))
+}

@@ -13,6 +13,10 @@ import (
 	"varve/overlay/qcow2"
 )
 
+// ErrUnfinished is of a clone that an Outside was to make, and of which it is not known
+// whether it was made.
+var ErrUnfinished = errors.New("whether the clone was made is not known; its snapshot is held as for one until it is released")
+
 // Outside does for a Disk what its process may not: a daemon that has confined itself
 // reaches no file but those of its disk. The methods do what the functions of their names
 // do, as if this process had called them. Safe for concurrent use.

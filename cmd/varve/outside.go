@@ -156,7 +156,9 @@ func (p outsideProcess) ReadOtherChain(_ chain.DirectoryID, other string) (text 
 }
 
 func (p outsideProcess) MakeClone(o chain.CloneOrder) (made chain.Created, err error) {
-	err = p.Ask(outsideClone, 0, o, &made)
+	if err = p.Ask(outsideClone, 0, o, &made); errors.Is(err, outside.ErrUnanswered) {
+		err = fmt.Errorf("%w: %w", chain.ErrUnfinished, err)
+	}
 	return made, err
 }
 

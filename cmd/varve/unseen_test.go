@@ -112,12 +112,9 @@ func TestDaemonInAContainer(t *testing.T) {
 // What another namespace still has of a mount whose daemon has ended is no disk to name.
 func TestCopyOfAMountThatIsGone(t *testing.T) {
 	dir, mnt := mounted(t, 1<<20, 0)
-	copied := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready && read line")
-	copied.Dir = "/"
-	end := harness.Keep(t, copied)
-	defer end()
+	holder := namespace(t, dir, "true")
 	must(t, dir, "umount", "mnt")
-	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", copied.Process.Pid))
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", holder))
 	if err != nil || !strings.Contains(string(table), mnt) {
 		t.Fatalf("the namespace has no copy, %v", err)
 	}

@@ -121,6 +121,10 @@ func (p *Process) hear() {
 // ErrGone is that the process is not there any more.
 var ErrGone = errors.New("the process that does this for the daemon (varve-outside) is gone; all else goes on, \"varve umount\" too: mount the disk anew to have it again")
 
+// ErrUnanswered is the ErrGone of a request that was under way: what was asked for may have
+// been done, or may still be.
+var ErrUnanswered = fmt.Errorf("%w; it ended while it did this", ErrGone)
+
 // ErrLate is that the process has given no answer in time.
 var ErrLate = errors.New("the process that does this for the daemon (varve-outside) gives no answer; it may be stopped, or wait for a file system of this host")
 
@@ -130,6 +134,11 @@ func (p *Process) Ask(what string, limit time.Duration, request, answer any) err
 	content, err := json.Marshal(request)
 	if err != nil {
 		return err
+	}
+	select {
+	case <-p.ended:
+		return ErrGone
+	default:
 	}
 	var late <-chan time.Time
 	if limit > 0 {
@@ -175,7 +184,7 @@ func (p *Process) Ask(what string, limit time.Duration, request, answer any) err
 			return ErrLate
 		case <-p.ended:
 			forget()
-			return ErrGone
+			return ErrUnanswered
 		}
 	}
 }
