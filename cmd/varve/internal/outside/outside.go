@@ -60,6 +60,7 @@ type Process struct {
 	cmd    *exec.Cmd
 	socket *os.File
 	ended  chan struct{} // closed with the socket
+	gone   chan struct{} // closed when the process has ended, after Close
 
 	sending sync.Mutex // held while a request is sent
 
@@ -94,7 +95,7 @@ func Start(kinds []error) (*Process, error) {
 		ours.Close()
 		return nil, fmt.Errorf("start the process that stays outside: %w", err)
 	}
-	p := &Process{kinds: kinds, cmd: cmd, socket: ours, ended: make(chan struct{}), waiting: map[uint64]chan message{}}
+	p := &Process{kinds: kinds, cmd: cmd, socket: ours, ended: make(chan struct{}), gone: make(chan struct{}), waiting: map[uint64]chan message{}}
 	go p.hear()
 	return p, nil
 }
@@ -237,13 +238,12 @@ func (p *Process) Close() {
 	}
 	p.socket.Close()
 	<-p.ended
-	gone := make(chan struct{})
 	go func() {
-		defer close(gone)
+		defer close(p.gone)
 		_ = p.cmd.Wait() // how it ended says nothing
 	}()
 	select {
-	case <-gone:
+	case <-p.gone:
 	case <-time.After(endTime):
 	}
 }

@@ -99,6 +99,11 @@ func TestEnd(t *testing.T) {
 	case <-time.After(patience.Hang):
 		t.Fatal("it goes on")
 	}
+	select {
+	case <-p.gone: // with the race detector a program takes a second to end
+	case <-time.After(patience.Hang):
+		t.Fatal("the process goes on")
+	}
 	if state := p.cmd.ProcessState; state == nil || state.ExitCode() != 0 {
 		t.Errorf("it ended with %v", state)
 	}
