@@ -70,7 +70,7 @@ type fingerprintFields struct {
 	Digest  string `json:"digest"`
 	Inode   uint64 `json:"inode"`
 	Device  uint64 `json:"device"`
-	Unread  int64  `json:"unread_at,omitempty"`
+	Unread  int64  `json:"unread_at"`
 }
 
 func (m *manifest) MarshalJSON() ([]byte, error) {
