@@ -44,6 +44,9 @@ type OpenOptions struct {
 	HoldJob    bool          // leave a recorded job for the next Open without this
 	JobRate    int64         // limit of jobs in bytes per second, see SetJobRate; 0: none
 	Witness    Witness       // of an image that is given for the first time; nil for none
+	// Locked is called once the directory is locked, before anything is logged, with the
+	// descriptor by which everything in it is reached, which is the disk's. nil: nothing.
+	Locked func(dir int) error
 
 	window int64 // of jobs, for tests; 0: copyWindow
 }

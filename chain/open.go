@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"varve/chain/diskdir"
 	"varve/overlay"
 	"varve/overlay/check"
 	"varve/overlay/hostfs"
@@ -41,6 +42,11 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 		return nil, errors.Join(err, leave())
 	}
 	lock.leave = leave
+	if dir, entered := fs.(*diskdir.Dir); entered && o.Locked != nil {
+		if err := o.Locked(dir.Descriptor()); err != nil {
+			return nil, errors.Join(err, lock.unlock())
+		}
+	}
 	return openUnderLock(dir, o, lock, &chainFile)
 }
 

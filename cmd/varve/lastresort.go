@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"log/syslog"
+	"os"
 	"sync"
 )
 
@@ -10,7 +11,7 @@ import (
 // is full, or went read-only, is what the log would have to tell. It is safe for
 // concurrent use where file is.
 type lastResort struct {
-	file io.WriteCloser
+	file io.WriteCloser                 // nil until it is opened, before there is anything to write
 	open func() (io.WriteCloser, error) // of what is elsewhere, when it is first needed
 
 	mu        sync.Mutex // guards what follows
@@ -24,9 +25,11 @@ func systemLog() (io.WriteCloser, error) {
 
 // Write writes one entry, whole, to the file or elsewhere.
 func (l *lastResort) Write(p []byte) (int, error) {
-	n, err := l.file.Write(p)
-	if err == nil {
-		return n, nil
+	n, err := 0, error(os.ErrClosed)
+	if l.file != nil {
+		if n, err = l.file.Write(p); err == nil {
+			return n, nil
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,6 +49,9 @@ func (l *lastResort) Close() error {
 	defer l.mu.Unlock()
 	if l.elsewhere != nil {
 		_ = l.elsewhere.Close() // nothing is kept back in it
+	}
+	if l.file == nil {
+		return nil
 	}
 	return l.file.Close()
 }

@@ -46,8 +46,10 @@ type server struct {
 	plan       plan
 	log        *slog.Logger
 	closeLog   func() error
-	scope      string    // systemd's unit of its own, "" without one
-	endAlone   sync.Once // starts what ends a mount that is out of sight
+	// openLogIn opens the log in a disk directory; nil where it goes elsewhere.
+	openLogIn func(dir int) error
+	scope     string    // systemd's unit of its own, "" without one
+	endAlone  sync.Once // starts what ends a mount that is out of sight
 	// users says who uses the mount; nil: this process may look itself.
 	users func() string
 }
@@ -109,9 +111,7 @@ func (m *server) prepare(signals chan os.Signal) (d *chain.Disk, err error) {
 	if err := m.makeDisk(); err != nil {
 		return nil, err
 	}
-	if err := m.openLog(); err != nil {
-		return nil, err
-	}
+	m.openLog()
 	if d, err = m.openDisk(); err != nil {
 		return nil, errors.Join(m.plan.explainInUse(err), m.closeLog())
 	}
@@ -196,7 +196,8 @@ func noPlaceBeside(err error) bool {
 // openLog chooses where the log goes: to stderr in the foreground and under
 // systemd, else to a file in the disk directory, and to syslog what that cannot take. A read-only mount writes
 // nothing there, so it tells syslog, where there is one.
-func (m *server) openLog() error {
+// The file is opened in the directory that is then locked, whatever its path leads to by then.
+func (m *server) openLog() {
 	var out io.Writer
 	m.closeLog = func() error { return nil }
 	switch {
@@ -208,15 +209,17 @@ func (m *server) openLog() error {
 			out, m.closeLog = w, w.Close
 		}
 	default:
-		f, err := logfile.Open(filepath.Join(m.plan.dir, logName), maxLog)
-		if err != nil {
+		log := &lastResort{open: systemLog}
+		out, m.closeLog = log, log.Close
+		m.openLogIn = func(dir int) error {
+			f, err := logfile.Open(dir, filepath.Join(m.plan.dir, logName), maxLog)
+			if err == nil {
+				log.file = f
+			}
 			return err
 		}
-		log := &lastResort{file: f, open: systemLog}
-		out, m.closeLog = log, log.Close
 	}
 	m.log = slog.New(slog.NewTextHandler(out, nil))
-	return nil
 }
 
 // openDisk opens the disk of the plan.
@@ -228,6 +231,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 		Log:        m.log,
 		LockWait:   settleTime,
 		JobRate:    int64(m.flags.jobRate),
+		Locked:     m.openLogIn,
 	}
 	if m.plan.dir == "" {
 		o.Witness = libvirt.ThisHost()

@@ -25,13 +25,15 @@ type File struct {
 	size int64
 }
 
-// Open opens the log at path to append to it, or makes it with mode 0600. It
-// holds at most max bytes. The Go runtime's report of a crash goes there too.
-func Open(path string, max int64) (*File, error) {
-	dir, err := os.OpenFile(filepath.Dir(path), os.O_RDONLY|unix.O_DIRECTORY, 0)
+// Open opens the log at path to append to it, or makes it with mode 0600, in the directory
+// of the descriptor dirFD, which stays the caller's: path is for errors but for its last
+// part. The log holds at most max bytes. The Go runtime's report of a crash goes there too.
+func Open(dirFD int, path string, max int64) (*File, error) {
+	fd, err := unix.FcntlInt(uintptr(dirFD), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
+	dir := os.NewFile(uintptr(fd), filepath.Dir(path))
 	f := &File{path: path, max: max, dir: dir}
 	if err := f.open(); err != nil {
 		dir.Close() // only read

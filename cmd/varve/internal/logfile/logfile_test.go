@@ -12,12 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// openAt is Open in the directory that the path leads to.
+func openAt(t *testing.T, path string, max int64) (*File, error) {
+	t.Helper()
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	return Open(int(dir.Fd()), path, max)
+}
+
 func TestCapAndOneOldFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "varve.log")
 	if err := os.WriteFile(path, []byte("from before\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Open(path, 100)
+	f, err := openAt(t, path, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +73,7 @@ func TestCapAndOneOldFile(t *testing.T) {
 // An entry beyond the bound is written whole: losing it would be worse.
 func TestLargeEntry(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "varve.log")
-	f, err := Open(path, 10)
+	f, err := openAt(t, path, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +106,7 @@ func TestLogIsAFile(t *testing.T) {
 	}
 	defer reader.Close()
 	for _, name := range []string{"link", "fifo"} {
-		if f, err := Open(filepath.Join(dir, name), 100); err == nil {
+		if f, err := openAt(t, filepath.Join(dir, name), 100); err == nil {
 			t.Errorf("%s: opened", name)
 			f.Write([]byte("an entry"))
 			f.Close()
@@ -127,7 +138,7 @@ func TestInAnothersDirectory(t *testing.T) {
 	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("root's own\n"), 0o600), os.Chown(dir, member, member)); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Open(path, 100)
+	f, err := openAt(t, path, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
