@@ -35,4 +35,13 @@ var daemonMutants = []mutant{
 	one("M23", "less than a request is answered", "fs/device/worker.go",
 		"	if n < int(unsafe.Sizeof(fuse.InHeader{})) {\n		return false", "	if n < 0 {\n		return false",
 		"fs/device.TestInitComesOnceAndFirst"),
+	one("D32", "the directory at the path decides whose rights are used", "chain/outside.go",
+		"(uint64(st.Dev) != id.Device || st.Ino != id.Inode) {", "false {",
+		"chain.TestOtherChainOfAnotherDirectory"),
+	one("D32", "a daemon keeps open what its caller had open", "cmd/varve/internal/inherit/inherit.go",
+		"	const first = 3\n", "	const first = 1 << 20\n",
+		"cmd/varve.TestNothingOfTheCallersStaysOpen"),
+	one("D32", "another disk's mount is unmounted by its number", "cmd/varve/outside.go",
+		"	if t.connection != 0 && connectionOf", "	if false && connectionOf",
+		"cmd/varve.TestProcessOutsideOfAMountThatIsGone"),
 }

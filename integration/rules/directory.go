@@ -56,4 +56,10 @@ var directoryMutants = []mutant{
 	one("D31", "any user's mount is of the disk that it names", "cmd/varve/internal/claim/claim.go",
 		"	return info.IsDir() && Serves(j.Source, j.Device)\n", "	return true\n",
 		"cmd/varve.TestAMountThatNamesAnothersDisk"),
+	one("D26", "the log is opened where the path of the directory leads by then", "chain/open.go",
+		"o.Locked(dir.Descriptor())", "o.Locked(-100 + 0*dir.Descriptor())",
+		"chain.TestLockedDirectory"),
+	one("D26", "whatever is at the mountpoint by now is unmounted", "chain/mounts/unmount.go",
+		"is != device {", "false && is != device {",
+		"chain/mounts.TestUnmountOfWhatWasPutThere"),
 }
