@@ -398,12 +398,12 @@ func claimTemp(fs hostfs.FS, temp string) (lock *dirLock, inside hostfs.FS, err 
 			if err = ownedByCaller(inside); err != nil {
 				return nil, nil, errors.Join(err, leave())
 			}
-			lock, err = lockDir(inside, temp, true, "", 0)
+			lock, err = lockInPlace(inside, temp)
 			if err != nil {
 				err = errors.Join(err, leave())
 			}
 		}
-		if errors.Is(err, os.ErrNotExist) && attempt < 10 {
+		if (errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrChanged)) && attempt < 10 {
 			continue // whoever had it is done, and it has its name now
 		}
 		if err != nil {
@@ -418,6 +418,20 @@ func claimTemp(fs hostfs.FS, temp string) (lock *dirLock, inside hostfs.FS, err 
 		}
 		return lock, inside, nil
 	}
+}
+
+// lockInPlace locks a directory that was entered by a path, if the path still leads to it:
+// ErrChanged otherwise. Whoever had it locked before may have given it the disk's name, and it
+// is a disk then, which may even be in use already.
+func lockInPlace(inside hostfs.FS, path string) (*dirLock, error) {
+	lock, err := lockDir(inside, path, true, "", 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := inPlace(inside); err != nil {
+		return nil, errors.Join(err, lock.unlock())
+	}
+	return lock, nil
 }
 
 // ownedByCaller refuses a directory in which somebody else would have the last word.

@@ -316,6 +316,37 @@ func TestCreateAtOnce(t *testing.T) {
 	}
 }
 
+// TestCreateLeavesWhatWasMade: who waited for another to make a disk, and has its directory
+// open under the name that it had until then, takes that disk for nothing unfinished.
+func TestCreateLeavesWhatWasMade(t *testing.T) {
+	parent := t.TempDir()
+	temp, dir := filepath.Join(parent, ".vm1.varve.creating"), filepath.Join(parent, "vm1.varve")
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	inside, leave, err := enter(hostfs.OS(), temp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leave()
+	if err := os.Rename(temp, dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []bool{false, true} { // another one makes a disk there meanwhile
+		if again {
+			if err := os.Mkdir(temp, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if lock, err := lockInPlace(inside, temp); !errors.Is(err, ErrChanged) {
+			t.Errorf("%v, %v", lock, err)
+		}
+		if _, _, held, err := Holder(dir); held || err != nil {
+			t.Errorf("held: %v, %v", held, err)
+		}
+	}
+}
+
 func TestDirFor(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {

@@ -62,4 +62,7 @@ var directoryMutants = []mutant{
 	one("D26", "whatever is at the mountpoint by now is unmounted", "chain/mounts/unmount.go",
 		"is != device {", "false && is != device {",
 		"chain/mounts.TestUnmountOfWhatWasPutThere"),
+	one("D27", "a directory that became a disk meanwhile is emptied for another one", "chain/create.go",
+		"	if err := inPlace(inside); err != nil {", "	if err := inPlace(inside); false && err != nil {",
+		"chain.TestCreateLeavesWhatWasMade"),
 }
