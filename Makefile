@@ -83,7 +83,7 @@ check-fast: deps lint ## lint and the unit tests that take little time
 	@$(TESTRUN) fast
 
 .PHONY: test
-test: deps build lint ## everything that is tested; some 25 minutes on 2 cores
+test: deps build lint ## everything that is tested; some 20 minutes on 2 cores
 	@export VARVE_BIN='$(CURDIR)/bin/varve'; $(TESTRUN) test
 
 # Every place of every record, every call of every scenario, then seed after seed.
