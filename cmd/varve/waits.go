@@ -11,7 +11,7 @@ import (
 )
 
 // mayStillBeDone is what becomes of a request to a daemon whose answer was not waited for.
-const mayStillBeDone = "what was asked for may still be done"
+const mayStillBeDone = "the daemon may still carry out the request"
 
 // reading is a wait for an answer of the mount's daemon to something that changes nothing.
 func (t target) reading() waiting.Subject {
@@ -77,7 +77,7 @@ func processDetails(pid int) string {
 	}
 	switch {
 	case stopped > 0 && stopped == len(tasks):
-		words += fmt.Sprintf(", stopped: \"kill -CONT %d\" has it go on", pid)
+		words += fmt.Sprintf(", stopped: \"kill -CONT %d\" resumes it", pid)
 	case stuck:
 		words += ", itself waiting for a file system of this host"
 	}

@@ -55,7 +55,7 @@ type Place struct {
 func At(m mounts.Mount) Place { return Place{Root: m.Path(), Device: m.Device, Name: m.Mountpoint} }
 
 func (p Place) foreign(file, what string) error {
-	return foreignError(fmt.Sprintf("%s %s, so what is mounted at %s is no varve's", file, what, p.Name))
+	return foreignError(fmt.Sprintf("%s %s, so %s is not a varve mount, although it calls itself one", file, what, p.Name))
 }
 
 // Open opens a regular file of the mount with os.O_* flags, without making one. The

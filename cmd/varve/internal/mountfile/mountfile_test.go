@@ -53,7 +53,7 @@ func TestOpen(t *testing.T) {
 		switch {
 		case c.words == "" && (err != nil || string(text) != content):
 			t.Errorf("%s: %q, %v", c.plant, text, err)
-		case c.words != "" && (!errors.Is(err, ErrForeign) || !strings.HasPrefix(err.Error(), c.words) || !strings.HasSuffix(err.Error(), ", so what is mounted at /mnt/vm1 is no varve's")):
+		case c.words != "" && (!errors.Is(err, ErrForeign) || !strings.HasPrefix(err.Error(), c.words) || !strings.HasSuffix(err.Error(), ", so /mnt/vm1 is not a varve mount, although it calls itself one")):
 			t.Errorf("%s: %q, %v", c.plant, text, err)
 		}
 		if f, err := p.Open(os.O_RDWR, strings.Split(c.file, "/")...); err == nil {
