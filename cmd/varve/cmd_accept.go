@@ -33,6 +33,6 @@ func acceptLayer(cmd *cobra.Command, arg, layer string) error {
 	if err := t.notMounted(); err != nil {
 		return err
 	}
-	defer waiting.For(places(t.dir))()
+	defer waiting.For(pathWait(t.dir))()
 	return chain.Accept(t.dir, layer, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), LockWait: lockWait})
 }

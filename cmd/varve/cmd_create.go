@@ -46,7 +46,7 @@ the first time, and puts the disk directory beside it.`,
 					return wrongUse(cmd, "%w", err)
 				}
 			}
-			begun := waiting.For(places(args[0]))
+			begun := waiting.For(pathWait(args[0]))
 			made, err := chain.Create(args[0], o)
 			begun()
 			if err != nil {

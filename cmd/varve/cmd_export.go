@@ -260,7 +260,7 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
 // cache a second time, and is read in larger pieces.
 func (t target) openView(elements ...string) (*qcow2.Image, error) {
-	f, err := t.openDirect(elements...)
+	f, err := t.place().OpenDirect(t.readWait(), elements...)
 	if err != nil {
 		return nil, err
 	}

@@ -93,7 +93,7 @@ func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error
 	if t.mountpoint != "" {
 		for {
 			// An open draws what it comes to in some seconds, and the next one goes on.
-			answered := waiting.For(t.reading())
+			answered := waiting.For(t.readWait())
 			picture, err := t.place().Read(mountfile.MostMap, "map.svg")
 			answered()
 			if err != nil {

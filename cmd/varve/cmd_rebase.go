@@ -43,7 +43,7 @@ func rebase(cmd *cobra.Command, arg, base string, accept bool) error {
 	if err := t.notMounted(); err != nil {
 		return err
 	}
-	defer waiting.For(places(t.dir))()
+	defer waiting.For(pathWait(t.dir))()
 	files, err := chain.Rebase(t.dir, base, chain.RebaseOptions{
 		OpenOptions: chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), LockWait: lockWait},
 		AcceptTime:  accept,

@@ -36,7 +36,7 @@ func (m *server) confine(d *chain.Disk, mount *fs.Server, process *outside.Proce
 	}
 	task := outsideTask{Place: mount.Place(), Daemon: os.Getpid()}
 	task.Disk, _ = d.DirectoryID()
-	if err := process.Ask(outsideBegin, 0, task, nil); err != nil {
+	if err := process.Ask(outsideBegin, outsideBeginTime, task, nil); err != nil {
 		m.log.Warn("the daemon is not confined to the files of the disk", "error", err)
 		return
 	}

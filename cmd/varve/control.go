@@ -22,7 +22,7 @@ import (
 func (t target) control(command, line string) (job string, err error) {
 	// What is read from the same open file is the outcome of this write, and
 	// not of somebody else's.
-	defer waiting.For(t.changing())()
+	defer waiting.For(t.changeWait())()
 	f, err := t.openToWrite("control", command)
 	if err != nil {
 		return "", err
@@ -78,7 +78,7 @@ func (e refusedError) Unwrap() error { return e.errno }
 
 // document reads status.json of a mounted disk, as it stands and decoded.
 func (t target) document() ([]byte, chain.Status, error) {
-	defer waiting.For(t.reading())()
+	defer waiting.For(t.readWait())()
 	text, err := t.place().Read(mountfile.MostStatus, "status.json")
 	return t.decoded(text, err)
 }
@@ -100,14 +100,14 @@ const answerTime = 5 * time.Second
 
 // documentSoon is document for a mount that may hang.
 func (t target) documentSoon() (chain.Status, error) {
-	defer waiting.For(t.reading())()
+	defer waiting.For(t.readWait())()
 	_, st, err := t.decoded(aside.Ask(context.Background(), doctor.ReadErrand, t.place().Errand("status.json"), answerTime))
 	return st, err
 }
 
 // readSoon reads a file of a mount that may hang.
 func (t target) readSoon(name string) ([]byte, error) {
-	defer waiting.For(t.reading())()
+	defer waiting.For(t.readWait())()
 	text, err := aside.Ask(context.Background(), doctor.ReadErrand, t.place().Errand(name), answerTime)
 	if err != nil {
 		return nil, t.explain(err)

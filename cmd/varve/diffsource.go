@@ -79,7 +79,7 @@ func (t target) openReadOnly(log *slog.Logger) (*chain.Disk, error) {
 			}
 		}
 	}
-	defer waiting.For(places(st.Disk))()
+	defer waiting.For(pathWait(st.Disk))()
 	return chain.OpenForeign(st.Disk, format, chain.OpenOptions{Log: log, Witness: libvirt.ThisHost()})
 }
 
@@ -138,7 +138,7 @@ type mountedDifferences struct {
 }
 
 func (t target) mountedDifferences(a, b string) (_ differences, err error) {
-	defer waiting.For(t.reading())()
+	defer waiting.For(t.readWait())()
 	f, err := t.openToWrite("control", "diff")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.mountpoint)
@@ -185,7 +185,7 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 func (d *mountedDifferences) line() (string, error) {
 	answered := func() {}
 	if d.lines.Buffered() == 0 {
-		answered = waiting.For(d.t.reading())
+		answered = waiting.For(d.t.readWait())
 	}
 	text, err := d.lines.ReadSlice('\n') // a copy is made below
 	answered()

@@ -147,7 +147,7 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		}
 		return newImageSource(newRawView(image), image.Size(), image.File().SeekData, image.Close), nil
 	}
-	defer waiting.For(places(path))()
+	defer waiting.For(pathWait(path))()
 	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/mountfile"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/procs"
@@ -96,7 +97,7 @@ func (t target) openMounted() (importTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &mountedTarget{t: t, file: awaited{f, t.changing()}}
+	m := &mountedTarget{t: t, file: mountfile.Awaited(f, t.changeWait())}
 	if err = f.Lock(hostfs.LockWritable); err == nil {
 		err = m.look()
 	}

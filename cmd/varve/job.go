@@ -149,7 +149,7 @@ func (w waiter) direct(ctx context.Context, j job, background bool) error {
 	if err != nil {
 		return err
 	}
-	begun := waiting.For(places(w.target.dir))
+	begun := waiting.For(pathWait(w.target.dir))
 	id, err := j.direct(d)
 	begun()
 	if err == nil && id != "" && !background {

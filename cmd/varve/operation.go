@@ -63,7 +63,7 @@ func (t target) perform(stderr io.Writer, op operation) error {
 	if err != nil {
 		return err
 	}
-	defer waiting.For(places(t.dir))()
+	defer waiting.For(pathWait(t.dir))()
 	err = op.direct(d)
 	// An operation is durable when its call returns; Close tells whether the
 	// disk was left in order.

@@ -136,6 +136,7 @@ type outsideProcess struct{ *outside.Process }
 
 // How long is waited for what a signal, or a request of the guest's, waits for.
 const (
+	outsideBeginTime   = time.Minute      // to start, on a busy host
 	outsideUnmountTime = 30 * time.Second // the kernel may have much to write
 	outsideLookTime    = 5 * time.Second
 )

@@ -90,7 +90,7 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 
 // ask writes a line to a control file and gives the answer.
 func (t target) ask(command, line string) (string, error) {
-	defer waiting.For(t.reading())()
+	defer waiting.For(t.readWait())()
 	f, err := t.openToWrite("control", command)
 	if err != nil {
 		return "", err

@@ -94,7 +94,7 @@ func (m *server) run() error {
 
 // prepare opens the disk and the log, and makes the mountpoint free.
 func (m *server) prepare(signals chan os.Signal) (d *chain.Disk, err error) {
-	defer m.interruptible(signals)()
+	defer m.endWhileWaiting(signals)()
 	if m.plan, err = makePlan(m.flags, m.source, m.mountpoint); err != nil {
 		return nil, err
 	}
@@ -121,11 +121,10 @@ func (m *server) prepare(signals chan os.Signal) (d *chain.Disk, err error) {
 	return d, nil
 }
 
-// interruptible lets a signal end this process where what comes before the mount waits for
-// a file system that gives no answer. From the call of prepared on a signal means what it
-// means to a mount.
-func (m *server) interruptible(signals chan os.Signal) (prepared func()) {
-	done := waiting.For(places(m.source))
+// endWhileWaiting lets a signal end this process while it prepares the mount and waits for a
+// file system that gives no answer. After the call of prepared a signal asks for an unmount.
+func (m *server) endWhileWaiting(signals chan os.Signal) (prepared func()) {
+	done := waiting.For(pathWait(m.source))
 	stop := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() {
@@ -193,10 +192,10 @@ func noPlaceBeside(err error) bool {
 	return errors.Is(err, syscall.EROFS) || errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.ENAMETOOLONG)
 }
 
-// openLog chooses where the log goes: to stderr in the foreground and under
-// systemd, else to a file in the disk directory, and to syslog what that cannot take. A read-only mount writes
-// nothing there, so it tells syslog, where there is one.
-// The file is opened in the directory that is then locked, whatever its path leads to by then.
+// openLog chooses where the log goes: to stderr in the foreground and under systemd, else to
+// a file in the disk directory, and to syslog what the file cannot take. A read-only mount
+// writes nothing into the directory; its log goes to syslog, where there is one. The file is
+// opened when the directory is locked (openLogIn), in that very directory.
 func (m *server) openLog() {
 	var out io.Writer
 	m.closeLog = func() error { return nil }

@@ -54,7 +54,7 @@ func findTarget(arg string) (target, error) {
 // findSeen is findTarget for who needs the mount in this process's own mount namespace. An
 // unseenError says that it is not there.
 func findSeen(arg string) (target, error) {
-	defer waiting.For(places(arg))()
+	defer waiting.For(pathWait(arg))()
 	path, err := mounts.Resolve(arg)
 	if err != nil {
 		return target{}, err
@@ -278,6 +278,6 @@ func (t target) status(cmd *cobra.Command) (chain.Status, error) {
 // open opens a disk that is not mounted.
 func (t target) open(o chain.OpenOptions) (*chain.Disk, error) {
 	o.LockWait = lockWait
-	defer waiting.For(places(t.dir))()
+	defer waiting.For(pathWait(t.dir))()
 	return chain.Open(t.dir, o)
 }

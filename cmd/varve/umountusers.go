@@ -133,7 +133,7 @@ func usersOf(uses []holders.Use) string {
 
 // refuseBind refuses to unmount by the path of a bind mount of a part of a mount.
 func refuseBind(arg string) error {
-	defer waiting.For(places(arg))()
+	defer waiting.For(pathWait(arg))()
 	path, err := mounts.Resolve(arg)
 	if err != nil {
 		return err

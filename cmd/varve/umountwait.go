@@ -112,7 +112,7 @@ func (t target) tryUnmount() error {
 	if len(u.places) > 0 || unseen && len(u.uses) > 0 {
 		return unix.EBUSY
 	}
-	defer waiting.For(t.changing())()
+	defer waiting.For(t.changeWait())()
 	return unmountPath(t.mountpoint, t.device)
 }
 

@@ -13,8 +13,8 @@ import (
 // mayStillBeDone is what becomes of a request to a daemon whose answer was not waited for.
 const mayStillBeDone = "the daemon may still carry out the request"
 
-// reading is a wait for an answer of the mount's daemon to something that changes nothing.
-func (t target) reading() waiting.Subject {
+// readWait is a wait for an answer of the mount's daemon to something that changes nothing.
+func (t target) readWait() waiting.Subject {
 	return waiting.Subject{Name: "the daemon of " + t.mountpoint, Details: func() string {
 		dir := t.dir
 		if dir == "" && isDiskDirectory(t.mount.Source) {
@@ -31,15 +31,15 @@ func (t target) reading() waiting.Subject {
 	}}
 }
 
-// changing is a wait for the mount's daemon to do something.
-func (t target) changing() waiting.Subject {
-	s := t.reading()
+// changeWait is a wait for the mount's daemon to do something.
+func (t target) changeWait() waiting.Subject {
+	s := t.readWait()
 	s.Left = mayStillBeDone
 	return s
 }
 
-// places is a wait for the file system of a path, and for whoever has a disk there.
-func places(path string) waiting.Subject {
+// pathWait is a wait for the file system of a path, and for whoever has a disk there.
+func pathWait(path string) waiting.Subject {
 	return waiting.Subject{Name: path, Details: func() string {
 		dir := path
 		if !isDiskDirectory(dir) {

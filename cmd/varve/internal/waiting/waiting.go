@@ -45,8 +45,8 @@ type Subject struct {
 	// Details finds out more, such as which process it is; nil for nothing more. It may
 	// take its time and may be called beside the wait.
 	Details func() string
-	// Left is what happens to the request of a command that was interrupted, after
-	// "; "; "" for nothing to say.
+	// Left says what may become of the request after an interrupt; the message of the
+	// interrupt ends with it. "" for nothing to say.
 	Left string
 }
 
@@ -77,15 +77,14 @@ func New(say func(text string)) *Waits {
 // process are the waits of this process.
 var process = New(func(string) {})
 
-// Main runs the command of this process and gives its exit code. The code is
-// interrupted for a command that was interrupted while it waited. Main must be called by
-// main.main, and once.
-func Main(command func() int, say func(text string), interrupted int) (code int) {
+// Main runs the command of this process and gives its exit code: ifInterrupted for a command
+// that was interrupted while it waited. Only main.main may call Main, and once.
+func Main(command func() int, say func(text string), ifInterrupted int) (code int) {
 	process.say = say
-	return process.run(command, interrupted)
+	return process.run(command, ifInterrupted)
 }
 
-func (w *Waits) run(command func() int, interrupted int) (code int) {
+func (w *Waits) run(command func() int, ifInterrupted int) (code int) {
 	done := make(chan int, 1)
 	go func() { done <- command() }()
 	select {
@@ -99,7 +98,7 @@ func (w *Waits) run(command func() int, interrupted int) (code int) {
 			(*f)()
 		}
 		w.say(words)
-		return interrupted
+		return ifInterrupted
 	}
 }
 

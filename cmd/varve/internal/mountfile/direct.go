@@ -1,4 +1,4 @@
-package main
+package mountfile
 
 import (
 	"io"
@@ -21,10 +21,11 @@ const (
 	directMost  = 1 << 20 // bytes of one read
 )
 
-// openDirect opens a file of the mount.
-func (t target) openDirect(elements ...string) (hostfs.File, error) {
-	defer waiting.For(t.reading())()
-	opened, err := t.place().Open(unix.O_RDONLY|unix.O_DIRECT, elements...)
+// OpenDirect opens a file of the mount to read it past the page cache, at any offset and
+// length. The open, and each call on the file, is a wait for what. Errors are those of Open.
+func (p Place) OpenDirect(what waiting.Subject, elements ...string) (hostfs.File, error) {
+	defer waiting.For(what)()
+	opened, err := p.Open(unix.O_RDONLY|unix.O_DIRECT, elements...)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +33,7 @@ func (t target) openDirect(elements ...string) (hostfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return directFile{awaited{f, t.reading()}}, nil
+	return directFile{Awaited(f, what)}, nil
 }
 
 // ReadAt is io.ReaderAt. What is not aligned goes through a buffer that is.

@@ -1,15 +1,19 @@
-package main
+package mountfile
 
 import (
 	"varve/cmd/varve/internal/waiting"
 	"varve/overlay/hostfs"
 )
 
-// awaited is an open file of a mount. Each call that the mount's daemon answers is a wait.
+// awaited is what Awaited gives.
 type awaited struct {
 	hostfs.File
 	what waiting.Subject
 }
+
+// Awaited makes a wait (package waiting) of each call on an open file of a mount that the
+// mount's daemon answers.
+func Awaited(f hostfs.File, what waiting.Subject) hostfs.File { return awaited{f, what} }
 
 func (f awaited) ReadAt(p []byte, off int64) (n int, err error) {
 	defer waiting.For(f.what)()
