@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
@@ -41,7 +42,7 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.unlock()) }()
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	m, err := loadManifest(fs, dir)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/dirlock"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -78,7 +79,7 @@ func TestAccept(t *testing.T) {
 			if now := fileState(t, path); now != state {
 				t.Errorf("the file was changed: %s → %s", state, now)
 			}
-			if _, _, held, err := Holder(dir); held || err != nil {
+			if _, _, held, err := dirlock.Holder(dir); held || err != nil {
 				t.Errorf("still locked: %v, %v", held, err)
 			}
 		})
@@ -155,7 +156,7 @@ func TestAcceptRefuses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { lock.unlock() })
+			t.Cleanup(func() { lock.Unlock() })
 		}},
 	}
 	for _, test := range tests {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/diskdir"
 	"varve/chain/mounts"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -87,7 +88,7 @@ func adoptImages(fs hostfs.FS, path, format string, witness Witness, layersToo b
 	// A resolved path goes on to name the same file when a link is turned to
 	// another one. But QEMU looks for a relative backing name beside the path
 	// as it was given, so there the given one stays.
-	if top := images[0]; !hasRelativeBacking(top.image.Header()) && isHost(fs) {
+	if top := images[0]; !hasRelativeBacking(top.image.Header()) && diskdir.OnHost(fs) {
 		if top.path, err = filepath.EvalSymlinks(top.path); err != nil {
 			return images, err
 		}
@@ -236,7 +237,7 @@ func (e *LayerError) Unwrap() error { return ErrInvalid }
 // disk changes under the new disk, and a file in a mount would make one varve
 // wait for another.
 func refuseVarve(fs hostfs.FS, path string, layersToo bool) error {
-	if !isHost(fs) {
+	if !diskdir.OnHost(fs) {
 		return nil
 	}
 	resolved, err := filepath.EvalSymlinks(path)

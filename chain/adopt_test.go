@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"varve/chain/dirlock"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
@@ -457,7 +459,7 @@ func TestCreateWithoutRights(t *testing.T) {
 		if _, err := lockDir(hostfs.OS(), disk, false, "", 0); !errors.Is(err, os.ErrPermission) {
 			t.Errorf("another one's disk was locked: %v", err)
 		}
-		if _, _, _, err := Holder(disk); !errors.Is(err, os.ErrPermission) {
+		if _, _, _, err := dirlock.Holder(disk); !errors.Is(err, os.ErrPermission) {
 			t.Errorf("another one's disk was looked into: %v", err)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/dirlock"
 	"varve/integration/interleave"
 	"varve/overlay/hostfs"
 )
@@ -167,12 +168,12 @@ func TestCreateIsDurable(t *testing.T) {
 		fs.mu.Lock()
 		defer fs.mu.Unlock()
 		for path, a := range fs.files {
-			if filepath.Base(path) != lockName && a.changes > 0 {
+			if filepath.Base(path) != dirlock.Name && a.changes > 0 {
 				t.Errorf("the content of %s is not durable", path)
 			}
 		}
 		for path := range fs.names {
-			if filepath.Base(path) != lockName {
+			if filepath.Base(path) != dirlock.Name {
 				t.Errorf("the name of %s is not durable", path)
 			}
 		}

@@ -118,7 +118,7 @@ func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport,
 	if err != nil {
 		return CheckReport{}, err
 	}
-	defer func() { err = errors.Join(err, lock.unlock()) }()
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	c := checker{ctx: ctx, fs: o.FS, dir: dir, progress: o.Progress}
 	found, err := c.check()
 	if err != nil || !o.Repair || !slices.ContainsFunc(found.Findings, func(f CheckFinding) bool { return f.mendable }) {
@@ -133,7 +133,7 @@ func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport,
 		return found, nil
 	}
 	if err := c.repair(found, o.Log); err != nil {
-		lock.failed = err
+		lock.Failed = err
 		return found, err
 	}
 	left, err := c.check()

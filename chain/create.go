@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/dirlock"
 	"varve/chain/diskdir"
 	"varve/overlay"
 	"varve/overlay/extent"
@@ -171,7 +172,7 @@ func createOn(fs hostfs.FS, dir string, images []*foreignImage, o CreateOptions)
 		return Created{}, err
 	}
 	// The lock goes whatever unlock says, and the disk is made.
-	defer func() { _ = lock.unlock() }()
+	defer func() { _ = lock.Unlock() }()
 	at := temp
 	err = func() error {
 		if err := plan.write(inside, temp); err != nil {
@@ -373,7 +374,7 @@ func makeDir(fs hostfs.FS, path string) error {
 // setMode gives what was just made its mode whatever the umask. A simulated
 // file system has none.
 func setMode(fs hostfs.FS, path string, mode os.FileMode) error {
-	if !isHost(fs) {
+	if !diskdir.OnHost(fs) {
 		return nil
 	}
 	if d, ok := fs.(*diskdir.Dir); ok {
@@ -386,7 +387,7 @@ func setMode(fs hostfs.FS, path string, mode os.FileMode) error {
 // what a crash left there is told from what another process is building.
 //
 // inside is the file system for what is in it.
-func claimTemp(fs hostfs.FS, temp string) (lock *dirLock, inside hostfs.FS, err error) {
+func claimTemp(fs hostfs.FS, temp string) (lock *dirlock.Lock, inside hostfs.FS, err error) {
 	for attempt := 0; ; attempt++ {
 		err := makeDir(fs, temp)
 		stale := errors.Is(err, os.ErrExist)
@@ -409,12 +410,12 @@ func claimTemp(fs hostfs.FS, temp string) (lock *dirLock, inside hostfs.FS, err 
 		if err != nil {
 			return nil, nil, fmt.Errorf("another varve makes it at the moment: %w", err)
 		}
-		lock.leave = leave
+		lock.Leave = leave
 		if !stale {
 			return lock, inside, nil
 		}
 		if err := removeContent(inside, temp); err != nil {
-			return nil, nil, errors.Join(err, lock.unlock())
+			return nil, nil, errors.Join(err, lock.Unlock())
 		}
 		return lock, inside, nil
 	}
@@ -423,13 +424,13 @@ func claimTemp(fs hostfs.FS, temp string) (lock *dirLock, inside hostfs.FS, err 
 // lockInPlace locks a directory that was entered by a path, if the path still leads to it:
 // ErrChanged otherwise. Whoever had it locked before may have given it the disk's name, and it
 // is a disk then, which may even be in use already.
-func lockInPlace(inside hostfs.FS, path string) (*dirLock, error) {
+func lockInPlace(inside hostfs.FS, path string) (*dirlock.Lock, error) {
 	lock, err := lockDir(inside, path, true, "", 0)
 	if err != nil {
 		return nil, err
 	}
 	if err := inPlace(inside); err != nil {
-		return nil, errors.Join(err, lock.unlock())
+		return nil, errors.Join(err, lock.Unlock())
 	}
 	return lock, nil
 }
@@ -452,7 +453,7 @@ func removeDisk(fs hostfs.FS, dir string) error {
 	if err := removeContent(fs, dir); err != nil {
 		return err
 	}
-	if err := removeIfThere(fs, filepath.Join(dir, lockName)); err != nil {
+	if err := removeIfThere(fs, filepath.Join(dir, dirlock.Name)); err != nil {
 		return err
 	}
 	return removeIfThere(fs, dir)

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/dirlock"
 	"varve/overlay/hostfs"
 )
 
@@ -119,7 +120,7 @@ func TestCreateBlank(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(dir, readmeName)); err != nil || !strings.Contains(string(text), "ONLY COPY") {
 		t.Errorf("README: %v\n%s", err, text)
 	}
-	if _, _, held, err := Holder(dir); held || err != nil {
+	if _, _, held, err := dirlock.Holder(dir); held || err != nil {
 		t.Errorf("still locked: %v, %v", held, err)
 	}
 }
@@ -266,7 +267,7 @@ func TestCreateAfterCrash(t *testing.T) {
 	if _, err := Create(dir, CreateOptions{Size: 1 << 20}); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("while another one makes it: %v", err)
 	}
-	if err := lock.unlock(); err != nil {
+	if err := lock.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Create(dir, CreateOptions{Size: 1 << 20}); err != nil {
@@ -341,7 +342,7 @@ func TestCreateLeavesWhatWasMade(t *testing.T) {
 		if lock, err := lockInPlace(inside, temp); !errors.Is(err, ErrChanged) {
 			t.Errorf("%v, %v", lock, err)
 		}
-		if _, _, held, err := Holder(dir); held || err != nil {
+		if _, _, held, err := dirlock.Holder(dir); held || err != nil {
 			t.Errorf("held: %v, %v", held, err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"varve/chain/dirlock"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 )
@@ -24,9 +25,9 @@ var (
 	ErrInvalid  = errors.New("invalid")                 // EINVAL
 	ErrTooLarge = errors.New("too large")               // EFBIG
 	ErrBusy     = errors.New("busy")                    // EBUSY
-	ErrReadOnly = errors.New("read-only")               // EROFS
+	ErrReadOnly = dirlock.ErrReadOnly                   // EROFS
 	ErrChanged  = errors.New("changed behind our back") // a fingerprint does not match
-	ErrInUse    = errors.New("in use by another varve") // the directory's lock is held
+	ErrInUse    = dirlock.ErrInUse                      // the directory's lock is held
 )
 
 // defaultCacheBytes bounds the resolved regions of a disk: a host with fifty
@@ -77,7 +78,7 @@ type Disk struct {
 	dir      string
 	readOnly bool
 	log      *slog.Logger
-	lock     *dirLock
+	lock     *dirlock.Lock
 	holdJob  bool // jobs are recorded, not run
 	pacer    *pacer
 	window   int64 // bytes that a job copies before it settles them
@@ -353,8 +354,8 @@ func (d *Disk) Close() error {
 		}
 	}
 	if d.lock != nil {
-		d.lock.failed = err
-		err = errors.Join(err, d.lock.unlock())
+		d.lock.Failed = err
+		err = errors.Join(err, d.lock.Unlock())
 	}
 	return err
 }

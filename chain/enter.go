@@ -2,7 +2,9 @@ package chain
 
 import (
 	"fmt"
+	"time"
 
+	"varve/chain/dirlock"
 	"varve/chain/diskdir"
 	"varve/overlay/hostfs"
 )
@@ -11,7 +13,7 @@ import (
 // descriptor of the directory that is held until leave, also where fs has entered another
 // one. A simulated one is used as it is.
 func enter(fs hostfs.FS, dir string) (entered hostfs.FS, leave func() error, err error) {
-	if !isHost(fs) {
+	if !diskdir.OnHost(fs) {
 		return fs, func() error { return nil }, nil
 	}
 	d, err := diskdir.Open(dir)
@@ -21,10 +23,13 @@ func enter(fs hostfs.FS, dir string) (entered hostfs.FS, leave func() error, err
 	return d, d.Close, nil
 }
 
-// isHost says whether a file system is the host's own, with processes, locks and owners.
-func isHost(fs hostfs.FS) bool {
-	_, entered := fs.(*diskdir.Dir)
-	return entered || fs == hostfs.OS()
+// lockDir locks a disk directory that was entered, see dirlock.Take. Where the host is too full
+// for the lock file, the lock takes the disk's reserve.
+func lockDir(fs hostfs.FS, dir string, exclusive bool, mountpoint string, wait time.Duration) (*dirlock.Lock, error) {
+	return dirlock.Take(fs, dir, dirlock.Options{
+		Exclusive: exclusive, Mountpoint: mountpoint, Wait: wait,
+		MakeRoom: func() bool { return giveReserve(fs, dir) },
+	})
 }
 
 // inPlace fails where the path of a disk directory leads to another one by now: what is

@@ -10,6 +10,9 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
+
+	"varve/chain/dirlock"
+	"varve/chain/diskdir"
 	"varve/overlay/check"
 	"varve/overlay/hostfs"
 )
@@ -156,12 +159,12 @@ func (e *examiner) begin(reader *manifestReader) (m *manifest, held bool, err er
 
 // held says whether a varve has the disk.
 func (e *examiner) held() bool {
-	if !isHost(e.fs) {
+	if !diskdir.OnHost(e.fs) {
 		return false
 	}
-	_, _, held, err := Holder(e.dir)
+	_, _, held, err := dirlock.Holder(e.dir)
 	if err != nil {
-		e.unseen(filepath.Join(e.dir, lockName))
+		e.unseen(filepath.Join(e.dir, dirlock.Name))
 	}
 	return held
 }
@@ -257,9 +260,9 @@ func (e *examiner) takes(path string) string {
 func (e *examiner) notHeld(m *manifest) {
 	manifest := filepath.Join(e.dir, manifestName)
 	inOrder := true
-	if isHost(e.fs) {
+	if diskdir.OnHost(e.fs) {
 		// What cannot be told is the lock's trouble, which was noticed before.
-		if closed, err := ClosedInOrder(e.dir); err == nil {
+		if closed, err := dirlock.ClosedInOrder(e.dir); err == nil {
 			inOrder = closed
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/dirlock"
 	"varve/overlay/qcow2"
 )
 
@@ -96,7 +97,7 @@ func TestExamine(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(c.dir, manifestTempName), nil, 0o600))
 		}, nil},
 		{"killed", (*checkedDisk).kill, []string{"note unclean vm.varve: it was not unmounted in order", "varve check"}},
-		{"killed at its lock", func(c *checkedDisk) { must(t, os.WriteFile(filepath.Join(c.dir, lockName), []byte("{}"), 0o600)) }, []string{"note unclean"}},
+		{"killed at its lock", func(c *checkedDisk) { must(t, os.WriteFile(filepath.Join(c.dir, dirlock.Name), []byte("{}"), 0o600)) }, []string{"note unclean"}},
 		{"no qcow2 any more", func(c *checkedDisk) { patchFile(t, c.path(idTwo), 0, 'X') }, []string{"problem image-header 000003.qcow2", "no qcow2 magic"}},
 		{"marked corrupt", func(c *checkedDisk) { patchFile(t, c.path(idTwo), 79, 0x12) }, []string{"problem image-header 000003.qcow2", "marked corrupt"}},
 		{"from the future", func(c *checkedDisk) { patchFile(t, c.path(idTwo), 78, 0x40) }, []string{"problem image-header", "unknown incompatible feature", "qemu-img convert"}},

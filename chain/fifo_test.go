@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/dirlock"
 	"varve/integration/patience"
 )
 
@@ -42,7 +43,7 @@ func TestFifos(t *testing.T) {
 			return err
 		}},
 		{"the lock, asked who holds it", "disk.varve/lock", func(root string) error {
-			_, _, _, err := Holder(filepath.Join(root, "disk.varve"))
+			_, _, _, err := dirlock.Holder(filepath.Join(root, "disk.varve"))
 			return err
 		}},
 		{"the leaf", "disk.varve/layers/000003.qcow2", func(root string) error {

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"varve/chain/dirlock"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -50,7 +52,7 @@ func TestLockedDirectory(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if _, _, held, err := Holder(dir); held || err != nil {
+		if _, _, held, err := dirlock.Holder(dir); held || err != nil {
 			t.Errorf("held: %v, %v", held, err)
 		}
 	}

@@ -119,8 +119,8 @@ func (d *diskTarget) kill() {
 	for _, n := range d.d.nodes {
 		n.layer().close()
 	}
-	d.d.lock.failed = errors.New("killed")
-	d.d.lock.unlock()
+	d.d.lock.Failed = errors.New("killed")
+	d.d.lock.Unlock()
 	d.d.closed = true
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"varve/chain/dirlock"
 	"varve/chain/diskdir"
 	"varve/overlay"
 	"varve/overlay/check"
@@ -41,10 +42,10 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	if err != nil {
 		return nil, errors.Join(err, leave())
 	}
-	lock.leave = leave
+	lock.Leave = leave
 	if dir, entered := fs.(*diskdir.Dir); entered && o.Locked != nil {
 		if err := o.Locked(dir.Descriptor()); err != nil {
-			return nil, errors.Join(err, lock.unlock())
+			return nil, errors.Join(err, lock.Unlock())
 		}
 	}
 	return openUnderLock(dir, o, lock, &chainFile)
@@ -52,7 +53,7 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 
 // openUnderLock is Open for a directory whose lock is held: by lock, which the disk
 // takes over, or with a nil one by the caller, who keeps it.
-func openUnderLock(dir string, o OpenOptions, lock *dirLock, chainFile *manifestReader) (d *Disk, err error) {
+func openUnderLock(dir string, o OpenOptions, lock *dirlock.Lock, chainFile *manifestReader) (d *Disk, err error) {
 	d = newDisk(dir, o)
 	d.lock = lock
 	opened := d // "return nil, err" takes d away
@@ -141,7 +142,7 @@ func (d *Disk) abandon() {
 		}
 	}
 	if d.lock != nil {
-		d.lock.unlock()
+		d.lock.Unlock()
 	}
 }
 

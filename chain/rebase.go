@@ -41,7 +41,7 @@ func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) 
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, lock.unlock()) }()
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	m, err := loadManifest(fs, dir)
 	if err != nil {
 		return nil, err

@@ -223,11 +223,10 @@ func (d *Disk) withReserve(work func() error) error {
 	return work()
 }
 
-// isFull says that an error is the want of room on the host, by its file system, by a
-// quota or by the largest size of a file, and that nothing was lost by it: the same can be
-// tried again where there is room, and a smaller piece may fit.
+// isFull says that an error is the want of room on the host (hostfs.IsFull), and that nothing
+// was lost by it: the same can be tried again where there is room, and a smaller piece may fit.
 func isFull(err error) bool {
-	return (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)) && !errors.Is(err, overlay.ErrFailed)
+	return hostfs.IsFull(err) && !errors.Is(err, overlay.ErrFailed)
 }
 
 // tooFull adds the way out to an error of a host that has not even the room to free some.

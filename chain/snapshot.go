@@ -38,7 +38,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 	}
 	l, err := openWritable(d.fs, path, d.overlayOptions(false))
 	for end := time.Now().Add(newLeafPatience); errors.Is(err, hostfs.ErrLocked) && time.Now().Before(end); {
-		time.Sleep(lockPoll)
+		time.Sleep(newLeafPoll)
 		l, err = openWritable(d.fs, path, d.overlayOptions(false))
 	}
 	if err == nil {
@@ -60,6 +60,9 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 // who tries to open every file of a directory, as QEMU does, with the lock first and a
 // look then, holds it for a moment.
 const newLeafPatience = time.Second
+
+// newLeafPoll is how often a new leaf's file is tried again meanwhile.
+const newLeafPoll = 20 * time.Millisecond
 
 // dropLeaf takes newLeaf back after a commit failed with err. When it is not
 // known whether chain.json names the file, the file stays until a later commit

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 
+	"varve/chain/diskdir"
 	"varve/overlay/hostfs"
 )
 
@@ -11,7 +12,7 @@ import (
 // more than the processors, since a cold file waits for its device. A simulated
 // host gets its calls one by one, or no run could be repeated.
 func openWorkers(fs hostfs.FS) int {
-	if !isHost(fs) {
+	if !diskdir.OnHost(fs) {
 		return 1
 	}
 	return max(8, 2*runtime.NumCPU())

@@ -72,6 +72,12 @@ func Open(path string) (*Dir, error) {
 	return &Dir{host: hostfs.OS(), path: filepath.Clean(path), root: root, owner: ownerOf(info)}, nil
 }
 
+// OnHost says whether a file system is the host's own, with processes, locks and owners.
+func OnHost(fs hostfs.FS) bool {
+	_, entered := fs.(*Dir)
+	return entered || fs == hostfs.OS()
+}
+
 // Path is the absolute path at which the directory was.
 func (d *Dir) Path() string { return d.path }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/integration/harness"
 )
@@ -187,7 +188,7 @@ func TestMovedMount(t *testing.T) {
 			if err := syscall.Kill(daemonOf(t, dir+"/vm.raw.varve"), syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the daemon has ended", func() bool { _, _, held, err := chain.Holder(dir + "/vm.raw.varve"); return err == nil && !held })
+			eventually(t, "the daemon has ended", func() bool { _, _, held, err := dirlock.Holder(dir + "/vm.raw.varve"); return err == nil && !held })
 		}
 		if mountsAt(t, dir+"/new") != 0 {
 			t.Errorf("%s: it is still mounted", how)

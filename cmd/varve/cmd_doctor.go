@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/claim"
@@ -208,7 +209,7 @@ func claimScope(m mounts.Mount) *doctor.Scope {
 
 // lookElsewhere finds a mount of a disk that other mount namespaces alone show.
 func lookElsewhere(s *doctor.Scope) {
-	pid, mountpoint, held, err := chain.Holder(s.Directory)
+	pid, mountpoint, held, err := dirlock.Holder(s.Directory)
 	if err != nil || !held || mountpoint == "" {
 		return
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
@@ -92,7 +93,7 @@ func hostDir(t *testing.T) string {
 		}
 		for _, m := range list {
 			if mounts.Within(m.Mountpoint, dir) {
-				pid, _, _, _ := chain.Holder(m.Source)
+				pid, _, _, _ := dirlock.Holder(m.Source)
 				daemon := processEnd(pid)
 				syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH)
 				daemon.wait(testpatience.Hang)
@@ -352,7 +353,7 @@ func eventually(t *testing.T, what string, f func() bool) {
 // daemonOf is the pid that holds a disk directory.
 func daemonOf(t *testing.T, dir string) int {
 	t.Helper()
-	pid, _, held, err := chain.Holder(dir)
+	pid, _, held, err := dirlock.Holder(dir)
 	if err != nil || !held {
 		t.Fatalf("nobody holds %s (%v)", dir, err)
 	}

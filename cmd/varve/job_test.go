@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/chain"
+	"varve/chain/dirlock"
 )
 
 func TestJobInBackground(t *testing.T) {
@@ -74,7 +74,7 @@ func TestInterruptedWaitUnmounted(t *testing.T) {
 	if r.code != exitFailed || r.stderr != "varve: flatten vm.varve: interrupted; job 1 was stopped in good order and goes on when the disk is next mounted or worked on\n" {
 		t.Errorf("exit %d, says %q", r.code, r.stderr)
 	}
-	if clean, err := chain.ClosedInOrder(dir + "/vm.varve"); !clean || err != nil {
+	if clean, err := dirlock.ClosedInOrder(dir + "/vm.varve"); !clean || err != nil {
 		t.Errorf("closed in order: %v, %v", clean, err)
 	}
 	tool(t, dir, "qemu-img", "check", "-q", "vm.varve/layers/000002.qcow2")

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	testpatience "varve/integration/patience"
 )
 
@@ -300,7 +301,7 @@ func TestForegroundService(t *testing.T) {
 			t.Errorf("the log lacks %s:\n%s", w, words.String())
 		}
 	}
-	if clean, err := chain.ClosedInOrder(dir + "/vm.raw.varve"); !clean || err != nil {
+	if clean, err := dirlock.ClosedInOrder(dir + "/vm.raw.varve"); !clean || err != nil {
 		t.Errorf("closed in order: %v, %v", clean, err)
 	}
 }
@@ -438,7 +439,7 @@ func TestInterruptedMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the daemon has the disk", func() bool {
-		_, _, held, err := chain.Holder(dir + "/vm.varve")
+		_, _, held, err := dirlock.Holder(dir + "/vm.varve")
 		return err == nil && held
 	})
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
@@ -152,7 +153,7 @@ func abandoned(m mounts.Mount) bool {
 	if m.UID == os.Geteuid() || m.ReadOnly || !claim.Believed(m) || !isDiskDirectory(m.Source) {
 		return false
 	}
-	_, _, held, err := chain.Holder(m.Source)
+	_, _, held, err := dirlock.Holder(m.Source)
 	return err == nil && !held
 }
 
@@ -225,7 +226,7 @@ func (p plan) checkFree() error {
 	if p.create {
 		return nil
 	}
-	pid, mountpoint, held, err := chain.Holder(p.dir)
+	pid, mountpoint, held, err := dirlock.Holder(p.dir)
 	if err != nil || !held || mountpoint == "" {
 		return err
 	}

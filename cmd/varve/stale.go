@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 )
 
@@ -78,7 +79,7 @@ func (p plan) explainInUse(err error) error {
 	if !errors.Is(err, chain.ErrInUse) || p.dir == "" {
 		return err
 	}
-	pid, mountpoint, held, holderErr := chain.Holder(p.dir)
+	pid, mountpoint, held, holderErr := dirlock.Holder(p.dir)
 	if holderErr != nil || !held || mountpoint == "" {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/claim"
@@ -129,7 +130,7 @@ func waitMount(dir string) (m mounts.Mount, mounted bool, err error) {
 	begun := time.Now()
 	deadline, looked := begun.Add(lockWait), false
 	for {
-		pid, mountpoint, held, err := chain.Holder(dir)
+		pid, mountpoint, held, err := dirlock.Holder(dir)
 		if err != nil || !held || mountpoint == "" {
 			return mounts.Mount{}, false, err
 		}

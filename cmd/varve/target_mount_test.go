@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"varve/chain"
+	"varve/chain/dirlock"
 )
 
 // TestCommandsDoNotMeetAnotherDisk: where a disk's mount was, another disk is
@@ -25,7 +25,7 @@ func TestCommandsDoNotMeetAnotherDisk(t *testing.T) {
 		f.Close() // read only
 		// Its directory is removed next.
 		eventually(t, "the first daemon is gone", func() bool {
-			_, _, held, err := chain.Holder(dir + "/vm.raw.varve")
+			_, _, held, err := dirlock.Holder(dir + "/vm.raw.varve")
 			return err == nil && !held
 		})
 	}()

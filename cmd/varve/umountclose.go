@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
 )
@@ -18,10 +19,10 @@ import (
 // mounts the disk next.
 type closing struct {
 	t       target
-	pid     int            // of the daemon; 0 where it is gone or cannot be told
-	session *chain.Session // nil for a read-only mount, and where pid is 0
-	held    bool           // somebody held the disk
-	dead    bool           // the mount's daemon is gone
+	pid     int              // of the daemon; 0 where it is gone or cannot be told
+	session *dirlock.Session // nil for a read-only mount, and where pid is 0
+	held    bool             // somebody held the disk
+	dead    bool             // the mount's daemon is gone
 }
 
 // watchClosing finds the daemon of a mount that is to be unmounted. A question to a daemon
@@ -30,7 +31,7 @@ func (t target) watchClosing() (c closing, err error) {
 	c.t = t
 	for _, pid := range holders.Servers(t.device) {
 		c.pid, c.held = pid, true
-		if c.session, err = chain.SessionOf(pid); err == nil && !t.readOnly {
+		if c.session, err = dirlock.SessionOf(pid); err == nil && !t.readOnly {
 			return c, nil
 		} else if err == nil {
 			c.close()
@@ -39,7 +40,7 @@ func (t target) watchClosing() (c closing, err error) {
 	if t.dir == "" {
 		return c, nil
 	}
-	pid, _, held, err := chain.Holder(t.dir)
+	pid, _, held, err := dirlock.Holder(t.dir)
 	if err != nil {
 		return c, err
 	}
@@ -51,7 +52,7 @@ func (t target) watchClosing() (c closing, err error) {
 		c.pid, c.held = pid, held
 	}
 	if held && !t.readOnly {
-		if c.session, err = chain.SessionAt(t.dir); errors.Is(err, os.ErrNotExist) {
+		if c.session, err = dirlock.SessionAt(t.dir); errors.Is(err, os.ErrNotExist) {
 			c.session = nil // it has just ended
 		} else if err != nil {
 			return c, err
@@ -77,7 +78,7 @@ func (c *closing) released() (bool, error) {
 	if c.t.dir == "" {
 		return true, nil
 	}
-	pid, _, held, err := chain.Holder(c.t.dir)
+	pid, _, held, err := dirlock.Holder(c.t.dir)
 	return !held || pid != c.pid, err
 }
 
@@ -95,7 +96,7 @@ func (c *closing) dir() string {
 func (c *closing) check(stderr io.Writer) error {
 	log := filepath.Join(c.dir(), logName)
 	if c.session == nil {
-		clean, err := chain.ClosedInOrder(c.t.dir)
+		clean, err := dirlock.ClosedInOrder(c.t.dir)
 		switch {
 		case err != nil:
 			return err
@@ -109,9 +110,9 @@ func (c *closing) check(stderr io.Writer) error {
 	}
 	reason := ""
 	switch end, why := c.session.End(); {
-	case end == chain.EndInOrder:
+	case end == dirlock.EndInOrder:
 		return nil
-	case end == chain.EndUnknown:
+	case end == dirlock.EndUnknown:
 		return unknownEnd(log)
 	case why != "":
 		reason = " (" + why + ")"

@@ -5,7 +5,7 @@ import (
 	"syscall"
 	"testing"
 
-	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 )
 
@@ -46,7 +46,7 @@ func TestUmountBeforeAQuickMount(t *testing.T) {
 			}
 			goOn()
 			eventually(t, "the daemon has let go", func() bool {
-				_, _, held, err := chain.Holder(dir + "/vm.raw.varve")
+				_, _, held, err := dirlock.Holder(dir + "/vm.raw.varve")
 				return err == nil && !held
 			})
 			must(t, dir, "mount", "vm.raw", "mnt")
@@ -72,7 +72,7 @@ func TestUmountOfAMovedDirectory(t *testing.T) {
 		if r := must(t, dir, "umount", "mnt"); r.stderr != "" {
 			t.Errorf("after %q: %q", plant, r.stderr)
 		}
-		if clean, err := chain.ClosedInOrder(dir + "/moved"); !clean || err != nil {
+		if clean, err := dirlock.ClosedInOrder(dir + "/moved"); !clean || err != nil {
 			t.Errorf("after %q: %v, %v", plant, clean, err)
 		}
 	}

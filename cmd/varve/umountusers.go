@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/waiting"
@@ -180,13 +181,13 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 	t := target{arg: arg, dir: unseen.dir, mountpoint: unseen.mountpoint, device: unseen.device, owner: -1}
 	daemon := processEnd(unseen.pid)
 	defer daemon.close()
-	if pid, _, held, err := chain.Holder(t.dir); err != nil || !held || pid != unseen.pid {
+	if pid, _, held, err := dirlock.Holder(t.dir); err != nil || !held || pid != unseen.pid {
 		return err // it has ended meanwhile
 	}
 	c := closing{t: t, pid: unseen.pid, held: true}
 	defer c.close()
 	var err error
-	if c.session, err = chain.SessionAt(t.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if c.session, err = dirlock.SessionAt(t.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	if flags.timeout > 0 {

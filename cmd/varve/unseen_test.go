@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/integration/harness"
 )
 
@@ -99,7 +99,7 @@ func TestNamespaceOfAnotherUser(t *testing.T) {
 // pid here.
 func TestDaemonInAContainer(t *testing.T) {
 	dir, _, end := mountedApart(t, "--pid", "--fork", "--mount-proc")
-	pid, _, held, err := chain.Holder(dir + "/vm.varve")
+	pid, _, held, err := dirlock.Holder(dir + "/vm.varve")
 	comm, commErr := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil || !held || commErr != nil || !strings.HasPrefix(string(comm), "varve") {
 		t.Fatalf("the holder is pid %d (%s), %v, %v", pid, comm, err, commErr)

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -23,7 +23,7 @@ func (t target) readWait() waiting.Subject {
 		if dir == "" {
 			return "" // the lock tells who serves it
 		}
-		pid, _, held, err := chain.Holder(dir)
+		pid, _, held, err := dirlock.Holder(dir)
 		if err != nil || !held {
 			return ""
 		}
@@ -45,7 +45,7 @@ func pathWait(path string) waiting.Subject {
 		if !isDiskDirectory(dir) {
 			dir += ".varve" // of an image, where there is one
 		}
-		if pid, _, held, err := chain.Holder(dir); err == nil && held {
+		if pid, _, held, err := dirlock.Holder(dir); err == nil && held {
 			return "held by " + processDetails(pid)
 		}
 		return ""

@@ -91,7 +91,7 @@ var outsideMutants = []mutant{
 	one("M18", "an export trusts any user's daemon", "cmd/varve/cmd_export.go",
 		"t.owner != 0 && t.owner != os.Geteuid()", "t.owner < -1",
 		"cmd/varve.TestSectionsOfTrustedDaemonsOnly"),
-	one("M18", "a daemon in a container is taken for who has its pid here", "chain/dirlock.go",
+	one("M18", "a daemon in a container is taken for who has its pid here", "chain/dirlock/holder.go",
 		"			if known, ok := holds(said, f); !ok {\n", "			if known := true; false {\n",
 		"cmd/varve.TestDaemonInAContainer"),
 	one("M18", "an import does not lock disk.raw", "cmd/varve/importtarget.go",

@@ -18,7 +18,7 @@ import (
 	"syscall"
 	"time"
 
-	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
@@ -114,7 +114,7 @@ func judge(j judged) bool {
 // read, serves the mount of a device.
 func Serves(dir string, device uint64) bool {
 	for _, pid := range holders.Servers(device) {
-		if held, err := chain.HeldBy(dir, pid); err == nil && held {
+		if held, err := dirlock.HeldBy(dir, pid); err == nil && held {
 			return true
 		}
 	}

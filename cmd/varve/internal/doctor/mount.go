@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
@@ -151,7 +152,7 @@ func (s *Scope) hung(m mounts.Mount) Finding {
 		f.Fix = lookAtHost
 		return f
 	}
-	pid, _, held, err := chain.Holder(m.Source)
+	pid, _, held, err := dirlock.Holder(m.Source)
 	if err != nil || !held || pid == 0 {
 		return f
 	}
@@ -248,7 +249,7 @@ func lookAtHidden(_ context.Context, s *Scope) []Finding {
 	if s.Directory == "" || s.Unreachable {
 		return found
 	}
-	pid, mountpoint, held, err := chain.Holder(s.Directory)
+	pid, mountpoint, held, err := dirlock.Holder(s.Directory)
 	if err != nil || !held || mountpoint == "" || s.mountedAt(mountpoint) {
 		return found
 	}

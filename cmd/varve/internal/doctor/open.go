@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"varve/chain"
+	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
 )
@@ -77,7 +78,7 @@ func (s *Scope) daemon() int {
 	}
 	told := make(chan int, 1)
 	go func() {
-		pid, _, held, err := chain.Holder(s.Directory)
+		pid, _, held, err := dirlock.Holder(s.Directory)
 		switch {
 		case err != nil || held && pid == 0:
 			pid = -1

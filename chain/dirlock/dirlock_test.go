@@ -1,4 +1,4 @@
-package chain
+package dirlock
 
 import (
 	"bufio"
@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/integration/interleave"
 	"varve/integration/patience"
 	"varve/overlay/hostfs"
 )
@@ -29,11 +27,11 @@ func TestLockHelper(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	lock, err := lockDir(hostfs.OS(), dir, os.Getenv("VARVE_TEST_LOCK_SHARED") == "", "/mnt/other", 0)
+	lock, err := Take(hostfs.OS(), dir, Options{Exclusive: os.Getenv("VARVE_TEST_LOCK_SHARED") == "", Mountpoint: "/mnt/other"})
 	fmt.Println("locked", err)
 	// Until the parent closes the pipe, or kills us.
 	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
-	_ = lock.unlock()
+	_ = lock.Unlock()
 }
 
 // lockElsewhere locks a directory in another process. Its pid and a function
@@ -76,7 +74,7 @@ func TestLockOfAnotherProcess(t *testing.T) {
 	}
 	pid, kill := lockElsewhere(t, dir, false)
 	for _, exclusive := range []bool{true, false} {
-		_, err := lockDir(fs, dir, exclusive, "", 0)
+		_, err := Take(fs, dir, Options{Exclusive: exclusive})
 		if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d ", pid)) ||
 			!strings.Contains(err.Error(), "has it mounted at /mnt/other") {
 			t.Errorf("exclusive %v: %v", exclusive, err)
@@ -90,26 +88,26 @@ func TestLockOfAnotherProcess(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		kill()
 	}()
-	lock, err := lockDir(fs, dir, true, "", patience.Hang)
+	lock, err := Take(fs, dir, Options{Exclusive: true, Wait: patience.Hang})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if gotPID, mountpoint, held, err := Holder(dir); gotPID != os.Getpid() || mountpoint != "" || !held || err != nil {
 		t.Errorf("held by %d at %q: %v, %v", gotPID, mountpoint, held, err)
 	}
-	if _, err := lockDir(fs, dir, true, "", 0); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "works on it") {
+	if _, err := Take(fs, dir, Options{Exclusive: true}); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "works on it") {
 		t.Errorf("a second lock in one process: %v", err)
 	}
-	if err := lock.unlock(); err != nil {
+	if err := lock.Unlock(); err != nil {
 		t.Fatal(err)
 	}
-	if err := lock.unlock(); err != nil {
+	if err := lock.Unlock(); err != nil {
 		t.Errorf("unlocked twice: %v", err)
 	}
 	if _, _, held, err := Holder(dir); held || err != nil {
 		t.Errorf("after the unlock: %v, %v", held, err)
 	}
-	if info, err := os.Stat(filepath.Join(dir, lockName)); err != nil || info.Mode() != 0o600 {
+	if info, err := os.Stat(filepath.Join(dir, Name)); err != nil || info.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 }
@@ -120,17 +118,17 @@ func TestLockAfterCrash(t *testing.T) {
 	dir := t.TempDir()
 	_, kill := lockElsewhere(t, dir, false)
 	kill()
-	if text, err := os.ReadFile(filepath.Join(dir, lockName)); err != nil || !strings.Contains(string(text), "/mnt/other") {
+	if text, err := os.ReadFile(filepath.Join(dir, Name)); err != nil || !strings.Contains(string(text), "/mnt/other") {
 		t.Fatalf("the killed holder left %q, %v: this test shows nothing", text, err)
 	}
 	if _, _, held, err := Holder(dir); held || err != nil {
 		t.Errorf("held: %v, %v", held, err)
 	}
-	lock, err := lockDir(hostfs.OS(), dir, true, "/m", 0)
+	lock, err := Take(hostfs.OS(), dir, Options{Exclusive: true, Mountpoint: "/m"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.unlock()
+	defer lock.Unlock()
 	// The words that stood there were longer.
 	if _, mountpoint, _, err := Holder(dir); mountpoint != "/m" || err != nil {
 		t.Errorf("at %q, %v", mountpoint, err)
@@ -141,29 +139,29 @@ func TestSharedLocks(t *testing.T) {
 	fs := hostfs.OS()
 	dir := t.TempDir()
 	// Who only reads makes no file.
-	none, err := lockDir(fs, dir, false, "/mnt/ro", 0)
+	none, err := Take(fs, dir, Options{Mountpoint: "/mnt/ro"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := none.unlock(); err != nil {
+	if err := none.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
 		t.Errorf("a read-only lock made %v, %v", names, err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, lockName), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, Name), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	pid, _ := lockElsewhere(t, dir, true)
-	second, err := lockDir(fs, dir, false, "", 0)
+	second, err := Take(fs, dir, Options{})
 	if err != nil {
 		t.Fatalf("two readers: %v", err)
 	}
-	if err := second.unlock(); err != nil {
+	if err := second.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	_, err = lockDir(fs, dir, true, "", 100*time.Millisecond)
+	_, err = Take(fs, dir, Options{Exclusive: true, Wait: 100 * time.Millisecond})
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d ", pid)) {
 		t.Errorf("a writer beside a reader: %v", err)
 	}
@@ -181,81 +179,14 @@ func TestLockRefusesALink(t *testing.T) {
 	if err := os.WriteFile(victim, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(victim, filepath.Join(dir, lockName)); err != nil {
+	if err := os.Symlink(victim, filepath.Join(dir, Name)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockDir(hostfs.OS(), dir, true, "", 0); err == nil {
+	if _, err := Take(hostfs.OS(), dir, Options{Exclusive: true}); err == nil {
 		t.Error("a link was followed")
 	}
 	if text, err := os.ReadFile(victim); string(text) != "precious" || err != nil {
 		t.Errorf("%q, %v", text, err)
-	}
-}
-
-// TestReserveOfAMovedDirectory: what a lock removes on a full host it removes where the disk
-// is, and not from what is in its place by then.
-func TestReserveOfAMovedDirectory(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "disk")
-	put := func(dir string) {
-		t.Helper()
-		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, reserveName), nil, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put(dir)
-	fs, leave, err := enter(hostfs.OS(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lock, err := lockDir(fs, dir, true, "", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lock.leave = leave
-	if err := os.Rename(dir, dir+".moved"); err != nil {
-		t.Fatal(err)
-	}
-	put(dir)
-	if !giveReserve(lock.fs, dir) {
-		t.Error("there is no reserve")
-	}
-	if _, err := os.Stat(filepath.Join(dir, reserveName)); err != nil {
-		t.Error(err)
-	}
-	for range 2 {
-		if err := lock.unlock(); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-// TestOwnersOfAMovedDirectory: the options of a user's disk are not taken for root's since
-// a directory of root's stands at its path meanwhile.
-func TestOwnersOfAMovedDirectory(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("this test needs root; make test runs it so")
-	}
-	const member = 61001
-	dir := filepath.Join(t.TempDir(), "disk")
-	put := func(dir string, owner int) {
-		t.Helper()
-		file := filepath.Join(dir, manifestName)
-		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600), os.Chown(file, owner, owner), os.Chown(dir, owner, owner)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put(dir, member)
-	fs, leave, err := enter(hostfs.OS(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer leave()
-	if err := os.Rename(dir, dir+".moved"); err != nil {
-		t.Fatal(err)
-	}
-	put(dir, 0)
-	if owners, err := ownersOf(fs, dir); err != nil || !slices.Equal(owners, []int{member}) {
-		t.Errorf("%v, %v", owners, err)
 	}
 }
 
@@ -273,11 +204,11 @@ func TestHolderOfThatFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-		if err := os.WriteFile(filepath.Join(dir, lockName), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, Name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		var st unix.Stat_t
-		if err := unix.Stat(filepath.Join(dir, lockName), &st); err != nil {
+		if err := unix.Stat(filepath.Join(dir, Name), &st); err != nil {
 			t.Fatal(err)
 		}
 		dirs, inodes = append(dirs, dir), append(inodes, st.Ino)
@@ -285,7 +216,7 @@ func TestHolderOfThatFile(t *testing.T) {
 	if inodes[0] != inodes[1] {
 		t.Fatalf("inodes %v", inodes)
 	}
-	shell := exec.Command("sh", "-c", "exec 9<"+filepath.Join(dirs[1], lockName)+"; flock 9; echo locked; read end")
+	shell := exec.Command("sh", "-c", "exec 9<"+filepath.Join(dirs[1], Name)+"; flock 9; echo locked; read end")
 	stdin, err := shell.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -302,11 +233,11 @@ func TestHolderOfThatFile(t *testing.T) {
 		t.Fatalf("%q, %v", line, err)
 	}
 	other := shell.Process.Pid
-	lock, err := lockDir(hostfs.OS(), dirs[0], true, "/nowhere", 0)
+	lock, err := Take(hostfs.OS(), dirs[0], Options{Exclusive: true, Mountpoint: "/nowhere"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.unlock()
+	defer lock.Unlock()
 	if _, err := lock.f.WriteAt(fmt.Appendf(nil, `{"pid":%d,"mountpoint":"/nowhere"}`, other), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -318,59 +249,11 @@ func TestHolderOfThatFile(t *testing.T) {
 func TestLockOfASimulatedFileSystem(t *testing.T) {
 	dir := t.TempDir()
 	for range 2 {
-		if _, err := lockDir(&failingFS{FS: hostfs.OS()}, dir, true, "", 0); err != nil {
+		if _, err := Take(struct{ hostfs.FS }{hostfs.OS()}, dir, Options{Exclusive: true}); err != nil {
 			t.Error(err)
 		}
 	}
 	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
 		t.Errorf("%v, %v", names, err)
 	}
-}
-
-// The lock file of a mounted disk was removed, and somebody opens the disk while a
-// snapshot has made the file of its new leaf and not committed it: the open is refused,
-// since the layers are locked, but it has removed that file as a stray.
-func TestRemovedLockAndASnapshot(t *testing.T) {
-	d, fs := watchedDisk(t, 4<<20) // such a file system is not locked
-	put(t, d, 1, 0, 4096)
-	stop := fs.StopAt(t, func(c interleave.Call) bool {
-		return c.Op == "rename" && filepath.Base(c.Path) == manifestName && !c.Done
-	})
-	snapshot := interleave.Start(t, func() error { return d.Snapshot("one") })
-	stop.Reached()
-	if other, err := Open(d.Dir(), OpenOptions{}); err == nil {
-		other.Close()
-		t.Fatal("the disk is open twice")
-	} else {
-		t.Log(err)
-	}
-	stop.Go()
-	snapshot.Must()
-	put(t, d, 2, 0, 4096)
-	must(t, d.Flush())
-	if _, err := os.Stat(layerPath(d, "")); err != nil {
-		t.Errorf("the guest writes to a file that is gone: %v", err)
-	}
-}
-
-// An older chain.json, put back from a backup, is refused before anything is written:
-// then the newest one can be put back.
-func TestOlderManifestTouchesNothing(t *testing.T) {
-	d, _ := testDisk(t, 4<<20)
-	put(t, d, 1, 0, 4096)
-	must(t, d.Resize(40<<40)) // the L1 table moves, and a cluster in the file is free
-	name := filepath.Join(d.Dir(), manifestName)
-	older, err := os.ReadFile(name)
-	must(t, err)
-	must(t, d.Snapshot("two"))
-	put(t, d, 3, 0, 4096)
-	must(t, d.Close())
-	newest, err := os.ReadFile(name)
-	must(t, err)
-	must(t, os.WriteFile(name, older, 0o600))
-	if _, err := Open(d.Dir(), OpenOptions{}); !errors.Is(err, ErrChanged) {
-		t.Fatalf("the older one: %v", err)
-	}
-	must(t, os.WriteFile(name, newest, 0o600))
-	must(t, openDisk(t, d.Dir()).Close())
 }

@@ -1,4 +1,4 @@
-package chain
+package dirlock
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 // a holder. It is meant for after Holder has said that nobody holds it any more; while
 // somebody does, it is false. Who asks for the end of a certain session uses Session.
 func ClosedInOrder(dir string) (bool, error) {
-	f, err := openLock(filepath.Join(dir, lockName), os.O_RDONLY)
+	f, err := openFile(filepath.Join(dir, Name), os.O_RDONLY)
 	if errors.Is(err, os.ErrNotExist) {
 		return true, nil
 	}
@@ -27,6 +27,6 @@ func ClosedInOrder(dir string) (bool, error) {
 	if info.Size() == 0 {
 		return true, nil
 	}
-	words, ok := readLockWords(f)
+	words, ok := readWords(f)
 	return ok && words.PID == 0 && len(words.Ended) > 0 && !words.Ended[0].Died && words.Ended[0].Error == "", nil
 }

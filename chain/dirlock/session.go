@@ -1,4 +1,4 @@
-package chain
+package dirlock
 
 import (
 	"crypto/rand"
@@ -36,17 +36,17 @@ type sessionEnd struct {
 }
 
 const (
-	mostEnded     = 8       // sessions that a lock file tells of
-	mostLockWords = 1 << 16 // bytes
-	mostReason    = 512     // bytes of an error
-	mostName      = 64      // bytes of a session's name
+	mostEnded  = 8       // sessions that a lock file tells of
+	mostWords  = 1 << 16 // bytes
+	mostReason = 512     // bytes of an error
+	mostName   = 64      // bytes of a session's name
 )
 
-// readLockWords reads the first JSON value of a lock file: a longer one may have stood
+// readWords reads the first JSON value of a lock file: a longer one may have stood
 // there. ok is false where there is none, as in an empty file, which a holder of an earlier
 // version leaves that closed in order.
-func readLockWords(f io.ReaderAt) (words lockWords, ok bool) {
-	err := json.NewDecoder(io.NewSectionReader(f, 0, mostLockWords)).Decode(&words)
+func readWords(f io.ReaderAt) (words lockWords, ok bool) {
+	err := json.NewDecoder(io.NewSectionReader(f, 0, mostWords)).Decode(&words)
 	return words, err == nil
 }
 
@@ -107,14 +107,14 @@ func SessionOf(pid int) (*Session, error) {
 	for _, info := range infos {
 		fd := strings.Replace(info, "/fdinfo/", "/fd/", 1)
 		path, err := os.Readlink(fd)
-		if err != nil || filepath.Base(strings.TrimSuffix(path, " (deleted)")) != lockName || !locksToWrite(info) {
+		if err != nil || filepath.Base(strings.TrimSuffix(path, " (deleted)")) != Name || !locksToWrite(info) {
 			continue
 		}
 		f, err := openLockedBy(fd)
 		if err != nil {
 			continue
 		}
-		words, ok := readLockWords(f)
+		words, ok := readWords(f)
 		if !ok || words.PID == 0 {
 			words = lockWords{}
 		}
@@ -157,7 +157,7 @@ func locksToWrite(fdinfo string) bool {
 
 // SessionAt gives the session of a disk directory; os.ErrNotExist when nobody holds it.
 func SessionAt(dir string) (*Session, error) {
-	f, err := openLock(filepath.Join(dir, lockName), os.O_RDONLY)
+	f, err := openFile(filepath.Join(dir, Name), os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +166,7 @@ func SessionAt(dir string) (*Session, error) {
 		f.Close() // read only
 		return nil, fmt.Errorf("a holder of %s: %w", dir, os.ErrNotExist)
 	}
-	words, ok := readLockWords(f)
+	words, ok := readWords(f)
 	if !ok || words.PID == 0 {
 		words = lockWords{}
 	}
@@ -200,7 +200,7 @@ func (s *Session) Ended() (bool, error) {
 	if test.Type != unix.F_WRLCK {
 		return true, nil // somebody reads the disk by now
 	}
-	now, ok := readLockWords(s.f)
+	now, ok := readWords(s.f)
 	switch {
 	case !ok || now.PID == 0:
 		return false, nil // the next holder has not written its words yet, or it is ours
@@ -215,7 +215,7 @@ func (s *Session) Ended() (bool, error) {
 // End is how the session ended; reason says in words why it was not in order. It is meant
 // for after Ended has said so.
 func (s *Session) End() (end End, reason string) {
-	now, ok := readLockWords(s.f)
+	now, ok := readWords(s.f)
 	if s.words.Session == "" {
 		return s.endWithoutWords(now, ok)
 	}

@@ -1,4 +1,4 @@
-package chain
+package dirlock
 
 import (
 	"errors"
@@ -11,9 +11,9 @@ import (
 )
 
 // session locks a directory and gives the session as somebody else sees it.
-func session(t *testing.T, dir string) (*dirLock, *Session) {
+func session(t *testing.T, dir string) (*Lock, *Session) {
 	t.Helper()
-	l, err := lockDir(hostfs.OS(), dir, true, "/mnt/vm1", 0)
+	l, err := Take(hostfs.OS(), dir, Options{Exclusive: true, Mountpoint: "/mnt/vm1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,9 +28,9 @@ func session(t *testing.T, dir string) (*dirLock, *Session) {
 	return l, s
 }
 
-func (l *dirLock) mustUnlock(t *testing.T) {
+func (l *Lock) mustUnlock(t *testing.T) {
 	t.Helper()
-	if err := l.unlock(); err != nil {
+	if err := l.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -53,13 +53,13 @@ func TestEndOfASession(t *testing.T) {
 	failed := errors.New("write: no luck")
 	for _, c := range []struct {
 		name  string
-		end   func(*dirLock)
+		end   func(*Lock)
 		want  End
 		words string
 	}{
-		{"in order", func(l *dirLock) { l.mustUnlock(t) }, EndInOrder, ""},
-		{"failed", func(l *dirLock) { l.failed = failed; l.mustUnlock(t) }, EndFailed, failed.Error()},
-		{"killed", func(l *dirLock) { l.f.Close() }, EndDied, ""},
+		{"in order", func(l *Lock) { l.mustUnlock(t) }, EndInOrder, ""},
+		{"failed", func(l *Lock) { l.Failed = failed; l.mustUnlock(t) }, EndFailed, failed.Error()},
+		{"killed", func(l *Lock) { l.f.Close() }, EndDied, ""},
 	} {
 		dir := t.TempDir()
 		l, s := session(t, dir)
@@ -107,7 +107,7 @@ func TestEndOfASessionInAMovedDirectory(t *testing.T) {
 	for _, step := range []func() error{
 		func() error { return os.Rename(dir, moved) },
 		func() error { return os.Mkdir(dir, 0o700) },
-		func() error { return os.WriteFile(filepath.Join(dir, lockName), []byte(`{"pid":1}`), 0o600) },
+		func() error { return os.WriteFile(filepath.Join(dir, Name), []byte(`{"pid":1}`), 0o600) },
 	} {
 		if err := step(); err != nil {
 			t.Fatal(err)
@@ -116,7 +116,7 @@ func TestEndOfASessionInAMovedDirectory(t *testing.T) {
 	if got := s.Dir(); got != moved {
 		t.Errorf("it is in %q", got)
 	}
-	l.failed = errors.New("no luck")
+	l.Failed = errors.New("no luck")
 	l.mustUnlock(t)
 	s.ended(t, "moved", EndFailed, "no luck")
 	if err := os.RemoveAll(moved); err != nil {
@@ -131,7 +131,7 @@ func TestEndOfASessionInAMovedDirectory(t *testing.T) {
 // and leaves its words when it could not close.
 func TestEndOfAnOlderSession(t *testing.T) {
 	for words, want := range map[string]End{"": EndInOrder, `{"pid":12,"mountpoint":"/m"}`: EndFailed, "{": EndUnknown, `{"pid":13,"session":"next"}`: EndUnknown} {
-		path := filepath.Join(t.TempDir(), lockName)
+		path := filepath.Join(t.TempDir(), Name)
 		if err := os.WriteFile(path, []byte(words), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -148,11 +148,11 @@ func TestEndOfAnOlderSession(t *testing.T) {
 // What a stranger has put into the lock file is cut, and does no harm.
 func TestHostileLockFile(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, lockName)
+	path := filepath.Join(dir, Name)
 	for _, words := range []string{
 		`{"pid":`, "\x00", `[]`, `{"ended":"x"}`,
 		`{"session":"x","ended":[` + strings.Repeat(`{"session":"y"},`, 1000) + `{}]}`,
-		`{"session":"` + strings.Repeat("x", mostLockWords) + `"}`,
+		`{"session":"` + strings.Repeat("x", mostWords) + `"}`,
 	} {
 		if err := os.WriteFile(path, []byte(words), 0o600); err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package chain
+package dirlock
 
 import (
 	"errors"
@@ -15,9 +15,9 @@ func TestClosedInOrder(t *testing.T) {
 			t.Errorf("%s: %v, %v", when, got, err)
 		}
 	}
-	lock := func() *dirLock {
+	lock := func() *Lock {
 		t.Helper()
-		l, err := lockDir(hostfs.OS(), dir, true, "/mnt/vm1", 0)
+		l, err := Take(hostfs.OS(), dir, Options{Exclusive: true, Mountpoint: "/mnt/vm1"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -26,14 +26,14 @@ func TestClosedInOrder(t *testing.T) {
 	check("never locked", true)
 	l := lock()
 	check("while it is held", false)
-	if err := l.unlock(); err != nil {
+	if err := l.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	check("closed", true)
 
 	l = lock()
-	l.failed = errors.New("no luck")
-	if err := l.unlock(); err != nil {
+	l.Failed = errors.New("no luck")
+	if err := l.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	check("closed with an error", false)
@@ -42,7 +42,7 @@ func TestClosedInOrder(t *testing.T) {
 	}
 
 	l = lock()
-	if err := l.unlock(); err != nil {
+	if err := l.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	check("closed by the next holder", true)
