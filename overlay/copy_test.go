@@ -181,7 +181,7 @@ func TestCloneRange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if cached, err := from.Cached(0, int64(len(content))); err == nil && cached < int64(len(content)) {
+	if cached, err := from.Cached(0, int64(len(content))); err == nil && cached < int64(len(content))/2 {
 		t.Errorf("%d bytes are cached of a file that was just written", cached)
 	}
 }
@@ -257,9 +257,11 @@ func TestCopyLeavesThePageCache(t *testing.T) {
 		forget()
 		from, _ := f.Cached(0, size)
 		to, _ := o.file.Cached(0, 2*size)
+		// A host that is short of memory takes pages back at any time, so that not
+		// every page of a warm file can be asked for.
 		if sharesBlocks(t, dir, f) {
 			t.Logf("the host shares blocks: %d and %d bytes are cached", from, to)
-		} else if warm && (from < size || to < size) || !warm && (from > size/8 || to > size/8) {
+		} else if warm && (from < size*7/8 || to < size*7/8) || !warm && (from > size/8 || to > size/8) {
 			t.Errorf("warm %v: %d and %d bytes are cached of %d", warm, from, to, size)
 		}
 		if err := errors.Join(o.Close(), os.Remove(target), source.Close()); err != nil {
