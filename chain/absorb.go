@@ -81,8 +81,7 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 	}
 	from := c.layer().over()
 	x.absorbing.Store(true)
-	x.view.forget()
-	c.live.forget()         // it is relative to x
+	d.figures.moving(x, c)
 	d.readers.synchronize() // nobody is about to keep a region of x
 	d.cache.drop(map[*node]bool{x: true}, 0, math.MaxInt64/2)
 	// The disk may grow meanwhile: what x holds behind the leaf's end must not be seen.
@@ -149,8 +148,7 @@ func (d *Disk) stopAbsorbing(m *manifest) (failed error) {
 		// Nobody writes x any more, and nobody may look for what moved where it
 		// was: settling punches it, also when only that flush succeeds.
 		parent.absorbing.Store(false)
-		parent.view.forget()
-		d.nodes[rec.ID].live.forget()
+		d.figures.moving(parent, d.nodes[rec.ID])
 		d.dropRegions(d.nodes[rec.ID], 0, math.MaxInt64/2)
 		d.readers.synchronize()
 	}

@@ -101,56 +101,52 @@ func (c *liveCount) put(i int64, now regionCount) {
 	*was = now
 }
 
-// frozen says that the node's layer is not being written.
-func (n *node) frozen() bool {
-	l := n.layer()
-	return l == nil || l.over() == nil
-}
-
-// viewCount is how many bytes of a view are data. When it is not known, it is the
+// view is how many bytes of a view are data. When it is not known, it is the
 // last or partial figure, and ok is false.
-func (d *Disk) viewCount(n *node, until time.Time) (bytes int64, ok bool, err error) {
+func (f *figures) view(n *node, until time.Time) (bytes int64, ok bool, err error) {
 	l, parent := n.layer(), n.parent()
 	if l == nil {
-		return d.viewCount(parent, until)
+		return f.view(parent, until)
 	}
-	if n != d.leaf.Load() || n.frozen() {
-		if bytes, ok = n.view.get(l); ok {
+	c := f.of(n)
+	if n != f.leaf() || n.frozen() {
+		if bytes, ok = c.view.get(l); ok {
 			return bytes, true, nil
 		}
-		return n.view.last.Load(), false, nil
+		return c.view.last.Load(), false, nil
 	}
 	below, known := int64(0), true
 	if parent != nil {
-		if below, known = parent.view.get(parent.layer()); !known || parent.absorbing.Load() {
-			return n.view.last.Load(), false, nil
+		if below, known = f.of(parent).view.get(parent.layer()); !known || parent.absorbing.Load() {
+			return c.view.last.Load(), false, nil
 		}
 	}
-	n.live.mu.Lock()
-	defer n.live.mu.Unlock()
-	done, err := d.recountLive(n, l, parent, until)
-	if err != nil || !n.live.of(l, parent) {
-		return n.view.last.Load(), false, err
+	c.live.mu.Lock()
+	defer c.live.mu.Unlock()
+	done, err := f.recountLive(&c.live, n, l, parent, until)
+	if err != nil || !c.live.of(l, parent) {
+		return c.view.last.Load(), false, err
 	}
-	bytes = below + n.live.view
-	n.view.last.Store(bytes)
-	n.own.last.Store(n.live.mapped)
+	bytes = below + c.live.view
+	c.view.last.Store(bytes)
+	c.own.last.Store(c.live.mapped)
 	return bytes, done, nil
 }
 
-// frozenCount is what is known of the leaf, for the moment in which it is frozen.
-func (d *Disk) frozenCount(n *node) (counts storedCounts, ok bool) {
+// ofTheLeaf is what is known of the leaf, for the moment in which it is frozen.
+func (f *figures) ofTheLeaf(n *node) (counts storedCounts, ok bool) {
 	l, parent := n.layer(), n.parent()
 	if parent != nil {
-		if counts.View, ok = parent.view.get(parent.layer()); !ok {
+		if counts.View, ok = f.of(parent).view.get(parent.layer()); !ok {
 			return counts, false
 		}
 	}
-	n.live.mu.Lock()
-	defer n.live.mu.Unlock()
-	done, err := d.recountLive(n, l, parent, time.Now().Add(recountBudget))
-	counts.Own, counts.Hides = n.live.mapped, n.live.hidden
-	counts.View += n.live.view
+	c := f.of(n)
+	c.live.mu.Lock()
+	defer c.live.mu.Unlock()
+	done, err := f.recountLive(&c.live, n, l, parent, time.Now().Add(recountBudget))
+	counts.Own, counts.Hides = c.live.mapped, c.live.hidden
+	counts.View += c.live.view
 	return counts, done && err == nil
 }
 
@@ -166,15 +162,15 @@ func (c *liveCount) of(l *layer, parent *node) bool { return c.layer == l && c.p
 
 // recountLive counts the regions of the leaf that changed; false when that is not
 // done, for want of time or because all of it is yet to be counted. Called with
-// n.live.mu held.
-func (d *Disk) recountLive(n *node, l *layer, parent *node, until time.Time) (done bool, err error) {
-	c, over := &n.live, l.over()
+// c.mu held.
+func (f *figures) recountLive(c *liveCount, n *node, l *layer, parent *node, until time.Time) (done bool, err error) {
+	over := l.over()
 	if over == nil || !c.of(l, parent) || parent != nil && parent.absorbing.Load() {
 		return false, nil
 	}
 	size := n.size()
 	for at, more := over.NextChanged(0); more; at, more = over.NextChanged(at + regionSize) {
-		d.cache.steps.Inc()
+		f.steps.Inc()
 		// Asked before it is counted: a change while it is makes the next look
 		// count again.
 		if !over.TakeChanged(at) {
@@ -184,7 +180,7 @@ func (d *Disk) recountLive(n *node, l *layer, parent *node, until time.Time) (do
 			over.MarkChanged(at, 1)
 			return false, nil
 		}
-		if err := d.recountRegion(c, n, l, at>>regionBits, size); err != nil {
+		if err := f.recountRegion(c, n, l, at>>regionBits, size); err != nil {
 			over.MarkChanged(at, 1)
 			return false, err
 		}
@@ -192,23 +188,23 @@ func (d *Disk) recountLive(n *node, l *layer, parent *node, until time.Time) (do
 	return true, nil
 }
 
-func (d *Disk) recountRegion(c *liveCount, n *node, l *layer, i int64, size int64) error {
-	own, err := d.mappedBytes(l, i<<regionBits, size)
+func (f *figures) recountRegion(c *liveCount, n *node, l *layer, i int64, size int64) error {
+	own, err := f.mappedBytes(l, i<<regionBits, size)
 	if err != nil {
 		return err
 	}
-	more, err := d.regionBytes(n, i, size)
+	more, err := n.regionBytes(f.readers, i, size)
 	if err != nil {
 		return err
 	}
 	if parent := n.parent(); parent != nil {
-		less, err := d.regionBytes(parent, i, parent.size())
+		less, err := parent.regionBytes(f.readers, i, parent.size())
 		if err != nil {
 			return err
 		}
 		more -= less
 	}
-	hides, err := d.hiddenIn(n, i<<regionBits)
+	hides, err := f.hiddenIn(n, i<<regionBits)
 	if err != nil {
 		return err
 	}
@@ -217,9 +213,9 @@ func (d *Disk) recountRegion(c *liveCount, n *node, l *layer, i int64, size int6
 }
 
 // mappedBytes is how much of a region a layer itself maps.
-func (d *Disk) mappedBytes(l *layer, off, size int64) (total int64, err error) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (f *figures) mappedBytes(l *layer, off, size int64) (total int64, err error) {
+	section := f.readers.enter()
+	defer f.readers.exit(section)
 	extents, err := l.extents(nil, off, min(regionSize, max(0, size-off)))
 	for _, e := range extents {
 		if e.Kind != extent.Unallocated && e.Kind != extent.Damaged {
@@ -229,82 +225,26 @@ func (d *Disk) mappedBytes(l *layer, off, size int64) (total int64, err error) {
 	return total, err
 }
 
-// ownCount is how many bytes a layer itself maps, as viewCount tells it.
-func (d *Disk) ownCount(n *node, until time.Time) (bytes int64, ok bool, err error) {
+// own is how many bytes a layer itself maps, as view tells it.
+func (f *figures) own(n *node, until time.Time) (bytes int64, ok bool, err error) {
 	l := n.layer()
 	if l == nil {
 		return 0, true, nil
 	}
-	if n != d.leaf.Load() || n.frozen() {
-		if bytes, ok = n.own.get(l); ok && n.frozen() {
+	c := f.of(n)
+	if n != f.leaf() || n.frozen() {
+		if bytes, ok = c.own.get(l); ok && n.frozen() {
 			return bytes, true, nil
 		}
-		return n.own.last.Load(), false, nil
+		return c.own.last.Load(), false, nil
 	}
-	n.live.mu.Lock()
-	defer n.live.mu.Unlock()
+	c.live.mu.Lock()
+	defer c.live.mu.Unlock()
 	parent := n.parent()
-	done, err := d.recountLive(n, l, parent, until)
-	if err != nil || !n.live.of(l, parent) {
-		return n.own.last.Load(), false, err
+	done, err := f.recountLive(&c.live, n, l, parent, until)
+	if err != nil || !c.live.of(l, parent) {
+		return c.own.last.Load(), false, err
 	}
-	n.own.last.Store(n.live.mapped)
-	return n.live.mapped, done, nil
-}
-
-// waiting looks until a figure is known, at most for countPatience from the start of
-// the pass on that counts it in the background: of many looks only the first wait.
-func (d *Disk) waiting(look func(until time.Time) (ok bool, err error)) (ok bool, err error) {
-	// One pass may have been under way already, on what was there when it began.
-	for range 3 {
-		if ok, err = look(time.Now().Add(recountBudget)); ok || err != nil {
-			return ok, err
-		}
-		pass := d.counter.start()
-		if pass == nil || !d.counter.await(pass, time.Until(pass.started.Add(countPatience))) {
-			return false, nil
-		}
-		if pass.err != nil {
-			return false, pass.err
-		}
-	}
-	return look(time.Now().Add(recountBudget))
-}
-
-// AllocatedBytes is how many bytes of the leaf's view are data. counted says
-// whether that is what it is now; otherwise it is the best figure so far, and
-// counting goes on in the background. It takes some 100 ms at most.
-func (d *Disk) AllocatedBytes() (bytes int64, counted bool, err error) {
-	return d.viewBytes(func() (*node, error) { return d.leaf.Load(), nil })
-}
-
-// LayerAllocatedBytes is the same for a layer's view, by layer id. ErrNotExist.
-func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, counted bool, err error) {
-	return d.viewBytes(func() (*node, error) {
-		_, nodes := d.tree()
-		if n := nodes[id]; n != nil {
-			return n, nil
-		}
-		return nil, ErrNotExist
-	})
-}
-
-func (d *Disk) viewBytes(find func() (*node, error)) (bytes int64, counted bool, err error) {
-	err = d.recount(func() error {
-		counted, err = d.waiting(func(until time.Time) (ok bool, err error) {
-			n, err := find()
-			if err == nil {
-				bytes, ok, err = d.viewCount(n, until)
-			}
-			return ok, err
-		})
-		if err == nil {
-			_, err = find() // it may have gone while we waited
-		}
-		return err
-	})
-	if err != nil {
-		return 0, false, err
-	}
-	return bytes, counted, nil
+	c.own.last.Store(c.live.mapped)
+	return c.live.mapped, done, nil
 }

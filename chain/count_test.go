@@ -118,7 +118,7 @@ func TestCountingPanics(t *testing.T) {
 	defer func() { must(t, d.Close()) }()
 	look := func(string) { panic("a bug") }
 	host.look.Store(&look)
-	p := d.counter.start()
+	p := d.figures.counter.start()
 	<-p.ended
 	host.look.Store(nil)
 	if p.err == nil {

@@ -20,8 +20,8 @@ import (
 // counter runs passes over the tables, one at a time, when a look needs one. It
 // has no goroutine while nobody looks.
 type counter struct {
-	disk *Disk
-	done sync.WaitGroup
+	figures *figures
+	done    sync.WaitGroup
 	// waiting is how many looks wait for the pass, which then does not pause.
 	waiting atomic.Int64
 	stop    context.CancelFunc
@@ -39,8 +39,8 @@ type pass struct {
 	err     error
 }
 
-func (c *counter) init(d *Disk) {
-	c.disk = d
+func (c *counter) init(f *figures) {
+	c.figures = f
 	c.ctx, c.stop = context.WithCancel(context.Background())
 }
 
@@ -69,13 +69,13 @@ func (c *counter) run(p *pass) {
 	defer func() {
 		// A bug, or a table that shows one, costs a figure and not the mount.
 		if bug := recover(); bug != nil {
-			c.disk.log.Error("counting failed by a bug in varve; please report it", "panic", bug, "stack", string(debug.Stack()))
+			c.figures.log.Error("counting failed by a bug in varve; please report it", "panic", bug, "stack", string(debug.Stack()))
 			p.err = fmt.Errorf("counting failed: %v", bug)
 		}
 	}()
-	p.err = c.disk.countAllViews(c.ctx)
+	p.err = c.figures.countAllViews(c.ctx)
 	if p.err == nil {
-		c.disk.storeCounts()
+		c.figures.store()
 	}
 }
 
@@ -115,10 +115,10 @@ func (c *counter) rest(worked time.Duration) {
 
 // countAllViews counts what is not counted yet, the leaf's chain first and then
 // what stands beside it.
-func (d *Disk) countAllViews(ctx context.Context) error {
+func (f *figures) countAllViews(ctx context.Context) error {
 	for {
-		before, nodes := d.tree()
-		tips := []*node{d.leaf.Load()}
+		before, nodes := f.tree()
+		tips := []*node{f.leaf()}
 		for _, l := range before.Layers {
 			if n := nodes[l.ID]; n != nil && len(before.children(l.ID)) == 0 && n != tips[0] {
 				tips = append(tips, n)
@@ -126,14 +126,14 @@ func (d *Disk) countAllViews(ctx context.Context) error {
 		}
 		var err error
 		for _, tip := range tips {
-			if err = d.countPath(ctx, tip); err != nil {
+			if err = f.countPath(ctx, tip); err != nil {
 				break
 			}
 		}
 		if err == nil {
-			err = d.recountLeaf(ctx)
+			err = f.recountLeaf(ctx)
 		}
-		if now, _ := d.tree(); err == nil || now == before || !errors.Is(err, os.ErrClosed) && !errors.Is(err, errTreeChanged) {
+		if now, _ := f.tree(); err == nil || now == before || !errors.Is(err, os.ErrClosed) && !errors.Is(err, errTreeChanged) {
 			if errors.Is(err, errTreeChanged) {
 				err = nil // by a job that has not ended: the next look tries again
 			}
@@ -144,33 +144,34 @@ func (d *Disk) countAllViews(ctx context.Context) error {
 
 // recountLeaf counts what changed in the leaf, in pieces: a look that comes meanwhile
 // waits for one of them.
-func (d *Disk) recountLeaf(ctx context.Context) error {
+func (f *figures) recountLeaf(ctx context.Context) error {
 	for ctx.Err() == nil {
-		n := d.leaf.Load()
+		n := f.leaf()
 		l := n.layer()
 		if l == nil {
 			return nil
 		}
 		started := time.Now()
-		known, done, err := d.recountPiece(n, l)
+		known, done, err := f.recountPiece(n, l)
 		if done || err != nil || !known {
 			return err
 		}
 		if p := n.parent(); p != nil && p.absorbing.Load() {
 			return nil
 		}
-		d.counter.rest(time.Since(started))
+		f.counter.rest(time.Since(started))
 	}
 	return ctx.Err()
 }
 
 // recountPiece counts for a moment; known is false where all of the leaf is yet to
 // be counted.
-func (d *Disk) recountPiece(n *node, l *layer) (known, done bool, err error) {
-	n.live.mu.Lock()
-	defer n.live.mu.Unlock()
-	known = l.over() != nil && n.live.of(l, n.parent())
-	done, err = d.recountLive(n, l, n.parent(), time.Now().Add(recountBudget/4))
+func (f *figures) recountPiece(n *node, l *layer) (known, done bool, err error) {
+	c := &f.of(n).live
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known = l.over() != nil && c.of(l, n.parent())
+	done, err = f.recountLive(c, n, l, n.parent(), time.Now().Add(recountBudget/4))
 	return known, done, err
 }
 
@@ -179,29 +180,30 @@ var errTreeChanged = errors.New("the tree changed")
 // passLayer is a layer of the path that a pass goes through.
 type passLayer struct {
 	node    *node
+	counts  *nodeFigures // of node
 	link    *link
 	layer   *layer
 	over    *overlay.Overlay // nil for a frozen layer
 	unknown bool             // to be counted
 	live    bool             // the leaf, and not frozen
 	raw     bool             // a raw image
-	view    uint64           // node.view.forgotten before the pass
-	ownOf   uint64           // node.own.forgotten before the pass
-	hidesOf uint64           // node.hides.forgotten before the pass
+	view    uint64           // counts.view.forgotten before the pass
+	ownOf   uint64           // counts.own.forgotten before the pass
+	hidesOf uint64           // counts.hides.forgotten before the pass
 
 	touched uint64
 	extents []extent.Extent
 	more    int64 // than the view below, so far
 	own     int64
-	hides   int64        // of the layer below, see node.hides
+	hides   int64        // of the layer below, see nodeFigures.hides
 	regions regionCounts // of the leaf
 }
 
 // countPath counts the views of a node and all below it that are not known, in one
 // pass over guest space: the layers are asked from the top down, since a merge
 // moves things down, and a set of sectors that are data is built from the bottom up.
-func (d *Disk) countPath(ctx context.Context, tip *node) error {
-	path, need := d.passPath(tip)
+func (f *figures) countPath(ctx context.Context, tip *node) error {
+	path, need := f.passPath(tip)
 	if !need {
 		return nil
 	}
@@ -217,21 +219,21 @@ func (d *Disk) countPath(ctx context.Context, tip *node) error {
 		}
 		started := time.Now()
 		var err error
-		if off, err = d.countSpans(path, off, size); err != nil {
+		if off, err = f.countSpans(path, off, size); err != nil {
 			return err
 		}
 		tellSoFar(path)
 		if worked := time.Since(started); worked > time.Millisecond {
-			d.counter.rest(worked)
+			f.counter.rest(worked)
 		}
 	}
-	d.keepCounts(path)
+	f.keepCounts(path)
 	return nil
 }
 
 // passPath is the path from a node to the bottom, bottom first, and whether there
 // is something to count.
-func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
+func (f *figures) passPath(tip *node) (path []passLayer, need bool) {
 	for n := tip; n != nil; n = n.parent() {
 		if n.absorbing.Load() {
 			return nil, false // until the merge ends
@@ -240,18 +242,19 @@ func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
 		if link.layer == nil {
 			continue
 		}
-		p := passLayer{node: n, link: link, layer: link.layer, over: link.layer.over(),
-			view: n.view.forgotten.Load(), ownOf: n.own.forgotten.Load(), hidesOf: n.hides.forgotten.Load()}
-		p.live = p.over != nil && n == d.leaf.Load()
+		c := f.of(n)
+		p := passLayer{node: n, counts: c, link: link, layer: link.layer, over: link.layer.over(),
+			view: c.view.forgotten.Load(), ownOf: c.own.forgotten.Load(), hidesOf: c.hides.forgotten.Load()}
+		p.live = p.over != nil && n == f.leaf()
 		p.raw = p.over == nil && link.layer.header() == nil
 		if p.live {
-			n.live.mu.Lock()
-			p.unknown = !n.live.of(link.layer, link.parent)
-			n.live.mu.Unlock()
+			c.live.mu.Lock()
+			p.unknown = !c.live.of(link.layer, link.parent)
+			c.live.mu.Unlock()
 		} else {
-			_, view := n.view.get(link.layer)
-			_, own := n.own.get(link.layer)
-			_, hides := n.hides.get(link.layer)
+			_, view := c.view.get(link.layer)
+			_, own := c.own.get(link.layer)
+			_, hides := c.hides.get(link.layer)
 			hides = hides || link.parent == nil || !link.parent.frozen()
 			p.unknown = !view || (!own || !hides) && p.over == nil
 		}
@@ -265,10 +268,10 @@ func (d *Disk) passPath(tip *node) (path []passLayer, need bool) {
 // countSpans counts, of the first 1 GiB at or behind off in which a layer holds
 // anything, the regions in which one that is to be counted does, and says where to go
 // on.
-func (d *Disk) countSpans(path []passLayer, off, size int64) (next int64, err error) {
-	d.cache.steps.Inc()
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err error) {
+	f.steps.Inc()
+	section := f.readers.enter()
+	defer f.readers.exit(section)
 	for i := range path {
 		if p := &path[i]; p.node.link.Load() != p.link || p.node.absorbing.Load() {
 			return off, errTreeChanged
@@ -379,29 +382,29 @@ func tellSoFar(path []passLayer) {
 	below := int64(0)
 	for i := range path {
 		p := &path[i]
-		view, ok := p.node.view.get(p.layer)
+		view, ok := p.counts.view.get(p.layer)
 		if !ok {
 			view = below + p.more
-			p.node.view.last.Store(view)
+			p.counts.view.last.Store(view)
 		}
-		if _, ok := p.node.own.get(p.layer); !ok && p.unknown {
-			p.node.own.last.Store(p.own)
+		if _, ok := p.counts.own.get(p.layer); !ok && p.unknown {
+			p.counts.own.last.Store(p.own)
 		}
 		below = view
 	}
 }
 
 // keepCounts keeps what a pass has counted, of layers that nobody wrote meanwhile.
-func (d *Disk) keepCounts(path []passLayer) {
+func (f *figures) keepCounts(path []passLayer) {
 	below := int64(0)
 	for i := range path {
 		p := &path[i]
-		view, known := p.node.view.get(p.layer)
+		view, known := p.counts.view.get(p.layer)
 		switch {
 		case p.node.link.Load() != p.link || p.node.absorbing.Load():
 			return
 		case p.live:
-			if c := &p.node.live; p.unknown {
+			if c := &p.counts.live; p.unknown {
 				c.mu.Lock()
 				c.layer, c.parent, c.regions = p.layer, p.link.parent, p.regions
 				c.view, c.mapped, c.hidden = p.more, p.own, p.hides
@@ -411,12 +414,12 @@ func (d *Disk) keepCounts(path []passLayer) {
 		case p.unknown:
 			if !known {
 				view = below + p.more
-				p.node.view.set(p.layer, p.view, view)
+				p.counts.view.set(p.layer, p.view, view)
 			}
 			if p.over == nil {
-				p.node.own.set(p.layer, p.ownOf, p.own)
+				p.counts.own.set(p.layer, p.ownOf, p.own)
 				if i == 0 || path[i-1].over == nil {
-					p.node.hides.set(p.layer, p.hidesOf, p.hides)
+					p.counts.hides.set(p.layer, p.hidesOf, p.hides)
 				}
 			}
 		}

@@ -1,11 +1,9 @@
 package chain
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"slices"
 )
 
 // storedCounts are the counts of a frozen layer in chain.json, and a digest of all
@@ -98,102 +96,4 @@ func chainDigest(m *manifest, l *layerRecord, digests map[string]string) string 
 	sum.Write([]byte(l.Fingerprint.Digest))
 	sum.Write([]byte(below))
 	return hex.EncodeToString(sum.Sum(nil)[:16])
-}
-
-// believeCounts takes over the counts of a chain.json whose fingerprints were just
-// found right.
-func (d *Disk) believeCounts() {
-	in := d.manifest.countedIn()
-	for _, l := range d.manifest.Layers {
-		if s, n := l.Counts, d.nodes[l.ID]; s != nil && s.Of == in[l.ID] && n.frozen() {
-			n.own.set(n.layer(), n.own.forgotten.Load(), s.Own)
-			n.view.set(n.layer(), n.view.forgotten.Load(), s.View)
-			if s.Hides >= 0 {
-				n.hides.set(n.layer(), n.hides.forgotten.Load(), s.Hides)
-			}
-		}
-	}
-}
-
-// noteCounts puts into m, which is about to be committed, the counts that are known,
-// and takes out those that are not right any more. Only of layers that stand in m
-// as in the manifest in force, on the same files, nothing of them being written: of
-// others it is not sure when they were counted. Called with opMu held.
-func (d *Disk) noteCounts(m *manifest) {
-	in, before := m.countedIn(), d.manifest.countedIn()
-	damaged := slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return d.nodes[l.ID] != nil && d.nodes[l.ID].damaged() })
-	for _, l := range m.Layers {
-		of := in[l.ID]
-		if l.Counts != nil && (of == "" || l.Counts.Of != of) {
-			l.Counts = nil
-		}
-		if damaged && d.pathDamaged(m, l) {
-			l.Counts = nil // the next mount finds the damage when it counts again
-			continue
-		}
-		if of == "" || l.Counts != nil && l.Counts.Hides >= 0 || before[l.ID] != of {
-			continue
-		}
-		if n := d.nodes[l.ID]; n != nil && n.frozen() {
-			own, ownKnown := n.own.get(n.layer())
-			view, viewKnown := n.view.get(n.layer())
-			hides, hidesKnown := n.hides.get(n.layer())
-			if !hidesKnown {
-				hides = -1
-			}
-			if ownKnown && viewKnown && (l.Counts == nil || hidesKnown) {
-				l.Counts = &storedCounts{Own: own, View: view, Hides: hides, Of: of}
-			}
-		}
-	}
-}
-
-// storeCounts commits what a pass has counted, unless an operation is under way:
-// its commit, the next one, or Close does it then.
-func (d *Disk) storeCounts() {
-	if d.readOnly || !d.opMu.TryLock() {
-		return
-	}
-	defer d.opMu.Unlock()
-	if d.closed {
-		return
-	}
-	m := d.edit()
-	d.noteCounts(m)
-	changed := false
-	for i, l := range m.Layers {
-		changed = changed || l.Counts != d.manifest.Layers[i].Counts
-	}
-	if !changed {
-		return
-	}
-	if err := d.commit(m); err != nil {
-		d.log.Warn("what was counted cannot be recorded; it is counted again after the next mount", "error", err)
-		return
-	}
-	d.install(m, nil)
-}
-
-// CountAll returns when all that can be counted is: Status and the AllocatedBytes
-// then tell it. Errors: those of reading the tables, and ctx's cause.
-func (d *Disk) CountAll(ctx context.Context) error {
-	for range 2 { // the pass under way may have begun before what we want
-		p := d.counter.start()
-		if p == nil {
-			return nil
-		}
-		d.counter.waiting.Add(1)
-		select {
-		case <-p.ended:
-		case <-ctx.Done():
-		}
-		d.counter.waiting.Add(-1)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if p.err != nil {
-			return p.err
-		}
-	}
-	return nil
 }

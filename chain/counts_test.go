@@ -21,7 +21,7 @@ func slowCounts(t *testing.T, d *Disk) (own, view map[string]int64) {
 		own[l.ID], err = n.layer().ownBytes()
 		must(t, err)
 		for at := int64(0); at < n.size(); at += regionSize {
-			bytes, err := d.regionBytes(n, at>>regionBits, n.size())
+			bytes, err := n.regionBytes(&d.readers, at>>regionBits, n.size())
 			must(t, err)
 			view[l.ID] += bytes
 		}
@@ -119,7 +119,7 @@ func TestCounts(t *testing.T) {
 	d = openDisk(t, dir)
 	m, nodes := d.tree()
 	for _, l := range m.Layers {
-		if _, ok := nodes[l.ID].view.get(nodes[l.ID].layer()); l.ID != m.Leaf && !ok {
+		if _, ok := d.figures.of(nodes[l.ID]).view.get(nodes[l.ID].layer()); l.ID != m.Leaf && !ok {
 			t.Errorf("the stored count of %s is not used", l.ID)
 		}
 	}

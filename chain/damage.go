@@ -234,9 +234,9 @@ func (n *node) damaged() bool {
 }
 
 // pathDamaged says whether a layer or one below it was found damaged.
-func (d *Disk) pathDamaged(m *manifest, l *layerRecord) bool {
+func pathDamaged(m *manifest, nodes map[string]*node, l *layerRecord) bool {
 	for ; l != nil; l = m.layer(l.Parent) {
-		if n := d.nodes[l.ID]; n != nil && n.damaged() {
+		if n := nodes[l.ID]; n != nil && n.damaged() {
 			return true
 		}
 	}

@@ -155,7 +155,7 @@ func (d *Disk) mergeCost(l *layerRecord) (own int64, writable bool) {
 	if n == nil || n.layer() == nil {
 		return 0, false
 	}
-	if own, known, err := d.ownCount(n, time.Time{}); err == nil && known {
+	if own, known, err := d.figures.own(n, time.Time{}); err == nil && known {
 		return own, !l.Foreign && plain(n.layer()) == nil
 	}
 	return d.fileCost(l, n.layer())

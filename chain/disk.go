@@ -71,8 +71,9 @@ func (o OpenOptions) withDefaults() OpenOptions {
 // Disk is an open disk directory. All methods are safe for concurrent use.
 //
 // Locks, in the order in which they are taken: opMu, handles.mu, gate, then
-// those of overlay; flushSet.mu, stateMu and jobMu are taken last and held for
-// moments. A grace section is never left open while synchronize is called.
+// those of overlay; the locks of a leaf's figures before those of overlay too.
+// flushGroup.mu, figures.mu, stateMu and jobMu are taken last, in this order, and held
+// for moments. A grace section is never left open while synchronize is called.
 type Disk struct {
 	fs       hostfs.FS
 	dir      string
@@ -123,8 +124,7 @@ type Disk struct {
 	outside atomic.Pointer[Outside]
 
 	reserve    reserve
-	counter    counter
-	mapper     mapper
+	figures    *figures
 	measures   measures
 	modified   atomic.Int64 // UnixNano of the last write
 	background *background
@@ -206,7 +206,7 @@ func (d *Disk) commit(m *manifest) error {
 	m.Next = max(m.Next, d.numbers)
 	m.Modified = d.ModTime().UTC()
 	m.Removing = append(m.Removing, d.orphans...)
-	d.noteCounts(m)
+	d.figures.note(m)
 	if err := d.commitWithReserve(m); err != nil {
 		return d.takeBack(m, err)
 	}
@@ -267,6 +267,12 @@ func (d *Disk) unlink(file string) {
 		return
 	}
 	d.removed = append(d.removed, file)
+}
+
+// forgetNodes lets go of all that is remembered of nodes that the tree has not any more.
+func (d *Disk) forgetNodes(gone map[*node]bool) {
+	d.cache.forget(gone)
+	d.figures.gone(gone)
 }
 
 // edit gives a copy of the manifest to be changed and committed. Of the files under
@@ -333,7 +339,7 @@ func (d *Disk) Flush() error {
 // second Close does nothing.
 func (d *Disk) Close() error {
 	d.stopJob()
-	d.counter.close()
+	d.figures.close()
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
 	if d.closed {
@@ -409,8 +415,7 @@ func (d *Disk) settleFile(file *layer, l *layerRecord) error {
 	}
 	l.Fingerprint, l.Writing = print, false
 	if n := d.nodes[l.ID]; n != nil {
-		n.own.forget()
-		d.forgetHidden(n)
+		d.figures.settled(n)
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ type mapRow struct{ data, zero, seen, lost []float32 }
 // mapKey says what of a frozen layer a row was made of.
 type mapKey struct {
 	id        string
-	forgotten uint64 // node.own.forgotten
+	forgotten uint64 // nodeFigures.own.forgotten
 }
 
 // mapper keeps what a map was made of. Where only frozen layers hold something it
@@ -81,16 +81,25 @@ func (c *mapper) step() int64 { return max(c.unit(), mapChunk) }
 // did not come to is not Known; the next call goes on there. Errors: those of reading
 // the tables, and ctx's cause. It opens no file and reads no data.
 func (d *Disk) ExtentMap(ctx context.Context, most time.Duration) (*ExtentMap, error) {
+	m, err := d.figures.drawMap(ctx, most)
+	if err != nil {
+		return nil, err
+	}
+	m.Disk = d.dir
+	return m, nil
+}
+
+func (f *figures) drawMap(ctx context.Context, most time.Duration) (*ExtentMap, error) {
 	var deadline time.Time
 	if most > 0 {
 		deadline = time.Now().Add(most)
 	}
-	d.mapper.mu.Lock()
-	defer d.mapper.mu.Unlock()
+	f.mapper.mu.Lock()
+	defer f.mapper.mu.Unlock()
 	for {
 		var m *ExtentMap
-		err := d.recount(func() (err error) {
-			m, err = d.mapper.draw(ctx, d, deadline)
+		err := again(f.tree, func() (err error) {
+			m, err = f.mapper.draw(ctx, f, deadline)
 			return err
 		})
 		if !errors.Is(err, errTreeChanged) {
@@ -99,9 +108,9 @@ func (d *Disk) ExtentMap(ctx context.Context, most time.Duration) (*ExtentMap, e
 	}
 }
 
-func (c *mapper) draw(ctx context.Context, d *Disk, deadline time.Time) (*ExtentMap, error) {
-	path := mapPath(d.leaf.Load())
-	size := d.Size()
+func (c *mapper) draw(ctx context.Context, f *figures, deadline time.Time) (*ExtentMap, error) {
+	path := f.mapPath(f.leaf())
+	size := f.leaf().size()
 	c.follow(path, size)
 	steps := int((size + c.step() - 1) / c.step())
 	for looked := range steps {
@@ -113,22 +122,23 @@ func (c *mapper) draw(ctx context.Context, d *Disk, deadline time.Time) (*Extent
 			break
 		}
 		i := c.next % steps
-		if err := c.look(d, path, int64(i)*c.step()); err != nil {
+		if err := c.look(f, path, int64(i)*c.step()); err != nil {
 			return nil, fmt.Errorf("map the layers: %w", err)
 		}
 		c.next = (i + 1) % steps
 	}
-	return c.result(d, path), nil
+	return c.result(f, path), nil
 }
 
 // mapPath is the chain of a node, bottom first.
-func mapPath(tip *node) (path []passLayer) {
+func (f *figures) mapPath(tip *node) (path []passLayer) {
 	for n := tip; n != nil; n = n.parent() {
 		l := n.link.Load()
 		if l.layer == nil {
 			continue
 		}
-		p := passLayer{node: n, link: l, layer: l.layer, over: l.layer.over(), ownOf: n.own.forgotten.Load()}
+		c := f.of(n)
+		p := passLayer{node: n, counts: c, link: l, layer: l.layer, over: l.layer.over(), ownOf: c.own.forgotten.Load()}
 		p.raw = p.over == nil && l.layer.header() == nil
 		path = append(path, p)
 	}
@@ -190,7 +200,7 @@ func mapBinBits(size int64, layers int) int {
 }
 
 // look brings the rows up to date in the step that begins at off.
-func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
+func (c *mapper) look(f *figures, path []passLayer, off int64) error {
 	end := min(off+c.step(), c.size)
 	units := make([]mapUnit, (end-off+c.unit()-1)/c.unit())
 	lowest := len(path)
@@ -201,7 +211,7 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 		u.wanted = !c.known[u.index] || u.upTo == 0
 		lowest = min(lowest, u.upTo)
 	}
-	chunks, err := d.mapChunks(path, off, end)
+	chunks, err := f.mapChunks(path, off, end)
 	if err != nil {
 		return err
 	}
@@ -209,7 +219,7 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 	// only where one of them holds something.
 	ask := func(from, to int) error {
 		for _, c := range chunks {
-			if err := d.mapTouched(path, from, to, c.off, c.touched); err != nil {
+			if err := f.mapTouched(path, from, to, c.off, c.touched); err != nil {
 				return err
 			}
 		}
@@ -220,7 +230,7 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 	}
 	regions := func(visit func(u *mapUnit, at int64, layer func(i int) bool) error) error {
 		for _, chunk := range chunks {
-			d.cache.steps.Inc()
+			f.steps.Inc()
 			for bit := range int64(qcow2.TouchedSpans) {
 				at := chunk.off + bit<<regionBits
 				if at >= end {
@@ -259,7 +269,7 @@ func (c *mapper) look(d *Disk, path []passLayer, off int64) error {
 		if !u.wanted {
 			return nil
 		}
-		return c.mapRegion(d, path, at, layer)
+		return c.mapRegion(f, path, at, layer)
 	})
 	if err != nil {
 		return err
@@ -282,9 +292,9 @@ type mapPiece struct {
 }
 
 // mapChunks finds the pieces between two offsets.
-func (d *Disk) mapChunks(path []passLayer, off, end int64) (list []mapPiece, err error) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (f *figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, err error) {
+	section := f.readers.enter()
+	defer f.readers.exit(section)
 	for i := range path {
 		if path[i].node.link.Load() != path[i].link {
 			return nil, errTreeChanged
@@ -294,7 +304,7 @@ func (d *Disk) mapChunks(path []passLayer, off, end int64) (list []mapPiece, err
 		if at, err = nextOfPath(path, at); err != nil || at >= end {
 			break
 		}
-		d.cache.steps.Inc()
+		f.steps.Inc()
 		at = off + (at-off)&^(mapChunk-1)
 		list = append(list, mapPiece{at, make([]uint64, len(path))})
 		at += mapChunk
@@ -326,9 +336,9 @@ func (c *mapper) clear(unit int) {
 
 // mapTouched asks some layers of a path in which regions from off on they hold
 // something, see Touched.
-func (d *Disk) mapTouched(path []passLayer, from, to int, off int64, masks []uint64) error {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (f *figures) mapTouched(path []passLayer, from, to int, off int64, masks []uint64) error {
+	section := f.readers.enter()
+	defer f.readers.exit(section)
 	for i := from; i < to; i++ {
 		if path[i].node.link.Load() != path[i].link {
 			return errTreeChanged
@@ -342,9 +352,9 @@ func (d *Disk) mapTouched(path []passLayer, from, to int, off int64, masks []uin
 }
 
 // mapRegion adds what stands in one region, of the layers that hold something there.
-func (c *mapper) mapRegion(d *Disk, path []passLayer, at int64, layer func(i int) bool) error {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (c *mapper) mapRegion(f *figures, path []passLayer, at int64, layer func(i int) bool) error {
+	section := f.readers.enter()
+	defer f.readers.exit(section)
 	b := builders.Get().(*regionBuilder)
 	defer b.putBack()
 	b.region = &region{base: at}
@@ -416,9 +426,9 @@ func lostBins(bins []float32) []float32 {
 }
 
 // result copies what is known.
-func (c *mapper) result(d *Disk, path []passLayer) *ExtentMap {
-	m := &ExtentMap{Disk: d.dir, Size: c.size, BinBytes: 1 << c.binBits}
-	listed := d.Layers()
+func (c *mapper) result(f *figures, path []passLayer) *ExtentMap {
+	m := &ExtentMap{Size: c.size, BinBytes: 1 << c.binBits}
+	listed := f.layers()
 	byID := make(map[string]LayerStatus, len(listed))
 	for _, l := range listed {
 		byID[l.ID] = l

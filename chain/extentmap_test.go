@@ -17,7 +17,7 @@ func checkMap(t *testing.T, d *Disk, when string) *ExtentMap {
 	t.Helper()
 	m, err := d.ExtentMap(t.Context(), 0)
 	must(t, err)
-	kept := &d.mapper
+	kept := &d.figures.mapper
 	kept.size, kept.frozen, kept.ids, kept.rows, kept.known, kept.upTo = 0, nil, nil, nil, nil, nil
 	anew, err := d.ExtentMap(t.Context(), 0)
 	must(t, err)

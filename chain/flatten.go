@@ -13,7 +13,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		return err
 	}
 	over, source := n.layer().over(), n.parent()
-	held := func(off int64) (int64, error) { return d.regionHeld(source, off>>regionBits, over.Size()) }
+	held := func(off int64) (int64, error) { return source.regionHeld(&d.readers, off>>regionBits, over.Size()) }
 	part, fill := d.filling(j, over, source, nil)
 	settle := func(_, _ int64) error {
 		forget := over.Copied()
@@ -50,8 +50,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		return err
 	}
 	n.link.Store(&link{layer: n.layer()})
-	n.live.forget() // it knows the parent that was
-	d.forgetHidden(n)
+	d.figures.replaced(n)
 	d.dropRegions(n, 0, n.size())
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
@@ -80,7 +79,7 @@ func (d *Disk) prepareFlatten(j *job) (*node, error) {
 		return nil, nil
 	}
 	n := d.nodes[rec.ID]
-	total, _, err := d.viewCount(n.parent(), time.Time{})
+	total, _, err := d.figures.view(n.parent(), time.Time{})
 	if err != nil {
 		return nil, err
 	}

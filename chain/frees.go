@@ -58,9 +58,9 @@ func deletionOf(m *manifest, id string) (del deletion) {
 	}
 }
 
-// countFrees fills in what a delete of each layer would give back. counted is false
+// frees fills in what a delete of each layer would give back. counted is false
 // where that is not known and counting would tell.
-func (d *Disk) countFrees(m *manifest, nodes map[string]*node, layers []LayerStatus) (counted bool) {
+func (f *figures) frees(m *manifest, nodes map[string]*node, layers []LayerStatus) (counted bool) {
 	counted = true
 	host := make(map[string]int64, len(layers))
 	for _, l := range layers {
@@ -77,7 +77,7 @@ func (d *Disk) countFrees(m *manifest, nodes map[string]*node, layers []LayerSta
 			if x == nil || c == nil {
 				continue
 			}
-			hidden, known, busy := d.hiddenCount(x, c)
+			hidden, known, busy := f.hidden(x, c)
 			if x.damaged() || c.damaged() { // what its merge would free nobody knows
 				continue
 			}
@@ -93,31 +93,32 @@ func (d *Disk) countFrees(m *manifest, nodes map[string]*node, layers []LayerSta
 	return counted
 }
 
-// hiddenCount is how many bytes of data of x the layer c, which stands on it, hides;
+// hidden is how many bytes of data of x the layer c, which stands on it, hides;
 // of the leaf as it was at the last look; a leaf that is only read is counted as a
 // frozen layer is. busy: it cannot be known before a job ends.
-func (d *Disk) hiddenCount(x, c *node) (bytes int64, known, busy bool) {
+func (f *figures) hidden(x, c *node) (bytes int64, known, busy bool) {
 	l := c.layer()
 	if l == nil || c.parent() != x || !x.frozen() {
 		return 0, false, true
 	}
-	if c != d.leaf.Load() || c.frozen() {
-		bytes, known = c.hides.get(l)
+	if c != f.leaf() || c.frozen() {
+		bytes, known = f.of(c).hides.get(l)
 		return bytes, known && c.frozen(), !c.frozen()
 	}
-	c.live.mu.Lock()
-	defer c.live.mu.Unlock()
-	if !c.live.of(l, x) {
+	live := &f.of(c).live
+	live.mu.Lock()
+	defer live.mu.Unlock()
+	if !live.of(l, x) {
 		return 0, false, false
 	}
-	return c.live.hidden, true, false
+	return live.hidden, true, false
 }
 
 // hiddenIn is how many bytes of data of the layer below a node's own layer hides, in
 // the region that begins at off.
-func (d *Disk) hiddenIn(n *node, off int64) (int64, error) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (f *figures) hiddenIn(n *node, off int64) (int64, error) {
+	section := f.readers.enter()
+	defer f.readers.exit(section)
 	link := n.link.Load()
 	if link.layer == nil || link.parent == nil || link.parent.layer() == nil {
 		return 0, nil
@@ -149,16 +150,4 @@ func hiddenBytes(below, above []extent.Extent) (total int64) {
 		}
 	}
 	return total
-}
-
-// forgetHidden has counted anew what a node's layer hides and what is hidden of it:
-// the layer was written, or stands on another one. Called with opMu held.
-func (d *Disk) forgetHidden(n *node) {
-	n.hides.forget()
-	for _, l := range d.manifest.children(n.id) {
-		if c := d.nodes[l.ID]; c != nil {
-			c.hides.forget()
-			c.live.forget()
-		}
-	}
 }

@@ -26,7 +26,7 @@ func checkFrees(t *testing.T, d *Disk, st Status, when string) {
 		if del.merged != "" {
 			c, hidden := nodes[del.into], int64(0)
 			for at := int64(0); at < nodes[del.merged].size(); at += regionSize {
-				bytes, err := d.hiddenIn(c, at)
+				bytes, err := d.figures.hiddenIn(c, at)
 				must(t, err)
 				hidden += bytes
 			}
@@ -205,7 +205,7 @@ func TestFreesIsKept(t *testing.T) {
 	m.byName("two").Counts.Hides = -1
 	must(t, m.commit(OpenOptions{}.withDefaults().FS, dir))
 	d = openDisk(t, dir)
-	if _, known := d.nodes[m.byName("two").ID].hides.get(d.nodes[m.byName("two").ID].layer()); known {
+	if _, known := d.figures.of(d.nodes[m.byName("two").ID]).hides.get(d.nodes[m.byName("two").ID].layer()); known {
 		t.Error("a figure that is not there is believed")
 	}
 	if frees := freesOf(t, d, "one"); frees != 2<<20 {

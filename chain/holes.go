@@ -98,19 +98,19 @@ func (r *region) sumOf(size int64, is func(extent.Kind) bool) int64 {
 	return total
 }
 
-// regionBytes is how much of a region of a view is data.
-func (d *Disk) regionBytes(n *node, i, size int64) (int64, error) {
-	return d.sumRegion(n, i, func(r *region) int64 { return r.dataBytes(size) })
+// regionBytes is how much of a region of the view is data.
+func (n *node) regionBytes(readers *grace, i, size int64) (int64, error) {
+	return n.sumRegion(readers, i, func(r *region) int64 { return r.dataBytes(size) })
 }
 
 // regionHeld is regionBytes with what is damaged.
-func (d *Disk) regionHeld(n *node, i, size int64) (int64, error) {
-	return d.sumRegion(n, i, func(r *region) int64 { return r.heldBytes(size) })
+func (n *node) regionHeld(readers *grace, i, size int64) (int64, error) {
+	return n.sumRegion(readers, i, func(r *region) int64 { return r.heldBytes(size) })
 }
 
-func (d *Disk) sumRegion(n *node, i int64, sum func(r *region) int64) (int64, error) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (n *node) sumRegion(readers *grace, i int64, sum func(r *region) int64) (int64, error) {
+	section := readers.enter()
+	defer readers.exit(section)
 	r := n.regions.get(i)
 	if r == nil {
 		// Counting must not push what is being read out of the cache.

@@ -532,14 +532,12 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 	n.link.Store(&link{layer: file, parent: parent})
 	d.move = nil
 	d.gate.Unlock()
-	n.live.forget() // it knows the parent that was
-	n.own.forget()
-	d.forgetHidden(n)
+	d.figures.replaced(n)
 	d.dropRegions(n, 0, n.size())
 	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
 	d.keepBlocks(nil)
 	d.discardLayer(other, gone.Foreign)
-	d.cache.forget(map[*node]bool{goneNode: true})
+	d.forgetNodes(map[*node]bool{goneNode: true})
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
 	d.changed(Change{Layers: true})
@@ -558,7 +556,7 @@ func (d *Disk) dropRegions(n *node, off, length int64) {
 		}
 		for a := range affected {
 			// Their content stays, but not always what of it is a hole.
-			a.view.forget()
+			d.figures.viewChanged(a)
 		}
 		d.cache.drop(affected, off, length)
 		// What is resolved from here on is right; a node that came before may have

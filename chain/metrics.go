@@ -3,7 +3,6 @@ package chain
 import (
 	"maps"
 	"sync"
-	"time"
 
 	"varve/overlay"
 	"varve/overlay/measure"
@@ -154,33 +153,15 @@ func (d *Disk) layerMetrics() []LayerMetrics {
 			continue // it was deleted a moment ago
 		}
 		l.HostBytes, list[i].Host = host, &host
-		if own, ok := d.ownKnown(n); ok {
+		if own, ok := d.figures.ownKnown(n); ok {
 			list[i].Own = &own
 		}
 	}
-	d.countFrees(m, nodes, layers)
+	d.figures.frees(m, nodes, layers)
 	for i := range layers {
 		if list[i].Host != nil {
 			list[i].Frees = layers[i].Frees
 		}
 	}
 	return list
-}
-
-// ownKnown is how many bytes a layer itself maps, where that was counted; of the
-// leaf what is known of it now.
-func (d *Disk) ownKnown(n *node) (int64, bool) {
-	l := n.layer()
-	if l == nil {
-		return 0, false
-	}
-	if n != d.leaf.Load() || n.frozen() {
-		bytes, ok := n.own.get(l)
-		return bytes, ok && n.frozen()
-	}
-	n.live.mu.Lock()
-	defer n.live.mu.Unlock()
-	parent := n.parent()
-	_, err := d.recountLive(n, l, parent, time.Now().Add(recountBudget))
-	return n.live.mapped, err == nil && n.live.of(l, parent)
 }

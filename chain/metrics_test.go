@@ -227,9 +227,9 @@ func TestMetricsCountNothing(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	d.counter.mu.Lock()
-	defer d.counter.mu.Unlock()
-	if d.counter.pass != nil {
+	d.figures.counter.mu.Lock()
+	defer d.figures.counter.mu.Unlock()
+	if d.figures.counter.pass != nil {
 		t.Error("a pass was begun")
 	}
 }

@@ -22,10 +22,6 @@ type node struct {
 	// absorbing is set while a merge writes what stands on this layer into it:
 	// its own view, which is nobody's, changes and is not kept.
 	absorbing atomic.Bool
-	view      count // bytes of the view that are data
-	own       count // bytes that the layer itself maps
-	hides     count // bytes of data of the layer directly below that this one hides
-	live      liveCount
 }
 
 // link is what a node stands for at the moment.
@@ -42,6 +38,12 @@ func newNode(id string, l *layer, parent *node, cache *regionCache) *node {
 
 func (n *node) layer() *layer { return n.link.Load().layer }
 func (n *node) parent() *node { return n.link.Load().parent }
+
+// frozen says that the node's layer is not being written.
+func (n *node) frozen() bool {
+	l := n.layer()
+	return l == nil || l.over() == nil
+}
 
 // size is the view's size in guest bytes: whole sectors, but for a raw file.
 func (n *node) size() int64 {

@@ -124,7 +124,7 @@ func newDisk(dir string, o OpenOptions) *Disk {
 	}
 	d.flushes.disk = d
 	d.handles.init()
-	d.counter.init(d)
+	d.figures = newFigures(d)
 	d.holdJob, d.pacer, d.window = o.HoldJob, newPacer(o.JobRate), o.window
 	d.maxSlices = int(o.CacheBytes / 4 / 4096)
 	return d
@@ -254,7 +254,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	if err := checkFingerprints(d.log, d.dir, d.manifest, files, workers); err != nil {
 		return err
 	}
-	d.believeCounts()
+	d.figures.believe()
 	return d.checkForeignHeaders()
 }
 

@@ -78,7 +78,7 @@ func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
 		}
 		return *best, nil
 	}
-	err = d.recount(func() error {
+	err = again(d.tree, func() error {
 		p, err = d.plan(operation, names)
 		return err
 	})
@@ -242,7 +242,7 @@ func (s *planner) cost(l *layerRecord) (own int64, writable bool) {
 	own, known := s.own[l.ID]
 	if !known {
 		n := s.parts[l.ID][0]
-		bytes, counted, err := s.d.ownCount(n, time.Time{})
+		bytes, counted, err := s.d.figures.own(n, time.Time{})
 		if err == nil && !counted && n.layer() != nil {
 			bytes, _ = n.layer().ownBytes() // an error comes again where it is looked at
 		}
@@ -373,7 +373,7 @@ func (s *planner) layer(id string) (PlanLayer, error) {
 // ownBytes is how many bytes a layer maps that there was before.
 func (s *planner) ownBytes(n *node) (int64, error) {
 	if n.frozen() {
-		if bytes, known := n.own.get(n.layer()); known {
+		if bytes, known := s.d.figures.of(n).own.get(n.layer()); known {
 			return bytes, nil
 		}
 	}

@@ -94,7 +94,7 @@ func (d *Disk) reviveLeaf(aside *node) error {
 	if _, err := d.thaw(aside); err != nil {
 		return err
 	}
-	aside.view.forget() // the other counts go when it is settled again
+	d.figures.viewChanged(aside) // the other counts go when it is settled again
 	m = d.edit()
 	m.SetAside = ""
 	old, err := d.setAside(m)
@@ -270,7 +270,7 @@ func (d *Disk) installWithout(m *manifest, gone []*layerRecord, leaf *node) {
 	for i, rec := range gone {
 		d.discardLayer(layers[i], rec.Foreign)
 	}
-	d.cache.forget(nodes)
+	d.forgetNodes(nodes)
 }
 
 // discardLayer closes a layer that nothing refers to any more, and unlinks its

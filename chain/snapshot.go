@@ -174,7 +174,7 @@ func (d *Disk) settleFrozen(id string) {
 	}
 	// What is known of the leaf is known of the frozen layer: it never changes again.
 	n := d.nodes[id]
-	counts, counted := d.frozenCount(n)
+	counts, counted := d.figures.ofTheLeaf(n)
 	err := d.settle(rec)
 	if err == nil {
 		if counted {
@@ -187,12 +187,7 @@ func (d *Disk) settleFrozen(id string) {
 		d.log.Warn("a frozen layer is not settled yet", "layer", rec.label(), "error", err)
 		return
 	}
-	n.live.forget()
-	if counted {
-		n.own.set(n.layer(), n.own.forgotten.Load(), counts.Own)
-		n.view.set(n.layer(), n.view.forgotten.Load(), counts.View)
-		n.hides.set(n.layer(), n.hides.forgotten.Load(), counts.Hides)
-	}
+	d.figures.froze(n, rec.Counts)
 	d.install(m, nil)
 }
 

@@ -1,9 +1,8 @@
 package chain
 
 import (
-	"errors"
+	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -106,10 +105,10 @@ func depthOf(byID map[string]*layerRecord, l *layerRecord, known map[string]int)
 // is known after some 100 ms at most. Counted says of each layer whether OwnBytes
 // is what it is now, or the best figure so far.
 func (d *Disk) Status() (s Status, err error) {
-	err = d.recount(func() error {
-		_, err := d.waiting(func(until time.Time) (bool, error) {
+	err = again(d.tree, func() error {
+		_, err := d.figures.waiting(func(until time.Time) (bool, error) {
 			var counted bool
-			s, counted, err = d.countAll(until)
+			s, counted, err = d.survey(until)
 			return counted, err
 		})
 		return err
@@ -117,21 +116,8 @@ func (d *Disk) Status() (s Status, err error) {
 	return s, err
 }
 
-// recount runs a count of what the tree holds, and again when it met a layer
-// that was closed meanwhile because the tree lost it. A count has a section for
-// each layer, or less: one for all would hold up jobs.
-func (d *Disk) recount(count func() error) error {
-	for {
-		before, _ := d.tree()
-		err := count()
-		if now, _ := d.tree(); now == before || !errors.Is(err, os.ErrClosed) {
-			return err
-		}
-	}
-}
-
-// countAll is one look. counted is false where going on counting would tell more.
-func (d *Disk) countAll(until time.Time) (s Status, counted bool, err error) {
+// survey is one look. counted is false where going on counting would tell more.
+func (d *Disk) survey(until time.Time) (s Status, counted bool, err error) {
 	s = Status{Version: 1, Disk: d.dir, Size: d.Size(), Layers: d.Layers(), Open: []OpenStatus{}}
 	m, nodes := d.tree()
 	s.Leaf = m.Leaf
@@ -146,14 +132,14 @@ func (d *Disk) countAll(until time.Time) (s Status, counted bool, err error) {
 			continue
 		}
 		if l.HostBytes, err = d.hostBytes(n); err == nil {
-			l.OwnBytes, l.Counted, err = d.ownCount(n, until)
+			l.OwnBytes, l.Counted, err = d.figures.own(n, until)
 		}
 		if err != nil {
 			return Status{}, false, fmt.Errorf("count layer %s: %w", l.ID, err)
 		}
 		counted = counted && l.Counted
 	}
-	counted = d.countFrees(m, nodes, s.Layers) && counted
+	counted = d.figures.frees(m, nodes, s.Layers) && counted
 	for _, h := range d.handles.list() {
 		s.Open = append(s.Open, OpenStatus{File: h.file(names[h.id]), PID: h.who.PID, Command: h.who.Command, Write: h.write})
 	}
@@ -168,6 +154,74 @@ func (d *Disk) countAll(until time.Time) (s Status, counted bool, err error) {
 		s.Job = &status
 	}
 	return s, counted, nil
+}
+
+// AllocatedBytes is how many bytes of the leaf's view are data. counted says
+// whether that is what it is now; otherwise it is the best figure so far, and
+// counting goes on in the background. It takes some 100 ms at most.
+func (d *Disk) AllocatedBytes() (bytes int64, counted bool, err error) {
+	return d.viewBytes(func() (*node, error) { return d.leaf.Load(), nil })
+}
+
+// LayerAllocatedBytes is the same for a layer's view, by layer id. ErrNotExist.
+func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, counted bool, err error) {
+	return d.viewBytes(func() (*node, error) {
+		_, nodes := d.tree()
+		if n := nodes[id]; n != nil {
+			return n, nil
+		}
+		return nil, ErrNotExist
+	})
+}
+
+func (d *Disk) viewBytes(find func() (*node, error)) (bytes int64, counted bool, err error) {
+	err = again(d.tree, func() error {
+		counted, err = d.figures.waiting(func(until time.Time) (ok bool, err error) {
+			n, err := find()
+			if err == nil {
+				bytes, ok, err = d.figures.view(n, until)
+			}
+			return ok, err
+		})
+		if err == nil {
+			_, err = find() // it may have gone while we waited
+		}
+		return err
+	})
+	if err != nil {
+		return 0, false, err
+	}
+	return bytes, counted, nil
+}
+
+// CountAll returns when all that can be counted is: Status and the AllocatedBytes
+// then tell it. Errors: those of reading the tables, and ctx's cause.
+func (d *Disk) CountAll(ctx context.Context) error { return d.figures.countAll(ctx) }
+
+// storeCounts commits what a pass has counted, unless an operation is under way:
+// its commit, the next one, or Close does it then.
+func (d *Disk) storeCounts() {
+	if d.readOnly || !d.opMu.TryLock() {
+		return
+	}
+	defer d.opMu.Unlock()
+	if d.closed {
+		return
+	}
+	m := d.edit()
+	d.figures.note(m)
+	changed := false
+	for i, l := range m.Layers {
+		changed = changed || l.Counts != d.manifest.Layers[i].Counts
+	}
+	if !changed {
+		return
+	}
+	if err := d.commit(m); err != nil {
+		d.log.Warn("what was counted cannot be recorded; it is counted again after the next mount", "error", err)
+		return
+	}
+	d.install(m, nil)
 }
 
 // hostBytes is what a layer's file takes on the host.

@@ -1,0 +1,259 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"varve/overlay/measure"
+)
+
+// figures are what people are told of bytes: how many a view has, how many a layer maps,
+// what a delete would give back, and the picture of it all. They look at the layers'
+// tables alone, change nothing but what they remember, and hold nobody up. What they are
+// told by the operations is only that something is not right any more.
+// Safe for concurrent use.
+type figures struct {
+	tree    func() (*manifest, map[string]*node)
+	leaf    func() *node
+	layers  func() []LayerStatus // as Disk.Layers
+	store   func()               // has what was counted recorded
+	readers *grace
+	steps   *measure.Counter
+	log     *slog.Logger
+
+	counter counter
+	mapper  mapper
+
+	mu     sync.Mutex
+	byNode map[*node]*nodeFigures // of nodes of the tree; guarded by mu
+}
+
+// nodeFigures are what was counted of one node.
+type nodeFigures struct {
+	view  count // bytes of the view that are data
+	own   count // bytes that the layer itself maps
+	hides count // bytes of data of the layer directly below that this one hides
+	live  liveCount
+}
+
+func newFigures(d *Disk) *figures {
+	f := &figures{
+		tree: d.tree, leaf: d.leaf.Load, layers: d.Layers, store: d.storeCounts,
+		readers: &d.readers, steps: &d.cache.steps, log: d.log,
+		byNode: make(map[*node]*nodeFigures),
+	}
+	f.counter.init(f)
+	return f
+}
+
+// close ends what counts in the background.
+func (f *figures) close() { f.counter.close() }
+
+// of gives what is remembered of a node; of one that the tree has not, or not any more,
+// something that is soon forgotten.
+func (f *figures) of(n *node) *nodeFigures {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.byNode[n]
+	if c == nil {
+		c = new(nodeFigures)
+		if _, nodes := f.tree(); nodes[n.id] == n {
+			f.byNode[n] = c
+		}
+	}
+	return c
+}
+
+// gone forgets nodes that the tree has not any more.
+func (f *figures) gone(nodes map[*node]bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n := range nodes {
+		delete(f.byNode, n)
+	}
+}
+
+// settled is told when the file of a node's layer was brought to rest.
+func (f *figures) settled(n *node) {
+	f.of(n).own.forget()
+	f.hidesOthers(n)
+}
+
+// replaced is told when a node has got another file or another parent.
+func (f *figures) replaced(n *node) {
+	c := f.of(n)
+	c.live.forget() // it knows the parent that was
+	c.own.forget()
+	f.hidesOthers(n)
+}
+
+// moving is told when a merge begins, or ceases, to write into x what c holds, which
+// stands on x.
+func (f *figures) moving(x, c *node) {
+	f.of(x).view.forget()
+	f.of(c).live.forget() // it is relative to x
+}
+
+// viewChanged is told when what a node's view has as data, or how much of it is a hole,
+// may be another.
+func (f *figures) viewChanged(n *node) { f.of(n).view.forget() }
+
+// hidesOthers has counted anew what a node's layer hides and what is hidden of it: the
+// layer was written, or stands on another one.
+func (f *figures) hidesOthers(n *node) {
+	f.of(n).hides.forget()
+	m, nodes := f.tree()
+	for _, l := range m.children(n.id) {
+		if on := nodes[l.ID]; on != nil {
+			c := f.of(on)
+			c.hides.forget()
+			c.live.forget()
+		}
+	}
+}
+
+// keep takes over the counts of a layer that does not change any more.
+func (c *nodeFigures) keep(l *layer, s *storedCounts) {
+	c.own.set(l, c.own.forgotten.Load(), s.Own)
+	c.view.set(l, c.view.forgotten.Load(), s.View)
+	if s.Hides >= 0 {
+		c.hides.set(l, c.hides.forgotten.Load(), s.Hides)
+	}
+}
+
+// froze is told when the leaf has become a frozen layer, with what ofTheLeaf gave of it;
+// nil where that was not known.
+func (f *figures) froze(n *node, counts *storedCounts) {
+	c := f.of(n)
+	c.live.forget()
+	if counts != nil {
+		c.keep(n.layer(), counts)
+	}
+}
+
+// believe takes over the counts of the chain.json in force, whose fingerprints were just
+// found right.
+func (f *figures) believe() {
+	m, nodes := f.tree()
+	in := m.countedIn()
+	for _, l := range m.Layers {
+		if s, n := l.Counts, nodes[l.ID]; s != nil && s.Of == in[l.ID] && n.frozen() {
+			f.of(n).keep(n.layer(), s)
+		}
+	}
+}
+
+// note puts into m, which is about to be committed, the counts that are known,
+// and takes out those that are not right any more. Only of layers that stand in m
+// as in the manifest in force, on the same files, nothing of them being written: of
+// others it is not sure when they were counted. Called with opMu held.
+func (f *figures) note(m *manifest) {
+	inForce, nodes := f.tree()
+	in, before := m.countedIn(), inForce.countedIn()
+	damaged := slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return nodes[l.ID] != nil && nodes[l.ID].damaged() })
+	for _, l := range m.Layers {
+		of := in[l.ID]
+		if l.Counts != nil && (of == "" || l.Counts.Of != of) {
+			l.Counts = nil
+		}
+		if damaged && pathDamaged(m, nodes, l) {
+			l.Counts = nil // the next mount finds the damage when it counts again
+			continue
+		}
+		if of == "" || l.Counts != nil && l.Counts.Hides >= 0 || before[l.ID] != of {
+			continue
+		}
+		if n := nodes[l.ID]; n != nil && n.frozen() {
+			c := f.of(n)
+			own, ownKnown := c.own.get(n.layer())
+			view, viewKnown := c.view.get(n.layer())
+			hides, hidesKnown := c.hides.get(n.layer())
+			if !hidesKnown {
+				hides = -1
+			}
+			if ownKnown && viewKnown && (l.Counts == nil || hidesKnown) {
+				l.Counts = &storedCounts{Own: own, View: view, Hides: hides, Of: of}
+			}
+		}
+	}
+}
+
+// waiting looks until a figure is known, at most for countPatience from the start of
+// the pass on that counts it in the background: of many looks only the first wait.
+func (f *figures) waiting(look func(until time.Time) (ok bool, err error)) (ok bool, err error) {
+	// One pass may have been under way already, on what was there when it began.
+	for range 3 {
+		if ok, err = look(time.Now().Add(recountBudget)); ok || err != nil {
+			return ok, err
+		}
+		pass := f.counter.start()
+		if pass == nil || !f.counter.await(pass, time.Until(pass.started.Add(countPatience))) {
+			return false, nil
+		}
+		if pass.err != nil {
+			return false, pass.err
+		}
+	}
+	return look(time.Now().Add(recountBudget))
+}
+
+// countAll returns when all that can be counted is: Status and the AllocatedBytes
+// then tell it. Errors: those of reading the tables, and ctx's cause.
+func (f *figures) countAll(ctx context.Context) error {
+	for range 2 { // the pass under way may have begun before what we want
+		p := f.counter.start()
+		if p == nil {
+			return nil
+		}
+		f.counter.waiting.Add(1)
+		select {
+		case <-p.ended:
+		case <-ctx.Done():
+		}
+		f.counter.waiting.Add(-1)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if p.err != nil {
+			return p.err
+		}
+	}
+	return nil
+}
+
+// ownKnown is how many bytes a layer itself maps, where that was counted; of the leaf
+// what is known of it now.
+func (f *figures) ownKnown(n *node) (int64, bool) {
+	l := n.layer()
+	if l == nil {
+		return 0, false
+	}
+	c := f.of(n)
+	if n != f.leaf() || n.frozen() {
+		bytes, ok := c.own.get(l)
+		return bytes, ok && n.frozen()
+	}
+	c.live.mu.Lock()
+	defer c.live.mu.Unlock()
+	parent := n.parent()
+	_, err := f.recountLive(&c.live, n, l, parent, time.Now().Add(recountBudget))
+	return c.live.mapped, err == nil && c.live.of(l, parent)
+}
+
+// again runs a look at what the tree holds, and once more when it met a layer that was
+// closed meanwhile because the tree lost it. A look has a section for each layer, or
+// less: one for all would hold up jobs.
+func again(tree func() (*manifest, map[string]*node), look func() error) error {
+	for {
+		before, _ := tree()
+		err := look()
+		if now, _ := tree(); now == before || !errors.Is(err, os.ErrClosed) {
+			return err
+		}
+	}
+}
