@@ -5,6 +5,7 @@ import (
 	"math"
 	"sync"
 
+	"varve/chain/manifest"
 	"varve/overlay"
 )
 
@@ -129,7 +130,7 @@ func (d *Disk) keepBlocks(o *overlay.Overlay) {
 // stopAbsorbing takes beginAbsorbing back, for a merge that does not finish:
 // what was moved stays moved, and writes go to the leaf again. Called with opMu
 // held.
-func (d *Disk) stopAbsorbing(m *manifest) (failed error) {
+func (d *Disk) stopAbsorbing(m *manifest.Manifest) (failed error) {
 	d.gate.Lock()
 	d.move = nil
 	d.gate.Unlock()

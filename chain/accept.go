@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
@@ -35,7 +36,7 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, leave()) }()
 	// Before the lock, which would make a lock file in any directory.
-	if _, err := loadManifest(fs, dir); err != nil {
+	if _, err := manifest.Load(fs, dir); err != nil {
 		return err
 	}
 	lock, err := lockDir(fs, dir, true, o.Mountpoint, o.LockWait)
@@ -43,27 +44,27 @@ func Accept(dir, layer string, o OpenOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	m, err := loadManifest(fs, dir)
+	m, err := manifest.Load(fs, dir)
 	if err != nil {
 		return err
 	}
 	return accept(fs, dir, m, layer)
 }
 
-func accept(fs hostfs.FS, dir string, m *manifest, name string) (err error) {
-	l := m.byName(name)
+func accept(fs hostfs.FS, dir string, m *manifest.Manifest, name string) (err error) {
+	l := m.ByName(name)
 	if l == nil {
-		l = m.layer(name)
+		l = m.Layer(name)
 	}
 	switch {
-	case name == leafName || l != nil && l.ID == m.Leaf:
+	case name == manifest.LeafName || l != nil && l.ID == m.Leaf:
 		return invalidf("the leaf is written all the time and has no fingerprint")
 	case l == nil:
 		return fmt.Errorf("layer %q %w", name, ErrNotExist)
 	case l.Writing:
 		return fmt.Errorf("%w: the layer has not settled yet; mount the disk once", ErrBusy)
 	}
-	path := l.path(dir)
+	path := l.Path(dir)
 	if err := checkFile(fs, path); err != nil {
 		return err
 	}
@@ -80,26 +81,26 @@ func accept(fs hostfs.FS, dir string, m *manifest, name string) (err error) {
 			return err
 		}
 	}
-	now, err := takeFingerprint(image.File(), l.Format)
+	now, err := manifest.TakeFingerprint(image.File(), l.Format)
 	if err != nil {
 		return err
 	}
-	edited := m.clone()
-	record := edited.layer(l.ID)
-	now.extra = l.Fingerprint.clone().extra
+	edited := m.Copy()
+	record := edited.Layer(l.ID)
+	now.KeepUnknown(l.Fingerprint)
 	record.Fingerprint, record.Size = now, image.Size()
-	return edited.commit(fs, dir)
+	return edited.Commit(fs, dir)
 }
 
 // sameBacking checks that a foreign image's header still names what chain.json
 // has below it. (The header of one of our own follows chain.json by itself.)
-func sameBacking(m *manifest, l *layerRecord, header *qcow2.Header) error {
+func sameBacking(m *manifest.Manifest, l *manifest.Layer, header *qcow2.Header) error {
 	backing, format, err := backingOf(l.File, header)
 	if err != nil {
 		return err
 	}
 	wanted, wantedFormat := "", ""
-	if parent := m.layer(l.Parent); parent != nil {
+	if parent := m.Layer(l.Parent); parent != nil {
 		wanted, wantedFormat = parent.File, parent.Format
 	}
 	if backing != wanted || format != wantedFormat {

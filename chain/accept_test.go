@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -11,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/dirlock"
+	"varve/chain/manifest"
+	"varve/integration/faulty"
+	"varve/integration/imagetest"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -18,7 +22,7 @@ import (
 
 // adopted makes a disk on a chain of two foreign images and a frozen layer of
 // its own called one.
-func adopted(t testing.TB) (dir string, m *manifest) {
+func adopted(t testing.TB) (dir string, m *manifest.Manifest) {
 	t.Helper()
 	root, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
@@ -32,13 +36,13 @@ func adopted(t testing.TB) (dir string, m *manifest) {
 	}
 	fs := hostfs.OS()
 	m = mustLoad(t, dir)
-	one := m.layer(m.Leaf)
+	one := m.Layer(m.Leaf)
 	one.Name, one.Frozen, one.Size = "one", time.Now().UTC(), 4<<20
-	number := m.newNumber()
-	m.Leaf = layerID(number)
-	m.add(&layerRecord{ID: m.Leaf, Parent: one.ID, Format: formatQcow2, File: layerFile(number), Created: one.Frozen})
-	err = overlay.Create(fs, m.layer(m.Leaf).path(dir), overlay.CreateOptions{Size: 4 << 20, Backing: "000003.qcow2", BackingFormat: formatQcow2})
-	if err := errors.Join(err, m.commit(fs, dir)); err != nil {
+	number := m.NewNumber()
+	m.Leaf = manifest.LayerID(number)
+	m.Add(&manifest.Layer{ID: m.Leaf, Parent: one.ID, Format: formatQcow2, File: manifest.LayerFile(number), Created: one.Frozen})
+	err = overlay.Create(fs, m.Layer(m.Leaf).Path(dir), overlay.CreateOptions{Size: 4 << 20, Backing: "000003.qcow2", BackingFormat: formatQcow2})
+	if err := errors.Join(err, m.Commit(fs, dir)); err != nil {
 		t.Fatal(err)
 	}
 	return dir, m
@@ -48,20 +52,22 @@ func TestAccept(t *testing.T) {
 	for _, layer := range []string{"base", "adopted", "one", "000001", "000003"} {
 		t.Run(layer, func(t *testing.T) {
 			dir, m := adopted(t)
-			l := m.byName(layer)
+			l := m.ByName(layer)
 			if l == nil {
-				l = m.layer(layer)
+				l = m.Layer(layer)
 			}
-			l.Fingerprint.extra = extraFields{"note": []byte(`"kept"`)}
-			if err := m.commit(hostfs.OS(), dir); err != nil {
+			text, err := json.Marshal(l.Fingerprint)
+			must(t, err)
+			must(t, json.Unmarshal([]byte(`{"note":"kept",`+string(text[1:])), l.Fingerprint))
+			if err := m.Commit(hostfs.OS(), dir); err != nil {
 				t.Fatal(err)
 			}
-			path := l.path(dir)
+			path := l.Path(dir)
 			qemuTool(t, "qemu-io", "-f", l.Format, "-c", "write -P 0x77 1M 4k", path)
 			state := fileState(t, path)
 			changed := func() []string {
 				m := mustLoad(t, dir)
-				changes, _ := compareFingerprints(m.layer(l.ID).Fingerprint, fingerprintAt(t, path, l.Format))
+				changes, _ := m.Layer(l.ID).Fingerprint.Compare(fingerprintAt(t, path, l.Format))
 				return changes
 			}
 			if len(changed()) == 0 {
@@ -73,7 +79,7 @@ func TestAccept(t *testing.T) {
 			if changes := changed(); len(changes) != 0 {
 				t.Errorf("still changed: %q", changes)
 			}
-			if string(mustLoad(t, dir).layer(l.ID).Fingerprint.extra["note"]) != `"kept"` {
+			if text, err := json.Marshal(mustLoad(t, dir).Layer(l.ID).Fingerprint); err != nil || !strings.Contains(string(text), `"note":"kept"`) {
 				t.Error("an unknown field of the fingerprint is lost")
 			}
 			if now := fileState(t, path); now != state {
@@ -88,14 +94,14 @@ func TestAccept(t *testing.T) {
 
 func TestAcceptTakesTheSize(t *testing.T) {
 	dir, m := adopted(t)
-	base := m.layer(m.Base)
+	base := m.Layer(m.Base)
 	if err := os.Truncate(base.File, 5<<20); err != nil {
 		t.Fatal(err)
 	}
 	if err := Accept(dir, "base", OpenOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if size := mustLoad(t, dir).layer(m.Base).Size; size != 5<<20 {
+	if size := mustLoad(t, dir).Layer(m.Base).Size; size != 5<<20 {
 		t.Errorf("%d guest bytes", size)
 	}
 }
@@ -106,7 +112,7 @@ func TestAcceptRefuses(t *testing.T) {
 		what  string
 		layer string
 		o     OpenOptions
-		edit  func(t *testing.T, dir string, m *manifest)
+		edit  func(t *testing.T, dir string, m *manifest.Manifest)
 		want  error
 		line  string
 	}{
@@ -115,43 +121,43 @@ func TestAcceptRefuses(t *testing.T) {
 		{what: "no such layer", layer: "two", want: ErrNotExist, line: `"two"`},
 		{what: "the empty name", layer: "", want: ErrNotExist, line: `""`},
 		{what: "read-only", layer: "base", o: OpenOptions{ReadOnly: true}, want: ErrReadOnly},
-		{what: "not settled", layer: "one", want: ErrBusy, line: "not settled", edit: func(t *testing.T, dir string, m *manifest) {
-			m.byName("one").Writing = true
-			if err := m.commit(fs, dir); err != nil {
+		{what: "not settled", layer: "one", want: ErrBusy, line: "not settled", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			m.ByName("one").Writing = true
+			if err := m.Commit(fs, dir); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{what: "a missing file", layer: "base", want: os.ErrNotExist, line: "ubuntu.raw", edit: func(t *testing.T, dir string, m *manifest) {
-			if err := os.Remove(m.layer(m.Base).File); err != nil {
+		{what: "a missing file", layer: "base", want: os.ErrNotExist, line: "ubuntu.raw", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			if err := os.Remove(m.Layer(m.Base).File); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{what: "an empty file", layer: "base", want: ErrInvalid, line: "is empty", edit: func(t *testing.T, dir string, m *manifest) {
-			if err := os.Truncate(m.layer(m.Base).File, 0); err != nil {
+		{what: "an empty file", layer: "base", want: ErrInvalid, line: "is empty", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			if err := os.Truncate(m.Layer(m.Base).File, 0); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{what: "a fifo", layer: "base", want: ErrInvalid, line: "neither a file", edit: func(t *testing.T, dir string, m *manifest) {
-			path := m.layer(m.Base).File
+		{what: "a fifo", layer: "base", want: ErrInvalid, line: "neither a file", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			path := m.Layer(m.Base).File
 			if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{what: "another backing file", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
-			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "other.raw", "-F", "raw", m.byName("adopted").File)
+		{what: "another backing file", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "other.raw", "-F", "raw", m.ByName("adopted").File)
 		}},
-		{what: "no backing file any more", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest) {
-			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "", m.byName("adopted").File)
+		{what: "no backing file any more", layer: "adopted", want: ErrInvalid, line: "now stands on", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "", m.ByName("adopted").File)
 		}},
-		{what: "a truncated qcow2", layer: "adopted", want: qcow2.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest) {
-			if err := os.Truncate(m.byName("adopted").File, 100); err != nil {
+		{what: "a truncated qcow2", layer: "adopted", want: qcow2.ErrCorrupt, line: "snap.qcow2", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			if err := os.Truncate(m.ByName("adopted").File, 100); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{what: "open for writing", layer: "base", want: hostfs.ErrLocked, line: "qemu-io", edit: func(t *testing.T, dir string, m *manifest) {
-			holdOpen(t, m.layer(m.Base).File, formatRaw)
+		{what: "open for writing", layer: "base", want: hostfs.ErrLocked, line: "qemu-io", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+			holdOpen(t, m.Layer(m.Base).File, formatRaw)
 		}},
-		{what: "mounted", layer: "base", want: ErrInUse, line: "has it mounted at /mnt/vm1", edit: func(t *testing.T, dir string, m *manifest) {
+		{what: "mounted", layer: "base", want: ErrInUse, line: "has it mounted at /mnt/vm1", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
 			lock, err := lockDir(fs, dir, true, "/mnt/vm1", 0)
 			if err != nil {
 				t.Fatal(err)
@@ -165,12 +171,12 @@ func TestAcceptRefuses(t *testing.T) {
 			if test.edit != nil {
 				test.edit(t, dir, m)
 			}
-			before := fileState(t, filepath.Join(dir, manifestName))
+			before := fileState(t, filepath.Join(dir, manifest.FileName))
 			err := Accept(dir, test.layer, test.o)
 			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.line) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v", err)
 			}
-			if now := fileState(t, filepath.Join(dir, manifestName)); now != before {
+			if now := fileState(t, filepath.Join(dir, manifest.FileName)); now != before {
 				t.Error("chain.json was written")
 			}
 		})
@@ -188,22 +194,22 @@ func TestAcceptRefuses(t *testing.T) {
 // the error says that this is unknown.
 func TestAcceptFaults(t *testing.T) {
 	dir, m := adopted(t)
-	before := m.layer(m.Base).Fingerprint.Digest
-	patch(t, m.layer(m.Base).File, 0, []byte("changed"))
+	before := m.Layer(m.Base).Fingerprint.Digest
+	imagetest.PatchUnseen(t, m.Layer(m.Base).File, 0, []byte("changed"))
 	for at := 1; ; at++ {
-		fs := &failingFS{FS: hostfs.OS(), failAt: at}
+		fs := &faulty.FS{FS: hostfs.OS(), FailAt: at}
 		err := Accept(dir, "base", OpenOptions{FS: fs})
-		if fs.failed == "" {
+		if fs.Failed == "" {
 			if err != nil {
 				t.Fatal(err)
 			}
 			return
 		}
-		taken := mustLoad(t, dir).layer(m.Base).Fingerprint.Digest != before
-		if taken != (err == nil) && !errors.Is(err, errCommitUnknown) && fs.failed != "close" {
-			t.Errorf("call %d, a failed %s: taken %v, %v", at, fs.failed, taken, err)
+		taken := mustLoad(t, dir).Layer(m.Base).Fingerprint.Digest != before
+		if taken != (err == nil) && !errors.Is(err, manifest.ErrUnknown) && fs.Failed != "close" {
+			t.Errorf("call %d, a failed %s: taken %v, %v", at, fs.Failed, taken, err)
 		}
-		if err := m.commit(hostfs.OS(), dir); err != nil {
+		if err := m.Commit(hostfs.OS(), dir); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
 	"varve/chain/mounts"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -92,7 +93,7 @@ func adoptImages(fs hostfs.FS, path, format string, witness Witness, layersToo b
 		if top.path, err = filepath.EvalSymlinks(top.path); err != nil {
 			return images, err
 		}
-		if err := checkPath(top.path); err != nil {
+		if err := manifest.CheckPath(top.path); err != nil {
 			return images, err
 		}
 	}
@@ -110,7 +111,7 @@ func closeImages(images []*foreignImage) error {
 // checkFile refuses what cannot be a layer before it is opened: opening a fifo
 // alone would wait for ever.
 func checkFile(fs hostfs.FS, path string) error {
-	if err := checkPath(path); err != nil {
+	if err := manifest.CheckPath(path); err != nil {
 		return err
 	}
 	info, err := fs.Stat(path)
@@ -119,7 +120,7 @@ func checkFile(fs hostfs.FS, path string) error {
 	}
 	switch {
 	case info.Mode.IsDir():
-		if _, err := fs.Stat(filepath.Join(path, manifestName)); err == nil {
+		if _, err := fs.Stat(filepath.Join(path, manifest.FileName)); err == nil {
 			return invalidf("%s is a disk directory, not an image", path)
 		}
 		return invalidf("%s is a directory", path)
@@ -161,7 +162,7 @@ func backingOf(path string, header *qcow2.Header) (backing, format string, err e
 		return "", "", nil
 	}
 	name := header.BackingName
-	if err := checkPath(name); err != nil {
+	if err := manifest.CheckPath(name); err != nil {
 		return "", "", fmt.Errorf("the backing file of %s: %w", path, err)
 	}
 	if isProtocol(name) {
@@ -253,10 +254,10 @@ func refuseVarve(fs hostfs.FS, path string, layersToo bool) error {
 	}
 	beside := filepath.Dir(resolved)
 	for _, dir := range []string{beside, filepath.Dir(beside)} {
-		m, err := loadManifest(fs, dir)
+		m, err := manifest.Load(fs, dir)
 		if err != nil {
 			relative, _ := strings.CutPrefix(resolved, dir+"/")
-			if _, ours := layerFileNumber(relative); ours && !errors.Is(err, os.ErrNotExist) {
+			if _, ours := manifest.LayerFileNumber(relative); ours && !errors.Is(err, os.ErrNotExist) {
 				return invalidf("%s looks like a layer of the varve disk %s: %w", path, dir, err)
 			}
 			continue
@@ -265,13 +266,13 @@ func refuseVarve(fs hostfs.FS, path string, layersToo bool) error {
 			if l.Foreign {
 				continue // several disks may share a base
 			}
-			own, err := fs.Stat(l.path(dir))
+			own, err := fs.Stat(l.Path(dir))
 			if err == nil && own.Device == info.Device && own.Inode == info.Inode {
 				name := l.Name
 				if l.ID == m.Leaf {
 					name = "leaf"
 				}
-				return &LayerError{File: path, Disk: dir, Label: l.label(), Name: name}
+				return &LayerError{File: path, Disk: dir, Label: l.Label(), Name: name}
 			}
 		}
 	}

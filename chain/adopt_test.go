@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/dirlock"
+	"varve/chain/manifest"
+	"varve/integration/imagetest"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
@@ -87,10 +89,10 @@ func TestAdopt(t *testing.T) {
 			}
 			m := mustLoad(t, dir)
 			n := len(test.files)
-			if m.Leaf != layerID(n+1) || m.Base != "000001" || m.Next != n+2 || len(m.Layers) != n+1 {
+			if m.Leaf != manifest.LayerID(n+1) || m.Base != "000001" || m.Next != n+2 || len(m.Layers) != n+1 {
 				t.Errorf("%+v", m)
 			}
-			wantFiles := []string{m.layer(m.Leaf).path(dir)}
+			wantFiles := []string{m.Layer(m.Leaf).Path(dir)}
 			for _, f := range test.files {
 				wantFiles = append(wantFiles, f.Path)
 			}
@@ -125,7 +127,7 @@ func TestAdopt(t *testing.T) {
 					t.Errorf("%s changed: %s → %s", path, state, now)
 				}
 			}
-			for i, l := range m.chainOf(m.Leaf)[1:] {
+			for i, l := range m.Chain(m.Leaf)[1:] {
 				info, err := os.Stat(l.File)
 				if err != nil {
 					t.Fatal(err)
@@ -133,7 +135,7 @@ func TestAdopt(t *testing.T) {
 				if l.Name != test.files[i].Layer || !l.Foreign || !l.Frozen.Equal(info.ModTime()) {
 					t.Errorf("layer %+v", l)
 				}
-				if changes, noted := compareFingerprints(l.Fingerprint, fingerprintAt(t, l.File, l.Format)); len(changes)+len(noted) != 0 {
+				if changes, noted := l.Fingerprint.Compare(fingerprintAt(t, l.File, l.Format)); len(changes)+len(noted) != 0 {
 					t.Errorf("%s: %q %q", l.Name, changes, noted)
 				}
 			}
@@ -185,7 +187,7 @@ func TestAdoptThroughLinks(t *testing.T) {
 			t.Errorf("%s: %q", test.base, files)
 		}
 		m := mustLoad(t, created.Dir)
-		if got := backingFiles(t, m.layer(m.Leaf).path(created.Dir)); !reflect.DeepEqual(got[1:], files) {
+		if got := backingFiles(t, m.Layer(m.Leaf).Path(created.Dir)); !reflect.DeepEqual(got[1:], files) {
 			t.Errorf("%s: qemu-img sees %q, varve %q", test.base, got[1:], files)
 		}
 	}
@@ -222,8 +224,8 @@ func TestAdoptRefuses(t *testing.T) {
 		qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", format, at(name), "1M")
 	}
 	rawImage(t, at("ok.raw"), 1<<20)
-	sparse(t, at("empty.raw"), 0)
-	sparse(t, at("fake.qcow2"), 1<<20)
+	imagetest.Sparse(t, at("empty.raw"), 0)
+	imagetest.Sparse(t, at("fake.qcow2"), 1<<20)
 	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", at("disguised.raw"), "1M")
 	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", at("zero.qcow2"), "0")
 	unsafe("onzero.qcow2", "zero.qcow2", "qcow2")
@@ -249,7 +251,7 @@ func TestAdoptRefuses(t *testing.T) {
 	replace(t, at("noformat.qcow2"), "\xe2\x79\x2a\xca", "\x12\x34\x56\x78")
 	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+at("data.bin"), at("external.qcow2"), "1M")
 	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", at("secret.qcow2"), "1M")
-	patch(t, at("secret.qcow2"), 32, []byte{0, 0, 0, 2}) // crypt_method: LUKS, whose making takes seconds
+	imagetest.PatchUnseen(t, at("secret.qcow2"), 32, []byte{0, 0, 0, 2}) // crypt_method: LUKS, whose making takes seconds
 	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", at("cut.qcow2"), "1M")
 	if err := os.Truncate(at("cut.qcow2"), 60); err != nil {
 		t.Fatal(err)

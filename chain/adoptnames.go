@@ -3,6 +3,8 @@ package chain
 import (
 	"fmt"
 	"path/filepath"
+
+	"varve/chain/manifest"
 )
 
 // What adopted layers are called (M20).
@@ -50,7 +52,7 @@ func nameAdopted(images []*foreignImage, witness Witness) (layers []adoptedLayer
 		if given == "" || i == bottom && states[i].Name == "" {
 			continue
 		}
-		name := legalName(given, taken)
+		name := manifest.LegalName(given, taken)
 		taken[name] = true
 		if states[i].Name != "" && name != given {
 			notes = append(notes, fmt.Sprintf("%s is %s here, since no layer can be called %q", states[i].By, name, given))
@@ -65,12 +67,12 @@ func nameAdopted(images []*foreignImage, witness Witness) (layers []adoptedLayer
 		l := &layers[i]
 		switch {
 		case i == bottom:
-			l.name = baseName
+			l.name = manifest.BaseName
 		case l.name != "":
 		case i == 0:
-			l.name, l.about = legalName(adoptedName, taken), "the disk as it was last written"
+			l.name, l.about = manifest.LegalName(adoptedName, taken), "the disk as it was last written"
 		default:
-			l.name = legalName(fmt.Sprintf(plainName, bottom-i), taken)
+			l.name = manifest.LegalName(fmt.Sprintf(plainName, bottom-i), taken)
 		}
 		taken[l.name] = true
 		if i > 0 && l.about == "" {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
@@ -73,17 +74,17 @@ func TestAdoptedNames(t *testing.T) {
 		var got []string
 		for _, f := range created.Files {
 			got = append(got, f.Layer+" "+filepath.Base(f.Path))
-			if f.Layer != "base" && m.byName(f.Layer).File != f.Path {
-				t.Errorf("%s is %s", f.Layer, m.byName(f.Layer).File)
+			if f.Layer != "base" && m.ByName(f.Layer).File != f.Path {
+				t.Errorf("%s is %s", f.Layer, m.ByName(f.Layer).File)
 			}
 		}
-		for _, l := range m.children(m.Base) {
+		for _, l := range m.Children(m.Base) {
 			if l.Foreign {
 				continue
 			}
 			got = append(got, l.Name+" vm.qcow2")
-			qemuTool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", l.path(dir), at("vm.qcow2"))
-			qemuTool(t, "qemu-img", "check", "-q", l.path(dir))
+			qemuTool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", l.Path(dir), at("vm.qcow2"))
+			qemuTool(t, "qemu-img", "check", "-q", l.Path(dir))
 		}
 		if strings.Join(got, ", ") != test.want {
 			t.Errorf("got  %s\nwant %s", strings.Join(got, ", "), test.want)

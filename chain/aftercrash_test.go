@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/dirlock"
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 	"varve/overlay/hostfs"
 )
@@ -48,12 +49,12 @@ func TestNumbersAreUsedOnce(t *testing.T) {
 	if m, _ := d.tree(); m.Next <= before {
 		t.Errorf("the next number is %d, was %d", m.Next, before)
 	}
-	must(t, os.WriteFile(filepath.Join(d.Dir(), layersDir, "000099.qcow2"), nil, 0o600)) // of no layer
-	kept := filepath.Join(d.Dir(), layersDir, "000002.qcow2.bak")
+	must(t, os.WriteFile(filepath.Join(d.Dir(), manifest.LayersDir, "000099.qcow2"), nil, 0o600)) // of no layer
+	kept := filepath.Join(d.Dir(), manifest.LayersDir, "000002.qcow2.bak")
 	must(t, os.WriteFile(kept, nil, 0o600))
 	must(t, d.Close())
 	d = openWatched(t, fs, d.Dir())
-	if _, err := os.Stat(filepath.Join(d.Dir(), layersDir, "000099.qcow2")); err == nil {
+	if _, err := os.Stat(filepath.Join(d.Dir(), manifest.LayersDir, "000099.qcow2")); err == nil {
 		t.Error("a file that no layer owns was left")
 	}
 	if _, err := os.Stat(kept); err != nil {
@@ -69,7 +70,7 @@ func TestUsedNumbersAreNoStrays(t *testing.T) {
 	id, err := d.Delete("one")
 	finish(t, d, id, err)
 	must(t, d.Close())
-	path := filepath.Join(d.Dir(), layersDir, "000001.qcow2")
+	path := filepath.Join(d.Dir(), manifest.LayersDir, "000001.qcow2")
 	must(t, os.WriteFile(path, []byte("put here by somebody"), 0o600))
 	openDisk(t, d.Dir())
 	if _, err := os.Stat(path); err != nil {
@@ -115,13 +116,13 @@ func TestHeadersFollowAfterACrash(t *testing.T) {
 				tree, _ := died.tree()
 				for _, l := range tree.Layers {
 					parent := ""
-					if p := tree.layer(l.Parent); p != nil {
-						parent = p.path(dir)
+					if p := tree.Layer(l.Parent); p != nil {
+						parent = p.Path(dir)
 					}
 					if l.Foreign {
 						continue
 					}
-					if got := fs.backingOf(l.path(dir)); got != parent {
+					if got := fs.backingOf(l.Path(dir)); got != parent {
 						t.Errorf("%s: %s names %q, chain.json %q", filepath.Base(dir), l.File, got, parent)
 					}
 				}
@@ -241,16 +242,16 @@ func TestMarkedLayersAreNotJudged(t *testing.T) {
 	m := mergeCases[2]
 	d, fs := m.build(t)
 	readyMerge(t, d, "one", m.direction)
-	rec := d.manifest.byName("two")
+	rec := d.manifest.ByName("two")
 	if !rec.Writing || rec.Fingerprint != nil {
 		t.Errorf("the layer that is being written has the mark %v and the fingerprint %v", rec.Writing, rec.Fingerprint)
 	}
 	(&diskTarget{t: t, d: d}).kill()
-	path := rec.path(d.Dir())
+	path := rec.Path(d.Dir())
 	must(t, os.Chtimes(path, d.ModTime().Add(1e9), d.ModTime().Add(1e9)))
 	d, err := Open(d.Dir(), OpenOptions{FS: fs, HoldJob: true})
 	must(t, err)
-	rec = d.manifest.byName("two")
+	rec = d.manifest.ByName("two")
 	if rec.Writing || rec.Fingerprint == nil {
 		t.Errorf("after it was settled it has the mark %v and the fingerprint %v", rec.Writing, rec.Fingerprint)
 	}
@@ -300,19 +301,19 @@ func TestRemovalIsDurable(t *testing.T) {
 	put(t, d, 1, 0, 1<<20)
 	must(t, d.Snapshot("one"))
 	must(t, d.Snapshot("two"))
-	layers := filepath.Join(d.Dir(), layersDir)
+	layers := filepath.Join(d.Dir(), manifest.LayersDir)
 	var removed []string // not durably
 	forgotten := 0
 	fs.Watch(func(c interleave.Call) {
 		switch {
 		case !c.Done:
 		case c.Op == "remove" && filepath.Dir(c.Path) == layers:
-			removed = append(removed, layersDir+"/"+filepath.Base(c.Path))
+			removed = append(removed, manifest.LayersDir+"/"+filepath.Base(c.Path))
 		case c.Op == "syncdir" && c.Path == layers:
 			forgotten += len(removed)
 			removed = nil
-		case c.Op == "rename" && filepath.Base(c.Path) == manifestName:
-			m, err := loadManifest(hostfs.OS(), d.Dir())
+		case c.Op == "rename" && filepath.Base(c.Path) == manifest.FileName:
+			m, err := manifest.Load(hostfs.OS(), d.Dir())
 			if err != nil {
 				t.Error(err)
 				return
@@ -343,7 +344,7 @@ func TestOlderManifestRemovesNothing(t *testing.T) {
 	put(t, d, 2, 0, 4096)
 	must(t, d.Close())
 	dir := d.Dir()
-	name := filepath.Join(dir, manifestName)
+	name := filepath.Join(dir, manifest.FileName)
 	older, err := os.ReadFile(name)
 	must(t, err)
 	d = openDisk(t, dir)
@@ -386,7 +387,7 @@ func TestOlderManifestRemovesNothing(t *testing.T) {
 func TestUnreadableStray(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	must(t, d.Close())
-	stray := filepath.Join(d.Dir(), layersDir, "000099.qcow2")
+	stray := filepath.Join(d.Dir(), manifest.LayersDir, "000099.qcow2")
 	must(t, os.Mkdir(stray, 0o700))
 	const name = "000099.qcow2"
 	if _, err := Open(d.Dir(), OpenOptions{}); err == nil || !strings.Contains(err.Error(), name) || errors.Is(err, ErrChanged) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -21,7 +22,7 @@ func atRest(v ViewFiles) (*AtRest, error) {
 func viewFiles(t *testing.T, d *Disk, name string) ViewFiles {
 	t.Helper()
 	m, _ := d.tree()
-	v, err := d.ViewFiles(m.byName(name).ID)
+	v, err := d.ViewFiles(m.ByName(name).ID)
 	must(t, err)
 	again, err := ParseViewFiles(v.String())
 	must(t, err)
@@ -34,9 +35,9 @@ func viewFiles(t *testing.T, d *Disk, name string) ViewFiles {
 // A view at rest is what the daemon shows, and as long as it is open no job writes a
 // file of it: one that begins waits, and goes on afterwards.
 func TestAtRest(t *testing.T) {
-	for _, direction := range []string{directionUp, directionDown} {
+	for _, direction := range []string{manifest.Up, manifest.Down} {
 		d, _ := testDisk(t, 8<<20)
-		sizes := map[string]int64{directionUp: 256 << 10, directionDown: 2 << 20}
+		sizes := map[string]int64{manifest.Up: 256 << 10, manifest.Down: 2 << 20}
 		put(t, d, 1, 0, sizes[direction])
 		must(t, d.Snapshot("one"))
 		put(t, d, 2, 4<<20, 1<<20)
@@ -82,10 +83,10 @@ func TestAtRest(t *testing.T) {
 
 // What a job writes or gives back, and what has not settled, is not at rest.
 func TestNotAtRest(t *testing.T) {
-	for _, direction := range []string{directionUp, directionDown} {
+	for _, direction := range []string{manifest.Up, manifest.Down} {
 		d, _ := testDisk(t, 8<<20)
 		lower, upper := int64(256<<10), int64(1<<20)
-		if direction == directionDown {
+		if direction == manifest.Down {
 			lower, upper = upper, lower
 		}
 		put(t, d, 1, 0, lower)

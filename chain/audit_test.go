@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 	"varve/overlay/hostfs"
 )
@@ -63,7 +64,7 @@ func TestOrderOfHostCalls(t *testing.T) {
 	step("revert", d.Revert("six"))
 	write(11, 4<<20, 4096)
 	job("flatten of a snapshot")(d.Flatten("drei"))
-	job("flatten of the leaf")(d.Flatten(leafName))
+	job("flatten of the leaf")(d.Flatten(manifest.LeafName))
 	step("discard", d.Discard(0, 1<<20))
 	step("flush", d.Flush())
 	step("close", d.Close())
@@ -87,7 +88,7 @@ func TestLockComesFirst(t *testing.T) {
 	m, _ := d.tree()
 	layers := map[string]bool{}
 	for _, l := range m.Layers {
-		layers[l.path(d.Dir())] = true
+		layers[l.Path(d.Dir())] = true
 	}
 	var early []string
 	looked := map[string]bool{}

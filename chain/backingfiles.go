@@ -4,6 +4,7 @@ import (
 	"iter"
 	"path/filepath"
 	"strings"
+
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )

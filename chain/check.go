@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -111,7 +112,7 @@ func Check(ctx context.Context, dir string, o CheckOptions) (report CheckReport,
 	defer func() { err = errors.Join(err, leave()) }()
 	// Looked at before it is locked: a directory that is none of ours gets no
 	// lock file. A chain.json that is corrupt is a finding.
-	if _, err := loadManifest(o.FS, dir); err != nil && !errors.Is(err, ErrCorrupt) {
+	if _, err := manifest.Load(o.FS, dir); err != nil && !errors.Is(err, manifest.ErrCorrupt) {
 		return CheckReport{}, err
 	}
 	lock, err := lockDir(o.FS, dir, o.Repair, "", o.LockWait)
@@ -153,7 +154,7 @@ type checker struct {
 	ctx      context.Context
 	fs       hostfs.FS
 	dir      string
-	manifest *manifest // nil when it is corrupt
+	manifest *manifest.Manifest // nil when it is corrupt
 	report   CheckReport
 
 	progress    func(done, total int64)
@@ -167,11 +168,11 @@ type checker struct {
 func (c *checker) check() (CheckReport, error) {
 	c.report = CheckReport{Version: 1, Disk: c.dir, Layers: []LayerCheck{}, Findings: []CheckFinding{}, Mended: []CheckFinding{}}
 	c.manifest, c.done, c.total, c.touched, c.falsified = nil, 0, 0, false, make(map[string]bool)
-	m, err := loadManifest(c.fs, c.dir)
+	m, err := manifest.Load(c.fs, c.dir)
 	switch {
-	case errors.Is(err, ErrCorrupt):
-		c.blockf("", filepath.Join(c.dir, manifestName),
-			restoreManifest, "%v", err)
+	case errors.Is(err, manifest.ErrCorrupt):
+		c.blockf("", filepath.Join(c.dir, manifest.FileName),
+			manifest.RestoreWords, "%v", err)
 		return c.report, nil
 	case err != nil:
 		return CheckReport{}, err
@@ -199,7 +200,7 @@ func (c *checker) planProgress() {
 		return
 	}
 	for _, rec := range c.manifest.Layers {
-		if info, err := c.fs.Stat(rec.path(c.dir)); err == nil {
+		if info, err := c.fs.Stat(rec.Path(c.dir)); err == nil {
 			c.total += info.Blocks
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )

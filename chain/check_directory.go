@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"varve/chain/manifest"
 	"varve/overlay/check"
 )
 
@@ -16,13 +17,13 @@ const byMount = "the next mount, or a check with --repair, puts it in order"
 // disk that was not unmounted in order.
 func (c *checker) checkDirectory() error {
 	m := c.manifest
-	temp := filepath.Join(c.dir, manifestTempName)
+	temp := filepath.Join(c.dir, manifest.TempName)
 	if _, err := c.fs.Stat(temp); err == nil {
 		c.notef("", temp, byMount, true, "a crash left a chain.json that was not finished")
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	layers := filepath.Join(c.dir, layersDir)
+	layers := filepath.Join(c.dir, manifest.LayersDir)
 	files, err := c.fs.ReadDir(layers)
 	if errors.Is(err, os.ErrNotExist) {
 		c.blockf("", layers, "put it back from a backup", "the directory of the layers is not there")
@@ -32,9 +33,9 @@ func (c *checker) checkDirectory() error {
 		return err
 	}
 	for _, name := range files {
-		file := layersDir + "/" + name
-		number, ok := layerFileNumber(file)
-		owned := slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return !l.Foreign && l.File == file })
+		file := manifest.LayersDir + "/" + name
+		number, ok := manifest.LayerFileNumber(file)
+		owned := slices.ContainsFunc(m.Layers, func(l *manifest.Layer) bool { return !l.Foreign && l.File == file })
 		path := filepath.Join(layers, name)
 		switch {
 		case owned:
@@ -65,19 +66,10 @@ func (c *checker) checkJob() {
 	if j == nil {
 		return
 	}
-	path := filepath.Join(c.dir, manifestName)
-	if !sensibleJob(m) {
-		c.notef(j.Layer, path, byMount, true, "job %s (%s of %s) has nothing to do", j.ID, j.Kind, m.layer(j.Layer).label())
+	path := filepath.Join(c.dir, manifest.FileName)
+	if !m.JobHasWork() {
+		c.notef(j.Layer, path, byMount, true, "job %s (%s of %s) has nothing to do", j.ID, j.Kind, m.Layer(j.Layer).Label())
 		return
 	}
-	c.notef(j.Layer, path, "it goes on at the next mount", false, "job %s (%s of %s) is not finished", j.ID, j.Kind, m.layer(j.Layer).label())
-}
-
-// sensibleJob says whether the job of a valid manifest has something to do.
-func sensibleJob(m *manifest) bool {
-	l := m.layer(m.Job.Layer)
-	if m.Job.Kind == jobFlatten {
-		return l.Parent != "" && !l.Foreign
-	}
-	return canMerge(m, l)
+	c.notef(j.Layer, path, "it goes on at the next mount", false, "job %s (%s of %s) is not finished", j.ID, j.Kind, m.Layer(j.Layer).Label())
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 
+	"varve/chain/manifest"
+	"varve/chain/shellword"
 	"varve/overlay"
 	"varve/overlay/check"
 	"varve/overlay/extent"
@@ -18,13 +20,13 @@ type fileIdentity struct{ device, inode uint64 }
 
 // checkLayer checks one layer's file and what chain.json says of it. Its error
 // ends the check; what is wrong with the layer is a finding.
-func (c *checker) checkLayer(rec *layerRecord, seen map[fileIdentity]string) error {
+func (c *checker) checkLayer(rec *manifest.Layer, seen map[fileIdentity]string) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	m, path := c.manifest, rec.path(c.dir)
+	m, path := c.manifest, rec.Path(c.dir)
 	c.report.Layers = append(c.report.Layers, LayerCheck{
-		ID: rec.ID, Name: rec.Name, State: stateOf(m, rec), Format: rec.Format, File: path,
+		ID: rec.ID, Name: rec.Name, State: m.State(rec), Format: rec.Format, File: path,
 	})
 	share := int64(0)
 	if info, err := c.fs.Stat(path); err == nil {
@@ -51,7 +53,7 @@ func (c *checker) checkLayer(rec *layerRecord, seen map[fileIdentity]string) err
 		if other, taken := seen[identity]; taken {
 			c.errorf(rec.ID, path, "give each layer its own file again, from a backup", false, "it is the same file as that of %s", other)
 		}
-		seen[identity] = rec.label()
+		seen[identity] = rec.Label()
 	}
 	c.checkMarks(rec, path)
 	c.checkFingerprint(rec, path, f)
@@ -64,7 +66,7 @@ func (c *checker) checkLayer(rec *layerRecord, seen map[fileIdentity]string) err
 
 // openForCheck opens a layer's file and locks it as a mount would, so that
 // nobody writes it meanwhile.
-func (c *checker) openForCheck(rec *layerRecord, path string) (hostfs.File, bool) {
+func (c *checker) openForCheck(rec *manifest.Layer, path string) (hostfs.File, bool) {
 	fail := func(err error) (hostfs.File, bool) {
 		wayOut := "make the file readable again, or put it back from a backup"
 		switch {
@@ -108,7 +110,7 @@ func withoutPath(err error, path string) string {
 
 // checkMarks looks at the bits of a header with which a program says that the file is not
 // in order. They come before all that follows from what they say.
-func (c *checker) checkMarks(rec *layerRecord, path string) {
+func (c *checker) checkMarks(rec *manifest.Layer, path string) {
 	if rec.Format != formatQcow2 {
 		return
 	}
@@ -125,11 +127,11 @@ func (c *checker) checkMarks(rec *layerRecord, path string) {
 const dirtyWords = "it is marked dirty: who wrote it was killed, and its refcounts may be wrong; what it shows is right"
 
 // checkFingerprint compares a layer's file with what it was (M16).
-func (c *checker) checkFingerprint(rec *layerRecord, path string, f hostfs.File) {
+func (c *checker) checkFingerprint(rec *manifest.Layer, path string, f hostfs.File) {
 	if rec.Writing || rec.Fingerprint == nil {
 		return
 	}
-	now, err := takeFingerprint(f, rec.Format)
+	now, err := manifest.TakeFingerprint(f, rec.Format)
 	if err != nil {
 		c.blockf(rec.ID, path, "put it back from a backup", "it cannot be read: %v", err)
 		return
@@ -138,21 +140,21 @@ func (c *checker) checkFingerprint(rec *layerRecord, path string, f hostfs.File)
 		c.errorf(rec.ID, path, salvageWords, false, "the host cannot read it at 0x%x", now.Unread)
 	}
 	// Another inode or device, of a restored file, is nothing to act on.
-	changes, _ := compareFingerprints(rec.Fingerprint, now)
+	changes, _ := rec.Fingerprint.Compare(now)
 	switch {
 	case len(changes) == 0:
 	case rec.ID == c.manifest.Leaf:
 		c.touched = true
-		c.notef(rec.ID, path, byMount, true, "the leaf was changed by another program since it was closed (%s)", joinWords(changes))
+		c.notef(rec.ID, path, byMount, true, "the leaf was changed by another program since it was closed (%s)", strings.Join(changes, ", "))
 	default:
 		c.falsified[rec.ID] = true
-		c.blockf(rec.ID, path, acceptWords(c.dir, rec), "it was changed: %s; it falsifies %s",
-			joinWords(changes), falsifiedBy(c.manifest, rec))
+		c.blockf(rec.ID, path, rec.AcceptWords(c.dir), "it was changed: %s; it falsifies %s",
+			strings.Join(changes, ", "), c.manifest.FalsifiedBy(rec))
 	}
 }
 
 // checkSize compares the guest size that chain.json has with the file's.
-func (c *checker) checkSize(rec *layerRecord, path string, f hostfs.File, h *qcow2.Header) {
+func (c *checker) checkSize(rec *manifest.Layer, path string, f hostfs.File, h *qcow2.Header) {
 	if rec.ID == c.manifest.Leaf || rec.Writing || rec.Name == "" {
 		// The leaf's own header decides. An unnamed layer has no view that anybody
 		// sees, and a merge that was stopped may have made it larger.
@@ -160,21 +162,21 @@ func (c *checker) checkSize(rec *layerRecord, path string, f hostfs.File, h *qco
 	}
 	size := int64(0)
 	if h != nil {
-		size = viewSize(rec.Format, h.Size)
+		size = manifest.ViewSize(rec.Format, h.Size)
 	} else if info, err := f.Stat(); err == nil {
 		size = info.Size
 	}
 	if size != rec.Size {
-		c.errorf(rec.ID, path, acceptWords(c.dir, rec), false, "the file is a disk of %d bytes, chain.json says %d", size, rec.Size)
+		c.errorf(rec.ID, path, rec.AcceptWords(c.dir), false, "the file is a disk of %d bytes, chain.json says %d", size, rec.Size)
 	}
 }
 
 // checkWhole says it when a header's size is no whole number of sectors (M2).
-func (c *checker) checkWhole(rec *layerRecord, path string, h *qcow2.Header) {
+func (c *checker) checkWhole(rec *manifest.Layer, path string, h *qcow2.Header) {
 	if !extent.Uneven(h.Size) {
 		return
 	}
-	if rec.Foreign || c.manifest.pinned()[rec.ID] || overlay.Plain(h) != nil {
+	if rec.Foreign || c.manifest.Pinned()[rec.ID] || overlay.Plain(h) != nil {
 		c.notef(rec.ID, path, "nothing has to be done; varve shows them, and a layer of varve's on it has its own copy of them", false, "%s", unevenWords(h.Size))
 		return
 	}
@@ -182,7 +184,7 @@ func (c *checker) checkWhole(rec *layerRecord, path string, h *qcow2.Header) {
 }
 
 // checkImage checks header, tables and refcounts of a qcow2 layer.
-func (c *checker) checkImage(rec *layerRecord, path string, f hostfs.File, share int64) error {
+func (c *checker) checkImage(rec *manifest.Layer, path string, f hostfs.File, share int64) error {
 	before := c.done
 	result, err := check.Run(c.ctx, f, rec.Format, check.Options{MaxProblems: maxLayerFindings, Progress: func(done, total int64) {
 		if total > 0 {
@@ -227,7 +229,7 @@ func (c *checker) checkImage(rec *layerRecord, path string, f hostfs.File, share
 }
 
 // addProblems takes over what check.Run found; leaks as one finding.
-func (c *checker) addProblems(rec *layerRecord, path string, h *qcow2.Header, result check.Result, mendable bool) {
+func (c *checker) addProblems(rec *manifest.Layer, path string, h *qcow2.Header, result check.Result, mendable bool) {
 	counted := &c.report.Layers[len(c.report.Layers)-1]
 	counted.Errors += result.Errors
 	counted.Leaks += result.Leaks
@@ -273,20 +275,20 @@ func clusterWords(h *qcow2.Header) string {
 }
 
 // checkBacking compares the backing file that a header names with chain.json.
-func (c *checker) checkBacking(rec *layerRecord, path string, h *qcow2.Header) {
+func (c *checker) checkBacking(rec *manifest.Layer, path string, h *qcow2.Header) {
 	if rec.Foreign {
 		if err := sameBacking(c.manifest, rec, h); err != nil {
 			c.errorf(rec.ID, path, "put the header back with qemu-img rebase -u, then \"varve accept\"", false, "%v", err)
 		}
 		return
 	}
-	name, format := backingName(c.manifest.layer(rec.Parent))
+	name, format := c.manifest.Layer(rec.Parent).BackingName()
 	if h.BackingName == name && h.BackingFormat == format {
 		return
 	}
 	text := fmt.Sprintf("its header names the backing file %q (%s), chain.json %q (%s)", h.BackingName, h.BackingFormat, name, format)
 	// A crash may come between the two, and both give the same view (M15).
-	if c.manifest.layer(c.manifest.Leaf).Writing || rec.Writing {
+	if c.manifest.Layer(c.manifest.Leaf).Writing || rec.Writing {
 		c.notef(rec.ID, path, byMount, true, "%s", text)
 		return
 	}
@@ -298,7 +300,7 @@ func (c *checker) checkBacking(rec *layerRecord, path string, h *qcow2.Header) {
 }
 
 // imageWayOut is what to do about errors in an image's tables.
-func (c *checker) imageWayOut(rec *layerRecord, mendable bool) string {
+func (c *checker) imageWayOut(rec *manifest.Layer, mendable bool) string {
 	switch {
 	case mendable:
 		return "a check with --repair mends it"
@@ -312,6 +314,6 @@ func (c *checker) imageWayOut(rec *layerRecord, mendable bool) string {
 const salvageWords = "put the file back from a backup, or save what can be read of a view with varve export --skip-damaged"
 
 // foreignRepair is how a file of others is repaired that a disk reads, in order.
-func foreignRepair(dir string, rec *layerRecord) string {
-	return fmt.Sprintf("qemu-img check -r all %s && varve accept %s %s", ShellWord(rec.File), ShellWord(dir), ShellWord(rec.handle()))
+func foreignRepair(dir string, rec *manifest.Layer) string {
+	return fmt.Sprintf("qemu-img check -r all %s && varve accept %s %s", shellword.Quote(rec.File), shellword.Quote(dir), shellword.Quote(rec.Argument()))
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -34,7 +35,7 @@ func newCheckedDisk(t *testing.T) *checkedDisk {
 	c := newPlainDisk(t)
 	for _, l := range mustLoad(t, c.dir).Layers {
 		raw := filepath.Join(t.TempDir(), l.ID+".raw")
-		qemuTool(t, "qemu-img", "convert", "-f", l.Format, "-O", "raw", l.path(c.dir), raw)
+		qemuTool(t, "qemu-img", "convert", "-f", l.Format, "-O", "raw", l.Path(c.dir), raw)
 		c.views[l.ID] = raw
 	}
 	return c
@@ -55,28 +56,28 @@ func newPlainDisk(t *testing.T) *checkedDisk {
 	must(t, d.Close())
 	c := &checkedDisk{t: t, dir: d.Dir(), views: map[string]string{}}
 	if len(mustLoad(t, c.dir).Layers) != 5 || mustLoad(t, c.dir).Leaf != idLeaf {
-		t.Fatalf("not the disk that the test wants: %v", names(t, filepath.Join(c.dir, layersDir)))
+		t.Fatalf("not the disk that the test wants: %v", names(t, filepath.Join(c.dir, manifest.LayersDir)))
 	}
 	return c
 }
 
-func (c *checkedDisk) path(id string) string { return mustLoad(c.t, c.dir).layer(id).path(c.dir) }
+func (c *checkedDisk) path(id string) string { return mustLoad(c.t, c.dir).Layer(id).Path(c.dir) }
 
 // edit changes chain.json.
-func (c *checkedDisk) edit(change func(m *manifest)) {
+func (c *checkedDisk) edit(change func(m *manifest.Manifest)) {
 	c.t.Helper()
 	m := mustLoad(c.t, c.dir)
 	change(m)
-	must(c.t, m.commit(hostfs.OS(), c.dir))
+	must(c.t, m.Commit(hostfs.OS(), c.dir))
 }
 
 // accept takes a layer's file as right in chain.json, so that only what the
 // file itself has wrong is left.
 func (c *checkedDisk) accept(id string) {
 	c.t.Helper()
-	print, err := fingerprintOf(hostfs.OS(), c.path(id), mustLoad(c.t, c.dir).layer(id).Format)
+	print, err := manifest.FingerprintFile(hostfs.OS(), c.path(id), mustLoad(c.t, c.dir).Layer(id).Format)
 	must(c.t, err)
-	c.edit(func(m *manifest) { m.layer(id).Fingerprint = print })
+	c.edit(func(m *manifest.Manifest) { m.Layer(id).Fingerprint = print })
 }
 
 // kill leaves the disk as a kill does: open, written, not closed.
@@ -179,10 +180,10 @@ func (c *checkedDisk) judge() {
 	c.t.Helper()
 	for _, l := range mustLoad(c.t, c.dir).Layers {
 		if !l.Foreign {
-			qemuTool(c.t, "qemu-img", "check", "-f", "qcow2", l.path(c.dir))
+			qemuTool(c.t, "qemu-img", "check", "-f", "qcow2", l.Path(c.dir))
 		}
 		if raw := c.views[l.ID]; raw != "" {
-			qemuTool(c.t, "qemu-img", "compare", "-f", l.Format, "-F", "raw", l.path(c.dir), raw)
+			qemuTool(c.t, "qemu-img", "compare", "-f", l.Format, "-F", "raw", l.Path(c.dir), raw)
 		}
 	}
 }
@@ -193,7 +194,7 @@ func (c *checkedDisk) state() string {
 	c.t.Helper()
 	text := ""
 	for _, root := range []string{c.dir, filepath.Dir(c.dir)} {
-		for _, sub := range []string{"", layersDir} {
+		for _, sub := range []string{"", manifest.LayersDir} {
 			entries, err := os.ReadDir(filepath.Join(root, sub))
 			if err != nil {
 				continue
@@ -275,7 +276,7 @@ func TestCheck(t *testing.T) {
 			says: []string{"error 000001 base.raw: the file is not there; put it back where it was"}, left: 1, broken: true},
 		{name: "no layer", do: func(c *checkedDisk) { must(c.t, os.Remove(c.path(idTwo))) }, errors: 1,
 			says: []string{"error 000003 000003.qcow2: the file is not there; put it back from a backup"}, left: 1, broken: true},
-		{name: "no layers at all", do: func(c *checkedDisk) { must(c.t, os.RemoveAll(filepath.Join(c.dir, layersDir))) }, errors: 5,
+		{name: "no layers at all", do: func(c *checkedDisk) { must(c.t, os.RemoveAll(filepath.Join(c.dir, manifest.LayersDir))) }, errors: 5,
 			says: []string{"the directory of the layers is not there"}, left: 5, broken: true},
 		{name: "no image", do: func(c *checkedDisk) {
 			must(c.t, os.WriteFile(c.path(idTwo), []byte("nothing"), 0o600))
@@ -290,30 +291,30 @@ func TestCheck(t *testing.T) {
 			qemuTool(c.t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "", c.path(idLeaf))
 			c.accept(idLeaf)
 		}, errors: 1, says: []string{`its header names the backing file "" (), chain.json "000002.qcow2" (qcow2)`}},
-		{name: "size", do: func(c *checkedDisk) { c.edit(func(m *manifest) { m.layer(idOne).Size = 5 << 20 }) }, errors: 1,
+		{name: "size", do: func(c *checkedDisk) { c.edit(func(m *manifest.Manifest) { m.Layer(idOne).Size = 5 << 20 }) }, errors: 1,
 			says: []string{"the file is a disk of 4194304 bytes, chain.json says 5242880; put the file back", "varve accept"}, left: 1, leftSays: "5242880"},
 		{name: "strays", do: func(c *checkedDisk) {
 			must(c.t, os.WriteFile(filepath.Join(c.dir, "layers/000099.qcow2"), nil, 0o600))
 			must(c.t, os.WriteFile(filepath.Join(c.dir, "chain.json.tmp"), nil, 0o600))
 		}, says: []string{"note  000099.qcow2: a crash left the file of a layer that never came to be", "note  chain.json.tmp: a crash left"}},
 		{name: "a file that was to be removed", do: func(c *checkedDisk) {
-			c.edit(func(m *manifest) { m.Next = 20; m.Removing = []string{"layers/000010.qcow2"} })
+			c.edit(func(m *manifest.Manifest) { m.Next = 20; m.Removing = []string{"layers/000010.qcow2"} })
 			must(c.t, os.WriteFile(filepath.Join(c.dir, "layers/000010.qcow2"), nil, 0o600))
 		}, says: []string{"note  000010.qcow2: the file of a layer that is gone was not removed yet"}},
 		{name: "files of others", do: func(c *checkedDisk) {
-			c.edit(func(m *manifest) { m.Next = 20 })
+			c.edit(func(m *manifest.Manifest) { m.Next = 20 })
 			must(c.t, os.WriteFile(filepath.Join(c.dir, "layers/000010.qcow2"), nil, 0o600))
 			must(c.t, os.WriteFile(filepath.Join(c.dir, "layers/notes.txt"), nil, 0o600))
 		}, says: []string{"000010.qcow2: no layer owns this file", "notes.txt: it is no file of varve's"}, leftSays: "000010.qcow2: no layer owns this file"},
 		{name: "a job for nothing", do: func(c *checkedDisk) {
-			c.edit(func(m *manifest) { m.Job = &jobRecord{ID: "7", Kind: jobDelete, Layer: idOne} })
+			c.edit(func(m *manifest.Manifest) { m.Job = &manifest.Job{ID: "7", Kind: manifest.DeleteJob, Layer: idOne} })
 		}, says: []string{"job 7 (delete of one) has nothing to do"}},
 		{name: "a job", do: func(c *checkedDisk) {
-			c.edit(func(m *manifest) { m.Job = &jobRecord{ID: "7", Kind: jobFlatten, Layer: idTwo} })
+			c.edit(func(m *manifest.Manifest) { m.Job = &manifest.Job{ID: "7", Kind: manifest.FlattenJob, Layer: idTwo} })
 			words(c, idLeaf, (*imageWords).leak)
 		}, leaks: 1, says: []string{"job 7 (flatten of two) is not finished; it goes on at the next mount"}, leftSays: "job 7 (flatten of two) is not finished"},
 		{name: "corrupt chain.json", do: func(c *checkedDisk) {
-			must(c.t, os.WriteFile(filepath.Join(c.dir, manifestName), []byte(`{"version":1}`), 0o600))
+			must(c.t, os.WriteFile(filepath.Join(c.dir, manifest.FileName), []byte(`{"version":1}`), 0o600))
 		}, errors: 1, says: []string{"chain.json is corrupt", "put the newest chain.json back"}, left: 1, broken: true},
 		{name: "one file twice", do: func(c *checkedDisk) {
 			must(c.t, os.Remove(c.path(idTwo)))
@@ -412,9 +413,9 @@ func TestCheckRefuses(t *testing.T) {
 	cancel()
 	_, err = Check(cancelled, c.dir, CheckOptions{})
 	wantError(t, err, context.Canceled)
-	must(t, os.WriteFile(filepath.Join(c.dir, manifestName), []byte(`{"version":2}`), 0o600))
+	must(t, os.WriteFile(filepath.Join(c.dir, manifest.FileName), []byte(`{"version":2}`), 0o600))
 	_, err = Check(ctx, c.dir, CheckOptions{})
-	wantError(t, err, ErrNewer)
+	wantError(t, err, manifest.ErrNewer)
 }
 
 // A layer that is open for writing elsewhere is an error with the holder.
@@ -537,14 +538,14 @@ func damagedSim(t *testing.T, kind simKind, killed bool) *simGuest {
 		d.background.stop()
 	}
 	g.host.Settle()
-	m, err := loadManifest(g.host, g.dir)
+	m, err := manifest.Load(g.host, g.dir)
 	must(t, err)
 	damaged := 0
 	for _, l := range m.Layers {
 		if l.Foreign {
 			continue
 		}
-		w := openWords(t, g.host, l.path(g.dir))
+		w := openWords(t, g.host, l.Path(g.dir))
 		w.leak()
 		if w.word(w.h.L1Offset) != 0 {
 			w.lower()
@@ -552,12 +553,12 @@ func damagedSim(t *testing.T, kind simKind, killed bool) *simGuest {
 		must(t, w.f.Sync())
 		w.close()
 		if !l.Writing {
-			l.Fingerprint, err = fingerprintOf(g.host, l.path(g.dir), l.Format)
+			l.Fingerprint, err = manifest.FingerprintFile(g.host, l.Path(g.dir), l.Format)
 			must(t, err)
 		}
 		damaged++
 	}
-	must(t, m.commit(g.host, g.dir))
+	must(t, m.Commit(g.host, g.dir))
 	g.host.Settle()
 	r, err := Check(context.Background(), g.dir, CheckOptions{FS: g.host})
 	if err != nil || r.Errors == 0 || r.Leaks < int64(damaged) || damaged < 3 {

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay/extent"
 )
 
@@ -134,7 +135,7 @@ func (f *figures) view(n *node, until time.Time) (bytes int64, ok bool, err erro
 }
 
 // ofTheLeaf is what is known of the leaf, for the moment in which it is frozen.
-func (f *figures) ofTheLeaf(n *node) (counts storedCounts, ok bool) {
+func (f *figures) ofTheLeaf(n *node) (counts manifest.Counts, ok bool) {
 	l, parent := n.layer(), n.parent()
 	if parent != nil {
 		if counts.View, ok = f.of(parent).view.get(parent.layer()); !ok {

@@ -71,7 +71,7 @@ func TestCountWhileLayersGo(t *testing.T) {
 			must(t, d.Revert("one"))
 			must(t, d.Revert("one"))
 			m, _ := d.tree()
-			id := m.byName("four").ID
+			id := m.ByName("four").ID
 
 			// The first look starts the deletion, and goes on when the layer is
 			// out of the tree. The file is closed when that look's section ends;
@@ -88,7 +88,7 @@ func TestCountWhileLayersGo(t *testing.T) {
 					}()
 					for gone := false; !gone; time.Sleep(time.Millisecond) {
 						m, _ := d.tree()
-						gone = m.layer(id) == nil
+						gone = m.Layer(id) == nil
 					}
 					time.Sleep(100 * time.Millisecond) // until it waits for us
 					return

@@ -120,7 +120,7 @@ func (f *figures) countAllViews(ctx context.Context) error {
 		before, nodes := f.tree()
 		tips := []*node{f.leaf()}
 		for _, l := range before.Layers {
-			if n := nodes[l.ID]; n != nil && len(before.children(l.ID)) == 0 && n != tips[0] {
+			if n := nodes[l.ID]; n != nil && len(before.Children(l.ID)) == 0 && n != tips[0] {
 				tips = append(tips, n)
 			}
 		}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"varve/chain/manifest"
 )
 
 // slowCounts counts layer by layer and region by region, through what reads see.
@@ -50,7 +52,7 @@ func checkCounts(t *testing.T, d *Disk, when string) {
 func storedIn(t *testing.T, dir string) (stored, frozen int) {
 	t.Helper()
 	m := readManifest(t, dir)
-	in := m.countedIn()
+	in := m.CountedIn()
 	for _, l := range m.Layers {
 		if l.ID != m.Leaf {
 			frozen++
@@ -62,9 +64,9 @@ func storedIn(t *testing.T, dir string) (stored, frozen int) {
 	return stored, frozen
 }
 
-func readManifest(t *testing.T, dir string) *manifest {
+func readManifest(t *testing.T, dir string) *manifest.Manifest {
 	t.Helper()
-	m, err := loadManifest(OpenOptions{}.withDefaults().FS, dir)
+	m, err := manifest.Load(OpenOptions{}.withDefaults().FS, dir)
 	must(t, err)
 	return m
 }
@@ -144,9 +146,9 @@ func TestCountsOfAChangedLayer(t *testing.T) {
 			l.Counts.Own, l.Counts.View = 1, 1 // would be seen
 		}
 	}
-	one := m.byName("one")
-	must(t, m.commit(OpenOptions{}.withDefaults().FS, dir))
-	now := readManifest(t, dir).layer(one.ID)
+	one := m.ByName("one")
+	must(t, m.Commit(OpenOptions{}.withDefaults().FS, dir))
+	now := readManifest(t, dir).Layer(one.ID)
 	if now.Counts == nil || now.Counts.View != 1 {
 		t.Fatalf("stored: %+v", now.Counts)
 	}

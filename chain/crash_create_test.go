@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 )
 
@@ -98,7 +99,7 @@ func TestPowerCutAccept(t *testing.T) {
 	g.host.Settle()
 	before := g.host.Clone()
 	g.host.Record()
-	must(t, Accept(g.dir, baseName, OpenOptions{FS: g.host}))
+	must(t, Accept(g.dir, manifest.BaseName, OpenOptions{FS: g.host}))
 	g.host.Mark("accepted", nil)
 	player := powercut.NewPlayer(before, g.host.Recorded())
 	states, refused := 0, 0
@@ -113,7 +114,7 @@ func TestPowerCutAccept(t *testing.T) {
 			d, err := openSim(state, g.dir, slog.DiscardHandler)
 			if errors.Is(err, ErrChanged) && !accepted {
 				refused++
-				err = Accept(g.dir, baseName, OpenOptions{FS: state})
+				err = Accept(g.dir, manifest.BaseName, OpenOptions{FS: state})
 				if err == nil {
 					d, err = openSim(state, g.dir, slog.DiscardHandler)
 				}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 	"varve/integration/turn"
 	"varve/overlay/hostfs"
@@ -143,7 +144,7 @@ func (c *crashJudge) reopen(state *powercut.Host, ws worlds) error {
 // checkImages looks through each layer of ours. Leaks are what a power cut may
 // leave.
 func (c *crashJudge) checkImages(state *powercut.Host, leaks bool) error {
-	m, err := loadManifest(state, c.dir)
+	m, err := manifest.Load(state, c.dir)
 	if err != nil {
 		return err
 	}
@@ -151,8 +152,8 @@ func (c *crashJudge) checkImages(state *powercut.Host, leaks bool) error {
 		if l.Foreign {
 			continue
 		}
-		if err := powercut.CheckImage(state, l.path(c.dir), leaks); err != nil {
-			return fmt.Errorf("%s: %w", l.label(), err)
+		if err := powercut.CheckImage(state, l.Path(c.dir), leaks); err != nil {
+			return fmt.Errorf("%s: %w", l.Label(), err)
 		}
 		if err := headerFollows(state, m, l, c.dir); err != nil && !leaks {
 			return err
@@ -164,18 +165,18 @@ func (c *crashJudge) checkImages(state *powercut.Host, leaks bool) error {
 // readByHeaders reads the views as the headers alone say, which is how QEMU reads
 // them without varve, before varve has seen the state.
 func (c *crashJudge) readByHeaders(state *powercut.Host, ws worlds) error {
-	m, err := loadManifest(state, c.dir)
+	m, err := manifest.Load(state, c.dir)
 	if err != nil {
 		return err
 	}
 	views := map[string]powercut.Reader{}
 	for _, l := range m.Layers {
-		if l.ID != m.Leaf && l.ID != m.SetAside && (l.Name == "" || l.Name == baseName) {
+		if l.ID != m.Leaf && l.ID != m.SetAside && (l.Name == "" || l.Name == manifest.BaseName) {
 			continue
 		}
-		chain, err := openHeaderChain(state, l.path(c.dir), l.Format, 0)
+		chain, err := openHeaderChain(state, l.Path(c.dir), l.Format, 0)
 		if err != nil {
-			return fmt.Errorf("by its header, %s: %w", l.label(), err)
+			return fmt.Errorf("by its header, %s: %w", l.Label(), err)
 		}
 		defer chain.close()
 		views[viewName(m, l)] = chain.ReadAt
@@ -190,7 +191,7 @@ func (c *crashJudge) readByHeaders(state *powercut.Host, ws worlds) error {
 }
 
 // viewName is what a world calls a layer's view.
-func viewName(m *manifest, l *layerRecord) string {
+func viewName(m *manifest.Manifest, l *manifest.Layer) string {
 	if l.ID == m.SetAside {
 		return asideView
 	}
@@ -208,7 +209,7 @@ func (c *crashJudge) judgeWithQemu(state *powercut.Host, ws worlds) error {
 	if err := state.Save(c.dir, root); err != nil {
 		return err
 	}
-	m, err := loadManifest(state, c.dir)
+	m, err := manifest.Load(state, c.dir)
 	if err != nil {
 		return err
 	}
@@ -217,10 +218,10 @@ func (c *crashJudge) judgeWithQemu(state *powercut.Host, ws worlds) error {
 		if l.Foreign {
 			continue
 		}
-		path := l.path(root)
+		path := l.Path(root)
 		c.images.Add(1)
 		if err := powercut.QemuCheck(path); err != nil {
-			return fmt.Errorf("%s: %w", l.label(), err)
+			return fmt.Errorf("%s: %w", l.Label(), err)
 		}
 		switch {
 		case l.ID == m.Leaf:
@@ -363,23 +364,22 @@ func (g *simGuest) record(run func() error) []powercut.Op {
 }
 
 // headerFollows checks that a layer's header names what chain.json says (M15).
-func headerFollows(fs hostfs.FS, m *manifest, l *layerRecord, dir string) error {
-	im, err := qcow2.OpenImage(fs, l.path(dir), l.Format, hostfs.LockNone)
+func headerFollows(fs hostfs.FS, m *manifest.Manifest, l *manifest.Layer, dir string) error {
+	im, err := qcow2.OpenImage(fs, l.Path(dir), l.Format, hostfs.LockNone)
 	if err != nil {
 		return err
 	}
 	defer im.Close()
-	d := &Disk{dir: dir}
-	name, _ := d.backingName(m.layer(l.Parent))
+	name, _ := m.Layer(l.Parent).BackingName()
 	if got := im.Header().BackingName; got != name {
-		return fmt.Errorf("%s names the backing file %q, chain.json %q", l.label(), got, name)
+		return fmt.Errorf("%s names the backing file %q, chain.json %q", l.Label(), got, name)
 	}
 	return nil
 }
 
 // headersFollow is headerFollows for all layers of ours.
 func headersFollow(fs hostfs.FS, dir string) error {
-	m, err := loadManifest(fs, dir)
+	m, err := manifest.Load(fs, dir)
 	if err != nil {
 		return err
 	}

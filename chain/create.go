@@ -14,6 +14,7 @@ import (
 
 	"varve/chain/dirlock"
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -125,7 +126,7 @@ func Create(dir string, o CreateOptions) (Created, error) {
 	if err != nil {
 		return Created{}, err
 	}
-	if err := checkPath(dir); err != nil {
+	if err := manifest.CheckPath(dir); err != nil {
 		return Created{}, err
 	}
 	return create(fs, dir, o)
@@ -209,7 +210,7 @@ func tempFor(dir string) string {
 
 // diskPlan is a disk that is to be made.
 type diskPlan struct {
-	manifest *manifest
+	manifest *manifest.Manifest
 	own      []ownLayer    // the leaf last
 	files    []ForeignFile // top first
 	notes    []string      // on formats, for the user, a line each
@@ -228,14 +229,14 @@ type ownLayer struct {
 // snapshots, what others know as a snapshot and is the base becomes one, too.
 func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPlan, error) {
 	now := time.Now().UTC()
-	m := &manifest{Version: manifestVersion, Next: 1, NextJob: 1, Modified: now}
+	m := &manifest.Manifest{Version: manifest.CurrentVersion, Next: 1, NextJob: 1, Modified: now}
 	plan := &diskPlan{manifest: m, files: make([]ForeignFile, len(images))}
 	var names []adoptedLayer
 	names, plan.naming = nameAdopted(images, witnessOr(o.Witness))
 	top := ""
 	for i := len(images) - 1; i >= 0; i-- {
 		image := images[i]
-		taken, err := takeFingerprint(image.image.File(), image.format)
+		taken, err := manifest.TakeFingerprint(image.image.File(), image.format)
 		if err != nil {
 			return nil, err
 		}
@@ -246,15 +247,15 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 		if !image.frozen.IsZero() {
 			frozen = image.frozen
 		}
-		l := &layerRecord{
-			ID: layerID(m.newNumber()), Name: names[i].name, Parent: top, Format: image.format,
+		l := &manifest.Layer{
+			ID: manifest.LayerID(m.NewNumber()), Name: names[i].name, Parent: top, Format: image.format,
 			File: image.path, Foreign: true, Created: frozen, Frozen: frozen,
-			Size: viewSize(image.format, image.image.Size()), Fingerprint: taken,
+			Size: manifest.ViewSize(image.format, image.image.Size()), Fingerprint: taken,
 		}
 		if top == "" {
 			m.Base = l.ID
 		}
-		m.add(l)
+		m.Add(l)
 		m.Modified, top = frozen, l.ID
 		plan.files[i] = ForeignFile{Layer: l.Name, Path: l.File, Format: l.Format, About: names[i].about}
 	}
@@ -291,16 +292,16 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 		}
 	}
 	plan.given = size
-	m.Leaf = plan.add(images, &layerRecord{Parent: top, Created: now}, extent.WholeSectors(size))
+	m.Leaf = plan.add(images, &manifest.Layer{Parent: top, Created: now}, extent.WholeSectors(size))
 	return plan, nil
 }
 
 // add plans a layer of the disk's own of some guest bytes on images, top first, which
 // has the record's parent. It gives the layer's id.
-func (p *diskPlan) add(images []*foreignImage, rec *layerRecord, size int64) string {
-	number := p.manifest.newNumber()
-	rec.ID, rec.Format, rec.File = layerID(number), formatQcow2, layerFile(number)
-	p.manifest.add(rec)
+func (p *diskPlan) add(images []*foreignImage, rec *manifest.Layer, size int64) string {
+	number := p.manifest.NewNumber()
+	rec.ID, rec.Format, rec.File = manifest.LayerID(number), formatQcow2, manifest.LayerFile(number)
+	p.manifest.Add(rec)
 	l := ownLayer{id: rec.ID, CreateOptions: overlay.CreateOptions{Size: size}, below: viewOfImages(images)}
 	if len(images) > 0 {
 		l.Backing, l.BackingFormat = images[0].path, images[0].format
@@ -311,25 +312,25 @@ func (p *diskPlan) add(images []*foreignImage, rec *layerRecord, size int64) str
 
 // emptySnapshot plans a snapshot that shows what the base does.
 func (p *diskPlan) emptySnapshot(base []*foreignImage, name string) {
-	of := p.manifest.layer(p.manifest.Base)
+	of := p.manifest.Layer(p.manifest.Base)
 	size := extent.WholeSectors(of.Size)
-	p.add(base, &layerRecord{Name: name, Parent: of.ID, Created: of.Created, Frozen: of.Frozen, Size: size}, size)
+	p.add(base, &manifest.Layer{Name: name, Parent: of.ID, Created: of.Created, Frozen: of.Frozen, Size: size}, size)
 }
 
 // write fills an empty disk directory. chain.json comes last, after all that it
 // names is durable (M15).
 func (p *diskPlan) write(fs hostfs.FS, dir string) error {
-	layers := filepath.Join(dir, layersDir)
+	layers := filepath.Join(dir, manifest.LayersDir)
 	if err := makeDir(fs, layers); err != nil {
 		return err
 	}
 	for _, l := range p.own {
-		record := p.manifest.layer(l.id)
+		record := p.manifest.Layer(l.id)
 		path := filepath.Join(dir, record.File)
 		if err := overlay.Create(fs, path, l.CreateOptions); err != nil {
 			return err
 		}
-		if err := setMode(fs, path, 0o600); err != nil {
+		if err := diskdir.SetMode(fs, path, 0o600); err != nil {
 			return err
 		}
 		if err := l.keepTail(fs, path); err != nil {
@@ -342,17 +343,17 @@ func (p *diskPlan) write(fs hostfs.FS, dir string) error {
 			}
 		}
 		var err error
-		if record.Fingerprint, err = fingerprintOf(fs, path, record.Format); err != nil {
+		if record.Fingerprint, err = manifest.FingerprintFile(fs, path, record.Format); err != nil {
 			return err
 		}
 	}
 	if err := fs.SyncDir(layers); err != nil {
 		return err
 	}
-	if err := writeFile(fs, filepath.Join(dir, readmeName), []byte(readme)); err != nil {
+	if err := diskdir.WriteNew(fs, filepath.Join(dir, readmeName), []byte(readme)); err != nil {
 		return err
 	}
-	return p.manifest.commit(fs, dir)
+	return p.manifest.Commit(fs, dir)
 }
 
 // syncFile makes a file durable with its times.
@@ -368,19 +369,7 @@ func makeDir(fs hostfs.FS, path string) error {
 	if err := fs.Mkdir(path, 0o700); err != nil {
 		return err
 	}
-	return setMode(fs, path, 0o700)
-}
-
-// setMode gives what was just made its mode whatever the umask. A simulated
-// file system has none.
-func setMode(fs hostfs.FS, path string, mode os.FileMode) error {
-	if !diskdir.OnHost(fs) {
-		return nil
-	}
-	if d, ok := fs.(*diskdir.Dir); ok {
-		return d.Chmod(path, mode)
-	}
-	return os.Chmod(path, mode)
+	return diskdir.SetMode(fs, path, 0o700)
 }
 
 // claimTemp makes the directory in which a disk is built and locks it, so that
@@ -462,19 +451,19 @@ func removeDisk(fs hostfs.FS, dir string) error {
 // removeContent removes what Create puts into a disk directory, and nothing
 // else, except the lock.
 func removeContent(fs hostfs.FS, dir string) error {
-	layers := filepath.Join(dir, layersDir)
+	layers := filepath.Join(dir, manifest.LayersDir)
 	names, err := fs.ReadDir(layers)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	for _, name := range names {
-		if _, ours := layerFileNumber(layersDir + "/" + name); ours {
+		if _, ours := manifest.LayerFileNumber(manifest.LayersDir + "/" + name); ours {
 			if err := removeIfThere(fs, filepath.Join(layers, name)); err != nil {
 				return err
 			}
 		}
 	}
-	for _, name := range []string{layersDir, manifestTempName, manifestName, readmeName} {
+	for _, name := range []string{manifest.LayersDir, manifest.TempName, manifest.FileName, readmeName} {
 		if err := removeIfThere(fs, filepath.Join(dir, name)); err != nil {
 			return err
 		}

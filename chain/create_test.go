@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/dirlock"
+	"varve/chain/manifest"
+	"varve/integration/faulty"
+	"varve/integration/imagetest"
 	"varve/overlay/hostfs"
 )
 
@@ -33,7 +36,7 @@ func qemuTool(t testing.TB, name string, args ...string) string {
 // holes.
 func rawImage(t testing.TB, path string, size int64) {
 	t.Helper()
-	sparse(t, path, size)
+	imagetest.Sparse(t, path, size)
 	qemuTool(t, "qemu-io", "-f", "raw", "-c", "write -P 0x11 0 64k", "-c", fmt.Sprintf("write -P 0x22 %d 512", size/1024*512), path)
 }
 
@@ -68,9 +71,18 @@ func backingFiles(t testing.TB, path string) []string {
 	return files
 }
 
-func mustLoad(t testing.TB, dir string) *manifest {
+func fingerprintAt(t testing.TB, path, format string) *manifest.Fingerprint {
 	t.Helper()
-	m, err := loadManifest(hostfs.OS(), dir)
+	taken, err := manifest.FingerprintFile(hostfs.OS(), path, format)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return taken
+}
+
+func mustLoad(t testing.TB, dir string) *manifest.Manifest {
+	t.Helper()
+	m, err := manifest.Load(hostfs.OS(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,17 +116,17 @@ func TestCreateBlank(t *testing.T) {
 		t.Errorf("in it: %q", got)
 	}
 	m := mustLoad(t, dir)
-	leaf := m.layer(m.Leaf)
+	leaf := m.Layer(m.Leaf)
 	if m.BlankSize != 1<<30+512 || m.Base != "" || m.Next != 2 || leaf.ID != "000001" || leaf.File != "layers/000001.qcow2" ||
 		leaf.Parent != "" || leaf.Created.Before(before.Truncate(0)) || !leaf.Frozen.IsZero() || leaf.Size != 0 {
 		t.Errorf("%+v, leaf %+v", m, leaf)
 	}
-	path := leaf.path(dir)
+	path := leaf.Path(dir)
 	if info := qemuTool(t, "qemu-img", "info", path); !strings.Contains(info, "(1073742336 bytes)") || strings.Contains(info, "backing") {
 		t.Error(info)
 	}
 	qemuTool(t, "qemu-img", "check", "-q", path)
-	if changes, noted := compareFingerprints(leaf.Fingerprint, fingerprintAt(t, path, formatQcow2)); len(changes)+len(noted) != 0 {
+	if changes, noted := leaf.Fingerprint.Compare(fingerprintAt(t, path, formatQcow2)); len(changes)+len(noted) != 0 {
 		t.Errorf("the leaf's fingerprint: %q, %q", changes, noted)
 	}
 	if text, err := os.ReadFile(filepath.Join(dir, readmeName)); err != nil || !strings.Contains(string(text), "ONLY COPY") {
@@ -204,9 +216,9 @@ func TestCreateFaults(t *testing.T) {
 	for at := 1; ; at++ {
 		parent := t.TempDir()
 		dir := filepath.Join(parent, "vm1.varve")
-		fs := &failingFS{FS: hostfs.OS(), failAt: at}
+		fs := &faulty.FS{FS: hostfs.OS(), FailAt: at}
 		_, err := Create(dir, CreateOptions{FS: fs, Base: top, Witness: witness{states: map[string]string{base: "s1"}}})
-		if fs.failed == "" {
+		if fs.Failed == "" {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -214,7 +226,7 @@ func TestCreateFaults(t *testing.T) {
 			break
 		}
 		if err == nil {
-			switch fs.failed {
+			switch fs.Failed {
 			case "close": // of what was only read: it loses nothing
 			case "read": // it was tried again, and what is recorded is right
 				d, err := Open(dir, OpenOptions{})
@@ -224,23 +236,23 @@ func TestCreateFaults(t *testing.T) {
 				}
 				must(t, d.Close())
 			default:
-				t.Errorf("call %d: a failed %s was swallowed", at, fs.failed)
+				t.Errorf("call %d: a failed %s was swallowed", at, fs.Failed)
 			}
 			continue
 		}
 		if !errors.Is(err, unix.EIO) {
-			t.Errorf("call %d: a failed %s gives %v", at, fs.failed, err)
+			t.Errorf("call %d: a failed %s gives %v", at, fs.Failed, err)
 		}
 		// A removal that fails itself is the one that may leave something, for
 		// the next Create to remove.
-		if left := names(t, parent); len(left) != 0 && fs.failed != "remove" {
-			t.Errorf("call %d: a failed %s leaves %q", at, fs.failed, left)
+		if left := names(t, parent); len(left) != 0 && fs.Failed != "remove" {
+			t.Errorf("call %d: a failed %s leaves %q", at, fs.Failed, left)
 		}
-		if fs.failed == "read" {
+		if fs.Failed == "read" {
 			continue // most of them, and none has made anything
 		}
 		if _, err := Create(dir, CreateOptions{Base: top}); err != nil {
-			t.Errorf("after a failed %s: %v", fs.failed, err)
+			t.Errorf("after a failed %s: %v", fs.Failed, err)
 		}
 	}
 	// Nobody holds the images any more.
@@ -252,10 +264,10 @@ func TestCreateAfterCrash(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "vm1.varve")
 	temp := filepath.Join(parent, ".vm1.varve.creating")
-	if err := os.MkdirAll(filepath.Join(temp, layersDir), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(temp, manifest.LayersDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"layers/000001.qcow2", "layers/000007.qcow2", manifestName, manifestTempName, readmeName} {
+	for _, name := range []string{"layers/000001.qcow2", "layers/000007.qcow2", manifest.FileName, manifest.TempName, readmeName} {
 		if err := os.WriteFile(filepath.Join(temp, name), []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +285,7 @@ func TestCreateAfterCrash(t *testing.T) {
 	if _, err := Create(dir, CreateOptions{Size: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	if got := names(t, filepath.Join(dir, layersDir)); !reflect.DeepEqual(got, []string{"000001.qcow2"}) {
+	if got := names(t, filepath.Join(dir, manifest.LayersDir)); !reflect.DeepEqual(got, []string{"000001.qcow2"}) {
 		t.Errorf("layers: %q", got)
 	}
 	if got := names(t, parent); !reflect.DeepEqual(got, []string{"vm1.varve"}) {
@@ -307,9 +319,7 @@ func TestCreateAtOnce(t *testing.T) {
 	if made != 1 {
 		t.Errorf("%d creators think that they made it", made)
 	}
-	if err := mustLoad(t, dir).validate(); err != nil {
-		t.Error(err)
-	}
+	mustLoad(t, dir)
 	for _, name := range names(t, parent) {
 		if name != "vm1.varve" {
 			t.Errorf("left: %s", name)
@@ -354,7 +364,7 @@ func TestDirFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	image, link := filepath.Join(dir, "ubuntu.raw"), filepath.Join(t.TempDir(), "current.raw")
-	sparse(t, image, 1<<20)
+	imagetest.Sparse(t, image, 1<<20)
 	fifo := filepath.Join(dir, "fifo")
 	if err := errors.Join(os.Symlink(image, link), unix.Mkfifo(fifo, 0o600)); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"varve/chain/manifest"
 	"varve/overlay/extent"
 	"varve/overlay/qcow2"
 )
@@ -234,8 +235,8 @@ func (n *node) damaged() bool {
 }
 
 // pathDamaged says whether a layer or one below it was found damaged.
-func pathDamaged(m *manifest, nodes map[string]*node, l *layerRecord) bool {
-	for ; l != nil; l = m.layer(l.Parent) {
+func pathDamaged(m *manifest.Manifest, nodes map[string]*node, l *manifest.Layer) bool {
+	for ; l != nil; l = m.Layer(l.Parent) {
 		if n := nodes[l.ID]; n != nil && n.damaged() {
 			return true
 		}

@@ -92,7 +92,7 @@ func spoilAtRandom(t *testing.T, dir string, rnd *rand.Rand) string {
 	t.Helper()
 	m := readManifest(t, dir)
 	rec := m.Layers[rnd.IntN(len(m.Layers))]
-	path := rec.path(dir)
+	path := rec.Path(dir)
 	data, err := os.ReadFile(path)
 	must(t, err)
 	word := func(off int64) int64 { return int64(binary.BigEndian.Uint64(data[off:])) }
@@ -118,7 +118,7 @@ func spoilAtRandom(t *testing.T, dir string, rnd *rand.Rand) string {
 	if place[0] <= 0 || place[0]+place[1] > int64(len(data)) || place[1] <= 0 {
 		place = [2]int64{l1, 8} // of a file that has none
 	}
-	said := fmt.Sprintf("%s (%s): %s at", rec.label(), filepath.Base(path), what)
+	said := fmt.Sprintf("%s (%s): %s at", rec.Label(), filepath.Base(path), what)
 	for range 1 + rnd.IntN(3) {
 		at := place[0] + rnd.Int64N(place[1])
 		if rnd.IntN(3) == 0 {
@@ -134,7 +134,7 @@ func spoilAtRandom(t *testing.T, dir string, rnd *rand.Rand) string {
 	}
 	must(t, os.WriteFile(path, data, 0o600))
 	if rec.ID != m.Leaf {
-		if err := Accept(dir, rec.handle(), OpenOptions{}); err != nil {
+		if err := Accept(dir, rec.Argument(), OpenOptions{}); err != nil {
 			t.Fatalf("%s: %v", said, err)
 		}
 	}
@@ -192,7 +192,7 @@ func TestDamagedChainsAgainstQEMU(t *testing.T) {
 		m, nodes := d.tree()
 		top := nodes[m.Leaf]
 		if number%3 == 0 {
-			top = nodes[m.byName("s2").ID]
+			top = nodes[m.ByName("s2").ID]
 		}
 		path := top.layer().path
 		readable, content := qemuReadsPieces(t, path)

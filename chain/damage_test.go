@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
@@ -152,9 +153,9 @@ func damagedWorld(t *testing.T) (dir string, want []byte) {
 func fileOf(t *testing.T, dir, name string) string {
 	t.Helper()
 	m := readManifest(t, dir)
-	rec := m.layer(m.Leaf)
+	rec := m.Layer(m.Leaf)
 	if name != "" {
-		rec = m.byName(name)
+		rec = m.ByName(name)
 	}
 	return filepath.Join(dir, rec.File)
 }

@@ -75,8 +75,8 @@ func TestDiffTellsOfDamage(t *testing.T) {
 		list, more, err = x.Next(list, time.Now().Add(hangLimit))
 		must(t, err)
 	}
-	id := readManifest(t, dir).byName("s2").ID
-	want := Difference{Start: 40 * damagedCluster, Length: damagedCluster, A: readManifest(t, dir).byName("s1").ID, B: InDamage + id}
+	id := readManifest(t, dir).ByName("s2").ID
+	want := Difference{Start: 40 * damagedCluster, Length: damagedCluster, A: readManifest(t, dir).ByName("s1").ID, B: InDamage + id}
 	if !slices.Contains(list, want) {
 		t.Errorf("got %+v, want %+v in it", list, want)
 	}
@@ -116,7 +116,7 @@ func TestDamageHidesNothing(t *testing.T) {
 	flip(t, path, l2+16*40+6, 1<<4)
 	d := openDisk(t, dir)
 	m, nodes := d.tree()
-	hidden, err := d.hiddenExtents(nil, nodes[m.byName("s1").ID], nodes[m.byName("s2").ID], 0, 8<<20)
+	hidden, err := d.hiddenExtents(nil, nodes[m.ByName("s1").ID], nodes[m.ByName("s2").ID], 0, 8<<20)
 	must(t, err)
 	var total int64
 	for _, e := range hidden {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay/extent"
 )
 
@@ -83,7 +84,7 @@ func (d *Disk) Diff(ctx context.Context, a, b string, who Opener) (*Diff, error)
 }
 
 func (x *Diff) open(ctx context.Context, name string, who Opener) (DiffView, error) {
-	if name == leafName {
+	if name == manifest.LeafName {
 		h, err := x.disk.OpenDisk(ctx, who, false)
 		if err != nil {
 			return DiffView{}, err
@@ -93,7 +94,7 @@ func (x *Diff) open(ctx context.Context, name string, who Opener) (DiffView, err
 		return DiffView{Name: name, ID: n.id, Size: n.size()}, nil
 	}
 	m, _ := x.disk.tree()
-	rec, err := findSnapshot(m, name)
+	rec, err := m.Snapshot(name)
 	if err != nil {
 		return DiffView{}, err
 	}
@@ -231,7 +232,7 @@ func (x *Diff) next(a, b, shared *node) (int64, error) {
 
 // node is a view's node now: the leaf's changes with every snapshot.
 func (x *Diff) node(v DiffView) (*node, error) {
-	if v.Name == leafName {
+	if v.Name == manifest.LeafName {
 		return x.disk.leaf.Load(), nil
 	}
 	return x.disk.namedNode(v.ID)

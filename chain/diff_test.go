@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/integration/bulk"
 	"varve/integration/turn"
 	"varve/overlay/hostfs"
@@ -37,13 +38,13 @@ func diffOf(t testing.TB, d *Disk, a, b string) []Difference {
 // wholeView is a view's content.
 func wholeView(t testing.TB, d *Disk, name string) []byte {
 	t.Helper()
-	if name == leafName {
+	if name == manifest.LeafName {
 		p := make([]byte, d.Size())
 		must(t, d.ReadAt(p, 0))
 		return p
 	}
 	m, _ := d.tree()
-	v, err := d.OpenView(context.Background(), m.byName(name).ID, Opener{})
+	v, err := d.OpenView(context.Background(), m.ByName(name).ID, Opener{})
 	must(t, err)
 	defer v.Close()
 	p := make([]byte, v.Size())
@@ -133,7 +134,7 @@ func TestDiffPlaces(t *testing.T) {
 
 	id := func(name string) string {
 		m, _ := d.tree()
-		return m.byName(name).ID
+		return m.ByName(name).ID
 	}
 	one, two, branch, bottom := id("one"), id("two"), id("branch"), id("base")
 	for _, c := range []struct {
@@ -417,13 +418,13 @@ func TestPeekAndCount(t *testing.T) {
 	put(t, d, 9, 21<<20, 1<<20)
 	must(t, d.Snapshot("one"))
 	m, _ := d.tree()
-	one := m.byName("one").ID
+	one := m.ByName("one").ID
 	p := make([]byte, 100)
 	must(t, d.PeekView(one, p, 21<<20-50))
 	if !bytes.Equal(p, append(make([]byte, 50), bytes.Repeat([]byte{9}, 50)...)) {
 		t.Errorf("%v", p)
 	}
-	must(t, d.PeekView(m.byName("base").ID, p, 40<<20-50))
+	must(t, d.PeekView(m.ByName("base").ID, p, 40<<20-50))
 	if !bytes.Equal(p, append(bytes.Clone(base[len(base)-50:]), make([]byte, 50)...)) {
 		t.Errorf("%v", p)
 	}

@@ -13,21 +13,9 @@ import (
 	"time"
 
 	"varve/chain/dirlock"
+	"varve/chain/manifest"
 	"varve/overlay"
 	"varve/overlay/hostfs"
-)
-
-// Errors that callers tell apart with errors.Is; fs maps them to errnos, cmd
-// to exit codes.
-var (
-	ErrExist    = errors.New("exists already")          // EEXIST
-	ErrNotExist = errors.New("does not exist")          // ENOENT
-	ErrInvalid  = errors.New("invalid")                 // EINVAL
-	ErrTooLarge = errors.New("too large")               // EFBIG
-	ErrBusy     = errors.New("busy")                    // EBUSY
-	ErrReadOnly = dirlock.ErrReadOnly                   // EROFS
-	ErrChanged  = errors.New("changed behind our back") // a fingerprint does not match
-	ErrInUse    = dirlock.ErrInUse                      // the directory's lock is held
 )
 
 // defaultCacheBytes bounds the resolved regions of a disk: a host with fifty
@@ -97,7 +85,7 @@ type Disk struct {
 	// stateMu guards the manifest, which is replaced and never edited, and
 	// nodes, both changed under opMu only.
 	stateMu  sync.RWMutex
-	manifest *manifest
+	manifest *manifest.Manifest
 	nodes    map[string]*node // by layer id
 	listed   atomic.Pointer[listedLayers]
 
@@ -178,7 +166,7 @@ func (d *Disk) touch() { d.modified.Store(time.Now().UnixNano()) }
 
 // tree gives the manifest and nodes of this moment, which are not changed any
 // more.
-func (d *Disk) tree() (*manifest, map[string]*node) {
+func (d *Disk) tree() (*manifest.Manifest, map[string]*node) {
 	d.stateMu.RLock()
 	defer d.stateMu.RUnlock()
 	return d.manifest, d.nodes
@@ -186,7 +174,7 @@ func (d *Disk) tree() (*manifest, map[string]*node) {
 
 // install puts a committed manifest in force; edit changes a copy of nodes.
 // Called with opMu held.
-func (d *Disk) install(m *manifest, edit func(nodes map[string]*node)) {
+func (d *Disk) install(m *manifest.Manifest, edit func(nodes map[string]*node)) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
 	d.manifest = m
@@ -202,7 +190,7 @@ func (d *Disk) install(m *manifest, edit func(nodes map[string]*node)) {
 
 // commit makes a changed manifest durable. Called with opMu held. When it
 // fails the old manifest stays in force; its numbers stay used.
-func (d *Disk) commit(m *manifest) error {
+func (d *Disk) commit(m *manifest.Manifest) error {
 	m.Next = max(m.Next, d.numbers)
 	m.Modified = d.ModTime().UTC()
 	m.Removing = append(m.Removing, d.orphans...)
@@ -224,14 +212,14 @@ func (d *Disk) commit(m *manifest) error {
 // knows whether it happened. A crash could make a failed revert come true
 // otherwise, and set aside, or unlink, what the guest went on to write. Files that
 // only m has are to be removed.
-func (d *Disk) takeBack(m *manifest, err error) error {
-	if !errors.Is(err, errCommitUnknown) {
+func (d *Disk) takeBack(m *manifest.Manifest, err error) error {
+	if !errors.Is(err, manifest.ErrUnknown) {
 		return err
 	}
 	old := d.edit()
 	old.Removing = append(old.Removing, d.orphans...)
 	for _, l := range m.Layers {
-		if !l.Foreign && !slices.ContainsFunc(old.Layers, func(o *layerRecord) bool { return o.File == l.File }) {
+		if !l.Foreign && !slices.ContainsFunc(old.Layers, func(o *manifest.Layer) bool { return o.File == l.File }) {
 			old.Removing = append(old.Removing, l.File)
 		}
 	}
@@ -254,7 +242,7 @@ type takenBack struct{ err error }
 
 func (e takenBack) Error() string { return e.err.Error() + "; the old one was put back" }
 func (e takenBack) Is(target error) bool {
-	return target != errCommitUnknown && errors.Is(e.err, target)
+	return target != manifest.ErrUnknown && errors.Is(e.err, target)
 }
 func (e takenBack) As(target any) bool { return errors.As(e.err, target) }
 
@@ -278,13 +266,13 @@ func (d *Disk) forgetNodes(gone map[*node]bool) {
 // edit gives a copy of the manifest to be changed and committed. Of the files under
 // Removing it leaves out those that are durably gone: after a power cut a file could
 // come back otherwise, and belong to nobody.
-func (d *Disk) edit() *manifest {
-	m := d.manifest.clone()
+func (d *Disk) edit() *manifest.Manifest {
+	m := d.manifest.Copy()
 	m.Next = max(m.Next, d.numbers)
 	if len(d.removed) == 0 {
 		return m
 	}
-	if err := d.fs.SyncDir(filepath.Join(d.dir, layersDir)); err != nil {
+	if err := d.fs.SyncDir(filepath.Join(d.dir, manifest.LayersDir)); err != nil {
 		d.log.Warn("it is not known whether files that were removed are gone for good", "error", err)
 		return m
 	}
@@ -310,21 +298,7 @@ func (d *Disk) begin() error {
 }
 
 // path is where a layer's file stands.
-func (d *Disk) path(l *layerRecord) string { return l.path(d.dir) }
-
-// backingName is how the header of a layer in layers/ names its backing file.
-func (d *Disk) backingName(parent *layerRecord) (name, format string) { return backingName(parent) }
-
-func backingName(parent *layerRecord) (name, format string) {
-	switch {
-	case parent == nil:
-		return "", ""
-	case parent.Foreign:
-		return parent.File, parent.Format
-	default:
-		return filepath.Base(parent.File), parent.Format
-	}
-}
+func (d *Disk) path(l *manifest.Layer) string { return l.Path(d.dir) }
 
 // Flush makes every write that was completed before the call durable (D1).
 func (d *Disk) Flush() error {
@@ -395,23 +369,23 @@ func (d *Disk) shut() error {
 
 // settle settles a layer's file and takes its mark away in the record, which
 // is to be committed. Called with opMu held; nobody writes the layer.
-func (d *Disk) settle(l *layerRecord) error {
+func (d *Disk) settle(l *manifest.Layer) error {
 	return d.settleFile(d.nodes[l.ID].layer(), l)
 }
 
 // settleFile is settle for a record that gets another file.
-func (d *Disk) settleFile(file *layer, l *layerRecord) error {
+func (d *Disk) settleFile(file *layer, l *manifest.Layer) error {
 	if err := file.settle(); err != nil {
-		return fmt.Errorf("settle %s: %w", l.label(), err)
+		return fmt.Errorf("settle %s: %w", l.Label(), err)
 	}
 	// Holes punched after the last flush, and the time of the last write, are part
 	// of the fingerprint: a power cut must not take them back.
 	if err := file.file.Sync(); err != nil {
-		return fmt.Errorf("settle %s: %w", l.label(), err)
+		return fmt.Errorf("settle %s: %w", l.Label(), err)
 	}
-	print, err := takeFingerprint(file.file, l.Format)
+	print, err := manifest.TakeFingerprint(file.file, l.Format)
 	if err != nil {
-		return fmt.Errorf("settle %s: %w", l.label(), err)
+		return fmt.Errorf("settle %s: %w", l.Label(), err)
 	}
 	l.Fingerprint, l.Writing = print, false
 	if n := d.nodes[l.ID]; n != nil {

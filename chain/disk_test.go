@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 )
@@ -144,7 +145,7 @@ func TestDeleteIsRefusedWhileOpen(t *testing.T) {
 	put(t, d, 1, 0, 4096)
 	must(t, d.Snapshot("one"))
 	m, _ := d.tree()
-	v, err := d.OpenView(context.Background(), m.byName("one").ID, Opener{PID: 77, Command: "dd"})
+	v, err := d.OpenView(context.Background(), m.ByName("one").ID, Opener{PID: 77, Command: "dd"})
 	must(t, err)
 	_, err = d.Delete("one")
 	wantError(t, err, ErrBusy, "one.raw", "77", "dd")
@@ -179,10 +180,10 @@ func TestSetAside(t *testing.T) {
 	put(t, d, 3, 0, 4096)
 	must(t, d.Revert("one"))
 	m, _ = d.tree()
-	if m.SetAside == aside || m.layer(aside) != nil || m.SetAside == "" {
+	if m.SetAside == aside || m.Layer(aside) != nil || m.SetAside == "" {
 		t.Errorf("set aside is %q, the first one was %q", m.SetAside, aside)
 	}
-	if _, err := os.Stat(filepath.Join(d.Dir(), layerFile(3))); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(d.Dir(), manifest.LayerFile(3))); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the file of the forgotten layer is still there: %v", err)
 	}
 }
@@ -355,7 +356,7 @@ func TestLeafChangedByAnotherTool(t *testing.T) {
 			put(t, d, 1, 0, 4096)
 			must(t, d.Close())
 			m, _ := d.tree()
-			leaf := m.layer(m.Leaf).path(d.Dir())
+			leaf := m.Layer(m.Leaf).Path(d.Dir())
 			args := append(slices.Clone(c.args), leaf)
 			if c.what == "a bitmap" {
 				args = append(args, "b0")
@@ -377,7 +378,7 @@ func TestLeafChangedByAnotherTool(t *testing.T) {
 			put(t, again, 3, 1<<20, 4096)
 			must(t, again.Close())
 			m, _ = again.tree()
-			qemuTool(t, "qemu-img", "check", "-f", "qcow2", m.layer(m.Leaf).path(d.Dir()))
+			qemuTool(t, "qemu-img", "check", "-f", "qcow2", m.Layer(m.Leaf).Path(d.Dir()))
 		})
 	}
 }
@@ -424,7 +425,7 @@ func TestHolesAndBlocks(t *testing.T) {
 	put(t, d, 2, 199<<20, 4096)
 	count(4 * 4096)
 	m, _ := d.tree()
-	if got, counted, err := d.LayerAllocatedBytes(m.byName("one").ID); got != 2*4096 || err != nil || !counted {
+	if got, counted, err := d.LayerAllocatedBytes(m.ByName("one").ID); got != 2*4096 || err != nil || !counted {
 		t.Errorf("the view has %d bytes (%v)", got, err)
 	}
 }
@@ -555,7 +556,7 @@ func TestRemovalAfterCrash(t *testing.T) {
 	finish(t, k, id, err)
 	must(t, k.Close())
 	files := func() int {
-		entries, err := os.ReadDir(filepath.Join(d.Dir(), layersDir))
+		entries, err := os.ReadDir(filepath.Join(d.Dir(), manifest.LayersDir))
 		must(t, err)
 		return len(entries)
 	}

@@ -1,11 +1,13 @@
 package chain
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
 	"varve/chain/dirlock"
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -42,4 +44,15 @@ func inPlace(fs hostfs.FS) error {
 		}
 	}
 	return nil
+}
+
+// ManifestText reads the chain.json of a disk directory as it stands, at most 16 MiB of it.
+// It takes no lock: a chain.json is replaced as a whole.
+func ManifestText(dir string) ([]byte, error) {
+	fs, leave, err := enter(hostfs.OS(), dir)
+	if err != nil {
+		return nil, err
+	}
+	text, err := manifest.Text(fs, dir)
+	return text, errors.Join(err, leave())
 }

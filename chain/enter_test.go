@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 	"varve/overlay/hostfs"
 )
@@ -58,7 +59,7 @@ func TestOwnersOfAMovedDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "disk")
 	put := func(dir string, owner int) {
 		t.Helper()
-		file := filepath.Join(dir, manifestName)
+		file := filepath.Join(dir, manifest.FileName)
 		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600), os.Chown(file, owner, owner), os.Chown(dir, owner, owner)); err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +86,7 @@ func TestRemovedLockAndASnapshot(t *testing.T) {
 	d, fs := watchedDisk(t, 4<<20) // such a file system is not locked
 	put(t, d, 1, 0, 4096)
 	stop := fs.StopAt(t, func(c interleave.Call) bool {
-		return c.Op == "rename" && filepath.Base(c.Path) == manifestName && !c.Done
+		return c.Op == "rename" && filepath.Base(c.Path) == manifest.FileName && !c.Done
 	})
 	snapshot := interleave.Start(t, func() error { return d.Snapshot("one") })
 	stop.Reached()
@@ -110,7 +111,7 @@ func TestOlderManifestTouchesNothing(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 4096)
 	must(t, d.Resize(40<<40)) // the L1 table moves, and a cluster in the file is free
-	name := filepath.Join(d.Dir(), manifestName)
+	name := filepath.Join(d.Dir(), manifest.FileName)
 	older, err := os.ReadFile(name)
 	must(t, err)
 	must(t, d.Snapshot("two"))

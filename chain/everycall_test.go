@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/integration/bulk"
 	"varve/integration/interleave"
 	"varve/integration/patience"
@@ -50,7 +51,7 @@ func TestEveryCallOfAJob(t *testing.T) {
 	}
 	frozen, leaf := mergeCases[2], mergeCases[3]
 	frozen.name, leaf.name = "flatten of a frozen layer", "flatten of the leaf"
-	cases = append(cases, jobCase{frozen, "two"}, jobCase{leaf, leafName})
+	cases = append(cases, jobCase{frozen, "two"}, jobCase{leaf, manifest.LeafName})
 	for i, c := range cases {
 		for k, action := range []string{"write", "snapshot", "grow", "cancel", "close"} {
 			if testing.Short() && k != i%5 {
@@ -76,7 +77,7 @@ func (v everyView) check(d *Disk) error {
 		read, size := d.ReadAt, d.Size()
 		if name != "" {
 			m, _ := d.tree()
-			view, err := d.OpenView(context.Background(), m.byName(name).ID, Opener{})
+			view, err := d.OpenView(context.Background(), m.ByName(name).ID, Opener{})
 			if err != nil {
 				return err
 			}

@@ -13,6 +13,8 @@ import (
 
 	"varve/chain/dirlock"
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
+	"varve/chain/shellword"
 	"varve/overlay/check"
 	"varve/overlay/hostfs"
 )
@@ -110,7 +112,7 @@ func Examine(ctx context.Context, dir string, fs hostfs.FS) (Examination, error)
 	// A disk that is in use may change under a look: what is there only for a moment is
 	// not there at the next one.
 	var found Examination
-	var reader manifestReader
+	var reader manifest.Reader
 	for look := range maxLooks {
 		e := &examiner{ctx: ctx, fs: fs, dir: dir}
 		before, held, err := e.begin(&reader)
@@ -129,7 +131,7 @@ func Examine(ctx context.Context, dir string, fs hostfs.FS) (Examination, error)
 		if len(found.Troubles) == 0 {
 			break
 		}
-		after, err := reader.load(fs, dir)
+		after, err := reader.Load(fs, dir)
 		if now := e.held(); after == before && now == held || err != nil && before == nil {
 			break
 		}
@@ -142,16 +144,16 @@ const maxLooks = 4
 
 // begin reads chain.json and whether somebody has the disk. m is nil, and that a
 // trouble, where chain.json cannot be used.
-func (e *examiner) begin(reader *manifestReader) (m *manifest, held bool, err error) {
-	path := filepath.Join(e.dir, manifestName)
-	m, err = reader.load(e.fs, e.dir)
+func (e *examiner) begin(reader *manifest.Reader) (m *manifest.Manifest, held bool, err error) {
+	path := filepath.Join(e.dir, manifest.FileName)
+	m, err = reader.Load(e.fs, e.dir)
 	switch {
-	case errors.Is(err, ErrNewer):
+	case errors.Is(err, manifest.ErrNewer):
 		e.problem(examineManifest, path, "use that version of varve", "%w", err)
 		return nil, false, nil
-	case errors.Is(err, ErrCorrupt):
+	case errors.Is(err, manifest.ErrCorrupt):
 		e.problem(examineManifest, path,
-			restoreManifest, "%w", err)
+			manifest.RestoreWords, "%w", err)
 		return nil, false, nil
 	}
 	return m, e.held(), err
@@ -170,9 +172,9 @@ func (e *examiner) held() bool {
 }
 
 // look looks once at everything. The error is the context's.
-func (e *examiner) look(m *manifest, held bool) error {
+func (e *examiner) look(m *manifest.Manifest, held bool) error {
 	for _, l := range m.Layers {
-		e.found.Layers = append(e.found.Layers, ExaminedLayer{l.ID, l.Name, stateOf(m, l), l.Format, l.path(e.dir), l.Foreign})
+		e.found.Layers = append(e.found.Layers, ExaminedLayer{l.ID, l.Name, m.State(l), l.Format, l.Path(e.dir), l.Foreign})
 	}
 	slices.SortFunc(e.found.Layers, func(a, b ExaminedLayer) int { return strings.Compare(a.ID, b.ID) })
 	if err := e.layers(m, held); err != nil {
@@ -211,8 +213,8 @@ func (e *examiner) unseen(path string) {
 const unknownWayOut = "put the newest chain.json back from a backup, or move the file elsewhere if nothing in it is missed; no mount goes on before"
 
 // directory looks for files in layers/ that no layer owns.
-func (e *examiner) directory(m *manifest, held bool) {
-	layers := filepath.Join(e.dir, layersDir)
+func (e *examiner) directory(m *manifest.Manifest, held bool) {
+	layers := filepath.Join(e.dir, manifest.LayersDir)
 	files, err := e.fs.ReadDir(layers)
 	switch {
 	case errors.Is(err, os.ErrPermission):
@@ -223,11 +225,11 @@ func (e *examiner) directory(m *manifest, held bool) {
 		return
 	}
 	for _, name := range files {
-		file := layersDir + "/" + name
-		number, ours := layerFileNumber(file)
+		file := manifest.LayersDir + "/" + name
+		number, ours := manifest.LayerFileNumber(file)
 		path := filepath.Join(layers, name)
 		switch {
-		case slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return !l.Foreign && l.File == file }):
+		case slices.ContainsFunc(m.Layers, func(l *manifest.Layer) bool { return !l.Foreign && l.File == file }):
 		case !ours:
 			e.warn(examineUnowned, path, "move it elsewhere", "it is no file of varve's")
 		case slices.Contains(m.Removing, file), number >= m.Next && held:
@@ -257,8 +259,8 @@ func (e *examiner) takes(path string) string {
 }
 
 // notHeld looks for what waits for the next mount of a disk that nobody holds.
-func (e *examiner) notHeld(m *manifest) {
-	manifest := filepath.Join(e.dir, manifestName)
+func (e *examiner) notHeld(m *manifest.Manifest) {
+	file := filepath.Join(e.dir, manifest.FileName)
 	inOrder := true
 	if diskdir.OnHost(e.fs) {
 		// What cannot be told is the lock's trouble, which was noticed before.
@@ -266,32 +268,32 @@ func (e *examiner) notHeld(m *manifest) {
 			inOrder = closed
 		}
 	}
-	if leaf := m.layer(m.Leaf); leaf.Writing || !inOrder {
+	if leaf := m.Layer(m.Leaf); leaf.Writing || !inOrder {
 		e.note(examineUnclean, e.dir, "the next mount puts it in order; \"varve check\" shows what it will do",
 			"it was not unmounted in order: varve was killed, or the host went down")
 	}
-	if j := m.Job; j != nil && sensibleJob(m) {
-		e.note(examineJob, manifest, "mount the disk and it goes on; \"varve cancel\" stops it for good",
-			"job %s (%s of %s) is not finished", j.ID, j.Kind, m.layer(j.Layer).label())
+	if j := m.Job; j != nil && m.JobHasWork() {
+		e.note(examineJob, file, "mount the disk and it goes on; \"varve cancel\" stops it for good",
+			"job %s (%s of %s) is not finished", j.ID, j.Kind, m.Layer(j.Layer).Label())
 	}
 }
 
 // kept looks for what is kept that may not be wanted any more.
-func (e *examiner) kept(m *manifest) {
-	if l := m.layer(m.SetAside); l != nil {
-		path := l.path(e.dir)
+func (e *examiner) kept(m *manifest.Manifest) {
+	if l := m.Layer(m.SetAside); l != nil {
+		path := l.Path(e.dir)
 		e.note(examineSetAside, path, "\"varve undo\" puts it back, \"varve undo --forget\" gives its room back",
 			"it is the leaf that the last revert set aside, and is still there%s", e.takes(path))
 	}
 	for _, c := range m.Clones {
-		l := m.layer(c.Layer)
-		if _, err := e.fs.Stat(filepath.Join(c.Disk, manifestName)); err == nil || l == nil {
+		l := m.Layer(c.Layer)
+		if _, err := e.fs.Stat(filepath.Join(c.Disk, manifest.FileName)); err == nil || l == nil {
 			continue
 		} else if !errors.Is(err, os.ErrNotExist) {
 			e.unseen(c.Disk)
 			continue
 		}
-		e.warn(examineLostClone, l.path(e.dir), fmt.Sprintf("if it is gone for good: varve release %s %s", ShellWord(e.dir), ShellWord(l.handle())),
-			"%s is kept for a clone, %s, that is not there", l.label(), c.Disk)
+		e.warn(examineLostClone, l.Path(e.dir), fmt.Sprintf("if it is gone for good: varve release %s %s", shellword.Quote(e.dir), shellword.Quote(l.Argument())),
+			"%s is kept for a clone, %s, that is not there", l.Label(), c.Disk)
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"varve/chain/manifest"
+	"varve/chain/shellword"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 	"varve/overlay/sniff"
@@ -142,9 +145,9 @@ func (e *examiner) foreign(image *examinedImage) (h *qcow2.Header, ok bool) {
 		e.problem(examineHeader, image.path, headerWayOut(err, true), "%w", err)
 		return nil, false
 	}
-	image.size = viewSize(image.format, h.Size)
+	image.size = manifest.ViewSize(image.format, h.Size)
 	e.dirty(image.path, h, nil)
-	e.sectors(&layerRecord{Foreign: true}, image.path, h)
+	e.sectors(&manifest.Layer{Foreign: true}, image.path, h)
 	e.whole(image.path, false)
 	return h, true
 }
@@ -162,7 +165,7 @@ func (e *examiner) below(over, image examinedImage) {
 			image.info.ModTime.UTC().Format(time.DateTime), over.path, over.info.ModTime.UTC().Format(time.DateTime))
 	}
 	if over.size > 0 && image.size > over.size {
-		e.warn(examineSize, over.path, fmt.Sprintf("if that was not meant: qemu-img resize %s %d", ShellWord(over.path), image.size),
+		e.warn(examineSize, over.path, fmt.Sprintf("if that was not meant: qemu-img resize %s %d", shellword.Quote(over.path), image.size),
 			"it is a disk of %d bytes on one of %d bytes (%s): what lies behind is not seen", over.size, image.size, image.path)
 	}
 }
@@ -174,7 +177,7 @@ func (e *examiner) backingFile(image examinedImage, h *qcow2.Header, above []exa
 	path, format, err := backingOf(image.path, h)
 	if err != nil {
 		e.backing(image.path, h, err)
-		if isProtocol(name) || checkPath(name) != nil || h.HasBackingFormat {
+		if isProtocol(name) || manifest.CheckPath(name) != nil || h.HasBackingFormat {
 			return "", "", false
 		}
 		known := *h
@@ -218,7 +221,7 @@ func (e *examiner) backingFile(image examinedImage, h *qcow2.Header, above []exa
 func (e *examiner) backing(path string, h *qcow2.Header, err error) {
 	name := h.BackingName
 	switch {
-	case name == "" || checkPath(name) != nil || isProtocol(name):
+	case name == "" || manifest.CheckPath(name) != nil || isProtocol(name):
 		e.problem(examineBacking, path, "have qemu-img convert make a copy of it without a backing file", "%w", err)
 	case !h.HasBackingFormat:
 		e.problem(examineFormat, path, "say which it is: "+rebaseWords(path, name, ""),
@@ -250,7 +253,7 @@ func (e *examiner) missing(image, name, path, format string) {
 // is "" where the user has to say which it is.
 func rebaseWords(image, name, format string) string {
 	if format == "" {
-		return fmt.Sprintf("qemu-img rebase -u -b %s %s (with -F raw or -F qcow2, whichever it is)", ShellWord(name), ShellWord(image))
+		return fmt.Sprintf("qemu-img rebase -u -b %s %s (with -F raw or -F qcow2, whichever it is)", shellword.Quote(name), shellword.Quote(image))
 	}
-	return fmt.Sprintf("qemu-img rebase -u -b %s -F %s %s", ShellWord(name), format, ShellWord(image))
+	return fmt.Sprintf("qemu-img rebase -u -b %s -F %s %s", shellword.Quote(name), format, shellword.Quote(image))
 }

@@ -3,7 +3,10 @@ package chain
 import (
 	"errors"
 	"os"
+	"strings"
 
+	"varve/chain/manifest"
+	"varve/chain/shellword"
 	"varve/overlay"
 	"varve/overlay/check"
 	"varve/overlay/extent"
@@ -13,12 +16,12 @@ import (
 
 // layers looks at the file of each layer. held says that another varve has the disk.
 // The error is the context's.
-func (e *examiner) layers(m *manifest, held bool) error {
+func (e *examiner) layers(m *manifest.Manifest, held bool) error {
 	for _, l := range m.Layers {
 		if err := e.ctx.Err(); err != nil {
 			return err
 		}
-		path := l.path(e.dir)
+		path := l.Path(e.dir)
 		if !e.readable(l, path, held) {
 			continue
 		}
@@ -37,7 +40,7 @@ func (e *examiner) layers(m *manifest, held bool) error {
 }
 
 // readable says whether a layer's file can be opened.
-func (e *examiner) readable(l *layerRecord, path string, held bool) bool {
+func (e *examiner) readable(l *manifest.Layer, path string, held bool) bool {
 	err := checkFile(e.fs, path)
 	if err == nil {
 		var f hostfs.File
@@ -50,12 +53,12 @@ func (e *examiner) readable(l *layerRecord, path string, held bool) bool {
 	case errors.Is(err, os.ErrPermission):
 		e.unseen(path)
 	case errors.Is(err, os.ErrNotExist) && l.Foreign:
-		e.problem(examineFile, path, "put it back, or say where it is now: varve rebase "+ShellWord(e.dir)+" --base PATH", "the file of %s is not there", l.label())
+		e.problem(examineFile, path, "put it back, or say where it is now: varve rebase "+shellword.Quote(e.dir)+" --base PATH", "the file of %s is not there", l.Label())
 	case errors.Is(err, os.ErrNotExist) && held:
 		e.problem(examineFile, path, "do not unmount the disk: its daemon still has the file open. Copy disk.raw, and what is needed of layers/, out of the mount, and make a new disk on the copy",
-			"the file of %s was removed while the disk is mounted", l.label())
+			"the file of %s was removed while the disk is mounted", l.Label())
 	case errors.Is(err, os.ErrNotExist):
-		e.problem(examineFile, path, "put it back from a backup", "the file of %s is not there", l.label())
+		e.problem(examineFile, path, "put it back from a backup", "the file of %s is not there", l.Label())
 	default:
 		e.problem(examineFile, path, "make the file readable again, or put it back from a backup", "%w", err)
 	}
@@ -64,7 +67,7 @@ func (e *examiner) readable(l *layerRecord, path string, held bool) bool {
 
 // image looks at the header of a layer's file and whether the file is whole. It gives
 // the guest size, and whether the header can be read.
-func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int64, ok bool) {
+func (e *examiner) image(l *manifest.Layer, path string, leaf, busy bool) (size int64, ok bool) {
 	if l.Format == formatRaw {
 		info, err := e.fs.Stat(path)
 		return info.Size, err == nil
@@ -79,7 +82,7 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 		return 0, false
 	}
 	if busy || l.Writing {
-		return viewSize(l.Format, h.Size), true
+		return manifest.ViewSize(l.Format, h.Size), true
 	}
 	e.dirty(path, h, l)
 	e.sectors(l, path, h)
@@ -87,11 +90,11 @@ func (e *examiner) image(l *layerRecord, path string, leaf, busy bool) (size int
 		e.note(examineHeader, path, "the next mount keeps it as a frozen layer and puts a new leaf on top", "another program worked on the leaf: %w", plain)
 	}
 	e.whole(path, !l.Foreign)
-	return viewSize(l.Format, h.Size), true
+	return manifest.ViewSize(l.Format, h.Size), true
 }
 
 // sectors looks whether a header's size is a whole number of sectors (M2).
-func (e *examiner) sectors(l *layerRecord, path string, h *qcow2.Header) {
+func (e *examiner) sectors(l *manifest.Layer, path string, h *qcow2.Header) {
 	switch {
 	case !extent.Uneven(h.Size):
 	case l.Foreign || overlay.Plain(h) != nil:
@@ -103,11 +106,11 @@ func (e *examiner) sectors(l *layerRecord, path string, h *qcow2.Header) {
 
 // dirty looks at the mark of a program that was killed while it wrote an image.
 // l is nil for an image that is no disk's.
-func (e *examiner) dirty(path string, h *qcow2.Header, l *layerRecord) {
+func (e *examiner) dirty(path string, h *qcow2.Header, l *manifest.Layer) {
 	if h.Incompatible&qcow2.IncompatibleDirty == 0 {
 		return
 	}
-	wayOut := "with nobody using it: qemu-img check -r all " + ShellWord(path)
+	wayOut := "with nobody using it: qemu-img check -r all " + shellword.Quote(path)
 	if l != nil && l.Foreign {
 		wayOut = "with the disk unmounted: " + foreignRepair(e.dir, l)
 	}
@@ -147,16 +150,16 @@ func headerWayOut(err error, foreign bool) string {
 
 // changed looks whether a layer's file is the one that it was, and says so of one that
 // is not.
-func (e *examiner) changed(m *manifest, l *layerRecord, path string) bool {
+func (e *examiner) changed(m *manifest.Manifest, l *manifest.Layer, path string) bool {
 	if l.Fingerprint == nil {
 		return false
 	}
-	now, err := fingerprintOf(e.fs, path, l.Format)
+	now, err := manifest.FingerprintFile(e.fs, path, l.Format)
 	if err != nil {
 		e.problem(examineFile, path, "put it back from a backup", "it cannot be read: %w", err)
 		return true
 	}
-	changes, _ := compareFingerprints(l.Fingerprint, now)
+	changes, _ := l.Fingerprint.Compare(now)
 	switch {
 	case len(changes) == 0:
 		return false
@@ -164,19 +167,19 @@ func (e *examiner) changed(m *manifest, l *layerRecord, path string) bool {
 		e.note(examineChanged, path, "the next mount looks through its tables", "the leaf was changed by another program since it was closed")
 		return false
 	}
-	e.problem(examineChanged, path, acceptWords(e.dir, l), "%s was changed since it was frozen: %s; it falsifies %s",
-		l.label(), joinWords(changes), falsifiedBy(m, l))
+	e.problem(examineChanged, path, l.AcceptWords(e.dir), "%s was changed since it was frozen: %s; it falsifies %s",
+		l.Label(), strings.Join(changes, ", "), m.FalsifiedBy(l))
 	return true
 }
 
 // agrees compares a layer's header with chain.json.
-func (e *examiner) agrees(m *manifest, l *layerRecord, path string, size int64) {
+func (e *examiner) agrees(m *manifest.Manifest, l *manifest.Layer, path string, size int64) {
 	if l.ID != m.Leaf && l.Name != "" && size != l.Size {
-		e.problem(examineSize, path, acceptWords(e.dir, l), "the file is a disk of %d bytes, chain.json says %d", size, l.Size)
+		e.problem(examineSize, path, l.AcceptWords(e.dir), "the file is a disk of %d bytes, chain.json says %d", size, l.Size)
 	}
 	// A crash or a job may come between the header and chain.json, and both give the
 	// same view (M15).
-	if l.Format == formatRaw || m.Job != nil || m.layer(m.Leaf).Writing {
+	if l.Format == formatRaw || m.Job != nil || m.Layer(m.Leaf).Writing {
 		return
 	}
 	h, err := qcow2.ReadHeader(e.fs, path)
@@ -189,7 +192,7 @@ func (e *examiner) agrees(m *manifest, l *layerRecord, path string, size int64) 
 		}
 		return
 	}
-	if name, format := backingName(m.layer(l.Parent)); h.BackingName != name || h.BackingFormat != format {
+	if name, format := m.Layer(l.Parent).BackingName(); h.BackingName != name || h.BackingFormat != format {
 		e.problem(examineBacking, path, "the next mount, or \"varve check --repair\", puts it in order",
 			"its header names the backing file %q (%s), chain.json %q (%s)", h.BackingName, h.BackingFormat, name, format)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"varve/chain/dirlock"
+	"varve/chain/manifest"
 	"varve/overlay/qcow2"
 )
 
@@ -86,15 +87,15 @@ func TestExamine(t *testing.T) {
 		{"base is a directory", func(c *checkedDisk) { gone(c.path(idBase)); must(t, os.Mkdir(c.path(idBase), 0o700)) }, []string{"problem layer-file base.raw", "is a directory"}},
 		{"snapshot gone", func(c *checkedDisk) { gone(c.path(idTwo)) }, []string{"problem layer-file 000003.qcow2: the file of two is not there; put it back from a backup"}},
 		{"strange file", func(c *checkedDisk) {
-			must(t, os.WriteFile(filepath.Join(c.dir, layersDir, "000009.raw"), nil, 0o600))
+			must(t, os.WriteFile(filepath.Join(c.dir, manifest.LayersDir, "000009.raw"), nil, 0o600))
 		}, []string{"warning unowned-file 000009.raw: it is no file of varve's; move it elsewhere"}},
 		{"file without an owner", func(c *checkedDisk) {
-			c.edit(func(m *manifest) { m.Next = 9 })
-			must(t, os.WriteFile(filepath.Join(c.dir, layersDir, "000007.qcow2"), make([]byte, 8192), 0o600))
+			c.edit(func(m *manifest.Manifest) { m.Next = 9 })
+			must(t, os.WriteFile(filepath.Join(c.dir, manifest.LayersDir, "000007.qcow2"), make([]byte, 8192), 0o600))
 		}, []string{"warning unowned-file 000007.qcow2: no layer owns this file; varve leaves it alone (8 KiB on the host); if nothing in it is missed, remove it"}},
 		{"what a crash left", func(c *checkedDisk) {
-			must(t, os.WriteFile(filepath.Join(c.dir, layersDir, "000077.qcow2"), nil, 0o600))
-			must(t, os.WriteFile(filepath.Join(c.dir, manifestTempName), nil, 0o600))
+			must(t, os.WriteFile(filepath.Join(c.dir, manifest.LayersDir, "000077.qcow2"), nil, 0o600))
+			must(t, os.WriteFile(filepath.Join(c.dir, manifest.TempName), nil, 0o600))
 		}, nil},
 		{"killed", (*checkedDisk).kill, []string{"note unclean vm.varve: it was not unmounted in order", "varve check"}},
 		{"killed at its lock", func(c *checkedDisk) { must(t, os.WriteFile(filepath.Join(c.dir, dirlock.Name), []byte("{}"), 0o600)) }, []string{"note unclean"}},
@@ -108,7 +109,7 @@ func TestExamine(t *testing.T) {
 			must(t, os.Truncate(c.path(idTwo), info.Size()-256<<10))
 			c.accept(idTwo)
 		}, []string{"problem cut-off 000003.qcow2: the file was cut off", "varve check"}},
-		{"other size", func(c *checkedDisk) { c.edit(func(m *manifest) { m.layer(idTwo).Size += 512 }) }, []string{"problem image-size 000003.qcow2: the file is a disk of 4194304 bytes, chain.json says 4194816"}},
+		{"other size", func(c *checkedDisk) { c.edit(func(m *manifest.Manifest) { m.Layer(idTwo).Size += 512 }) }, []string{"problem image-size 000003.qcow2: the file is a disk of 4194304 bytes, chain.json says 4194816"}},
 		{"other backing file", func(c *checkedDisk) {
 			qemuTool(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", c.path(idBase), c.path(idTwo))
 			c.accept(idTwo)
@@ -119,13 +120,13 @@ func TestExamine(t *testing.T) {
 		}, []string{"note image-header 000005.qcow2: another program worked on the leaf", "internal snapshots", "puts a new leaf on top"}},
 		{"leaf written by qemu-io", func(c *checkedDisk) { qemuTool(t, "qemu-io", "-c", "write 0 4k", c.path(idLeaf)) }, []string{"note changed-layer 000005.qcow2: the leaf was changed by another program"}},
 		{"clone gone", func(c *checkedDisk) {
-			c.edit(func(m *manifest) { m.Clones = []*cloneRecord{{Layer: idOne, Disk: "/nowhere/clone.varve"}} })
+			c.edit(func(m *manifest.Manifest) { m.Clones = []*manifest.Clone{{Layer: idOne, Disk: "/nowhere/clone.varve"}} })
 		}, []string{"warning lost-clone 000002.qcow2: one is kept for a clone, /nowhere/clone.varve, that is not there", "varve release", " one"}},
 		{"corrupt chain.json", func(c *checkedDisk) {
-			must(t, os.WriteFile(filepath.Join(c.dir, manifestName), []byte(`{"version":1`), 0o600))
+			must(t, os.WriteFile(filepath.Join(c.dir, manifest.FileName), []byte(`{"version":1`), 0o600))
 		}, []string{"problem chain-json chain.json", "chain.json is corrupt", "from a backup"}},
 		{"newer chain.json", func(c *checkedDisk) {
-			must(t, os.WriteFile(filepath.Join(c.dir, manifestName), []byte(`{"version":99}`), 0o600))
+			must(t, os.WriteFile(filepath.Join(c.dir, manifest.FileName), []byte(`{"version":99}`), 0o600))
 		}, []string{"problem chain-json chain.json", "made by a newer varve", "use that version of varve"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

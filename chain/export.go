@@ -3,6 +3,7 @@ package chain
 import (
 	"fmt"
 
+	"varve/chain/manifest"
 	"varve/overlay"
 )
 
@@ -17,8 +18,8 @@ func (d *Disk) ExportSource(name string) (overlay.Source, int64, error) {
 	}
 	m, nodes := d.tree()
 	n := d.leaf.Load()
-	if name != leafName {
-		rec, err := findSnapshot(m, name)
+	if name != manifest.LeafName {
+		rec, err := m.Snapshot(name)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -34,7 +35,7 @@ func (d *Disk) LeafHolds() (bool, error) {
 		return false, err
 	}
 	defer d.opMu.Unlock()
-	leaf := d.manifest.layer(d.manifest.Leaf)
+	leaf := d.manifest.Layer(d.manifest.Leaf)
 	own, err := d.nodes[leaf.ID].layer().ownBytes()
-	return own > 0 || !d.manifest.standsOnNamed(leaf), err
+	return own > 0 || !d.manifest.StandsOnNamed(leaf), err
 }

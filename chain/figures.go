@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay/measure"
 )
 
@@ -18,7 +19,7 @@ import (
 // told by the operations is only that something is not right any more.
 // Safe for concurrent use.
 type figures struct {
-	tree    func() (*manifest, map[string]*node)
+	tree    func() (*manifest.Manifest, map[string]*node)
 	leaf    func() *node
 	layers  func() []LayerStatus // as Disk.Layers
 	store   func()               // has what was counted recorded
@@ -108,7 +109,7 @@ func (f *figures) viewChanged(n *node) { f.of(n).view.forget() }
 func (f *figures) hidesOthers(n *node) {
 	f.of(n).hides.forget()
 	m, nodes := f.tree()
-	for _, l := range m.children(n.id) {
+	for _, l := range m.Children(n.id) {
 		if on := nodes[l.ID]; on != nil {
 			c := f.of(on)
 			c.hides.forget()
@@ -118,7 +119,7 @@ func (f *figures) hidesOthers(n *node) {
 }
 
 // keep takes over the counts of a layer that does not change any more.
-func (c *nodeFigures) keep(l *layer, s *storedCounts) {
+func (c *nodeFigures) keep(l *layer, s *manifest.Counts) {
 	c.own.set(l, c.own.forgotten.Load(), s.Own)
 	c.view.set(l, c.view.forgotten.Load(), s.View)
 	if s.Hides >= 0 {
@@ -128,7 +129,7 @@ func (c *nodeFigures) keep(l *layer, s *storedCounts) {
 
 // froze is told when the leaf has become a frozen layer, with what ofTheLeaf gave of it;
 // nil where that was not known.
-func (f *figures) froze(n *node, counts *storedCounts) {
+func (f *figures) froze(n *node, counts *manifest.Counts) {
 	c := f.of(n)
 	c.live.forget()
 	if counts != nil {
@@ -140,7 +141,7 @@ func (f *figures) froze(n *node, counts *storedCounts) {
 // found right.
 func (f *figures) believe() {
 	m, nodes := f.tree()
-	in := m.countedIn()
+	in := m.CountedIn()
 	for _, l := range m.Layers {
 		if s, n := l.Counts, nodes[l.ID]; s != nil && s.Of == in[l.ID] && n.frozen() {
 			f.of(n).keep(n.layer(), s)
@@ -152,10 +153,10 @@ func (f *figures) believe() {
 // and takes out those that are not right any more. Only of layers that stand in m
 // as in the manifest in force, on the same files, nothing of them being written: of
 // others it is not sure when they were counted. Called with opMu held.
-func (f *figures) note(m *manifest) {
+func (f *figures) note(m *manifest.Manifest) {
 	inForce, nodes := f.tree()
-	in, before := m.countedIn(), inForce.countedIn()
-	damaged := slices.ContainsFunc(m.Layers, func(l *layerRecord) bool { return nodes[l.ID] != nil && nodes[l.ID].damaged() })
+	in, before := m.CountedIn(), inForce.CountedIn()
+	damaged := slices.ContainsFunc(m.Layers, func(l *manifest.Layer) bool { return nodes[l.ID] != nil && nodes[l.ID].damaged() })
 	for _, l := range m.Layers {
 		of := in[l.ID]
 		if l.Counts != nil && (of == "" || l.Counts.Of != of) {
@@ -177,7 +178,7 @@ func (f *figures) note(m *manifest) {
 				hides = -1
 			}
 			if ownKnown && viewKnown && (l.Counts == nil || hidesKnown) {
-				l.Counts = &storedCounts{Own: own, View: view, Hides: hides, Of: of}
+				l.Counts = &manifest.Counts{Own: own, View: view, Hides: hides, Of: of}
 			}
 		}
 	}
@@ -248,7 +249,7 @@ func (f *figures) ownKnown(n *node) (int64, bool) {
 // again runs a look at what the tree holds, and once more when it met a layer that was
 // closed meanwhile because the tree lost it. A look has a section for each layer, or
 // less: one for all would hold up jobs.
-func again(tree func() (*manifest, map[string]*node), look func() error) error {
+func again(tree func() (*manifest.Manifest, map[string]*node), look func() error) error {
 	for {
 		before, _ := tree()
 		err := look()

@@ -32,7 +32,7 @@ func (d *Disk) flattenLayer(j *job) error {
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	rec := m.layer(n.id)
+	rec := m.Layer(n.id)
 	if err := over.SetBacking("", ""); err != nil {
 		return err
 	}
@@ -43,8 +43,8 @@ func (d *Disk) flattenLayer(j *job) error {
 		}
 	}
 	m.Job = nil
-	known := mergeable(d.manifest)
-	dead := removeDead(m)
+	known := d.manifest.Mergeable()
+	dead := m.RemoveDead()
 	d.queueMerge(m, known)
 	if err := d.commit(m); err != nil {
 		return err
@@ -68,7 +68,7 @@ func (d *Disk) prepareFlatten(j *job) (*node, error) {
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	rec := m.layer(j.layer)
+	rec := m.Layer(j.layer)
 	if rec == nil || rec.Parent == "" {
 		m.Job = nil
 		if err := d.commit(m); err != nil {
@@ -85,7 +85,7 @@ func (d *Disk) prepareFlatten(j *job) (*node, error) {
 	}
 	j.totalBytes.Store(total)
 	m.Job.Into = rec.ID
-	writes := markWriting(m, rec)
+	writes := m.MarkWriting(rec)
 	if err := d.commit(m); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/integration/imagetest"
 	"varve/overlay/hostfs"
 )
 
@@ -24,14 +25,15 @@ func TestForeignHeaderNamesAnother(t *testing.T) {
 	rawImage(t, at("evil.raw"), 4<<20)
 	// A name within the first cluster, but not in the file's first block. 96
 	// blocks, of which 64 are sampled.
+	const sampleBytes = 4096 // of a block that a fingerprint samples
 	const nameAt = 5 * sampleBytes
 	make := func(t *testing.T) (dir, top string) {
 		t.Helper()
 		top = at("top.qcow2")
 		qcow2On(t, top, "base.raw", "raw", 7)
 		must(t, os.Truncate(top, 96*sampleBytes))
-		patch(t, top, nameAt, []byte("base.raw"))
-		patch(t, top, 8, binary.BigEndian.AppendUint64(nil, nameAt))
+		imagetest.PatchUnseen(t, top, nameAt, []byte("base.raw"))
+		imagetest.PatchUnseen(t, top, 8, binary.BigEndian.AppendUint64(nil, nameAt))
 		dir = filepath.Join(t.TempDir(), "vm.varve")
 		_, err := Create(dir, CreateOptions{Base: top})
 		must(t, err)
@@ -46,16 +48,16 @@ func TestForeignHeaderNamesAnother(t *testing.T) {
 		{"qemu-img rebase", false, func(t *testing.T, top string) {
 			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "evil.raw", "-F", "raw", top)
 		}, "changed behind our back"},
-		{"in an unsampled block", true, func(t *testing.T, top string) { patch(t, top, nameAt, []byte("evil")) }, "now stands on"},
-		{"../ in an unsampled block", true, func(t *testing.T, top string) { patch(t, top, nameAt, []byte("../e.raw")) }, "now stands on"},
-		{"a protocol in an unsampled block", true, func(t *testing.T, top string) { patch(t, top, nameAt, []byte("nbd:host")) }, "nbd:host"},
-		{"no format in an unsampled block", false, func(t *testing.T, top string) { patch(t, top, 112, []byte{1, 2, 3, 4}) }, "changed behind our back"},
+		{"in an unsampled block", true, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, nameAt, []byte("evil")) }, "now stands on"},
+		{"../ in an unsampled block", true, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, nameAt, []byte("../e.raw")) }, "now stands on"},
+		{"a protocol in an unsampled block", true, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, nameAt, []byte("nbd:host")) }, "nbd:host"},
+		{"no format in an unsampled block", false, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, 112, []byte{1, 2, 3, 4}) }, "changed behind our back"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			dir, top := make(t)
 			before := fingerprintAt(t, top, formatQcow2)
 			c.change(t, top)
-			if changes, _ := compareFingerprints(before, fingerprintAt(t, top, formatQcow2)); (len(changes) == 0) != c.hidden {
+			if changes, _ := before.Compare(fingerprintAt(t, top, formatQcow2)); (len(changes) == 0) != c.hidden {
 				t.Fatalf("the fingerprint shows %q: this is another test than it should be", changes)
 			}
 			for _, readOnly := range []bool{false, true} {

@@ -1,6 +1,9 @@
 package chain
 
-import "varve/overlay/extent"
+import (
+	"varve/chain/manifest"
+	"varve/overlay/extent"
+)
 
 // What a delete of a layer gives back on the host stands in the tables alone.
 //
@@ -22,28 +25,28 @@ type deletion struct {
 
 // deletionOf says what a delete of a layer would do, or of an unnamed one the
 // command that goes on with it.
-func deletionOf(m *manifest, id string) (del deletion) {
-	rec := m.layer(id)
+func deletionOf(m *manifest.Manifest, id string) (del deletion) {
+	rec := m.Layer(id)
 	if rec == nil || rec.Foreign || id == m.Leaf || id == m.Base {
 		return del
 	}
-	on := m.children(id)
+	on := m.Children(id)
 	if len(on) == 1 && !on[0].Foreign {
 		del.merged, del.into = id, on[0].ID
 	}
 	if len(on) > 0 {
 		return del
 	}
-	// Unnamed layers that nothing else keeps go with it, as in removeDead and
-	// queueMerge.
+	// Unnamed layers that nothing else keeps go with it, as in RemoveDead and
+	// QueueMerge.
 	for {
 		del.files = append(del.files, id)
-		below := m.layer(rec.Parent)
+		below := m.Layer(rec.Parent)
 		if below == nil || below.Foreign || below.Name != "" || below.ID == m.Base || below.ID == m.SetAside {
 			return del
 		}
-		var rest []*layerRecord
-		for _, l := range m.children(below.ID) {
+		var rest []*manifest.Layer
+		for _, l := range m.Children(below.ID) {
 			if l.ID != id {
 				rest = append(rest, l)
 			}
@@ -60,7 +63,7 @@ func deletionOf(m *manifest, id string) (del deletion) {
 
 // frees fills in what a delete of each layer would give back. counted is false
 // where that is not known and counting would tell.
-func (f *figures) frees(m *manifest, nodes map[string]*node, layers []LayerStatus) (counted bool) {
+func (f *figures) frees(m *manifest.Manifest, nodes map[string]*node, layers []LayerStatus) (counted bool) {
 	counted = true
 	host := make(map[string]int64, len(layers))
 	for _, l := range layers {

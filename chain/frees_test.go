@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"varve/chain/manifest"
 )
 
 // checkFrees compares what status says of deletes with the tables, region by region.
@@ -44,7 +46,7 @@ func checkFrees(t *testing.T, d *Disk, st Status, when string) {
 // layersOnHost is what the files of the disk's own layers take.
 func layersOnHost(t *testing.T, dir string) (total int64) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, layersDir, "*"))
+	files, err := filepath.Glob(filepath.Join(dir, manifest.LayersDir, "*"))
 	must(t, err)
 	for _, file := range files {
 		f, err := os.Open(file)
@@ -198,21 +200,21 @@ func TestFreesIsKept(t *testing.T) {
 	}
 	must(t, d.Close())
 	m := readManifest(t, dir)
-	if two := m.byName("two"); two.Counts == nil || two.Counts.Hides != 2<<20 {
+	if two := m.ByName("two"); two.Counts == nil || two.Counts.Hides != 2<<20 {
 		t.Fatalf("stored of two: %+v", two.Counts)
 	}
 	// An older varve's chain.json has no such figure: it is counted once.
-	m.byName("two").Counts.Hides = -1
-	must(t, m.commit(OpenOptions{}.withDefaults().FS, dir))
+	m.ByName("two").Counts.Hides = -1
+	must(t, m.Commit(OpenOptions{}.withDefaults().FS, dir))
 	d = openDisk(t, dir)
-	if _, known := d.figures.of(d.nodes[m.byName("two").ID]).hides.get(d.nodes[m.byName("two").ID].layer()); known {
+	if _, known := d.figures.of(d.nodes[m.ByName("two").ID]).hides.get(d.nodes[m.ByName("two").ID].layer()); known {
 		t.Error("a figure that is not there is believed")
 	}
 	if frees := freesOf(t, d, "one"); frees != 2<<20 {
 		t.Errorf("counted anew, one frees %d bytes", frees)
 	}
 	must(t, d.Close())
-	if two := readManifest(t, dir).byName("two"); two.Counts == nil || two.Counts.Hides != 2<<20 {
+	if two := readManifest(t, dir).ByName("two"); two.Counts == nil || two.Counts.Hides != 2<<20 {
 		t.Errorf("stored of two afterwards: %+v", two.Counts)
 	}
 }

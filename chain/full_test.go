@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"varve/integration/imagetest"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -57,7 +59,7 @@ func TestFullHost(t *testing.T) {
 	base := filepath.Join(filepath.Dir(host), "base.raw")
 	rawImage(t, base, 64<<20)
 	for off := int64(0); off < 64<<20; off += 1 << 20 {
-		patch(t, base, off, []byte(strings.Repeat("base", 1<<18)))
+		imagetest.PatchUnseen(t, base, off, []byte(strings.Repeat("base", 1<<18)))
 	}
 	dir := filepath.Join(host, "vm.varve")
 	if _, err := Create(dir, CreateOptions{Base: base}); err != nil {
@@ -136,7 +138,7 @@ func TestFullHost(t *testing.T) {
 	m, _ := d.tree()
 	for _, l := range m.Layers {
 		if !l.Foreign {
-			if out, err := exec.Command("qemu-img", "check", l.path(dir)).CombinedOutput(); err != nil {
+			if out, err := exec.Command("qemu-img", "check", l.Path(dir)).CombinedOutput(); err != nil {
 				t.Error(fmt.Sprint(err), string(out))
 			}
 		}

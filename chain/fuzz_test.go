@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/integration/patience"
 	"varve/integration/powercut"
 	"varve/overlay"
@@ -134,8 +135,8 @@ func (w *guardedFS) Open(path string, flag int, perm os.FileMode) (hostfs.File, 
 		}
 	case w.ours(path):
 		relative := strings.TrimPrefix(path, hostileDir+"/")
-		_, layer := layerFileNumber(relative)
-		if !layer && relative != manifestName && relative != manifestTempName && relative != reserveName {
+		_, layer := manifest.LayerFileNumber(relative)
+		if !layer && relative != manifest.FileName && relative != manifest.TempName && relative != reserveName {
 			w.t.Errorf("%s is opened", path)
 		}
 	default:
@@ -256,7 +257,7 @@ func FuzzOpenDisk(f *testing.F) {
 			}
 		}
 	}
-	data, err := testManifest().encode()
+	data, err := os.ReadFile("manifest/testdata/chain.json")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -269,14 +270,14 @@ func FuzzOpenDisk(f *testing.F) {
 		timer := time.AfterFunc(hangLimit, func() { panic("hang: this input takes more than " + hangLimit.String()) })
 		defer timer.Stop()
 		host := settled(disks[int(which)%len(disks)])
-		path := filepath.Join(hostileDir, manifestName)
+		path := filepath.Join(hostileDir, manifest.FileName)
 		if len(text) == 0 {
 			text = content(t, host, path)
 		}
 		text = changeJSON(text, script)
 		putFile(t, host, path, text)
-		if files, _ := host.ReadDir(filepath.Join(hostileDir, layersDir)); len(damage) >= 4 {
-			file := filepath.Join(hostileDir, layersDir, files[int(layer)%len(files)])
+		if files, _ := host.ReadDir(filepath.Join(hostileDir, manifest.LayersDir)); len(damage) >= 4 {
+			file := filepath.Join(hostileDir, manifest.LayersDir, files[int(layer)%len(files)])
 			content := content(t, host, file)
 			for ; len(damage) >= 4; damage = damage[4:] {
 				// Tables stand at the start of clusters: whole clusters, then
@@ -295,7 +296,7 @@ func FuzzOpenDisk(f *testing.F) {
 func openHostile(t *testing.T, host *powercut.Host, text []byte, readOnly, holdJob bool) {
 	t.Helper()
 	fs := &guardedFS{Host: host, t: t}
-	m, parseErr := parseManifest(text)
+	m, parseErr := manifest.Parse(text)
 	if parseErr == nil {
 		for _, l := range m.Layers {
 			if l.Foreign {

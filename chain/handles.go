@@ -186,7 +186,7 @@ func (d *Disk) OpenView(ctx context.Context, id string, who Opener) (*View, erro
 	// Looked up after it was registered, which waits while a delete runs: one
 	// that comes later sees the handle.
 	m, nodes := d.tree()
-	rec := m.layer(id)
+	rec := m.Layer(id)
 	if rec == nil || rec.Name == "" || nodes[id] == nil {
 		d.handles.remove(h)
 		return nil, fmt.Errorf("layer %s: %w", id, ErrNotExist)

@@ -3,6 +3,7 @@ package chain
 import (
 	"fmt"
 	"path/filepath"
+
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"

@@ -17,7 +17,7 @@ const hiddenBatch = 4096
 // both, before it copies anything.
 func (d *Disk) punchHidden(j *job, x, c *node) error {
 	m, _ := d.tree()
-	if m.layer(x.id).Foreign {
+	if m.Layer(x.id).Foreign {
 		return nil
 	}
 	var hidden []extent.Extent

@@ -6,17 +6,19 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"varve/chain/manifest"
 )
 
 // Hold keeps a snapshot from being deleted until it is released; of one that is held
 // already it changes nothing. ErrInvalid for the leaf and the base, which cannot be
 // deleted anyway.
 func (d *Disk) Hold(name string) error {
-	if name == leafName {
+	if name == manifest.LeafName {
 		return invalidf("the leaf cannot be held: it goes on changing; take a snapshot and hold that")
 	}
-	return d.changeHold(name, func(_ *manifest, rec *layerRecord) error {
-		if rec.Name == baseName {
+	return d.changeHold(name, func(_ *manifest.Manifest, rec *manifest.Layer) error {
+		if rec.Name == manifest.BaseName {
 			return invalidf("the base is never deleted; it needs no hold")
 		}
 		rec.Held = true
@@ -28,10 +30,10 @@ func (d *Disk) Hold(name string) error {
 // any more. ErrInvalid for a snapshot that nothing holds, ErrBusy where clones do that
 // stand on it still.
 func (d *Disk) Release(name string) error {
-	return d.changeHold(name, func(m *manifest, rec *layerRecord) error {
+	return d.changeHold(name, func(m *manifest.Manifest, rec *manifest.Layer) error {
 		held := rec.Held
 		rec.Held = false
-		var left []*cloneRecord
+		var left []*manifest.Clone
 		standing := ""
 		for _, c := range m.Clones {
 			if c.Layer == rec.ID && !d.cloneStands(m, c) {
@@ -56,13 +58,13 @@ func (d *Disk) Release(name string) error {
 
 // changeHold commits a change of who holds a snapshot, and starts the merges that
 // become possible by that.
-func (d *Disk) changeHold(name string, change func(m *manifest, rec *layerRecord) error) error {
+func (d *Disk) changeHold(name string, change func(m *manifest.Manifest, rec *manifest.Layer) error) error {
 	if err := d.begin(); err != nil {
 		return err
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	rec, err := findSnapshot(m, name)
+	rec, err := m.Snapshot(name)
 	if err != nil {
 		return err
 	}
@@ -82,35 +84,9 @@ func (d *Disk) changeHold(name string, change func(m *manifest, rec *layerRecord
 	return nil
 }
 
-// pinned are the ids of all layers that clones read: nil where there are none. No
-// merge writes or removes them, and none of them is flattened.
-func (m *manifest) pinned() map[string]bool {
-	if len(m.Clones) == 0 {
-		return nil
-	}
-	ids := make(map[string]bool)
-	for _, c := range m.Clones {
-		for _, l := range m.chainOf(c.Layer) {
-			ids[l.ID] = true
-		}
-	}
-	return ids
-}
-
-// clonesOf are the disks that were cloned from a layer.
-func (m *manifest) clonesOf(id string) []string {
-	disks := []string{}
-	for _, c := range m.Clones {
-		if c.Layer == id {
-			disks = append(disks, c.Disk)
-		}
-	}
-	return disks
-}
-
 // cloneStands says whether a clone is there and reads a file of its snapshot's chain.
 // What cannot be told counts as standing.
-func (d *Disk) cloneStands(m *manifest, c *cloneRecord) bool {
+func (d *Disk) cloneStands(m *manifest.Manifest, c *manifest.Clone) bool {
 	other, err := d.otherChain(c.Disk)
 	if errors.Is(err, os.ErrNotExist) {
 		return false
@@ -118,9 +94,9 @@ func (d *Disk) cloneStands(m *manifest, c *cloneRecord) bool {
 	if err != nil {
 		return true
 	}
-	chain := m.chainOf(c.Layer)
-	return slices.ContainsFunc(other.Layers, func(l *layerRecord) bool {
-		return l.Foreign && slices.ContainsFunc(chain, func(own *layerRecord) bool {
+	chain := m.Chain(c.Layer)
+	return slices.ContainsFunc(other.Layers, func(l *manifest.Layer) bool {
+		return l.Foreign && slices.ContainsFunc(chain, func(own *manifest.Layer) bool {
 			// By the path, or where one of the two disks was moved, by the content.
 			return !own.Foreign && (l.File == d.path(own) ||
 				own.Fingerprint != nil && l.Fingerprint != nil && own.Fingerprint.Digest == l.Fingerprint.Digest)
@@ -134,14 +110,14 @@ func (d *Disk) cloneStands(m *manifest, c *cloneRecord) bool {
 // an absolute path. ErrExist where it is there, ErrBusy during a job, and what Create
 // gives.
 func (d *Disk) Clone(name, dir string) (Created, error) {
-	if name == leafName {
+	if name == manifest.LeafName {
 		return Created{}, invalidf("the leaf goes on changing; take a snapshot and clone that")
 	}
 	if !filepath.IsAbs(dir) {
 		return Created{}, invalidf("%q is no absolute path", dir)
 	}
 	dir = filepath.Clean(dir)
-	if err := checkPath(dir); err != nil {
+	if err := manifest.CheckPath(dir); err != nil {
 		return Created{}, err
 	}
 	if err := d.begin(); err != nil {
@@ -152,7 +128,7 @@ func (d *Disk) Clone(name, dir string) (Created, error) {
 		return Created{}, err
 	}
 	m := d.edit()
-	rec, err := findSnapshot(m, name)
+	rec, err := m.Snapshot(name)
 	if err != nil {
 		return Created{}, err
 	}
@@ -162,7 +138,7 @@ func (d *Disk) Clone(name, dir string) (Created, error) {
 	// Recorded first: no crash leaves a clone whose files this disk takes for its own
 	// to change.
 	if !rec.Foreign {
-		m.Clones = append(m.Clones, &cloneRecord{Layer: rec.ID, Disk: dir})
+		m.Clones = append(m.Clones, &manifest.Clone{Layer: rec.ID, Disk: dir})
 		if err := d.commit(m); err != nil {
 			return Created{}, err
 		}

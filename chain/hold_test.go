@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -16,8 +17,8 @@ func TestHold(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 10)
 	must(t, d.Snapshot("one"))
-	wantError(t, d.Hold(leafName), ErrInvalid, "the leaf cannot be held")
-	wantError(t, d.Hold(baseName), ErrInvalid, "never deleted")
+	wantError(t, d.Hold(manifest.LeafName), ErrInvalid, "the leaf cannot be held")
+	wantError(t, d.Hold(manifest.BaseName), ErrInvalid, "never deleted")
 	wantError(t, d.Hold("none"), ErrNotExist, "none")
 	wantError(t, d.Release("one"), ErrInvalid, "is not held")
 	must(t, d.Hold("one"))
@@ -110,7 +111,7 @@ func TestClone(t *testing.T) {
 	}
 	files := map[string][]byte{}
 	m, _ := d.tree()
-	for _, l := range m.chainOf(m.byName("two").ID) {
+	for _, l := range m.Chain(m.ByName("two").ID) {
 		files[d.path(l)] = read(t, d.path(l))
 	}
 	// The name goes, its layer stays where the clone reads it.
@@ -164,8 +165,8 @@ func TestCloneCutShort(t *testing.T) {
 	must(t, d.Snapshot("one"))
 	must(t, d.Close())
 	m := mustLoad(t, d.Dir())
-	m.Clones = append(m.Clones, &cloneRecord{Layer: m.byName("one").ID, Disk: d.Dir() + "-none"})
-	must(t, m.commit(hostfs.OS(), d.Dir()))
+	m.Clones = append(m.Clones, &manifest.Clone{Layer: m.ByName("one").ID, Disk: d.Dir() + "-none"})
+	must(t, m.Commit(hostfs.OS(), d.Dir()))
 	d = openDisk(t, d.Dir())
 	_, err := d.Delete("one")
 	wantError(t, err, ErrBusy, d.Dir()+"-none", "release the snapshot")
@@ -178,7 +179,7 @@ func TestCloneCutShort(t *testing.T) {
 // A repair leaves a layer alone that a clone reads: the clone knows it as it is.
 func TestRepairOfAClonedLayer(t *testing.T) {
 	d, clone := cloned(t)
-	two := d.path(d.manifest.byName("two"))
+	two := d.path(d.manifest.ByName("two"))
 	must(t, d.Close())
 	info, err := hostfs.OS().Stat(two)
 	must(t, err)
@@ -204,7 +205,7 @@ func TestCloneOfTheBase(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 10)
 	path := filepath.Join(filepath.Dir(d.Dir()), "clone.varve")
-	_, err := d.Clone(baseName, path)
+	_, err := d.Clone(manifest.BaseName, path)
 	must(t, err)
 	if len(d.manifest.Clones) != 0 {
 		t.Error("the base is pinned")
@@ -224,7 +225,7 @@ func TestCloneRefused(t *testing.T) {
 	}{
 		{"two", clone, ErrExist, clone},
 		{"none", clone + "2", ErrNotExist, "none"},
-		{leafName, clone + "2", ErrInvalid, "take a snapshot and clone that"},
+		{manifest.LeafName, clone + "2", ErrInvalid, "take a snapshot and clone that"},
 		{"two", "relative", ErrInvalid, "no absolute path"},
 		{"two", filepath.Join(clone, "none", "x"), os.ErrNotExist, "none"},
 		{"two", "/" + strings.Repeat("x", 2000), ErrInvalid, "bytes"},
@@ -236,7 +237,7 @@ func TestCloneRefused(t *testing.T) {
 		}
 	}
 	// A layer of a disk is no base for "create", which would not pin it.
-	_, err := Create(clone+"2", CreateOptions{Base: d.path(d.manifest.byName("two")), Format: formatQcow2})
+	_, err := Create(clone+"2", CreateOptions{Base: d.path(d.manifest.ByName("two")), Format: formatQcow2})
 	wantError(t, err, ErrInvalid, "varve clone")
 }
 
@@ -256,7 +257,7 @@ func TestCloneOfAClone(t *testing.T) {
 	wantError(t, err, ErrBusy, path+"2")
 	_, err = c.Flatten("mine")
 	wantError(t, err, ErrBusy, "cloned")
-	id, err := c.Flatten(leafName)
+	id, err := c.Flatten(manifest.LeafName)
 	finish(t, c, id, err)
 	wantError(t, d.Release("two"), ErrBusy, path)
 }
@@ -265,7 +266,7 @@ func TestRebase(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 1<<20, 10)
 	must(t, d.Snapshot("one"))
-	base := d.manifest.layer(d.manifest.Base).File
+	base := d.manifest.Layer(d.manifest.Base).File
 	must(t, d.Close())
 	elsewhere := filepath.Join(t.TempDir(), "moved.raw")
 	other := filepath.Join(t.TempDir(), "other.raw")
@@ -291,7 +292,7 @@ func TestRebase(t *testing.T) {
 	}
 	// QEMU follows too.
 	m := mustLoad(t, d.Dir())
-	qemuTool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", m.layer(m.Leaf).path(d.Dir()), m.byName("one").path(d.Dir()))
+	qemuTool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", m.Layer(m.Leaf).Path(d.Dir()), m.ByName("one").Path(d.Dir()))
 	d = openDisk(t, d.Dir())
 	if at(t, d, 1<<20) != 1 {
 		t.Error("wrong content")
@@ -312,21 +313,21 @@ func TestRebaseCutShort(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 1<<20, 10)
 	must(t, d.Snapshot("one"))
-	base := d.manifest.layer(d.manifest.Base).File
+	base := d.manifest.Layer(d.manifest.Base).File
 	must(t, d.Close())
 	moved := filepath.Join(t.TempDir(), "moved.raw")
 	must(t, os.Rename(base, moved))
 	m := mustLoad(t, d.Dir())
 	_, err := rebase(hostfs.OS(), m, moved, false)
 	must(t, err)
-	must(t, m.commit(hostfs.OS(), d.Dir()))
+	must(t, m.Commit(hostfs.OS(), d.Dir()))
 	d = openDisk(t, d.Dir())
 	if at(t, d, 1<<20) != 1 {
 		t.Error("wrong content")
 	}
 	checkDisk(t, d)
-	one := m.byName("one").path(d.Dir())
-	qemuTool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", m.layer(m.Leaf).path(d.Dir()), one)
+	one := m.ByName("one").Path(d.Dir())
+	qemuTool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", m.Layer(m.Leaf).Path(d.Dir()), one)
 	if out := qemuTool(t, "qemu-img", "info", one); !strings.Contains(out, moved) {
 		t.Errorf("the header names another base:\n%s", out)
 	}
@@ -348,7 +349,7 @@ func TestRebaseOfAnAdoptedChain(t *testing.T) {
 	_, err = Rebase(dir, filepath.Join(moved, "snap.qcow2"), RebaseOptions{})
 	must(t, err)
 	d = openDisk(t, dir)
-	if f := d.manifest.layer(m.Base).File; !strings.HasPrefix(f, moved) {
+	if f := d.manifest.Layer(m.Base).File; !strings.HasPrefix(f, moved) {
 		t.Errorf("the base is %s", f)
 	}
 	checkDisk(t, d)
@@ -358,14 +359,14 @@ func TestRebaseOfAnAdoptedChain(t *testing.T) {
 func TestRebaseOfAClone(t *testing.T) {
 	d, path := cloned(t)
 	must(t, d.Close())
-	_, err := Rebase(d.Dir(), d.manifest.layer(d.manifest.Base).File, RebaseOptions{})
+	_, err := Rebase(d.Dir(), d.manifest.Layer(d.manifest.Base).File, RebaseOptions{})
 	wantError(t, err, ErrBusy, path)
 	moved := d.Dir() + "-moved"
 	must(t, os.Rename(d.Dir(), moved))
 	if _, err := Open(path, OpenOptions{}); err == nil {
 		t.Fatal("opened without the disk that it was cloned from")
 	}
-	two := filepath.Join(moved, d.manifest.byName("two").File)
+	two := filepath.Join(moved, d.manifest.ByName("two").File)
 	_, err = Rebase(path, two, RebaseOptions{})
 	must(t, err)
 	c := openDisk(t, path)
@@ -392,7 +393,7 @@ func TestCloneOfAnotherFile(t *testing.T) {
 	must(t, d.Snapshot("one"))
 	m, _ := d.tree()
 	dir := filepath.Join(filepath.Dir(d.Dir()), "clone.varve")
-	order, err := d.orderClone(m, m.byName("one"), dir)
+	order, err := d.orderClone(m, m.ByName("one"), dir)
 	must(t, err)
 	order.Files[0].Inode++
 	_, err = MakeClone(order)
@@ -425,7 +426,7 @@ func TestOtherChainOfAnotherDirectory(t *testing.T) {
 	must(t, os.WriteFile(secret, []byte("the secret"), 0o600))
 	other := filepath.Join(home, "other")
 	must(t, os.Mkdir(other, 0o755))
-	must(t, os.Symlink(secret, filepath.Join(other, manifestName)))
+	must(t, os.Symlink(secret, filepath.Join(other, manifest.FileName)))
 	for _, uid := range []int{0, owner} {
 		dir := filepath.Join(home, fmt.Sprint("vm", uid))
 		_, err := Create(dir, CreateOptions{Size: 1 << 20})

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 	"varve/overlay/extent"
 )
@@ -176,7 +177,7 @@ func compareHoles(t *testing.T, d *Disk, n *node, want []run, rnd *rand.Rand, pl
 		if n.frozen() && zero != (data == 0) {
 			t.Errorf("layer %s: [%d, %d) is zero: %v, want %v", n.id, from, to, zero, data == 0)
 		}
-		if m, _ := d.tree(); n == d.leaf.Load() || m.layer(n.id).Name != "" {
+		if m, _ := d.tree(); n == d.leaf.Load() || m.Layer(n.id).Name != "" {
 			id := n.id
 			if n == d.leaf.Load() {
 				id = ""
@@ -249,7 +250,7 @@ func TestWalksDuringJobs(t *testing.T) {
 		put(t, d, 9, place(7), 50<<10) // while it runs
 		waitJobs(t, d)
 	}
-	_, err = d.Flatten(leafName)
+	_, err = d.Flatten(manifest.LeafName)
 	must(t, err)
 	waitJobs(t, d)
 	must(t, d.Discard(place(3)+1<<20, size/extents-2<<20)) // a hole already
@@ -272,7 +273,7 @@ func TestWriteIntoAHoleThatMoves(t *testing.T) {
 	put(t, d, 1, 0, 4<<20)
 	must(t, d.Snapshot("one"))
 	put(t, d, 2, 40<<30, 64<<10)
-	j, x, c := readyMerge(t, d, "one", directionDown)
+	j, x, c := readyMerge(t, d, "one", manifest.Down)
 	d.move.growing.Lock() // where the first step, over 40 GiB, waits
 	move := interleave.Start(t, func() error { return d.copyDown(j, x, c) })
 	move.Waits()

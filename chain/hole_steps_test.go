@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 )
@@ -87,7 +88,7 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 	}
 	must(t, d.Flush())
 	m, nodes := d.tree()
-	view := nodes[m.byName("s1").ID]
+	view := nodes[m.ByName("s1").ID]
 	ctx := context.Background()
 	steps = make(map[string]int64)
 	do := func(name string, f func()) {
@@ -150,7 +151,7 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 		must(t, err)
 	})
 	do("diff", func() {
-		x, err := d.Diff(ctx, "s0", leafName, Opener{})
+		x, err := d.Diff(ctx, "s0", manifest.LeafName, Opener{})
 		must(t, err)
 		defer x.Close()
 		for more := true; more; {
@@ -169,7 +170,7 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 		must(t, err)
 	})
 	do("plan of a flatten", func() {
-		_, err := d.Plan(opFlatten, []string{leafName})
+		_, err := d.Plan(opFlatten, []string{manifest.LeafName})
 		must(t, err)
 	})
 	do("delete up", func() { job(d.Delete("s2")) })
@@ -177,7 +178,7 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 		must(t, d.Discard(place(1), 4<<20))
 		job(d.Delete("s1"))
 	})
-	do("flatten", func() { job(d.Flatten(leafName)) })
+	do("flatten", func() { job(d.Flatten(manifest.LeafName)) })
 	do("status after it", func() {
 		must(t, d.CountAll(ctx))
 		_, err := d.Status()

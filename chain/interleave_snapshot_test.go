@@ -39,7 +39,7 @@ func TestSnapshotMeetsAWrite(t *testing.T) {
 func viewOf(t *testing.T, d *Disk, name string) []byte {
 	t.Helper()
 	m, _ := d.tree()
-	v, err := d.OpenView(t.Context(), m.byName(name).ID, Opener{})
+	v, err := d.OpenView(t.Context(), m.ByName(name).ID, Opener{})
 	must(t, err)
 	defer v.Close()
 	p := make([]byte, v.Size())

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 )
 
@@ -32,7 +33,7 @@ func readyMerge(t *testing.T, d *Disk, name, wantDirection string) (j *job, x, c
 
 // mergeSteps are the copying and the end of a merge in either direction.
 func (d *Disk) mergeSteps(direction string) (copyAll, finish func(*job, *node, *node) error) {
-	if direction == directionUp {
+	if direction == manifest.Up {
 		return d.copyUp, d.finishUp
 	}
 	return d.copyDown, d.finishDown
@@ -62,10 +63,10 @@ type mergeCase struct {
 }
 
 var mergeCases = []mergeCase{
-	{"up into a frozen layer", directionUp, 64 << 10, 1 << 20, 2},
-	{"up into the leaf", directionUp, 64 << 10, 1 << 20, 0},
-	{"down from a frozen layer", directionDown, 1 << 20, 64 << 10, 2},
-	{"down from the leaf", directionDown, 1 << 20, 64 << 10, 0},
+	{"up into a frozen layer", manifest.Up, 64 << 10, 1 << 20, 2},
+	{"up into the leaf", manifest.Up, 64 << 10, 1 << 20, 0},
+	{"down from a frozen layer", manifest.Down, 1 << 20, 64 << 10, 2},
+	{"down from the leaf", manifest.Down, 1 << 20, 64 << 10, 0},
 }
 
 // build makes the stack. The lower layer holds 1 from 0 on, the upper one 2 from
@@ -86,7 +87,7 @@ func (m mergeCase) build(t *testing.T) (*Disk, *watchedFS) {
 
 // source is the node that gives up its blocks, and where it holds what.
 func (m mergeCase) source(x, c *node) (n *node, value byte, off int64) {
-	if m.direction == directionUp {
+	if m.direction == manifest.Up {
 		return x, 1, 0
 	}
 	return c, 2, 4 << 20
@@ -170,14 +171,14 @@ func TestResolvingAcrossAMerge(t *testing.T) {
 func TestUnlinkWaitsForReaders(t *testing.T) {
 	d, fs := watchedDisk(t, 4<<20)
 	put(t, d, 1, 0, 1<<20)
-	must(t, d.Revert(baseName)) // sets the first leaf aside
+	must(t, d.Revert(manifest.BaseName)) // sets the first leaf aside
 	put(t, d, 2, 0, 4096)
 	m, _ := d.tree()
-	path := m.layer(m.SetAside).path(d.Dir())
+	path := m.Layer(m.SetAside).Path(d.Dir())
 	stop := fs.StopAt(t, on("read", path))
 	status := interleave.Start(t, func() error { _, err := d.Status(); return err })
 	stop.Reached()
-	revert := interleave.Start(t, func() error { return d.Revert(baseName) })
+	revert := interleave.Start(t, func() error { return d.Revert(manifest.BaseName) })
 	revert.Waits()
 	if _, err := os.Stat(path); err != nil {
 		t.Errorf("the file is gone under its reader: %v", err)
@@ -199,7 +200,7 @@ func TestReaderAcrossAFlatten(t *testing.T) {
 	put(t, d, 2, 2<<20, 4096)
 	must(t, d.Snapshot("two"))
 	m, _ := d.tree()
-	path := m.byName("one").path(d.Dir())
+	path := m.ByName("one").Path(d.Dir())
 	must(t, reading(t, d, 1, 0, 4096).Wait())
 	stop := fs.StopAt(t, func(c interleave.Call) bool {
 		return c.Op == "read" && c.Path == path && !c.Done && c.Length == 20000
@@ -282,7 +283,7 @@ func TestGrowthMeetsAMerge(t *testing.T) {
 			j, x, c := readyMerge(t, d, "one", m.direction)
 			copyAll, finish := d.mergeSteps(m.direction)
 			target := c
-			if m.direction == directionDown {
+			if m.direction == manifest.Down {
 				target = x
 			}
 			path := target.layer().path
@@ -459,7 +460,7 @@ func TestMergeIntoAShorterLayer(t *testing.T) {
 		if above {
 			must(t, d.Snapshot("two"))
 		}
-		j, x, c := readyMerge(t, d, "one", directionDown)
+		j, x, c := readyMerge(t, d, "one", manifest.Down)
 		must(t, d.copyDown(j, x, c))
 		must(t, d.finishDown(j, x, c))
 		for off, want := range map[int64]byte{0: 1, 15 << 20: 2, 9 << 20: 0, 19 << 20: 0} {

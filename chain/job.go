@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"strconv"
 	"sync/atomic"
 
+	"varve/chain/manifest"
 	"varve/overlay/qcow2"
 )
 
@@ -98,17 +98,9 @@ func (d *Disk) jobWrites(id string) bool {
 	return false
 }
 
-// recordJob puts a new job into m, which is to be committed.
-func recordJob(m *manifest, kind, layer string) string {
-	m.NextJob = max(1, m.NextJob)
-	m.Job = &jobRecord{ID: strconv.Itoa(m.NextJob), Kind: kind, Layer: layer}
-	m.NextJob++
-	return m.Job.ID
-}
-
 // startJob begins a job whose record is committed, or only remembers it when
 // the disk was opened with HoldJob or is being closed. Called with opMu held.
-func (d *Disk) startJob(rec *jobRecord) {
+func (d *Disk) startJob(rec *manifest.Job) {
 	j := &job{id: rec.ID, kind: rec.Kind, layer: rec.Layer, done: make(chan struct{}), speed: newJobPace(d.pacer)}
 	j.ctx, j.stop = context.WithCancelCause(context.Background())
 	d.jobMu.Lock()
@@ -174,7 +166,7 @@ func (d *Disk) runJob(j *job) {
 
 func (d *Disk) workOn(j *job) error {
 	return d.survive(j, func() error {
-		if j.kind == jobFlatten {
+		if j.kind == manifest.FlattenJob {
 			return d.flattenLayer(j)
 		}
 		return d.mergeLayer(j)
@@ -209,9 +201,9 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 	}
 	if w := j.writes.Load(); w != nil {
 		for _, id := range *w {
-			if rec := m.layer(id); rec != nil && rec.Writing {
+			if rec := m.Layer(id); rec != nil && rec.Writing {
 				if err := d.withReserve(func() error { return d.restore(m, rec) }); err != nil {
-					d.log.Warn("a layer that a job wrote is not settled yet", "layer", rec.label(), "error", err)
+					d.log.Warn("a layer that a job wrote is not settled yet", "layer", rec.Label(), "error", err)
 				}
 			}
 		}
@@ -227,14 +219,14 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 // restore gives a layer that a job wrote the backing name that chain.json says,
 // for the job may have been about to change both, and settles it unless it is
 // the leaf.
-func (d *Disk) restore(m *manifest, rec *layerRecord) error {
+func (d *Disk) restore(m *manifest.Manifest, rec *manifest.Layer) error {
 	if d.isAstray(m, rec) {
 		// Settled already, if the job came as far as its last commit.
 		o, err := d.thaw(d.nodes[rec.ID])
 		if err != nil {
 			return err
 		}
-		if err := o.SetBacking(d.backingName(m.layer(rec.Parent))); err != nil {
+		if err := o.SetBacking(m.Layer(rec.Parent).BackingName()); err != nil {
 			return err
 		}
 	}
@@ -246,7 +238,7 @@ func (d *Disk) restore(m *manifest, rec *layerRecord) error {
 
 // finished notes a job's success after its last commit, and starts the job
 // that this commit queued. Called with opMu held.
-func (d *Disk) finished(j *job, m *manifest) {
+func (d *Disk) finished(j *job, m *manifest.Manifest) {
 	j.doneBytes.Store(j.totalBytes.Load())
 	// In this order nobody who waits for all of a delete sees none under way between
 	// two merges.

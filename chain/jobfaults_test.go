@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 	"varve/integration/powercut"
 	"varve/integration/turn"
@@ -127,7 +128,7 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 	must(t, d.Snapshot("one"))
 	put(t, d, 2, 0, 64<<10)
 	j, x, c, direction := heldMerge(t, d, "one")
-	if direction != directionDown {
+	if direction != manifest.Down {
 		t.Fatalf("the merge goes %s", direction)
 	}
 	path := c.layer().path
@@ -185,7 +186,7 @@ func TestGrowthAtTheEndOfAMerge(t *testing.T) {
 	must(t, err)
 	d := openDisk(t, disk)
 	j, x, c, direction := heldMerge(t, d, "adopted")
-	if direction != directionUp {
+	if direction != manifest.Up {
 		t.Fatalf("the merge goes %s", direction)
 	}
 	must(t, d.copyUp(j, x, c))
@@ -266,7 +267,7 @@ func TestFaultsInARow(t *testing.T) {
 	must(t, sparseBase(base))
 	seed := 0
 	for _, leafOnly := range []bool{false, true} {
-		for _, work := range []string{directionUp, directionDown, jobFlatten} {
+		for _, work := range []string{manifest.Up, manifest.Down, manifest.FlattenJob} {
 			for _, errno := range []unix.Errno{unix.ENOSPC, unix.EIO} {
 				for _, row := range rows {
 					seed++
@@ -334,13 +335,13 @@ func (f *rowOfFaults) run(t *testing.T, n int) bool {
 		put(t, d, value, 0, 8192)
 	}
 	lower, upper := large, small
-	if work == directionUp {
+	if work == manifest.Up {
 		lower, upper = small, large
 	}
 	lower(1)
 	must(t, d.Snapshot("one"))
 	upper(2)
-	flattened := leafName
+	flattened := manifest.LeafName
 	if !leafOnly {
 		flattened = "two"
 		must(t, d.Snapshot("two"))
@@ -382,7 +383,7 @@ func (f *rowOfFaults) run(t *testing.T, n int) bool {
 		}
 		return nil
 	})
-	if work == jobFlatten {
+	if work == manifest.FlattenJob {
 		_, err = d.Flatten(flattened)
 	} else {
 		_, err = d.Delete("one")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"varve/chain/manifest"
 	"varve/overlay"
 	"varve/overlay/extent"
 )
@@ -38,7 +39,7 @@ func (d *Disk) mergeLayer(j *job) error {
 	if err != nil || x == nil {
 		return err
 	}
-	if direction == directionDown {
+	if direction == manifest.Down {
 		if err := d.copyDown(j, x, c); err != nil {
 			return err
 		}
@@ -58,8 +59,8 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	xr := m.layer(j.layer)
-	if xr == nil || !canMerge(m, xr) {
+	xr := m.Layer(j.layer)
+	if xr == nil || !m.CanMerge(xr) {
 		m.Job = nil
 		if err := d.commit(m); err != nil {
 			return nil, nil, "", err
@@ -68,7 +69,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 		d.finished(j, m)
 		return nil, nil, "", nil
 	}
-	cr := m.children(xr.ID)[0]
+	cr := m.Children(xr.ID)[0]
 	x, c = d.nodes[xr.ID], d.nodes[cr.ID]
 	direction = m.Job.Direction
 	total := int64(0)
@@ -76,21 +77,21 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 		if direction, total, err = d.chooseDirection(m, xr, cr); err != nil {
 			return nil, nil, "", err
 		}
-	} else if source := map[string]*node{directionUp: x, directionDown: c}[direction]; source != nil {
+	} else if source := map[string]*node{manifest.Up: x, manifest.Down: c}[direction]; source != nil {
 		if total, err = source.layer().ownBytes(); err != nil {
 			return nil, nil, "", err
 		}
 	}
 	if err := plain(c.layer()); err != nil {
-		return nil, nil, "", fmt.Errorf("merge into %s: %w", cr.label(), err)
+		return nil, nil, "", fmt.Errorf("merge into %s: %w", cr.Label(), err)
 	}
 	j.totalBytes.Store(total)
 	m.Job.Direction, m.Job.Into = direction, cr.ID
-	if direction == directionDown {
+	if direction == manifest.Down {
 		m.Job.Into = xr.ID
 	}
-	d.log.Info("merging", "job", j.id, "layer", xr.label(), "with", cr.label(), "leaf", cr.ID == m.Leaf, "direction", direction, "bytes", total)
-	writes := markWriting(m, xr, cr)
+	d.log.Info("merging", "job", j.id, "layer", xr.Label(), "with", cr.Label(), "leaf", cr.ID == m.Leaf, "direction", direction, "bytes", total)
+	writes := m.MarkWriting(xr, cr)
 	if err := d.commit(m); err != nil {
 		return nil, nil, "", err
 	}
@@ -100,7 +101,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 		return nil, nil, "", err
 	}
 	switch {
-	case direction == directionDown:
+	case direction == manifest.Down:
 		err = d.withRoom(j, func() error { return d.beginAbsorbing(x, c) })
 	case !xr.Foreign:
 		err = x.layer().claim() // before it is punched
@@ -109,22 +110,6 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 		return nil, nil, "", err
 	}
 	return x, c, direction, nil
-}
-
-// markWriting marks the layers of ours among recs as being written.
-func markWriting(m *manifest, recs ...*layerRecord) []string {
-	var ids []string
-	for _, r := range recs {
-		if r.Foreign {
-			continue
-		}
-		r.Writing = true
-		if r.ID != m.Leaf {
-			r.Fingerprint = nil
-		}
-		ids = append(ids, r.ID)
-	}
-	return ids
 }
 
 // plain says why a layer cannot be written in place (M17), nil when it can.
@@ -138,13 +123,13 @@ func plain(l *layer) error {
 // chooseDirection compares what either way would copy. A foreign x is never
 // written, nor one that another tool has changed. Moving a leaf down costs its
 // writers something as well, and must be worth it.
-func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, error) {
+func (d *Disk) chooseDirection(m *manifest.Manifest, x, c *manifest.Layer) (string, int64, error) {
 	up, err := d.nodes[x.ID].layer().ownBytes()
 	if err != nil {
 		return "", 0, err
 	}
 	if x.Foreign || plain(d.nodes[x.ID].layer()) != nil {
-		return directionUp, up, nil
+		return manifest.Up, up, nil
 	}
 	down, err := d.nodes[c.ID].layer().ownBytes()
 	if err != nil {
@@ -155,9 +140,9 @@ func (d *Disk) chooseDirection(m *manifest, x, c *layerRecord) (string, int64, e
 		return "", 0, err
 	}
 	if goesUp {
-		return directionUp, up, nil
+		return manifest.Up, up, nil
 	}
-	return directionDown, down, nil
+	return manifest.Down, down, nil
 }
 
 // mergesUp says whether a merge copies what the lower layer maps, up bytes, into the
@@ -408,7 +393,7 @@ func heldBytes(source ownSource, below overlay.Backing, off int64) (held int64, 
 // tables stay as they are; c covers what they say.
 func (d *Disk) punchSource(x *node, from, to int64) error {
 	m, _ := d.tree()
-	if m.layer(x.id).Foreign {
+	if m.Layer(x.id).Foreign {
 		return nil
 	}
 	l := x.layer()
@@ -451,14 +436,14 @@ func (d *Disk) finishUp(j *job, x, c *node) error {
 		return err
 	}
 	m := d.edit()
-	xr, cr := m.layer(x.id), m.layer(c.id)
+	xr, cr := m.Layer(x.id), m.Layer(c.id)
 	// The same view already, whether chain.json still says x or not (M15).
-	name, format := d.backingName(m.layer(xr.Parent))
+	name, format := m.Layer(xr.Parent).BackingName()
 	if err := d.withRoom(j, func() error { return c.layer().over().SetBacking(name, format) }); err != nil {
 		return err
 	}
 	cr.Parent = xr.Parent
-	m.removeWithFile(xr)
+	m.RemoveWithFile(xr)
 	return d.finishWithout(j, m, c, x.parent(), c.layer(), xr)
 }
 
@@ -468,8 +453,8 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	children := m.children(c.id)
-	writes := append(markWriting(m, children...), x.id, c.id)
+	children := m.Children(c.id)
+	writes := append(m.MarkWriting(children...), x.id, c.id)
 	if err := d.commit(m); err != nil {
 		return err
 	}
@@ -481,13 +466,13 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 		return err
 	}
 	m = d.edit()
-	xr, cr := m.layer(x.id), m.layer(c.id)
-	for _, child := range m.children(c.id) {
+	xr, cr := m.Layer(x.id), m.Layer(c.id)
+	for _, child := range m.Children(c.id) {
 		over, err := d.thaw(d.nodes[child.ID])
 		if err != nil {
 			return err
 		}
-		name, format := d.backingName(xr)
+		name, format := xr.BackingName()
 		if err := d.withRoom(j, func() error { return over.SetBacking(name, format) }); err != nil {
 			return err
 		}
@@ -497,7 +482,7 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 			}
 		}
 	}
-	m.remove(xr.ID)
+	m.Remove(xr.ID)
 	m.Removing = append(m.Removing, cr.File)
 	cr.File, cr.Parent = xr.File, xr.Parent
 	return d.finishWithout(j, m, c, x.parent(), x.layer(), xr)
@@ -505,16 +490,16 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 
 // finishWithout commits the tree after a merge: node n is now file over
 // parent, and the record gone is no longer in m. Afterwards the other file goes.
-func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *layer, gone *layerRecord) error {
-	rec := m.layer(n.id)
+func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *node, parent *node, file *layer, gone *manifest.Layer) error {
+	rec := m.Layer(n.id)
 	if n.id != m.Leaf {
 		if err := d.withRoom(j, func() error { return d.settleFile(file, rec) }); err != nil {
 			return err
 		}
 	}
 	m.Job = nil
-	dead := removeDead(m)
-	queueMerge(m, nil, func(l *layerRecord) (int64, bool) {
+	dead := m.RemoveDead()
+	m.QueueMerge(nil, func(l *manifest.Layer) (int64, bool) {
 		if l.ID == n.id {
 			return d.fileCost(l, file) // which it gets below
 		}
@@ -549,7 +534,7 @@ func (d *Disk) finishWithout(j *job, m *manifest, n *node, parent *node, file *l
 func (d *Disk) dropRegions(n *node, off, length int64) {
 	for m, nodes := d.tree(); ; {
 		affected := map[*node]bool{n: true}
-		for _, l := range m.above(n.id) {
+		for _, l := range m.Above(n.id) {
 			if a := nodes[l.ID]; a != nil {
 				affected[a] = true
 			}

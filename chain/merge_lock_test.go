@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -30,7 +31,7 @@ func smallUnderLarge(t *testing.T) (d *Disk, one, two string) {
 	put(t, d, 2, 4<<20, 1<<20)
 	must(t, d.Snapshot("two"))
 	m, _ := d.tree()
-	return d, d.path(m.byName("one")), d.path(m.byName("two"))
+	return d, d.path(m.ByName("one")), d.path(m.ByName("two"))
 }
 
 // TestMergeUpUnderAReader: a merge upwards punches the file of the layer that
@@ -73,7 +74,7 @@ func TestMergeUpUnderAReader(t *testing.T) {
 func TestMergeUpGivesTheSourceBack(t *testing.T) {
 	d, one, two := smallUnderLarge(t)
 	j, _, _, direction := heldMerge(t, d, "one")
-	if direction != directionUp {
+	if direction != manifest.Up {
 		t.Fatalf("the merge goes %s", direction)
 	}
 	for _, path := range []string{one, two} {

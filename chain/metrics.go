@@ -4,6 +4,7 @@ import (
 	"maps"
 	"sync"
 
+	"varve/chain/manifest"
 	"varve/overlay"
 	"varve/overlay/measure"
 )
@@ -26,7 +27,7 @@ type JobEnd struct {
 // JobEnds lists all there are.
 func JobEnds() []JobEnd {
 	var list []JobEnd
-	for _, kind := range []string{jobDelete, jobFlatten} {
+	for _, kind := range []string{manifest.DeleteJob, manifest.FlattenJob} {
 		for _, state := range []string{jobDone, jobCancelled, jobFailed} {
 			list = append(list, JobEnd{kind, state})
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -15,12 +16,12 @@ import (
 func Missing(dir string) ([]string, error) {
 	fs := hostfs.OS()
 	var missing []string
-	var reader manifestReader
+	var reader manifest.Reader
 	// A file that a job has done with may go between the two looks of one round.
 	for look := range maxLooks {
-		before, err := reader.load(fs, dir)
+		before, err := reader.Load(fs, dir)
 		if errors.Is(err, os.ErrNotExist) {
-			return []string{filepath.Join(dir, manifestName)}, nil
+			return []string{filepath.Join(dir, manifest.FileName)}, nil
 		}
 		if err != nil {
 			return nil, err
@@ -30,14 +31,14 @@ func Missing(dir string) ([]string, error) {
 			if l.Foreign {
 				continue
 			}
-			if _, err := fs.Stat(l.path(dir)); errors.Is(err, os.ErrNotExist) {
-				missing = append(missing, l.path(dir))
+			if _, err := fs.Stat(l.Path(dir)); errors.Is(err, os.ErrNotExist) {
+				missing = append(missing, l.Path(dir))
 			}
 		}
 		if len(missing) == 0 {
 			break
 		}
-		if after, err := reader.load(fs, dir); look > 0 && err == nil && after == before {
+		if after, err := reader.Load(fs, dir); look > 0 && err == nil && after == before {
 			break
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/model"
 	"varve/integration/turn"
 	"varve/overlay/hostfs"
@@ -81,7 +82,7 @@ func (d *diskTarget) Names() ([]string, error) {
 
 func (d *diskTarget) ReadView(name string) ([]byte, error) {
 	m, _ := d.d.tree()
-	rec := m.byName(name)
+	rec := m.ByName(name)
 	if rec == nil {
 		return nil, os.ErrNotExist
 	}
@@ -126,7 +127,7 @@ func (d *diskTarget) kill() {
 
 // judge lets qemu-img check every layer, and compare every view.
 func (d *diskTarget) judge(crash bool, want map[string][]byte) error {
-	m, err := loadManifest(hostfs.OS(), d.dir)
+	m, err := manifest.Load(hostfs.OS(), d.dir)
 	if err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ func (d *diskTarget) judge(crash bool, want map[string][]byte) error {
 		if l.Format != formatQcow2 {
 			continue
 		}
-		path := l.path(d.dir)
+		path := l.Path(d.dir)
 		out, err := exec.Command("qemu-img", "check", "-f", "qcow2", path).CombinedOutput()
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.ExitCode() == 3 && crash {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -33,7 +34,7 @@ func LastMount(dir string) (MountMemory, error) {
 		return MountMemory{}, err
 	}
 	defer func() { _ = leave() }() // only read
-	m, err := loadManifest(fs, dir)
+	m, err := manifest.Load(fs, dir)
 	if err != nil || m.MountOptions == nil {
 		return MountMemory{}, err
 	}
@@ -50,7 +51,7 @@ func ownersOf(fs hostfs.FS, dir string) ([]int, error) {
 		return nil, nil
 	}
 	owners := []int{d.Owner()}
-	path := filepath.Join(dir, manifestName)
+	path := filepath.Join(dir, manifest.FileName)
 	f, err := d.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("look who can have changed the options of the last mount: %w", err)

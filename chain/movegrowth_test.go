@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 )
 
@@ -22,7 +23,7 @@ func TestUnevenDiskGrowsBehindAMove(t *testing.T) {
 		put(t, d, 2, 5<<20, 1<<20)
 		put(t, d, 2, 8<<20, 1536)
 		must(t, d.Flush())
-		j, x, c := readyMerge(t, d, "one", directionDown)
+		j, x, c := readyMerge(t, d, "one", manifest.Down)
 		return d, j, x, c
 	}
 	t.Run("when it is sealed", func(t *testing.T) {
@@ -70,7 +71,7 @@ func TestRefusedGrowthStaysRefused(t *testing.T) {
 		must(t, d.Snapshot("one"))
 		put(t, d, 2, 5<<20, 1<<20)
 		must(t, d.Flush())
-		j, x, c := readyMerge(t, d, "one", directionDown)
+		j, x, c := readyMerge(t, d, "one", manifest.Down)
 		path := c.layer().path
 		fs.failing(func(call interleave.Call) error {
 			if call.Path == path && (call.Op == "allocate" || call.Op == "write" || call.Op == "truncate") {
@@ -126,7 +127,7 @@ func TestGrowthOfAShrunkLeafThatMoves(t *testing.T) {
 	put(t, d, 2, 0, 4096)
 	d = shrunkDisk(t, d, 4<<20+8<<10)
 	const grown = 32 << 20 // beyond the region in which everything has moved
-	j, x, c := readyMerge(t, d, "two", directionDown)
+	j, x, c := readyMerge(t, d, "two", manifest.Down)
 	must(t, d.copyDown(j, x, c))
 	must(t, d.Resize(grown))
 	for off := int64(4<<20 + 8<<10); off < grown; off += 4096 {
@@ -179,7 +180,7 @@ func TestWritesDuringGrowthBehindAMove(t *testing.T) {
 	must(t, d.Snapshot("one"))
 	put(t, d, 2, 5<<20, 1<<20)
 	must(t, d.Flush())
-	j, x, c := readyMerge(t, d, "one", directionDown)
+	j, x, c := readyMerge(t, d, "one", manifest.Down)
 	stop := fs.StopAt(t, on("sync", c.layer().path))
 	grow := interleave.Start(t, func() error { return d.Resize(24 << 20) })
 	stop.Reached()

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 
 	"varve/chain/dirlock"
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
+	"varve/chain/parallel"
 	"varve/overlay"
 	"varve/overlay/check"
 	"varve/overlay/hostfs"
@@ -34,8 +37,8 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 	o.FS = fs
 	// Looked at before it is locked: a directory that is none of ours gets no
 	// lock file.
-	var chainFile manifestReader
-	if _, err := chainFile.load(o.FS, dir); err != nil {
+	var chainFile manifest.Reader
+	if _, err := chainFile.Load(o.FS, dir); err != nil {
 		return nil, errors.Join(err, leave())
 	}
 	lock, err := lockDir(o.FS, dir, !o.ReadOnly, o.Mountpoint, o.LockWait)
@@ -53,7 +56,7 @@ func Open(dir string, o OpenOptions) (d *Disk, err error) {
 
 // openUnderLock is Open for a directory whose lock is held: by lock, which the disk
 // takes over, or with a nil one by the caller, who keeps it.
-func openUnderLock(dir string, o OpenOptions, lock *dirlock.Lock, chainFile *manifestReader) (d *Disk, err error) {
+func openUnderLock(dir string, o OpenOptions, lock *dirlock.Lock, chainFile *manifest.Reader) (d *Disk, err error) {
 	d = newDisk(dir, o)
 	d.lock = lock
 	opened := d // "return nil, err" takes d away
@@ -62,7 +65,7 @@ func openUnderLock(dir string, o OpenOptions, lock *dirlock.Lock, chainFile *man
 			opened.abandon()
 		}
 	}()
-	m, err := chainFile.load(o.FS, dir)
+	m, err := chainFile.Load(o.FS, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -101,9 +104,9 @@ func openUnderLock(dir string, o OpenOptions, lock *dirlock.Lock, chainFile *man
 
 // setModified tells the time of the last write: chain.json says it for a disk
 // that was closed, the leaf's file for one that was not.
-func (d *Disk) setModified(m *manifest) error {
+func (d *Disk) setModified(m *manifest.Manifest) error {
 	modified := m.Modified
-	if leaf := m.layer(m.Leaf); leaf.Writing {
+	if leaf := m.Layer(m.Leaf); leaf.Writing {
 		info, err := d.fs.Stat(d.path(leaf))
 		if err != nil {
 			return fmt.Errorf("open the leaf: %w", err)
@@ -149,13 +152,13 @@ func (d *Disk) abandon() {
 // findStrays gives the files that were made for a number which no committed chain.json
 // counts as used (M15). They are empty; else they are refused.
 func (d *Disk) findStrays() (paths []string, err error) {
-	names, err := d.fs.ReadDir(filepath.Join(d.dir, layersDir))
+	names, err := d.fs.ReadDir(filepath.Join(d.dir, manifest.LayersDir))
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range names {
-		if n, ok := layerFileNumber(layersDir + "/" + name); ok && n >= d.manifest.Next {
-			path := filepath.Join(d.dir, layersDir, name)
+		if n, ok := manifest.LayerFileNumber(manifest.LayersDir + "/" + name); ok && n >= d.manifest.Next {
+			path := filepath.Join(d.dir, manifest.LayersDir, name)
 			if err := noData(d.fs, path); err != nil {
 				return nil, err
 			}
@@ -181,7 +184,7 @@ func (d *Disk) removeStrays(found []string) error {
 		return nil
 	}
 	// Before a commit counts its number as used.
-	return d.fs.SyncDir(filepath.Join(d.dir, layersDir))
+	return d.fs.SyncDir(filepath.Join(d.dir, manifest.LayersDir))
 }
 
 // noData refuses a file that no layer owns and that holds data. A crash leaves none: a
@@ -206,13 +209,13 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	records := d.manifest.Layers
 	workers := openWorkers(o.FS)
 	layers := make([]*layer, len(records))
-	err := inParallel(workers, len(records), func(i int) (err error) {
+	err := parallel.Do(workers, len(records), func(i int) (err error) {
 		err = d.withReserve(func() (err error) {
 			layers[i], err = d.openLayer(records[i])
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("open %s: %w", records[i].label(), err)
+			return fmt.Errorf("open %s: %w", records[i].Label(), err)
 		}
 		return nil
 	})
@@ -227,17 +230,17 @@ func (d *Disk) openLayers(o OpenOptions) error {
 		return explainLimit(err, len(records))
 	}
 	type identity struct{ device, inode uint64 }
-	seen := make(map[identity]*layerRecord)
+	seen := make(map[identity]*manifest.Layer)
 	for _, rec := range d.manifest.Layers {
 		n := d.nodes[rec.ID]
 		// A file that is two layers would change under one of them.
 		info, err := n.layer().file.Stat()
 		if err != nil {
-			return fmt.Errorf("open %s: %w", rec.label(), err)
+			return fmt.Errorf("open %s: %w", rec.Label(), err)
 		}
 		at := identity{info.Device, info.Inode}
 		if other := seen[at]; other != nil {
-			return fmt.Errorf("%w: %s and %s are the same file, %s", ErrCorrupt, other.label(), rec.label(), n.layer().path)
+			return fmt.Errorf("%w: %s and %s are the same file, %s", manifest.ErrCorrupt, other.Label(), rec.Label(), n.layer().path)
 		}
 		seen[at] = rec
 	}
@@ -251,7 +254,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 			hideTail(d.nodes[rec.ID].layer(), d.nodes[rec.Parent].layer())
 		}
 	}
-	if err := checkFingerprints(d.log, d.dir, d.manifest, files, workers); err != nil {
+	if err := d.manifest.CheckFingerprints(d.log, d.dir, files, workers); err != nil {
 		return err
 	}
 	d.figures.believe()
@@ -267,7 +270,7 @@ func (d *Disk) checkForeignHeaders() error {
 			continue
 		}
 		if err := sameBacking(d.manifest, rec, d.nodes[rec.ID].layer().header()); err != nil {
-			return fmt.Errorf("check %s: %w", rec.label(), err)
+			return fmt.Errorf("check %s: %w", rec.Label(), err)
 		}
 	}
 	return nil
@@ -276,7 +279,7 @@ func (d *Disk) checkForeignHeaders() error {
 // openLayer opens one layer as its record says. What was being written when
 // varve was killed is recovered; a leaf that another tool has changed is opened
 // frozen, and gets a new leaf on top (M17).
-func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
+func (d *Disk) openLayer(rec *manifest.Layer) (*layer, error) {
 	path := d.path(rec)
 	if d.readOnly || rec.Foreign || (rec.ID != d.manifest.Leaf && !rec.Writing) {
 		return openFrozen(d.fs, path, rec.Format, rec.Foreign, d.readOnly)
@@ -315,7 +318,7 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 		if rec.ID == d.manifest.Leaf {
 			what = "the leaf is damaged; it is kept as it is, as a frozen layer, and a new leaf goes on top"
 		}
-		d.log.Error(what, "layer", rec.label(), "file", path, "reason", err)
+		d.log.Error(what, "layer", rec.Label(), "file", path, "reason", err)
 	default:
 		return nil, err
 	}
@@ -328,12 +331,12 @@ func (d *Disk) openLayer(rec *layerRecord) (*layer, error) {
 
 // touchedByOthers says whether the leaf's file, which is locked, differs from
 // what it was when varve closed it.
-func touchedByOthers(f hostfs.File, rec *layerRecord) (bool, error) {
-	now, err := takeFingerprint(f, rec.Format)
+func touchedByOthers(f hostfs.File, rec *manifest.Layer) (bool, error) {
+	now, err := manifest.TakeFingerprint(f, rec.Format)
 	if err != nil {
 		return false, err
 	}
-	changes, _ := compareFingerprints(rec.Fingerprint, now)
+	changes, _ := rec.Fingerprint.Compare(now)
 	return len(changes) > 0, nil
 }
 
@@ -349,15 +352,15 @@ func (d *Disk) putInOrder() error {
 			continue
 		}
 		if err := d.withReserve(func() error { return d.followRecord(m, rec) }); err != nil {
-			return fmt.Errorf("bring %s in order: %w", rec.label(), err)
+			return fmt.Errorf("bring %s in order: %w", rec.Label(), err)
 		}
 	}
-	if leaf := m.layer(m.Leaf); d.nodes[m.Leaf].layer().over() == nil {
+	if leaf := m.Layer(m.Leaf); d.nodes[m.Leaf].layer().over() == nil {
 		if err := d.coverLeaf(m, leaf); err != nil {
 			return err
 		}
 	}
-	m.layer(m.Leaf).Writing = true
+	m.Layer(m.Leaf).Writing = true
 	if err := d.commit(m); err != nil {
 		return err
 	}
@@ -370,7 +373,7 @@ func (d *Disk) putInOrder() error {
 // writes them (M16).
 func (d *Disk) markAstray() error {
 	m := d.edit()
-	var astray []*layerRecord
+	var astray []*manifest.Layer
 	for _, rec := range m.Layers {
 		if rec.Foreign || rec.Writing {
 			continue
@@ -382,7 +385,7 @@ func (d *Disk) markAstray() error {
 	if len(astray) == 0 {
 		return nil
 	}
-	markWriting(m, astray...)
+	m.MarkWriting(astray...)
 	if err := d.commit(m); err != nil {
 		return err
 	}
@@ -391,21 +394,21 @@ func (d *Disk) markAstray() error {
 }
 
 // isAstray says whether a layer's header names another backing file than m.
-func (d *Disk) isAstray(m *manifest, rec *layerRecord) bool {
-	name, format := d.backingName(m.layer(rec.Parent))
+func (d *Disk) isAstray(m *manifest.Manifest, rec *manifest.Layer) bool {
+	name, format := m.Layer(rec.Parent).BackingName()
 	h := d.nodes[rec.ID].layer().header()
 	return h.BackingName != name || h.BackingFormat != format
 }
 
 // followRecord sets the backing name in a layer's header to what chain.json
 // says, makes its size whole sectors, and settles a frozen layer that was being written.
-func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
+func (d *Disk) followRecord(m *manifest.Manifest, rec *manifest.Layer) error {
 	n := d.nodes[rec.ID]
 	l := n.layer()
-	name, format := d.backingName(m.layer(rec.Parent))
+	name, format := m.Layer(rec.Parent).BackingName()
 	if d.isAstray(m, rec) {
 		if rec.ID == m.Leaf && l.over() == nil {
-			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", l.header().BackingName, name, ErrCorrupt)
+			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", l.header().BackingName, name, manifest.ErrCorrupt)
 		}
 		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", l.header().BackingName, "is", name)
 		o, err := d.thaw(n)
@@ -434,9 +437,9 @@ func (d *Disk) followRecord(m *manifest, rec *layerRecord) error {
 
 // coverLeaf freezes a leaf that another tool has changed, as an unnamed layer,
 // under a new leaf; m is to be committed.
-func (d *Disk) coverLeaf(m *manifest, old *layerRecord) error {
+func (d *Disk) coverLeaf(m *manifest.Manifest, old *manifest.Layer) error {
 	l := d.nodes[old.ID].layer()
-	print, err := takeFingerprint(l.file, old.Format)
+	print, err := manifest.TakeFingerprint(l.file, old.Format)
 	if err != nil {
 		return err
 	}
@@ -510,4 +513,14 @@ func OpenImage(image, format string, o OpenOptions) (*Disk, error) {
 		d.uneven = given
 	}
 	return d, nil
+}
+
+// openWorkers is how many layers are looked at at a time while a disk is opened:
+// more than the processors, since a cold file waits for its device. A simulated
+// host gets its calls one by one, or no run could be repeated.
+func openWorkers(fs hostfs.FS) int {
+	if !diskdir.OnHost(fs) {
+		return 1
+	}
+	return max(8, 2*runtime.NumCPU())
 }

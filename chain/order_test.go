@@ -150,7 +150,7 @@ func TestFrozenLayerIsFlushedFirst(t *testing.T) {
 	d, fs := hookedDisk(t)
 	put(t, d, 1, 0, 4096)
 	m := d.manifest
-	old := filepath.Base(m.layer(m.Leaf).File)
+	old := filepath.Base(m.Layer(m.Leaf).File)
 	// From the swap on, until the snapshot's own flush: make that flush see a
 	// dirty leaf too.
 	var mu sync.Mutex
@@ -175,7 +175,7 @@ func TestFrozenLayerIsFlushedFirst(t *testing.T) {
 	must(t, d.Snapshot("one"))
 	mu.Lock()
 	defer mu.Unlock()
-	newLeaf := filepath.Base(d.manifest.layer(d.manifest.Leaf).File)
+	newLeaf := filepath.Base(d.manifest.Layer(d.manifest.Leaf).File)
 	firstOld, firstNew := -1, -1
 	for i, name := range order {
 		if name == old && firstOld < 0 {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
@@ -161,32 +162,32 @@ func ReadOtherChain(disk DirectoryID, other string) ([]byte, error) {
 	}
 	defer func() { _ = leave() }() // only read
 	if fs.ActsForOwner() {
-		return readManifestData(fs, other)
+		return manifest.Text(fs, other)
 	}
 	return ManifestText(other)
 }
 
 // otherChain is the chain of another disk.
-func (d *Disk) otherChain(dir string) (*manifest, error) {
+func (d *Disk) otherChain(dir string) (*manifest.Manifest, error) {
 	o, ok := d.outsider()
 	if !ok {
-		return loadManifest(d.fs, dir)
+		return manifest.Load(d.fs, dir)
 	}
 	id, _ := d.DirectoryID()
 	data, err := o.ReadOtherChain(id, dir)
 	if err != nil {
 		return nil, err
 	}
-	return parseManifest(data)
+	return manifest.Parse(data)
 }
 
 // orderClone is the order of a clone of a layer. ErrBusy while a layer has not settled.
-func (d *Disk) orderClone(m *manifest, top *layerRecord, dir string) (CloneOrder, error) {
+func (d *Disk) orderClone(m *manifest.Manifest, top *manifest.Layer, dir string) (CloneOrder, error) {
 	id, _ := d.DirectoryID()
 	order := CloneOrder{Disk: id, Dir: dir}
-	for _, rec := range m.chainOf(top.ID) {
+	for _, rec := range m.Chain(top.ID) {
 		if rec.Writing {
-			return order, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.label())
+			return order, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.Label())
 		}
 		n := d.nodes[rec.ID]
 		if n == nil || n.layer() == nil {
@@ -197,7 +198,7 @@ func (d *Disk) orderClone(m *manifest, top *layerRecord, dir string) (CloneOrder
 			return order, err
 		}
 		name := rec.Name
-		if name == "" || name == baseName {
+		if name == "" || name == manifest.BaseName {
 			name = "layer-" + rec.ID
 		}
 		order.Files = append(order.Files, CloneFile{d.path(rec), rec.Format, name, rec.Frozen, info.Device, info.Inode})
@@ -206,7 +207,7 @@ func (d *Disk) orderClone(m *manifest, top *layerRecord, dir string) (CloneOrder
 }
 
 // makeClone creates a disk on the files of a layer's chain.
-func (d *Disk) makeClone(m *manifest, top *layerRecord, dir string) (Created, error) {
+func (d *Disk) makeClone(m *manifest.Manifest, top *manifest.Layer, dir string) (Created, error) {
 	order, err := d.orderClone(m, top, dir)
 	if err != nil {
 		return Created{}, err

@@ -23,7 +23,7 @@ func (d *Disk) PeekView(id string, p []byte, off int64) error {
 // namedNode is the node of a layer that has a name.
 func (d *Disk) namedNode(id string) (*node, error) {
 	m, nodes := d.tree()
-	rec := m.layer(id)
+	rec := m.Layer(id)
 	if rec == nil || rec.Name == "" || nodes[id] == nil {
 		return nil, fmt.Errorf("layer %s: %w", id, ErrNotExist)
 	}

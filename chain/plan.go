@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/overlay/extent"
 )
 
@@ -88,7 +89,7 @@ func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
 func (d *Disk) plan(operation string, names []string) (Plan, error) {
 	m, nodes := d.tree()
 	s := &planner{
-		d: d, before: m, m: m.clone(), parts: make(map[string][]*node), own: make(map[string]int64), share: d.sharesBlocks(),
+		d: d, before: m, m: m.Copy(), parts: make(map[string][]*node), own: make(map[string]int64), share: d.sharesBlocks(),
 		runs: make(map[string]planRun),
 		Plan: Plan{Version: 1, Operation: operation, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: -1},
 	}
@@ -121,8 +122,8 @@ func (d *Disk) plan(operation string, names []string) (Plan, error) {
 type planner struct {
 	Plan
 	d      *Disk
-	before *manifest
-	m      *manifest
+	before *manifest.Manifest
+	m      *manifest.Manifest
 	// parts are the layers, top first, whose content a layer's file has after the
 	// merges so far.
 	parts map[string][]*node
@@ -133,7 +134,7 @@ type planner struct {
 }
 
 func (s *planner) delete(names []string) error {
-	recs, err := deletable(s.m, names)
+	recs, err := s.m.Deletable(names)
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (s *planner) delete(names []string) error {
 		return err
 	}
 	for _, rec := range recs {
-		if s.m.layer(rec.ID) != nil {
+		if s.m.Layer(rec.ID) != nil {
 			l, err := s.layer(rec.ID)
 			if err != nil {
 				return err
@@ -156,37 +157,37 @@ func (s *planner) delete(names []string) error {
 }
 
 func (s *planner) revert(name string) error {
-	target, _, err := revertTarget(s.m, name)
+	target, _, err := s.m.RevertTarget(name)
 	if err != nil {
 		return err
 	}
-	old := s.m.layer(s.m.Leaf)
+	old := s.m.Layer(s.m.Leaf)
 	l, err := s.layer(old.ID)
 	if err != nil {
 		return err
 	}
-	if l.OwnBytes > 0 || !s.m.standsOnNamed(old) {
+	if l.OwnBytes > 0 || !s.m.StandsOnNamed(old) {
 		s.SetAside, s.m.SetAside = &l, old.ID
 	}
-	leaf := &layerRecord{ID: layerID(s.m.newNumber()), Format: formatQcow2}
+	leaf := &manifest.Layer{ID: manifest.LayerID(s.m.NewNumber()), Format: formatQcow2}
 	if target != nil {
 		leaf.Parent = target.ID
 	}
-	s.m.add(leaf)
+	s.m.Add(leaf)
 	s.m.Leaf = leaf.ID
 	s.extra(0)
-	return s.merges(mergeable(s.before))
+	return s.merges(s.before.Mergeable())
 }
 
 func (s *planner) flatten(name string) error {
-	rec := s.m.layer(s.m.Leaf)
-	if name != leafName {
+	rec := s.m.Layer(s.m.Leaf)
+	if name != manifest.LeafName {
 		var err error
-		if rec, err = findSnapshot(s.m, name); err != nil {
+		if rec, err = s.m.Snapshot(name); err != nil {
 			return err
 		}
 	}
-	if err := flattenable(s.m, rec, name); err != nil || rec.Parent == "" {
+	if err := s.m.Flattenable(rec, name); err != nil || rec.Parent == "" {
 		return err
 	}
 	n := s.parts[rec.ID][0]
@@ -203,7 +204,7 @@ func (s *planner) flatten(name string) error {
 	}
 	s.LeastBytes = s.ExtraBytes
 	rec.Parent = ""
-	return s.merges(mergeable(s.before))
+	return s.merges(s.before.Mergeable())
 }
 
 // extra notes that the host must have room for bytes that are copied, and tables.
@@ -220,25 +221,25 @@ func (s *planner) least(bytes int64) {
 // the jobs make them; and takes out what nothing stands on.
 func (s *planner) merges(known map[string]bool) error {
 	for {
-		for _, rec := range removeDead(s.m) {
+		for _, rec := range s.m.RemoveDead() {
 			if err := s.gone(rec, 0); err != nil {
 				return err
 			}
 		}
-		i := slices.IndexFunc(s.m.Layers, func(l *layerRecord) bool { return canMerge(s.m, l) && !known[l.ID] })
+		i := slices.IndexFunc(s.m.Layers, func(l *manifest.Layer) bool { return s.m.CanMerge(l) && !known[l.ID] })
 		if i < 0 {
 			return nil
 		}
-		x := mergeFirst(s.m, s.m.Layers[i], known, s.cost)
-		if err := s.merge(x, s.m.children(x.ID)[0]); err != nil {
+		x := s.m.MergeFirst(s.m.Layers[i], known, s.cost)
+		if err := s.merge(x, s.m.Children(x.ID)[0]); err != nil {
 			return err
 		}
 		known = nil
 	}
 }
 
-// cost is what mergeFirst asks, of the layers as they are after the merges so far.
-func (s *planner) cost(l *layerRecord) (own int64, writable bool) {
+// cost is what MergeFirst asks, of the layers as they are after the merges so far.
+func (s *planner) cost(l *manifest.Layer) (own int64, writable bool) {
 	own, known := s.own[l.ID]
 	if !known {
 		n := s.parts[l.ID][0]
@@ -251,12 +252,12 @@ func (s *planner) cost(l *layerRecord) (own int64, writable bool) {
 	return own, s.writable(l)
 }
 
-func (s *planner) writable(l *layerRecord) bool {
+func (s *planner) writable(l *manifest.Layer) bool {
 	return !l.Foreign && len(s.parts[l.ID]) > 0 && plain(s.parts[l.ID][0].layer()) == nil
 }
 
 // merge plays the merge of x with what stands on it, c (see mergeLayer).
-func (s *planner) merge(x, c *layerRecord) error {
+func (s *planner) merge(x, c *manifest.Layer) error {
 	upper, lower, err := s.runsOf(x, c, false)
 	if err != nil {
 		return err
@@ -327,12 +328,12 @@ func (s *planner) merge(x, c *layerRecord) error {
 	if !up {
 		keeps.File = x.File
 	}
-	s.m.remove(x.ID)
+	s.m.Remove(x.ID)
 	return nil
 }
 
 // freed notes that a layer's file goes, while another one grows.
-func (s *planner) freed(l *layerRecord, growth int64) error {
+func (s *planner) freed(l *manifest.Layer, growth int64) error {
 	if l.Foreign {
 		s.FreedBytes -= growth
 		return nil
@@ -344,7 +345,7 @@ func (s *planner) freed(l *layerRecord, growth int64) error {
 	return err
 }
 
-func (s *planner) gone(rec *layerRecord, growth int64) error {
+func (s *planner) gone(rec *manifest.Layer, growth int64) error {
 	if err := s.freed(rec, growth); err != nil {
 		return err
 	}
@@ -355,7 +356,7 @@ func (s *planner) gone(rec *layerRecord, growth int64) error {
 
 // layer describes one of the layers that there were before.
 func (s *planner) layer(id string) (PlanLayer, error) {
-	rec := s.before.layer(id)
+	rec := s.before.Layer(id)
 	l := PlanLayer{ID: id, Name: rec.Name}
 	_, nodes := s.d.tree()
 	n := nodes[id]
@@ -383,7 +384,7 @@ func (s *planner) ownBytes(n *node) (int64, error) {
 }
 
 // hostBytesOf is what a file of ours takes on the host.
-func (d *Disk) hostBytesOf(m *manifest, file string) (int64, error) {
+func (d *Disk) hostBytesOf(m *manifest.Manifest, file string) (int64, error) {
 	_, nodes := d.tree()
 	for _, l := range m.Layers {
 		if n := nodes[l.ID]; l.File == file && n != nil && n.layer() != nil {
@@ -394,15 +395,15 @@ func (d *Disk) hostBytesOf(m *manifest, file string) (int64, error) {
 }
 
 // changedChains are the chains from each top down that are not the same in both.
-func changedChains(a, b *manifest) (before, after [][]string) {
+func changedChains(a, b *manifest.Manifest) (before, after [][]string) {
 	before, after = [][]string{}, [][]string{}
-	in := func(m *manifest, l *layerRecord) []string {
+	in := func(m *manifest.Manifest, l *manifest.Layer) []string {
 		var labels []string
-		for _, c := range m.chainOf(l.ID) {
-			label := c.label()
+		for _, c := range m.Chain(l.ID) {
+			label := c.Label()
 			switch {
 			case c.ID == m.Leaf:
-				label = leafName
+				label = manifest.LeafName
 			case c.ID == m.SetAside:
 				label = "(set aside " + c.ID + ")"
 			case c.Name == "":
@@ -412,9 +413,9 @@ func changedChains(a, b *manifest) (before, after [][]string) {
 		}
 		return labels
 	}
-	tops := func(m *manifest) (all [][]string) {
+	tops := func(m *manifest.Manifest) (all [][]string) {
 		for _, l := range slices.Backward(m.Layers) {
-			if len(m.children(l.ID)) == 0 {
+			if len(m.Children(l.ID)) == 0 {
 				all = append(all, in(m, l))
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
 	"varve/integration/turn"
 )
 
@@ -131,10 +132,10 @@ func TestPlanOfADelete(t *testing.T) {
 func chainLabels(d *Disk) []string {
 	m, _ := d.tree()
 	var labels []string
-	for _, l := range m.chainOf(m.Leaf) {
+	for _, l := range m.Chain(m.Leaf) {
 		label := l.Name
 		if l.ID == m.Leaf {
-			label = leafName
+			label = manifest.LeafName
 		}
 		labels = append(labels, label)
 	}
@@ -195,7 +196,7 @@ func TestDeleteCopiesOnce(t *testing.T) {
 func TestPlanOfAFlatten(t *testing.T) {
 	d, _ := testDisk(t, 40<<20)
 	names := randomChain(t, d, rand.New(rand.NewPCG(1, 4)), 4)
-	for _, name := range []string{names[1], leafName} {
+	for _, name := range []string{names[1], manifest.LeafName} {
 		p, err := d.Plan(opFlatten, []string{name})
 		must(t, err)
 		before := hostBlocks(t, d)
@@ -207,7 +208,7 @@ func TestPlanOfAFlatten(t *testing.T) {
 			t.Errorf("%s took %d bytes more, the plan said %d, and %d at the worst moment", name, used, -p.FreedBytes, p.ExtraBytes)
 		}
 	}
-	if p, err := d.Plan(opFlatten, []string{leafName}); err != nil || p.CopyBytes != 0 || len(p.Before)+len(p.After) != 0 {
+	if p, err := d.Plan(opFlatten, []string{manifest.LeafName}); err != nil || p.CopyBytes != 0 || len(p.Before)+len(p.After) != 0 {
 		t.Errorf("of a flat leaf: %+v %v", p, err)
 	}
 }
@@ -221,7 +222,7 @@ func TestPlanOfARevert(t *testing.T) {
 	old := asideOf(d)
 	put(t, d, 3, 0, 3<<20)
 	leaf := d.manifest.Leaf
-	p, err := d.Plan(opRevert, []string{baseName})
+	p, err := d.Plan(opRevert, []string{manifest.BaseName})
 	must(t, err)
 	if p.SetAside == nil || p.SetAside.ID != leaf || p.SetAside.OwnBytes != 3<<20 || len(p.Gone) != 1 || p.Gone[0].ID != old || p.FreedBytes < 2<<20 {
 		t.Errorf("%+v", p)
@@ -229,8 +230,8 @@ func TestPlanOfARevert(t *testing.T) {
 	if got := fmt.Sprint(p.Before, p.After); got != fmt.Sprintf("[[leaf one base] [(set aside %s) one base]] [[leaf base] [(set aside %s) one base]]", old, leaf) {
 		t.Error(got)
 	}
-	must(t, d.Revert(baseName))
-	if asideOf(d) != leaf || d.manifest.layer(old) != nil {
+	must(t, d.Revert(manifest.BaseName))
+	if asideOf(d) != leaf || d.manifest.Layer(old) != nil {
 		t.Error("the revert did something else")
 	}
 	// A layer that several stand on waits.
@@ -287,13 +288,13 @@ func TestNoRoom(t *testing.T) {
 	must(t, err)
 	must(t, unix.Fallocate(int(f.Fd()), 0, 0, free-10<<20))
 	must(t, f.Close())
-	before := string(read(t, filepath.Join(disk, manifestName)))
-	_, err = d.Flatten(leafName)
+	before := string(read(t, filepath.Join(disk, manifest.FileName)))
+	_, err = d.Flatten(manifest.LeafName)
 	wantError(t, err, unix.ENOSPC, "bytes free on the host at least", disk, "deleting one would give back most")
-	if got := string(read(t, filepath.Join(disk, manifestName))); got != before {
+	if got := string(read(t, filepath.Join(disk, manifest.FileName))); got != before {
 		t.Error("chain.json was written")
 	}
-	p, err := d.Plan(opFlatten, []string{leafName})
+	p, err := d.Plan(opFlatten, []string{manifest.LeafName})
 	must(t, err)
 	if p.ExtraBytes <= p.HostFree || p.HostFree <= 0 {
 		t.Errorf("%+v", p)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 
+	"varve/chain/manifest"
 	"varve/overlay/extent"
 )
 
@@ -53,7 +54,7 @@ func (r planRun) isOn(lower planRun) bool {
 // runs are those of x and of c, which stands on it. Where they are not of one scan, or c
 // is more than one unit of it and has to be one, another scan is made, of all that may
 // end in one file with them.
-func (s *planner) runsOf(x, c *layerRecord, single bool) (upper, lower planRun, err error) {
+func (s *planner) runsOf(x, c *manifest.Layer, single bool) (upper, lower planRun, err error) {
 	upper, lower = s.runs[c.ID], s.runs[x.ID]
 	if !upper.isOn(lower) || single && upper.first != upper.last {
 		if err := s.scan(x, c); err != nil {
@@ -66,15 +67,15 @@ func (s *planner) runsOf(x, c *layerRecord, single bool) (upper, lower planRun, 
 
 // scan scans the run of records that may be merged with each other, of which c stands
 // on x.
-func (s *planner) scan(x, c *layerRecord) error {
-	var above, list []*layerRecord
-	for at := c; canMerge(s.m, at) && len(above) < scanUnits/2; {
-		at = s.m.children(at.ID)[0]
+func (s *planner) scan(x, c *manifest.Layer) error {
+	var above, list []*manifest.Layer
+	for at := c; s.m.CanMerge(at) && len(above) < scanUnits/2; {
+		at = s.m.Children(at.ID)[0]
 		above = append(above, at)
 	}
 	slices.Reverse(above)
 	list = append(append(list, above...), c)
-	for at := x; at != nil && len(list) < scanUnits && (at == x || canMerge(s.m, at)); at = s.m.layer(at.Parent) {
+	for at := x; at != nil && len(list) < scanUnits && (at == x || s.m.CanMerge(at)); at = s.m.Layer(at.Parent) {
 		list = append(list, at)
 	}
 	units := make([][]*node, len(list))

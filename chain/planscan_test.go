@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
+
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )

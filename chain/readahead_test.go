@@ -59,7 +59,7 @@ func TestPiecesAreReadAhead(t *testing.T) {
 		must(t, plain.Snapshot(name))
 		if i > 0 { // the first one is read at once
 			m, nodes := plain.tree()
-			n := nodes[m.byName(name).ID]
+			n := nodes[m.ByName(name).ID]
 			_, host, _, err := n.Place(4<<20+i*piece, piece)
 			must(t, err)
 			want = append(want, fmt.Sprintf("%s %d+%d", filepath.Base(n.layer().path), host, piece))

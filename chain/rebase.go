@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -34,7 +35,7 @@ func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) 
 	defer func() { err = errors.Join(err, leave()) }()
 	options.FS = fs
 	// Before the lock, which would make a lock file in any directory.
-	if _, err := loadManifest(fs, dir); err != nil {
+	if _, err := manifest.Load(fs, dir); err != nil {
 		return nil, err
 	}
 	lock, err := lockDir(fs, dir, true, options.Mountpoint, options.LockWait)
@@ -42,21 +43,21 @@ func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	m, err := loadManifest(fs, dir)
+	m, err := manifest.Load(fs, dir)
 	if err != nil {
 		return nil, err
 	}
-	closed := !m.layer(m.Leaf).Writing
-	edited := m.clone()
+	closed := !m.Layer(m.Leaf).Writing
+	edited := m.Copy()
 	if files, err = rebase(fs, edited, path, o.AcceptTime); err != nil {
 		return nil, err
 	}
-	if err := edited.commit(fs, dir); err != nil {
+	if err := edited.Commit(fs, dir); err != nil {
 		return nil, err
 	}
 	// Opening makes the headers of the layers above follow, and a crash on the way
 	// leaves that to the next mount (M15).
-	d, err := openUnderLock(dir, options, nil, new(manifestReader))
+	d, err := openUnderLock(dir, options, nil, new(manifest.Reader))
 	if err != nil {
 		return nil, fmt.Errorf("chain.json names the new files, but the disk cannot be opened: %w", err)
 	}
@@ -67,11 +68,11 @@ func Rebase(dir, path string, o RebaseOptions) (files []ForeignFile, err error) 
 }
 
 // rebase puts the places of the images at path into m.
-func rebase(fs hostfs.FS, m *manifest, path string, acceptTime bool) ([]ForeignFile, error) {
+func rebase(fs hostfs.FS, m *manifest.Manifest, path string, acceptTime bool) ([]ForeignFile, error) {
 	if len(m.Clones) > 0 {
 		return nil, fmt.Errorf("%w: the disk %s was cloned from this one and reads the header of a layer that would change; remove that disk first, and release the snapshot", ErrBusy, m.Clones[0].Disk)
 	}
-	foreign := m.chainOf(topForeign(m)) // top first
+	foreign := m.Chain(topForeign(m)) // top first
 	if len(foreign) == 0 {
 		return nil, invalidf("the disk has no base: nothing of it lies outside of the disk directory")
 	}
@@ -81,7 +82,7 @@ func rebase(fs hostfs.FS, m *manifest, path string, acceptTime bool) ([]ForeignF
 	}
 	switch top := foreign[0]; {
 	case err != nil && len(foreign) > 1:
-		return nil, fmt.Errorf("%w; name the new place of %s (%s), whose header says where the others are", err, top.label(), top.File)
+		return nil, fmt.Errorf("%w; name the new place of %s (%s), whose header says where the others are", err, top.Label(), top.File)
 	case err != nil:
 		return nil, err
 	}
@@ -91,33 +92,33 @@ func rebase(fs hostfs.FS, m *manifest, path string, acceptTime bool) ([]ForeignF
 	for i, image := range images {
 		rec := foreign[i]
 		if image.format != rec.Format {
-			return nil, invalidf("%s is %s, and %s was %s", image.path, image.format, rec.label(), rec.Format)
+			return nil, invalidf("%s is %s, and %s was %s", image.path, image.format, rec.Label(), rec.Format)
 		}
-		taken, err := takeFingerprint(image.image.File(), image.format)
+		taken, err := manifest.TakeFingerprint(image.image.File(), image.format)
 		if err != nil {
 			return nil, err
 		}
 		switch was := rec.Fingerprint; {
 		case taken.Size != was.Size || taken.Digest != was.Digest:
-			return nil, fmt.Errorf("%w: %s is not the file that %s was: its size or its content is another one; nothing was done", ErrChanged, image.path, rec.label())
+			return nil, fmt.Errorf("%w: %s is not the file that %s was: its size or its content is another one; nothing was done", ErrChanged, image.path, rec.Label())
 		case taken.ModTime != was.ModTime && taken.ModTime != 0 && was.ModTime != 0 && !acceptTime:
-			return nil, fmt.Errorf("%w: %s looks like %s (%s) but was written at another time; if it is a copy that nobody has changed, say --accept", ErrChanged, image.path, rec.label(), rec.File)
+			return nil, fmt.Errorf("%w: %s looks like %s (%s) but was written at another time; if it is a copy that nobody has changed, say --accept", ErrChanged, image.path, rec.Label(), rec.File)
 		}
-		taken.extra = rec.Fingerprint.extra
+		taken.KeepUnknown(rec.Fingerprint)
 		rec.File, rec.Fingerprint = image.path, taken
-		files[i] = ForeignFile{Layer: rec.label(), Path: image.path, Format: image.format}
+		files[i] = ForeignFile{Layer: rec.Label(), Path: image.path, Format: image.format}
 	}
 	return files, nil
 }
 
 // topForeign is the id of the topmost of the foreign layers, which stand on each other;
 // "" where there is none.
-func topForeign(m *manifest) string {
+func topForeign(m *manifest.Manifest) string {
 	top := ""
-	for at := m.layer(m.Base); at != nil; {
+	for at := m.Layer(m.Base); at != nil; {
 		top = at.ID
-		var above *layerRecord
-		for _, c := range m.children(at.ID) {
+		var above *manifest.Layer
+		for _, c := range m.Children(at.ID) {
 			if c.Foreign {
 				above = c
 			}
@@ -130,6 +131,6 @@ func topForeign(m *manifest) string {
 // isLayerPath says whether a path looks like a layer of a disk directory: a clone's
 // files are those of another disk.
 func isLayerPath(path string) bool {
-	_, ok := layerFileNumber(filepath.Base(filepath.Dir(path)) + "/" + filepath.Base(path))
+	_, ok := manifest.LayerFileNumber(filepath.Base(filepath.Dir(path)) + "/" + filepath.Base(path))
 	return ok
 }

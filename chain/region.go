@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
 	"varve/overlay/extent"
 	"varve/overlay/measure"
 	"varve/overlay/qcow2"

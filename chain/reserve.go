@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/diskdir"
+	"varve/chain/manifest"
+	"varve/chain/shellword"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 )
@@ -96,7 +98,7 @@ func (d *Disk) holdReserveAgain() {
 // leastHeld is what of the reserve is never given away: room for the next chain.json.
 func (d *Disk) leastHeld() int64 {
 	least := int64(16 << 10)
-	if info, err := d.fs.Stat(filepath.Join(d.dir, manifestName)); err == nil {
+	if info, err := d.fs.Stat(filepath.Join(d.dir, manifest.FileName)); err == nil {
 		least += 2 * info.Size &^ 4095
 	}
 	if d.neverInPlace() {
@@ -234,14 +236,14 @@ func (d *Disk) tooFull(err error) error {
 	if !errors.Is(err, unix.ENOSPC) || !isFull(err) || !d.neverInPlace() {
 		return err
 	}
-	dir := ShellWord(d.dir)
+	dir := shellword.Quote(d.dir)
 	return fmt.Errorf("btrfs, which writes nothing in place, has not the room here for one change of a file: remove a file that is not needed, move free chunks to metadata (\"btrfs balance start -dusage=50 %s\"), or enlarge it (\"btrfs filesystem resize\", \"btrfs device add\"): %w", dir, err)
 }
 
-// commitWithReserve is manifest.commit that gives up the reserve when the host
+// commitWithReserve is Manifest.Commit that gives up the reserve when the host
 // is full.
-func (d *Disk) commitWithReserve(m *manifest) error {
-	err := m.commit(d.fs, d.dir)
+func (d *Disk) commitWithReserve(m *manifest.Manifest) error {
+	err := m.Commit(d.fs, d.dir)
 	if !isFull(err) {
 		return err
 	}
@@ -250,7 +252,7 @@ func (d *Disk) commitWithReserve(m *manifest) error {
 	}
 	d.log.Warn("the host file system is full; chain.json takes the room that was kept for it")
 	settleFreed(d.fs)
-	if err := m.commit(d.fs, d.dir); err != nil {
+	if err := m.Commit(d.fs, d.dir); err != nil {
 		return d.tooFull(err)
 	}
 	d.holdReserve()

@@ -19,7 +19,7 @@ func TestHiddenBadEntryHurtsNobody(t *testing.T) {
 	must(t, d.Snapshot("one"))
 	put(t, d, 2, bad, 512<<10) // covers the cluster, whatever its size
 	must(t, d.Snapshot("two"))
-	spoilEntry(t, filepath.Join(d.Dir(), readManifest(t, d.Dir()).byName("one").File), bad)
+	spoilEntry(t, filepath.Join(d.Dir(), readManifest(t, d.Dir()).ByName("one").File), bad)
 	// The read needs both layers: there is a hole on either side of what hides it.
 	p := make([]byte, 4<<20)
 	must(t, d.ReadAt(p, 0))
@@ -29,7 +29,7 @@ func TestHiddenBadEntryHurtsNobody(t *testing.T) {
 		}
 	}
 	_, nodes := d.tree()
-	one := nodes[readManifest(t, d.Dir()).byName("one").ID]
+	one := nodes[readManifest(t, d.Dir()).ByName("one").ID]
 	if err := one.ReadAt(p[:4096], bad); !errors.Is(err, qcow2.ErrCorrupt) {
 		t.Errorf("the spoilt place itself: %v", err)
 	}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"varve/chain/manifest"
+	"varve/chain/refusal"
 	"varve/overlay/extent"
 )
 
@@ -20,7 +22,7 @@ func (d *Disk) Revert(name string) error {
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	target, size, err := revertTarget(m, name)
+	target, size, err := m.RevertTarget(name)
 	if err != nil {
 		return err
 	}
@@ -86,7 +88,7 @@ func (d *Disk) Undo() error {
 // reviveLeaf makes a layer writable, and the leaf. When it fails, settle the layer.
 func (d *Disk) reviveLeaf(aside *node) error {
 	m := d.edit()
-	markWriting(m, m.layer(aside.id)) // before a byte of it is written (M16)
+	m.MarkWriting(m.Layer(aside.id)) // before a byte of it is written (M16)
 	if err := d.commit(m); err != nil {
 		return err
 	}
@@ -101,7 +103,7 @@ func (d *Disk) reviveLeaf(aside *node) error {
 	if err != nil {
 		return err
 	}
-	rec := m.layer(aside.id)
+	rec := m.Layer(aside.id)
 	rec.Frozen, rec.Size, rec.Fingerprint, rec.Counts = time.Time{}, 0, nil, nil
 	m.Leaf = rec.ID
 	return d.replaceLeaf(m, old, aside)
@@ -129,9 +131,9 @@ func (d *Disk) Forget() (string, error) {
 // commitFreed commits a manifest in which layers became free to go or to be merged,
 // and starts the merge. It returns the job's id, or "" for none. Called with opMu
 // held and no job under way.
-func (d *Disk) commitFreed(m *manifest) (string, error) {
-	gone := removeDead(m)
-	queued := d.queueMerge(m, mergeable(d.manifest))
+func (d *Disk) commitFreed(m *manifest.Manifest) (string, error) {
+	gone := m.RemoveDead()
+	queued := d.queueMerge(m, d.manifest.Mergeable())
 	if err := d.commit(m); err != nil {
 		return "", err
 	}
@@ -146,7 +148,7 @@ func (d *Disk) commitFreed(m *manifest) (string, error) {
 
 func (d *Disk) someAside() error {
 	if d.manifest.SetAside == "" {
-		return refusal{ErrNotExist, errors.New("no leaf is set aside; only a revert does that")}
+		return refusal.Of(ErrNotExist, errors.New("no leaf is set aside; only a revert does that"))
 	}
 	return nil
 }
@@ -162,21 +164,14 @@ func (d *Disk) blockDisk() (unblock func(), err error) {
 	return func() { d.handles.unblock("") }, nil
 }
 
-// standsOnNamed says that what a layer stands on can be had by name. Else the layer
-// alone keeps it: a merge downwards that was cancelled may have moved all that it held.
-func (m *manifest) standsOnNamed(l *layerRecord) bool {
-	parent := m.layer(l.Parent)
-	return parent == nil || parent.Name != "" || parent.ID == m.Base
-}
-
 // setAside flushes the leaf and makes it a frozen, unnamed layer in m, which is to
 // be committed: the one that is set aside, in place of an earlier one, unless
 // nothing was written to it. Called with opMu held and disk.raw not open.
-func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
+func (d *Disk) setAside(m *manifest.Manifest) (old *manifest.Layer, err error) {
 	if err := d.Flush(); err != nil {
 		return nil, err
 	}
-	old = m.layer(m.Leaf)
+	old = m.Layer(m.Leaf)
 	l := d.nodes[old.ID].layer()
 	own, err := l.ownBytes()
 	if err != nil {
@@ -184,8 +179,8 @@ func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
 	}
 	old.Frozen, old.Size = now(), l.size()
 	old.Writing, old.Fingerprint = true, nil // as after a crash, until it is settled
-	parent := m.layer(old.Parent)
-	empty := own == 0 && m.standsOnNamed(old) && (parent == nil || extent.WholeSectors(parent.Size) == old.Size)
+	parent := m.Layer(old.Parent)
+	empty := own == 0 && m.StandsOnNamed(old) && (parent == nil || extent.WholeSectors(parent.Size) == old.Size)
 	if !empty {
 		m.SetAside = old.ID
 	}
@@ -195,9 +190,9 @@ func (d *Disk) setAside(m *manifest) (old *layerRecord, err error) {
 // replaceLeaf commits m, in which leaf is the leaf and old no more, and puts it in
 // force. The guest sees the new content from the commit on, should we be killed. When
 // there is an error leaf is not the leaf.
-func (d *Disk) replaceLeaf(m *manifest, old *layerRecord, leaf *node) error {
-	gone := removeDead(m)
-	queued := d.queueMerge(m, mergeable(d.manifest))
+func (d *Disk) replaceLeaf(m *manifest.Manifest, old *manifest.Layer, leaf *node) error {
+	gone := m.RemoveDead()
+	queued := d.queueMerge(m, d.manifest.Mergeable())
 	modified := d.modified.Load()
 	d.touch()
 	if err := d.commit(m); err != nil {
@@ -206,7 +201,7 @@ func (d *Disk) replaceLeaf(m *manifest, old *layerRecord, leaf *node) error {
 	}
 	d.swapLeaf(nil, leaf)
 	d.installWithout(m, gone, leaf)
-	if m.layer(old.ID) != nil {
+	if m.Layer(old.ID) != nil {
 		d.settleFrozen(old.ID)
 	}
 	// It cannot be taken back any more, and for varve the leaf is right without that.
@@ -220,39 +215,11 @@ func (d *Disk) replaceLeaf(m *manifest, old *layerRecord, leaf *node) error {
 	return nil
 }
 
-// revertTarget is the layer to go back to, nil for blank, and its size.
-func revertTarget(m *manifest, name string) (*layerRecord, int64, error) {
-	if name == baseName && m.Base == "" {
-		return nil, m.BlankSize, nil
-	}
-	rec, err := findSnapshot(m, name)
-	if err != nil {
-		return nil, 0, err
-	}
-	return rec, extent.WholeSectors(rec.Size), nil
-}
-
-// removeDead takes out of m the unnamed layers that nothing stands on any more.
-func removeDead(m *manifest) (gone []*layerRecord) {
-	for again := true; again; {
-		again = false
-		for _, l := range m.Layers {
-			if l.Name == "" && l.ID != m.Leaf && l.ID != m.SetAside && l.ID != m.Base && len(m.children(l.ID)) == 0 {
-				m.removeWithFile(l)
-				gone = append(gone, l)
-				again = true
-				break
-			}
-		}
-	}
-	return gone
-}
-
 // installWithout puts a committed manifest in force that lacks layers, with a
 // new leaf or nil, and then closes and unlinks their files: last, when no
 // header and no chain.json names them (M15), and nobody reads them (M1).
 // Foreign files are only closed. Called with opMu held.
-func (d *Disk) installWithout(m *manifest, gone []*layerRecord, leaf *node) {
+func (d *Disk) installWithout(m *manifest.Manifest, gone []*manifest.Layer, leaf *node) {
 	var layers []*layer
 	nodes := make(map[*node]bool, len(gone))
 	for _, rec := range gone {
@@ -284,14 +251,5 @@ func (d *Disk) discardLayer(l *layer, foreign bool) {
 	if foreign {
 		return
 	}
-	d.unlink(layersDir + "/" + filepath.Base(l.path))
-}
-
-// removeWithFile takes a layer out of m; its file, unless foreign, is to be
-// unlinked after the commit.
-func (m *manifest) removeWithFile(l *layerRecord) {
-	m.remove(l.ID)
-	if !l.Foreign {
-		m.Removing = append(m.Removing, l.File)
-	}
+	d.unlink(manifest.LayersDir + "/" + filepath.Base(l.path))
 }

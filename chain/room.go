@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
 	"varve/overlay/extent"
 )
 
@@ -98,10 +99,10 @@ const mostAdvised = 8
 func (d *Disk) bestDelete() (*Plan, error) {
 	free, known := d.available()
 	m, nodes := d.tree()
-	host := make(map[*layerRecord]int64)
+	host := make(map[*manifest.Layer]int64)
 	for _, l := range m.Layers {
 		n := nodes[l.ID]
-		if _, err := deletable(m, []string{l.Name}); err != nil || l.Foreign || n == nil || n.layer() == nil {
+		if _, err := m.Deletable([]string{l.Name}); err != nil || l.Foreign || n == nil || n.layer() == nil {
 			continue
 		}
 		bytes, err := d.hostBytes(n)
@@ -110,7 +111,7 @@ func (d *Disk) bestDelete() (*Plan, error) {
 		}
 		host[l] = bytes
 	}
-	list := slices.SortedFunc(maps.Keys(host), func(a, b *layerRecord) int {
+	list := slices.SortedFunc(maps.Keys(host), func(a, b *manifest.Layer) int {
 		return cmp.Or(cmp.Compare(host[b], host[a]), cmp.Compare(a.ID, b.ID))
 	})
 	var best *Plan
@@ -144,9 +145,9 @@ func (d *Disk) mergeBound(names []string) int64 {
 // view below, or else the whole of it.
 func (d *Disk) flattenBound(name string) int64 {
 	m, nodes := d.tree()
-	rec := m.byName(name)
-	if name == leafName {
-		rec = m.layer(m.Leaf)
+	rec := m.ByName(name)
+	if name == manifest.LeafName {
+		rec = m.Layer(m.Leaf)
 	}
 	if rec == nil || nodes[rec.Parent] == nil {
 		return 0

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -23,15 +24,15 @@ func TestOneFileTwoLayers(t *testing.T) {
 	link := filepath.Join(root, "link.qcow2")
 	must(t, os.Link(filepath.Join(root, "top.qcow2"), link))
 	m := mustLoad(t, dir)
-	twin := m.byName("adopted").clone()
-	twin.ID, twin.Name, twin.File = layerID(m.newNumber()), "twin", link
-	m.add(twin)
-	must(t, m.commit(hostfs.OS(), dir))
+	twin := m.ByName("adopted").Copy()
+	twin.ID, twin.Name, twin.File = manifest.LayerID(m.NewNumber()), "twin", link
+	m.Add(twin)
+	must(t, m.Commit(hostfs.OS(), dir))
 	d, err := Open(dir, OpenOptions{})
 	if err == nil {
 		d.Close()
 	}
-	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "adopted and twin are the same file") {
+	if !errors.Is(err, manifest.ErrCorrupt) || !strings.Contains(err.Error(), "adopted and twin are the same file") {
 		t.Errorf("%v", err)
 	}
 }

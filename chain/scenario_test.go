@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 	"varve/integration/turn"
 )
@@ -57,7 +58,7 @@ var scenarios = []scenario{
 			g.write(atStart, 9, false), g.write(atEdge, 16, false), g.snapshot("two", 2), g.remember(""),
 			g.rename("one", "first"), g.write(atStart+4, 9, false), g.flush(0),
 			g.revert("first"), g.write(atRegion, 16, false), g.snapshot("branch", 0),
-			g.revert("two"), g.write(atStart, 4, false), g.revert(baseName), g.compare(),
+			g.revert("two"), g.write(atStart, 4, false), g.revert(manifest.BaseName), g.compare(),
 		)
 	}},
 	{"revert and undo, writes between them, another mount, forget", onRaw, func(g *simGuest) error {
@@ -118,19 +119,19 @@ var scenarios = []scenario{
 		return all(
 			g.write(atStart, 8, false), g.snapshot("one", 0), g.write(atStart+4, 8, false), g.snapshot("two", 0),
 			g.flatten("one"), g.waitJob(), g.write(atEdge, 8, true), g.flush(0),
-			g.flatten(leafName), g.write(atStart+9, 30, false), g.flush(2), g.waitJob(), g.compare(),
+			g.flatten(manifest.LeafName), g.write(atStart+9, 30, false), g.flush(2), g.waitJob(), g.compare(),
 		)
 	}},
 	{"a flatten that is stopped by the end of the mount", onRaw, func(g *simGuest) error {
 		return all(
 			g.write(atStart, 8, false), g.snapshot("one", 0), g.write(atStart+4, 8, false),
-			g.flatten(leafName), g.reopen(), g.waitJob(), g.reopen(), g.compare(),
+			g.flatten(manifest.LeafName), g.reopen(), g.waitJob(), g.reopen(), g.compare(),
 		)
 	}},
 	{"a blank disk: snapshots, branches, deletes", blank, func(g *simGuest) error {
 		return all(
 			g.write(atStart, 8, false), g.snapshot("one", 0), g.write(atStart+4, 8, true), g.write(atEdge, 16, false),
-			g.snapshot("two", 1), g.revert(baseName), g.write(atStart, 3, false), g.snapshot("three", 0),
+			g.snapshot("two", 1), g.revert(manifest.BaseName), g.write(atStart, 3, false), g.snapshot("three", 0),
 			g.delete("one", 1), g.waitJob(), g.delete("two", 0), g.waitJob(), g.compare(),
 		)
 	}},
@@ -143,7 +144,7 @@ var scenarios = []scenario{
 	{"an adopted chain: snapshots, revert to it, flatten", onChain, func(g *simGuest) error {
 		return all(
 			g.write(atStart, 8, false), g.snapshot("one", 0), g.write(atRegion, 12, false),
-			g.revert("adopted"), g.write(atStart+2, 4, false), g.flatten(leafName), g.waitJob(), g.compare(),
+			g.revert("adopted"), g.write(atStart+2, 4, false), g.flatten(manifest.LeafName), g.waitJob(), g.compare(),
 		)
 	}},
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"varve/chain/manifest"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -22,36 +23,19 @@ import (
 //	                       clone knows its file as it is or it cannot be written; then it
 //	                       is as one of others
 
-// wholeSectors rounds the sizes in a manifest as those of views are. An earlier version
-// noted others.
-func (m *manifest) wholeSectors() {
-	m.BlankSize = extent.WholeSectors(m.BlankSize)
-	for _, l := range m.Layers {
-		l.Size = viewSize(l.Format, l.Size)
-	}
-}
-
-// viewSize is how large the view of an image is.
-func viewSize(format string, size int64) int64 {
-	if format == formatRaw {
-		return size
-	}
-	return extent.WholeSectors(size)
-}
-
 // unevenWords says what is wrong with a header's size.
 func unevenWords(size int64) string {
 	return fmt.Sprintf("its size is %d bytes, no whole number of sectors of %d: QEMU leaves out the last %d", size, extent.SectorSize, size%extent.SectorSize)
 }
 
 // canGrowWhole says whether a layer is one of ours whose size is to become whole sectors.
-func (d *Disk) canGrowWhole(m *manifest, rec *layerRecord) bool {
+func (d *Disk) canGrowWhole(m *manifest.Manifest, rec *manifest.Layer) bool {
 	l := d.nodes[rec.ID].layer()
 	h := l.header()
 	if rec.Foreign || h == nil || !extent.Uneven(h.Size) || overlay.Plain(h) != nil {
 		return false
 	}
-	return rec.ID != m.Leaf && !m.pinned()[rec.ID] || l.over() != nil
+	return rec.ID != m.Leaf && !m.Pinned()[rec.ID] || l.over() != nil
 }
 
 // growWhole makes a layer's size whole sectors. A frozen one that cannot be opened for
@@ -114,7 +98,7 @@ func hideTail(over, below *layer) {
 // isOwnFile says whether a path is that of a layer of a disk of varve's.
 func isOwnFile(path string) bool {
 	dir, name := filepath.Split(path)
-	_, ours := layerFileNumber(filepath.Join(filepath.Base(dir), name))
+	_, ours := manifest.LayerFileNumber(filepath.Join(filepath.Base(dir), name))
 	return ours
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -37,13 +38,13 @@ func setHeaderSize(t testing.TB, fs hostfs.FS, path string, size int64) {
 // no whole number of sectors.
 func makeOld(t testing.TB, fs hostfs.FS, dir string, size int64) {
 	t.Helper()
-	m, err := loadManifest(fs, dir)
+	m, err := manifest.Load(fs, dir)
 	must(t, err)
 	for _, l := range m.Layers {
 		if l.Format == formatRaw {
 			continue
 		}
-		path := l.path(dir)
+		path := l.Path(dir)
 		if !l.Foreign {
 			setHeaderSize(t, fs, path, size)
 		}
@@ -51,24 +52,24 @@ func makeOld(t testing.TB, fs hostfs.FS, dir string, size int64) {
 			l.Size = size
 		}
 		l.Counts = nil
-		l.Fingerprint, err = fingerprintOf(fs, path, l.Format)
+		l.Fingerprint, err = manifest.FingerprintFile(fs, path, l.Format)
 		must(t, err)
 	}
 	if m.Base == "" {
 		m.BlankSize = size
 	}
-	must(t, m.commit(fs, dir))
+	must(t, m.Commit(fs, dir))
 }
 
 // sizesInFiles gives the size in the header of each layer of ours, by name.
 func sizesInFiles(t testing.TB, fs hostfs.FS, dir string) map[string]int64 {
 	t.Helper()
-	m, err := loadManifest(fs, dir)
+	m, err := manifest.Load(fs, dir)
 	must(t, err)
 	sizes := map[string]int64{}
 	for _, l := range m.Layers {
 		if !l.Foreign {
-			h, err := qcow2.ReadHeader(fs, l.path(dir))
+			h, err := qcow2.ReadHeader(fs, l.Path(dir))
 			must(t, err)
 			sizes[l.Name] = h.Size
 		}
@@ -79,12 +80,12 @@ func sizesInFiles(t testing.TB, fs hostfs.FS, dir string) map[string]int64 {
 // layerOf is the file of a layer of a disk that is not open, "" for the leaf.
 func layerOf(t testing.TB, dir, name string) string {
 	t.Helper()
-	m, err := loadManifest(hostfs.OS(), dir)
+	m, err := manifest.Load(hostfs.OS(), dir)
 	must(t, err)
 	if name == "" {
-		return m.layer(m.Leaf).path(dir)
+		return m.Layer(m.Leaf).Path(dir)
 	}
-	return m.byName(name).path(dir)
+	return m.ByName(name).Path(dir)
 }
 
 func checked(t testing.TB, dir string) CheckReport {
@@ -153,7 +154,7 @@ func oldDisk(t *testing.T) (dir string, views map[string][]byte) {
 		t.Errorf("made with %d bytes, from %d", made.Size, made.Given)
 	}
 	d := openDisk(t, dir)
-	views = map[string][]byte{baseName: slices.Clone(content)}
+	views = map[string][]byte{manifest.BaseName: slices.Clone(content)}
 	put(t, d, 5, 4096, 4096)
 	copy(content[4096:], bytes.Repeat([]byte{5}, 4096))
 	must(t, d.Snapshot("one"))
@@ -196,7 +197,7 @@ func TestOldDiskGetsWholeSectors(t *testing.T) {
 		for _, name := range []string{"one", "two"} {
 			sameBytes(t, name, viewOf(t, d, name), whole(views[name]))
 		}
-		sameBytes(t, "the base", viewOf(t, d, baseName), views[baseName])
+		sameBytes(t, "the base", viewOf(t, d, manifest.BaseName), views[manifest.BaseName])
 	}
 	d, err := Open(dir, OpenOptions{ReadOnly: true})
 	must(t, err)
@@ -204,7 +205,7 @@ func TestOldDiskGetsWholeSectors(t *testing.T) {
 		t.Errorf("it says that the size was %d", d.Uneven())
 	}
 	compare(d)
-	for name, want := range map[string]int64{"one": evenSize, leafName: evenSize, baseName: unevenSize} {
+	for name, want := range map[string]int64{"one": evenSize, manifest.LeafName: evenSize, manifest.BaseName: unevenSize} {
 		if _, size, err := d.ExportSource(name); err != nil || size != want {
 			t.Errorf("an export of %s has %d bytes, %v", name, size, err)
 		}
@@ -226,7 +227,7 @@ func TestOldDiskGetsWholeSectors(t *testing.T) {
 		}
 	}
 	for name, want := range views {
-		if name != baseName {
+		if name != manifest.BaseName {
 			sameBytes(t, "qemu-img's "+name, qemuReads(t, layerOf(t, dir, name)), whole(want))
 		}
 	}
@@ -320,7 +321,7 @@ func TestSizesBecomeWholeSectors(t *testing.T) {
 		t.Errorf("%d bytes", d.Size())
 	}
 	must(t, d.Snapshot("one"))
-	must(t, d.Revert(baseName))
+	must(t, d.Revert(manifest.BaseName))
 	if d.Size() != 512 || at(t, d, 0) != 0 {
 		t.Errorf("the blank disk has %d bytes", d.Size())
 	}

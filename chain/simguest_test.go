@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 	"varve/overlay"
 	"varve/overlay/extent"
@@ -391,7 +392,7 @@ func (g *simGuest) flatten(name string) error {
 
 func (g *simGuest) revert(name string) error {
 	op := func() error { return g.d.Revert(name) }
-	if name != baseName && g.world()[name] == nil {
+	if name != manifest.BaseName && g.world()[name] == nil {
 		return g.unknown(name, op)
 	}
 	empty := g.leafIsEmpty()
@@ -399,7 +400,7 @@ func (g *simGuest) revert(name string) error {
 		if !empty {
 			w[asideView] = w[""].Clone()
 		}
-		if name == baseName {
+		if name == manifest.BaseName {
 			w[""] = g.base.Clone()
 		} else {
 			w[""] = w[name].Clone()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 )
 
@@ -12,7 +13,7 @@ import (
 func (g *simGuest) anyName() string {
 	names := slices.DeleteFunc(g.world().names(), func(name string) bool { return name == "" || name == asideView })
 	if len(names) == 0 {
-		return baseName
+		return manifest.BaseName
 	}
 	return names[g.rnd.IntN(len(names))]
 }
@@ -41,12 +42,12 @@ func (g *simGuest) step() error {
 		name := g.newName("s")
 		g.note("snapshot %s", name)
 		return g.snapshot(name, writes)
-	case k < 79 && name != baseName:
+	case k < 79 && name != manifest.BaseName:
 		g.note("delete %s", name)
 		return g.delete(name, writes)
 	case k < 82:
-		if name == baseName || g.rnd.IntN(2) == 0 {
-			name = leafName
+		if name == manifest.BaseName || g.rnd.IntN(2) == 0 {
+			name = manifest.LeafName
 		}
 		g.note("flatten %s", name)
 		return g.flatten(name)
@@ -59,7 +60,7 @@ func (g *simGuest) step() error {
 	case k < 85:
 		g.note("forget")
 		return g.forget()
-	case k < 87 && name != baseName:
+	case k < 87 && name != manifest.BaseName:
 		to := g.newName("r")
 		g.note("rename %s %s", name, to)
 		return g.rename(name, to)

@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
+	"varve/chain/refusal"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -20,14 +22,14 @@ func now() time.Time { return time.Now().UTC() }
 // newLeaf makes the file of a new leaf on a parent (nil for none) and its
 // record in m, which is to be committed. The file is durable and open. Called
 // with opMu held; where the commit fails, undo it with dropLeaf.
-func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerRecord, *layer, error) {
-	number := m.newNumber()
+func (d *Disk) newLeaf(m *manifest.Manifest, parent *manifest.Layer, size int64) (*manifest.Layer, *layer, error) {
+	number := m.NewNumber()
 	d.numbers = max(d.numbers, m.Next) // never used twice, also when this fails
-	rec := &layerRecord{ID: layerID(number), Format: formatQcow2, File: layerFile(number), Created: now(), Writing: true}
+	rec := &manifest.Layer{ID: manifest.LayerID(number), Format: formatQcow2, File: manifest.LayerFile(number), Created: now(), Writing: true}
 	o := overlay.CreateOptions{Size: size}
 	if parent != nil {
 		rec.Parent = parent.ID
-		o.Backing, o.BackingFormat = d.backingName(parent)
+		o.Backing, o.BackingFormat = parent.BackingName()
 	}
 	path := d.path(rec)
 	if err := overlay.Create(d.fs, path, o); err != nil {
@@ -50,7 +52,7 @@ func (d *Disk) newLeaf(m *manifest, parent *layerRecord, size int64) (*layerReco
 	if err != nil {
 		return nil, nil, errors.Join(err, d.drop(path))
 	}
-	m.add(rec)
+	m.Add(rec)
 	m.Leaf = rec.ID
 	l.log = d.log
 	return rec, l, nil
@@ -69,7 +71,7 @@ const newLeafPoll = 20 * time.Millisecond
 // says that it does not.
 func (d *Disk) dropLeaf(l *layer, err error) {
 	l.close()
-	if errors.Is(err, errCommitUnknown) {
+	if errors.Is(err, manifest.ErrUnknown) {
 		d.mayComeBack(l.path)
 		return
 	}
@@ -87,18 +89,7 @@ func (d *Disk) drop(path string) error {
 // mayComeBack has the next commit list a file as one to be removed: its number counts
 // as used, and a power cut could undo the removal.
 func (d *Disk) mayComeBack(path string) {
-	d.orphans = append(d.orphans, layersDir+"/"+filepath.Base(path))
-}
-
-// checkNew refuses a name that is not legal or not free.
-func checkNew(m *manifest, name string) error {
-	if err := CheckName(name); err != nil {
-		return err
-	}
-	if m.byName(name) != nil {
-		return fmt.Errorf("snapshot %s: %w", name, ErrExist)
-	}
-	return nil
+	d.orphans = append(d.orphans, manifest.LayersDir+"/"+filepath.Base(path))
 }
 
 // Snapshot freezes the leaf under a name and goes on in a new leaf. It returns
@@ -109,7 +100,7 @@ func (d *Disk) Snapshot(name string) error {
 		return err
 	}
 	defer d.opMu.Unlock()
-	if err := checkNew(d.manifest, name); err != nil {
+	if err := d.manifest.CheckNew(name); err != nil {
 		return err
 	}
 	return d.freezeLeaf(name)
@@ -118,7 +109,7 @@ func (d *Disk) Snapshot(name string) error {
 // freezeLeaf is Snapshot with a name that is right. Called with opMu held.
 func (d *Disk) freezeLeaf(name string) error {
 	m := d.edit()
-	old := m.layer(m.Leaf)
+	old := m.Layer(m.Leaf)
 	oldNode := d.nodes[old.ID]
 	rec, l, err := d.newLeaf(m, old, d.Size())
 	if err != nil {
@@ -168,7 +159,7 @@ func (d *Disk) settleFrozen(id string) {
 		return
 	}
 	m := d.edit()
-	rec := m.layer(id)
+	rec := m.Layer(id)
 	if rec == nil || !rec.Writing {
 		return
 	}
@@ -178,13 +169,13 @@ func (d *Disk) settleFrozen(id string) {
 	err := d.settle(rec)
 	if err == nil {
 		if counted {
-			counts.Of = m.countedIn()[id]
+			counts.Of = m.CountedIn()[id]
 			rec.Counts = &counts
 		}
 		err = d.commit(m)
 	}
 	if err != nil {
-		d.log.Warn("a frozen layer is not settled yet", "layer", rec.label(), "error", err)
+		d.log.Warn("a frozen layer is not settled yet", "layer", rec.Label(), "error", err)
 		return
 	}
 	d.figures.froze(n, rec.Counts)
@@ -198,7 +189,7 @@ func (d *Disk) Rename(oldName, newName string) error {
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	rec, err := findSnapshot(m, oldName)
+	rec, err := m.Snapshot(oldName)
 	if err != nil {
 		return err
 	}
@@ -208,7 +199,7 @@ func (d *Disk) Rename(oldName, newName string) error {
 	if oldName == newName {
 		return nil
 	}
-	if err := checkNew(m, newName); err != nil {
+	if err := m.CheckNew(newName); err != nil {
 		return err
 	}
 	rec.Name = newName
@@ -218,20 +209,6 @@ func (d *Disk) Rename(oldName, newName string) error {
 	d.install(m, nil)
 	d.changed(Change{Layers: true})
 	return nil
-}
-
-// findSnapshot is the named layer, the base included.
-func findSnapshot(m *manifest, name string) (*layerRecord, error) {
-	if name != baseName {
-		if err := CheckName(name); err != nil {
-			return nil, err
-		}
-	}
-	rec := m.byName(name)
-	if rec == nil {
-		return nil, fmt.Errorf("snapshot %s: %w", name, ErrNotExist)
-	}
-	return rec, nil
 }
 
 // growLeaf grows the layer into which the leaf is being moved first: it must
@@ -258,7 +235,7 @@ func (d *Disk) growLeaf(leaf *node, size int64) error {
 // checkGrowth says whether a leaf can have a size: ErrTooLarge.
 func checkGrowth(leaf *node, size int64) error {
 	if most := min(maxDiskBytes, leaf.layer().over().MaxSize()); size > most {
-		return refusal{ErrTooLarge, fmt.Errorf("%d bytes are more than the disk can have (%d)", size, most)}
+		return refusal.Of(ErrTooLarge, fmt.Errorf("%d bytes are more than the disk can have (%d)", size, most))
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 )
 
@@ -31,7 +32,7 @@ func TestMergeNeedsLittleSpace(t *testing.T) {
 		t.Skip("it writes some hundred MiB")
 	}
 	const copied, rest = 160 << 20, 224 << 20
-	for _, direction := range []string{directionUp, directionDown} {
+	for _, direction := range []string{manifest.Up, manifest.Down} {
 		t.Run(direction, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "vm.varve")
 			_, err := Create(dir, CreateOptions{Size: copied + rest})
@@ -48,7 +49,7 @@ func TestMergeNeedsLittleSpace(t *testing.T) {
 				}
 			}
 			lower, upper := int64(copied), int64(rest)
-			if direction == directionDown {
+			if direction == manifest.Down {
 				lower, upper = rest, copied
 			}
 			fill(1, 0, lower)
@@ -57,7 +58,7 @@ func TestMergeNeedsLittleSpace(t *testing.T) {
 			must(t, d.Snapshot("two"))
 			must(t, d.Flush())
 			d.holdJob = true
-			layers := filepath.Join(dir, layersDir)
+			layers := filepath.Join(dir, manifest.LayersDir)
 			before := used(t, layers)
 			j, x, c := readyMerge(t, d, "one", direction)
 			var most, holes atomic.Int64
@@ -108,12 +109,12 @@ func TestDirectionOfAMerge(t *testing.T) {
 		foreign      bool // the lower layer
 		want         string
 	}{
-		{1 << 20, 64 << 10, true, false, directionDown},
-		{64 << 10, 1 << 20, true, false, directionUp},
-		{1 << 20, 768 << 10, true, false, directionDown},
-		{1 << 20, 768 << 10, false, false, directionUp},
-		{1 << 20, 64 << 10, false, false, directionDown},
-		{1 << 20, 64 << 10, true, true, directionUp},
+		{1 << 20, 64 << 10, true, false, manifest.Down},
+		{64 << 10, 1 << 20, true, false, manifest.Up},
+		{1 << 20, 768 << 10, true, false, manifest.Down},
+		{1 << 20, 768 << 10, false, false, manifest.Up},
+		{1 << 20, 64 << 10, false, false, manifest.Down},
+		{1 << 20, 64 << 10, true, true, manifest.Up},
 	} {
 		d, _ := watchedDisk(t, 8<<20)
 		put(t, d, 1, 0, m.lower)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -140,7 +141,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		for n := 0; !stop.Load(); n++ {
 			var names []string
 			for _, l := range d.Layers() {
-				if l.Name != "" && l.Name != baseName {
+				if l.Name != "" && l.Name != manifest.BaseName {
 					names = append(names, l.Name)
 				}
 			}
@@ -151,7 +152,7 @@ func TestEverythingAtOnce(t *testing.T) {
 			case k < 7:
 				_, err = d.Delete(names[rnd.IntN(len(names))])
 			case k < 8:
-				_, err = d.Flatten([]string{leafName, names[0]}[rnd.IntN(2)])
+				_, err = d.Flatten([]string{manifest.LeafName, names[0]}[rnd.IntN(2)])
 			case k < 9:
 				_, err = d.DeleteUnnamed()
 			default:
@@ -195,7 +196,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	must(t, again.Close())
 	for _, l := range again.manifest.Layers {
 		if !l.Foreign {
-			o, err := qcow2.OpenImage(hostfs.OS(), l.path(disk), l.Format, hostfs.LockFrozen)
+			o, err := qcow2.OpenImage(hostfs.OS(), l.Path(disk), l.Format, hostfs.LockFrozen)
 			must(t, err)
 			must(t, o.Close())
 		}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"varve/chain/manifest"
 )
 
 // Layers lists the layers without counting anything: cheap, from memory.
@@ -31,14 +33,14 @@ func (d *Disk) Layers() []LayerStatus {
 
 // listedLayers is what Layers gave for a manifest, which never changes.
 type listedLayers struct {
-	manifest *manifest
+	manifest *manifest.Manifest
 	layers   []LayerStatus
 }
 
-func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
+func (d *Disk) listLayers(m *manifest.Manifest, nodes map[string]*node) []LayerStatus {
 	depth := make(map[string]int, len(m.Layers))
 	children := make(map[string][]string, len(m.Layers))
-	byID := make(map[string]*layerRecord, len(m.Layers))
+	byID := make(map[string]*manifest.Layer, len(m.Layers))
 	list := make([]LayerStatus, 0, len(m.Layers))
 	for _, l := range m.Layers {
 		byID[l.ID] = l
@@ -48,11 +50,11 @@ func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
 	}
 	for _, l := range m.Layers {
 		s := LayerStatus{
-			ID: l.ID, Name: l.Name, State: stateOf(m, l), Foreign: l.Foreign,
+			ID: l.ID, Name: l.Name, State: m.State(l), Foreign: l.Foreign,
 			Children: append([]string{}, children[l.ID]...),
 			Format:   l.Format, File: d.path(l), Created: l.Created, Frozen: l.Frozen,
 			Depth: depthOf(byID, l, depth),
-			Held:  l.Held, Clones: m.clonesOf(l.ID), SetAside: l.ID == m.SetAside,
+			Held:  l.Held, Clones: m.ClonesOf(l.ID), SetAside: l.ID == m.SetAside,
 		}
 		if l.Parent != "" {
 			parent := l.Parent
@@ -70,22 +72,9 @@ func (d *Disk) listLayers(m *manifest, nodes map[string]*node) []LayerStatus {
 	return list
 }
 
-func stateOf(m *manifest, l *layerRecord) string {
-	switch {
-	case l.ID == m.Leaf:
-		return "leaf"
-	case l.ID == m.Base:
-		return "base"
-	case l.Name == "":
-		return "unnamed"
-	default:
-		return "frozen"
-	}
-}
-
 // depthOf counts a layer's chain, remembering what it passes.
-func depthOf(byID map[string]*layerRecord, l *layerRecord, known map[string]int) int {
-	var path []*layerRecord
+func depthOf(byID map[string]*manifest.Layer, l *manifest.Layer, known map[string]int) int {
+	var path []*manifest.Layer
 	for l != nil && known[l.ID] == 0 {
 		path = append(path, l)
 		l = byID[l.Parent]

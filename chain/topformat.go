@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+
+	"varve/chain/manifest"
+	"varve/chain/shellword"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 	"varve/overlay/sniff"
@@ -79,7 +82,7 @@ func claimed(path string, found sniff.Format, claims []Claim) (format, note stri
 // standsOnWords says on what a file stands, if it is a qcow2, for who has to decide that.
 func standsOnWords(fs hostfs.FS, path string) string {
 	header, err := qcow2.ReadHeader(fs, path)
-	if err != nil || header.BackingName == "" || checkPath(header.BackingName) != nil {
+	if err != nil || header.BackingName == "" || manifest.CheckPath(header.BackingName) != nil {
 		return ""
 	}
 	return fmt.Sprintf(" on %q", header.BackingName)
@@ -97,7 +100,7 @@ func wayOut(fs hostfs.FS, path string, found sniff.Format) string {
 		}
 		out = fmt.Sprintf("%s-%d.raw", stem, n)
 	}
-	return found.WayOut(ShellWord(path), ShellWord(out))
+	return found.WayOut(shellword.Quote(path), shellword.Quote(out))
 }
 
 func namedQcow2(path string) bool { return strings.HasSuffix(strings.ToLower(path), ".qcow2") }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/overlay/hostfs"
 )
 
@@ -69,11 +70,11 @@ func checkDisk(t *testing.T, d *Disk) {
 	if err != nil || r.Errors+r.Leaks > 0 {
 		t.Errorf("check: %v\n%s", err, findingLines(r))
 	}
-	m, err := loadManifest(hostfs.OS(), d.Dir())
+	m, err := manifest.Load(hostfs.OS(), d.Dir())
 	must(t, err)
 	for _, l := range m.Layers {
 		if l.Format == formatQcow2 {
-			qemuTool(t, "qemu-img", "check", "-q", "-f", "qcow2", l.path(d.Dir()))
+			qemuTool(t, "qemu-img", "check", "-q", "-f", "qcow2", l.Path(d.Dir()))
 		}
 	}
 }
@@ -82,7 +83,7 @@ func checkDisk(t *testing.T, d *Disk) {
 func TestUndoOfAnEmptyLeaf(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 10)
-	must(t, d.Revert(baseName))
+	must(t, d.Revert(manifest.BaseName))
 	aside := asideOf(d)
 	must(t, d.Undo())
 	if at(t, d, 0) != 1 || asideOf(d) != "" || states(d) != "base base, leaf" {
@@ -97,7 +98,7 @@ func TestUndoOfAnEmptyLeaf(t *testing.T) {
 func TestUndoWhileOpen(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 10)
-	must(t, d.Revert(baseName))
+	must(t, d.Revert(manifest.BaseName))
 	h, err := d.OpenDisk(context.Background(), Opener{PID: 4242, Command: "qemu"}, true)
 	must(t, err)
 	wantError(t, d.Undo(), ErrBusy, "disk.raw is open (pid 4242 qemu); stop the VM first")
@@ -110,7 +111,7 @@ func TestUndoWhileOpen(t *testing.T) {
 func TestUndoForgetsWhatWasResolved(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 10)
-	must(t, d.Revert(baseName))
+	must(t, d.Revert(manifest.BaseName))
 	aside := d.nodes[asideOf(d)]
 	if _, err := aside.region(0); err != nil {
 		t.Fatal(err)
@@ -137,7 +138,7 @@ func TestForget(t *testing.T) {
 	if id != "" {
 		t.Fatal("merged under two layers")
 	}
-	aside := d.path(d.manifest.layer(asideOf(d)))
+	aside := d.path(d.manifest.Layer(asideOf(d)))
 	id, err = d.Forget()
 	finish(t, d, id, err)
 	if id == "" || states(d) != "base base, leaf" {
@@ -156,8 +157,8 @@ func TestForget(t *testing.T) {
 func TestUndoOfALeafChangedByOthers(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 10)
-	must(t, d.Revert(baseName))
-	path := d.path(d.manifest.layer(asideOf(d)))
+	must(t, d.Revert(manifest.BaseName))
+	path := d.path(d.manifest.Layer(asideOf(d)))
 	must(t, d.Close())
 	qemuTool(t, "qemu-img", "snapshot", "-c", "inside", path)
 	must(t, Accept(d.Dir(), strings.TrimSuffix(path[len(path)-12:], ".qcow2"), OpenOptions{}))
@@ -177,13 +178,13 @@ func TestUndoForgetsWhatWasCounted(t *testing.T) {
 	}
 	d := openDisk(t, dir)
 	put(t, d, 1, 0, 1<<20)
-	must(t, d.Revert(baseName))
+	must(t, d.Revert(manifest.BaseName))
 	must(t, d.CountAll(t.Context()))
 	must(t, d.Undo())
 	put(t, d, 2, 32<<20, 3<<20)
 	must(t, d.Snapshot("one"))
 	must(t, d.CountAll(t.Context()))
-	if bytes, counted, err := d.LayerAllocatedBytes(d.manifest.byName("one").ID); bytes != 4<<20 || !counted || err != nil {
+	if bytes, counted, err := d.LayerAllocatedBytes(d.manifest.ByName("one").ID); bytes != 4<<20 || !counted || err != nil {
 		t.Errorf("%d bytes, %v, %v", bytes, counted, err)
 	}
 	st, err := d.Status()
@@ -200,7 +201,7 @@ func TestUndoAfterACancelledMove(t *testing.T) {
 	put(t, d, 1, 0, 4<<20)
 	must(t, d.Snapshot("one"))
 	put(t, d, 2, 5<<20, 1<<20)
-	j, x, c := readyMerge(t, d, "one", directionDown)
+	j, x, c := readyMerge(t, d, "one", manifest.Down)
 	must(t, d.copyDown(j, x, c))
 	d.endJob(j, jobOutcome{state: jobCancelled})
 	must(t, d.Revert("base"))

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 	"varve/overlay"
 	"varve/overlay/hostfs"
@@ -35,9 +36,9 @@ func TestUnevenQcow2IsAdopted(t *testing.T) {
 	sameBytes(t, "qemu-img's leaf, never mounted", qemuReads(t, layerOf(t, disk, "")), whole(content))
 	d := openDisk(t, disk)
 	sameBytes(t, "disk.raw", leafOf(t, d), whole(content))
-	sameBytes(t, "the base", viewOf(t, d, baseName), whole(content))
+	sameBytes(t, "the base", viewOf(t, d, manifest.BaseName), whole(content))
 	must(t, d.Discard(evenSize-1024, 1024))
-	must(t, d.Revert(baseName))
+	must(t, d.Revert(manifest.BaseName))
 	must(t, d.Close())
 	sameBytes(t, "qemu-img's leaf after a revert", qemuReads(t, layerOf(t, disk, "")), whole(content))
 	d = openDisk(t, disk)
@@ -72,7 +73,7 @@ func TestChainOnAnUnevenQcow2(t *testing.T) {
 	d := openDisk(t, disk)
 	sameBytes(t, "disk.raw", leafOf(t, d), want)
 	m, _ := d.tree()
-	files, err := d.ViewFiles(m.byName("adopted").ID)
+	files, err := d.ViewFiles(m.ByName("adopted").ID)
 	must(t, err)
 	rest, err := OpenAtRest(hostfs.OS(), files.File, files.Format, time.Now().Add(time.Minute))
 	must(t, err)
@@ -153,12 +154,12 @@ func TestRevertWithoutRoomForTheTail(t *testing.T) {
 		if c.Op == "rename" {
 			committed = true
 		}
-		if committed && filepath.Dir(c.Path) == filepath.Join(disk, layersDir) && (c.Op == "allocate" || c.Op == "write") {
+		if committed && filepath.Dir(c.Path) == filepath.Join(disk, manifest.LayersDir) && (c.Op == "allocate" || c.Op == "write") {
 			return unix.ENOSPC
 		}
 		return nil
 	})
-	must(t, d.Revert(baseName))
+	must(t, d.Revert(manifest.BaseName))
 	if !committed {
 		t.Fatal("nothing was committed")
 	}
@@ -183,7 +184,7 @@ func TestOldLayerOnAnUnevenQcow2IsCloned(t *testing.T) {
 	must(t, os.WriteFile(raw, content, 0o600))
 	qemuTool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
 	setHeaderSize(t, hostfs.OS(), image, unevenSize)
-	layers := filepath.Join(dir, "old.varve", layersDir)
+	layers := filepath.Join(dir, "old.varve", manifest.LayersDir)
 	must(t, os.MkdirAll(layers, 0o700))
 	old := filepath.Join(layers, "000002.qcow2")
 	must(t, overlay.Create(hostfs.OS(), old, overlay.CreateOptions{Size: 4 << 20, Backing: image, BackingFormat: formatQcow2}))

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 	"varve/overlay/hostfs"
 )
@@ -29,7 +30,7 @@ type watchedFS struct {
 	// dir is the disk directory whose calls are judged by the rules about names
 	// and marks (audit_test.go); "" for none.
 	dir       string
-	committed *manifest // what chain.json says, as it was renamed last
+	committed *manifest.Manifest // what chain.json says, as it was renamed last
 	created   map[string]bool
 	faults    []string
 }
@@ -122,7 +123,7 @@ func (w *watchedFS) Rename(from, to string) error {
 		w.files[to], w.names[to] = w.account(from), true
 		delete(w.files, from)
 		delete(w.names, from)
-		if to == filepath.Join(w.dir, manifestName) {
+		if to == filepath.Join(w.dir, manifest.FileName) {
 			w.readCommitted()
 		}
 	})
@@ -245,7 +246,7 @@ func layerPath(d *Disk, name string) string {
 	m, nodes := d.tree()
 	id := m.Leaf
 	if name != "" {
-		id = m.byName(name).ID
+		id = m.ByName(name).ID
 	}
 	return nodes[id].layer().path
 }
@@ -263,8 +264,8 @@ func (w *watchedFS) judge(c interleave.Call) {
 	fault := func(format string, args ...any) {
 		w.faults = append(w.faults, fmt.Sprintf("%v: ", c)+fmt.Sprintf(format, args...))
 	}
-	inLayers := filepath.Dir(c.Path) == filepath.Join(w.dir, layersDir)
-	manifestPath := filepath.Join(w.dir, manifestName)
+	inLayers := filepath.Dir(c.Path) == filepath.Join(w.dir, manifest.LayersDir)
+	manifestPath := filepath.Join(w.dir, manifest.FileName)
 	switch {
 	case c.Op == "rename" && c.Path == manifestPath:
 		w.judgeCommit(fault)
@@ -275,9 +276,9 @@ func (w *watchedFS) judge(c interleave.Call) {
 			fault("the chain.json that gives the file up is not durable (M15)")
 		}
 		for _, l := range w.committed.Layers {
-			if l.path(w.dir) == c.Path {
+			if l.Path(w.dir) == c.Path {
 				fault("chain.json names the file (M15)")
-			} else if !l.Foreign && w.backingOf(l.path(w.dir)) == c.Path {
+			} else if !l.Foreign && w.backingOf(l.Path(w.dir)) == c.Path {
 				fault("the header of %s names the file (M15)", l.File)
 			}
 		}
@@ -286,7 +287,7 @@ func (w *watchedFS) judge(c interleave.Call) {
 			fault("a foreign file is written")
 		}
 		for _, l := range w.committed.Layers {
-			if l.path(w.dir) == c.Path && !l.Writing {
+			if l.Path(w.dir) == c.Path && !l.Writing {
 				fault("the layer is not marked as being written (M16)")
 			}
 		}
@@ -302,7 +303,7 @@ func (w *watchedFS) judge(c interleave.Call) {
 
 // judgeCommit judges a chain.json that is about to get its name.
 func (w *watchedFS) judgeCommit(fault func(string, ...any)) {
-	temp := filepath.Join(w.dir, manifestTempName)
+	temp := filepath.Join(w.dir, manifest.TempName)
 	if w.account(temp).changes > 0 {
 		fault("its content is not durable (M15)")
 	}
@@ -311,13 +312,13 @@ func (w *watchedFS) judgeCommit(fault func(string, ...any)) {
 		fault("%v", err)
 		return
 	}
-	m, err := parseManifest(data)
+	m, err := manifest.Parse(data)
 	if err != nil {
 		fault("%v", err)
 		return
 	}
 	for _, l := range m.Layers {
-		path := l.path(w.dir)
+		path := l.Path(w.dir)
 		if l.Foreign {
 			continue
 		}
@@ -329,7 +330,7 @@ func (w *watchedFS) judgeCommit(fault func(string, ...any)) {
 				fault("the header of %s names %s: %v (M15)", l.File, backing, err)
 			}
 		}
-		old := w.committed.layer(l.ID)
+		old := w.committed.Layer(l.ID)
 		changes, times := w.account(path).changes, w.account(path).times
 		switch {
 		case old == nil && changes > 0:
@@ -346,9 +347,9 @@ func (w *watchedFS) judgeCommit(fault func(string, ...any)) {
 
 // readCommitted takes chain.json as it is now; w.mu is held.
 func (w *watchedFS) readCommitted() {
-	data, err := os.ReadFile(filepath.Join(w.dir, manifestName))
+	data, err := os.ReadFile(filepath.Join(w.dir, manifest.FileName))
 	if err == nil {
-		w.committed, err = parseManifest(data)
+		w.committed, err = manifest.Parse(data)
 	}
 	if err != nil {
 		w.faults = append(w.faults, err.Error())
@@ -395,7 +396,7 @@ func (w *watchedFS) verdict(t *testing.T, after string) {
 	}
 	w.faults = nil
 	for name := range w.names {
-		if filepath.Dir(name) == w.dir && filepath.Base(name) == manifestName {
+		if filepath.Dir(name) == w.dir && filepath.Base(name) == manifest.FileName {
 			t.Errorf("%s: chain.json has not got its name for good (M15)", after)
 		}
 	}

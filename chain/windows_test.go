@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/manifest"
 	"varve/integration/interleave"
 )
 
@@ -23,14 +24,14 @@ func windowedMerge(t *testing.T, direction string) (d *Disk, fs *watchedFS, valu
 		put(t, d, value, 0, 64<<10)
 		put(t, d, value, second, 64<<10)
 	}, func(value byte) { put(t, d, value, 32<<20, 1<<20) }
-	if direction == directionUp {
+	if direction == manifest.Up {
 		value = 1
 		small(1)
 	} else {
 		large(1)
 	}
 	must(t, d.Snapshot("one"))
-	if direction == directionUp {
+	if direction == manifest.Up {
 		large(2)
 	} else {
 		value = 2
@@ -45,7 +46,7 @@ func windowedMerge(t *testing.T, direction string) (d *Disk, fs *watchedFS, valu
 // next one keeps its blocks, also when it is durable in its new place already: its
 // readers have not been waited for (M1).
 func TestNextWindowKeepsItsBlocks(t *testing.T) {
-	for _, direction := range []string{directionUp, directionDown} {
+	for _, direction := range []string{manifest.Up, manifest.Down} {
 		t.Run(direction, func(t *testing.T) {
 			d, fs, value, second := windowedMerge(t, direction)
 			const length = 20000
@@ -54,7 +55,7 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 			}
 			j, x, c := readyMerge(t, d, "one", direction)
 			source := x
-			if direction == directionDown {
+			if direction == manifest.Down {
 				source = c
 			}
 			path := source.layer().path
@@ -63,7 +64,7 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 				must(t, err)
 				return host
 			}
-			if direction == directionDown {
+			if direction == manifest.Down {
 				place = func(off int64) int64 {
 					_, host, _, err := source.placeLive(off, length)
 					must(t, err)
@@ -128,10 +129,10 @@ func TestDiscardBehindTheFrontier(t *testing.T) {
 	put(t, d, 2, regionSize, 64<<10)
 	put(t, d, 2, 2*regionSize, 64<<10)
 	must(t, d.Flush())
-	j, x, c := readyMerge(t, d, "one", directionDown)
+	j, x, c := readyMerge(t, d, "one", manifest.Down)
 	into := x.layer().over()
 	stop := fs.StopAt(t, on("sync", x.layer().path))
-	copyAll, finish := d.mergeSteps(directionDown)
+	copyAll, finish := d.mergeSteps(manifest.Down)
 	merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
 	stop.Reached()  // the first window is settled
 	merge.Settles() // the second one is copied
@@ -150,7 +151,7 @@ func TestDiscardBehindTheFrontier(t *testing.T) {
 // A bug that shows while a window is copied and the one before is settled fails the
 // job, and nothing else.
 func TestPanicBesideASettle(t *testing.T) {
-	for _, direction := range []string{directionUp, directionDown} {
+	for _, direction := range []string{manifest.Up, manifest.Down} {
 		t.Run(direction, func(t *testing.T) {
 			d, fs, value, second := windowedMerge(t, direction)
 			must(t, d.Flush())
@@ -182,7 +183,7 @@ func TestPanicBesideASettle(t *testing.T) {
 // A window that cannot be settled ends the job, with nothing given back, although
 // the next one is being copied already.
 func TestWindowThatCannotSettle(t *testing.T) {
-	for _, direction := range []string{directionUp, directionDown} {
+	for _, direction := range []string{manifest.Up, manifest.Down} {
 		for _, c := range []struct {
 			name string
 			op   string // what fails, on the target or the source
@@ -201,7 +202,7 @@ func windowCannotSettle(t *testing.T, direction, op string, failure error, once 
 	d, fs, value, second := windowedMerge(t, direction)
 	j, x, c := readyMerge(t, d, "one", direction)
 	target, source := c, x
-	if direction == directionDown {
+	if direction == manifest.Down {
 		target, source = x, c
 	}
 	written, given := target.layer().path, source.layer().path
@@ -238,12 +239,12 @@ func windowCannotSettle(t *testing.T, direction, op string, failure error, once 
 // A merge down of a frozen layer is cancelled, and the flush that takes it back meets a
 // full host for a moment: what has moved must not be punched while regions show it.
 func TestCancelledMoveOnAFullHost(t *testing.T) {
-	d, fs, value, second := windowedMerge(t, directionDown)
+	d, fs, value, second := windowedMerge(t, manifest.Down)
 	const length = 20000
 	for _, off := range []int64{0, second} { // the regions are resolved
 		must(t, reading(t, d, value, off, length).Wait())
 	}
-	j, x, c := readyMerge(t, d, "one", directionDown)
+	j, x, c := readyMerge(t, d, "one", manifest.Down)
 	into, from := x.layer().over(), c.layer().over()
 	must(t, d.moveStep(moveStep, func() error {
 		if _, err := into.Overwrite(liveSource{ownSource{c}}, 0, moveStep, x.backing()); err != nil {

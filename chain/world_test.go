@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"varve/chain/manifest"
 	"varve/integration/powercut"
 )
 
@@ -84,7 +85,7 @@ func simView(d *Disk, name string) (read powercut.Reader, size int64) {
 	m, nodes := d.tree()
 	id := m.SetAside
 	if name != asideView {
-		id = m.byName(name).ID
+		id = m.ByName(name).ID
 	}
 	n := nodes[id]
 	return func(p []byte, off int64) error {
@@ -98,7 +99,7 @@ func (w world) check(d *Disk, exact bool) error {
 	m, _ := d.tree()
 	have := []string{""}
 	for _, l := range m.Layers {
-		if l.Name != "" && l.Name != baseName {
+		if l.Name != "" && l.Name != manifest.BaseName {
 			have = append(have, l.Name)
 		}
 	}

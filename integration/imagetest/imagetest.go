@@ -172,3 +172,33 @@ func JudgeError(t *testing.T, err, is error, says ...string) {
 // BE32 and BE64 are numbers as they stand in an image.
 func BE32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 func BE64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+// PatchUnseen changes bytes of a file and puts its modification time back, so that
+// only the content can give the change away.
+func PatchUnseen(tb testing.TB, path string, off int64, data []byte) {
+	tb.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_, err = f.WriteAt(data, off)
+	if err := errors.Join(err, f.Close(), os.Chtimes(path, time.Time{}, info.ModTime())); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Sparse makes a file of zeros that takes no blocks.
+func Sparse(tb testing.TB, path string, size int64) {
+	tb.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		tb.Fatal(err)
+	}
+}

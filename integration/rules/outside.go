@@ -56,7 +56,7 @@ var outsideMutants = []mutant{
 		"	return errors.Join(err, h.unlockAllBut(taken, held))", "	return err",
 		"overlay/hostfs.TestLockRefused"),
 	one("M18", "the leaf is locked after it was looked at", "chain/layer.go",
-		"	if err := f.Lock(mode); err != nil {\n		f.Close()\n		return nil, err\n	}\n	return f, nil", "	if _, err := takeFingerprint(f, formatQcow2); err != nil {\n		return nil, err\n	}\n	if err := f.Lock(mode); err != nil {\n		f.Close()\n		return nil, err\n	}\n	return f, nil",
+		"	if err := f.Lock(mode); err != nil {\n		f.Close()\n		return nil, err\n	}\n	return f, nil", "	if _, err := f.ReadAt(make([]byte, 4), 0); err != nil {\n		return nil, err\n	}\n	if err := f.Lock(mode); err != nil {\n		f.Close()\n		return nil, err\n	}\n	return f, nil",
 		"chain.TestLockComesFirst"),
 	one("M18", "foreign layers are not locked", "chain/layer.go",
 		"		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)", "		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockNone)",

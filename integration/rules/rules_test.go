@@ -85,11 +85,11 @@ func TestVerdicts(t *testing.T) {
 		noticed bool
 		verdict string
 	}{
-		{"baseName = \"bass\"", true, "TestCheckName"},
-		{"baseName = \"base\" // the same", false, "NONE"},
-		{"baseName = base", false, "BROKEN: it does not compile"},
+		{"BaseName = \"bass\"", true, "TestCheckName"},
+		{"BaseName = \"base\" // the same", false, "NONE"},
+		{"BaseName = base", false, "BROKEN: it does not compile"},
 	} {
-		m := one("M1", c.new, "chain/manifest.go", `baseName = "base"`, c.new, "chain.TestCheckName")
+		m := one("M1", c.new, "chain/manifest/manifest.go", `BaseName = "base"`, c.new, "chain/manifest.TestCheckName")
 		r := new(tester).try(m)
 		if r.noticed != c.noticed || !strings.HasPrefix(r.verdict, c.verdict) {
 			t.Errorf("%s: %+v", c.new, r)

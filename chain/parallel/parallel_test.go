@@ -1,4 +1,4 @@
-package chain
+package parallel
 
 import (
 	"fmt"
@@ -6,10 +6,10 @@ import (
 	"testing"
 )
 
-func TestInParallel(t *testing.T) {
+func TestDo(t *testing.T) {
 	for _, workers := range []int{1, 2, 9} {
 		var done [50]atomic.Int32
-		err := inParallel(workers, len(done), func(i int) error {
+		err := Do(workers, len(done), func(i int) error {
 			done[i].Add(1)
 			if i == 20 || i == 33 || i == 21 {
 				return fmt.Errorf("number %d", i)
@@ -24,7 +24,7 @@ func TestInParallel(t *testing.T) {
 				t.Errorf("%d workers: number %d was done %d times", workers, i, n)
 			}
 		}
-		if err := inParallel(workers, 0, nil); err != nil {
+		if err := Do(workers, 0, nil); err != nil {
 			t.Error(err)
 		}
 	}

@@ -1,4 +1,5 @@
-package chain
+// Package shellword writes words for people to paste into a shell.
+package shellword
 
 import (
 	"fmt"
@@ -7,11 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// ShellWord is a path or a name as a word of a command to paste into a shell: plain
+// Quote is a path or a name as a word of a command to paste into a shell: plain
 // where nothing in it means anything to a shell, quoted otherwise. What cannot be
 // printed is written as a number, $'\033', so that the word is fit for a terminal. A
 // shell that does not know $'...' (dash) takes that for another name, but for one word.
-func ShellWord(s string) string {
+func Quote(s string) string {
 	plain, printable := s != "", true
 	for i, r := range s {
 		_, size := utf8.DecodeRuneInString(s[i:])

@@ -1,4 +1,4 @@
-package chain
+package manifest
 
 import (
 	"encoding/json"
@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain/refusal"
+	"varve/integration/faulty"
 	"varve/overlay/hostfs"
 )
 
@@ -21,39 +23,50 @@ var testDigest = digestPrefix + strings.Repeat("0a", 32)
 
 // testManifest is a disk on a foreign base with a snapshot, a branch that a
 // revert set aside, and a leaf.
-func testManifest() *manifest {
+func testManifest() *Manifest {
 	at := time.Date(2026, 11, 22, 18, 30, 0, 123456789, time.UTC)
-	print := func() *fingerprint {
-		return &fingerprint{Size: 10, ModTime: 20, Digest: testDigest, Inode: 1<<64 - 1, Device: 40}
+	print := func() *Fingerprint {
+		return &Fingerprint{Size: 10, ModTime: 20, Digest: testDigest, Inode: 1<<64 - 1, Device: 40}
 	}
-	return &manifest{
+	return &Manifest{
 		Version: 1, Next: 6, Leaf: "000004", SetAside: "000003", Base: "000001", Modified: at, NextJob: 2,
-		Layers: []*layerRecord{
+		Layers: []*Layer{
 			{ID: "000001", Name: "base", Format: "raw", File: "/images/ubuntu <1> & ü.raw", Foreign: true, Created: at, Frozen: at, Size: 10, Fingerprint: print()},
 			{ID: "000002", Name: "one", Parent: "000001", Format: "qcow2", File: "layers/000002.qcow2", Created: at, Frozen: at, Size: 512, Fingerprint: print()},
 			{ID: "000003", Parent: "000002", Format: "qcow2", File: "layers/000005.qcow2", Created: at, Frozen: at, Size: 512, Writing: true},
 			{ID: "000004", Parent: "000002", Format: "qcow2", File: "layers/000004.qcow2", Created: at},
 		},
-		Job: &jobRecord{ID: "1", Kind: jobDelete, Layer: "000003", Into: "000002", Direction: directionDown},
+		Job: &Job{ID: "1", Kind: DeleteJob, Layer: "000003", Into: "000002", Direction: Down},
 	}
 }
 
 func TestManifestRoundTrip(t *testing.T) {
-	for _, m := range []*manifest{testManifest(), {
+	for _, m := range []*Manifest{testManifest(), {
 		Version: 1, Next: 2, Leaf: "000001", BlankSize: 1 << 30, NextJob: 1,
-		Layers: []*layerRecord{{ID: "000001", Format: "qcow2", File: "layers/000001.qcow2"}},
+		Layers: []*Layer{{ID: "000001", Format: "qcow2", File: "layers/000001.qcow2"}},
 	}} {
 		data, err := m.encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := parseManifest(data)
+		got, err := Parse(data)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, data)
 		}
 		if !reflect.DeepEqual(got, m) {
 			t.Errorf("read back\n%+v\nwritten\n%+v\n%s", got, m, data)
 		}
+	}
+}
+
+// TestManifestBytes: what is written is, byte for byte, what earlier versions wrote.
+func TestManifestBytes(t *testing.T) {
+	want, err := os.ReadFile("testdata/chain.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := testManifest().encode(); err != nil || string(got) != string(want) {
+		t.Errorf("%v, written\n%s\nnot\n%s", err, got, want)
 	}
 }
 
@@ -88,14 +101,14 @@ func TestManifestKeepsUnknownFields(t *testing.T) {
 		}
 		text = strings.Replace(text, place, unknown+place[strings.IndexByte(place, '{')+1:], 1)
 	}
-	m, err := parseManifest([]byte(text))
+	m, err := Parse([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if m.Leaf != "000004" {
 		t.Errorf("the unknown field LEAF was taken for the leaf: %q", m.Leaf)
 	}
-	again, err := m.clone().encode()
+	again, err := m.Copy().encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +125,7 @@ func TestManifestKeepsUnknownFields(t *testing.T) {
 }
 
 func TestManifestRefusesNewerVersion(t *testing.T) {
-	_, err := parseManifest([]byte(`{"version": 2, "layers": {"not": "a list"}}`))
+	_, err := Parse([]byte(`{"version": 2, "layers": {"not": "a list"}}`))
 	if !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "version 2") {
 		t.Errorf("got %v", err)
 	}
@@ -121,73 +134,73 @@ func TestManifestRefusesNewerVersion(t *testing.T) {
 func TestManifestFaults(t *testing.T) {
 	tests := []struct {
 		fault string // what the line says
-		edit  func(m *manifest)
+		edit  func(m *Manifest)
 	}{
-		{"version 0", func(m *manifest) { m.Version = 0 }},
-		{"next number 0", func(m *manifest) { m.Next = 0 }},
-		{"next job number -1", func(m *manifest) { m.NextJob = -1 }},
-		{"a layer is null", func(m *manifest) { m.Layers[1] = nil }},
-		{`"2" is no layer id`, func(m *manifest) { m.Layers[1].ID = "2" }},
-		{`"0000002" is no layer id`, func(m *manifest) { m.Layers[1].ID = "0000002" }},
-		{`"000000" is no layer id`, func(m *manifest) { m.Layers[1].ID = "000000" }},
-		{"000002 is not below the next number", func(m *manifest) { m.Next = 2 }},
-		{"000002 is listed twice", func(m *manifest) { m.Layers[2].ID = "000002" }},
-		{"same name", func(m *manifest) { m.Layers[2].Name, m.SetAside = "one", "" }},
-		{"same file", func(m *manifest) { m.Layers[2].File = m.Layers[1].File }},
-		{`stands on layer "000009"`, func(m *manifest) { m.Layers[2].Parent = "000009" }},
-		{"stands on itself", func(m *manifest) { m.Layers[2].Parent = "000003" }},
-		{"stands on itself", func(m *manifest) { m.Layers[1].Parent, m.Layers[2].Parent = "000003", "000002" }},
-		{`the leaf "000009" is not there`, func(m *manifest) { m.Leaf = "000009" }},
-		{"the leaf 000001 is a foreign file", func(m *manifest) { m.Leaf = "000001" }},
-		{"the leaf 000002 has a name", func(m *manifest) { m.Leaf = "000002" }},
-		{"stands on the leaf 000004", func(m *manifest) { m.Layers[2].Parent = "000004" }},
-		{"set aside, \"000009\", is not there", func(m *manifest) { m.SetAside = "000009" }},
-		{"also the one that was set aside", func(m *manifest) { m.SetAside = "000004" }},
-		{"set aside, 000002, has a name", func(m *manifest) { m.SetAside = "000002" }},
-		{"a blank disk of 0 bytes", func(m *manifest) { m.Base = "" }},
-		{"is foreign, but there is no base", func(m *manifest) { m.Base, m.BlankSize = "", 1 }},
-		{`the base "000009"`, func(m *manifest) { m.Base = "000009" }},
-		{"the base 000002 is not foreign", func(m *manifest) { m.Base = "000002" }},
-		{"the base 000001 stands on layer", func(m *manifest) {
+		{"version 0", func(m *Manifest) { m.Version = 0 }},
+		{"next number 0", func(m *Manifest) { m.Next = 0 }},
+		{"next job number -1", func(m *Manifest) { m.NextJob = -1 }},
+		{"a layer is null", func(m *Manifest) { m.Layers[1] = nil }},
+		{`"2" is no layer id`, func(m *Manifest) { m.Layers[1].ID = "2" }},
+		{`"0000002" is no layer id`, func(m *Manifest) { m.Layers[1].ID = "0000002" }},
+		{`"000000" is no layer id`, func(m *Manifest) { m.Layers[1].ID = "000000" }},
+		{"000002 is not below the next number", func(m *Manifest) { m.Next = 2 }},
+		{"000002 is listed twice", func(m *Manifest) { m.Layers[2].ID = "000002" }},
+		{"same name", func(m *Manifest) { m.Layers[2].Name, m.SetAside = "one", "" }},
+		{"same file", func(m *Manifest) { m.Layers[2].File = m.Layers[1].File }},
+		{`stands on layer "000009"`, func(m *Manifest) { m.Layers[2].Parent = "000009" }},
+		{"stands on itself", func(m *Manifest) { m.Layers[2].Parent = "000003" }},
+		{"stands on itself", func(m *Manifest) { m.Layers[1].Parent, m.Layers[2].Parent = "000003", "000002" }},
+		{`the leaf "000009" is not there`, func(m *Manifest) { m.Leaf = "000009" }},
+		{"the leaf 000001 is a foreign file", func(m *Manifest) { m.Leaf = "000001" }},
+		{"the leaf 000002 has a name", func(m *Manifest) { m.Leaf = "000002" }},
+		{"stands on the leaf 000004", func(m *Manifest) { m.Layers[2].Parent = "000004" }},
+		{"set aside, \"000009\", is not there", func(m *Manifest) { m.SetAside = "000009" }},
+		{"also the one that was set aside", func(m *Manifest) { m.SetAside = "000004" }},
+		{"set aside, 000002, has a name", func(m *Manifest) { m.SetAside = "000002" }},
+		{"a blank disk of 0 bytes", func(m *Manifest) { m.Base = "" }},
+		{"is foreign, but there is no base", func(m *Manifest) { m.Base, m.BlankSize = "", 1 }},
+		{`the base "000009"`, func(m *Manifest) { m.Base = "000009" }},
+		{"the base 000002 is not foreign", func(m *Manifest) { m.Base = "000002" }},
+		{"the base 000001 stands on layer", func(m *Manifest) {
 			m.Layers[0].Parent, m.Layers[0].Format = "000004", "qcow2"
 			m.Leaf, m.Layers[1].Parent = "000003", ""
 			m.SetAside = ""
 		}},
-		{`the base 000001 has the name "ubuntu"`, func(m *manifest) { m.Layers[0].Name = "ubuntu" }},
-		{"but also a base", func(m *manifest) { m.BlankSize = 1 }},
-		{`the name "leaf" is taken`, func(m *manifest) { m.Layers[1].Name = "leaf" }},
-		{`the name "a/b"`, func(m *manifest) { m.Layers[1].Name = "a/b" }},
-		{`unknown format "vmdk"`, func(m *manifest) { m.Layers[0].Format = "vmdk" }},
-		{"a size of -1", func(m *manifest) { m.Layers[1].Size = -1 }},
-		{"a raw file cannot stand", func(m *manifest) {
+		{`the base 000001 has the name "ubuntu"`, func(m *Manifest) { m.Layers[0].Name = "ubuntu" }},
+		{"but also a base", func(m *Manifest) { m.BlankSize = 1 }},
+		{`the name "leaf" is taken`, func(m *Manifest) { m.Layers[1].Name = "leaf" }},
+		{`the name "a/b"`, func(m *Manifest) { m.Layers[1].Name = "a/b" }},
+		{`unknown format "vmdk"`, func(m *Manifest) { m.Layers[0].Format = "vmdk" }},
+		{"a size of -1", func(m *Manifest) { m.Layers[1].Size = -1 }},
+		{"a raw file cannot stand", func(m *Manifest) {
 			m.Layers[1].Format, m.Layers[1].Foreign, m.Layers[1].File = "raw", true, "/x"
 		}},
-		{"a foreign file stands on the disk's own", func(m *manifest) {
+		{"a foreign file stands on the disk's own", func(m *Manifest) {
 			m.SetAside = ""
 			m.Layers[2].Foreign, m.Layers[2].File, m.Layers[2].Fingerprint, m.Layers[2].Writing = true, "/x", m.Layers[1].Fingerprint, false
 		}},
-		{"a foreign bottom that is not the base", func(m *manifest) {
+		{"a foreign bottom that is not the base", func(m *Manifest) {
 			m.Layers[1].Foreign, m.Layers[1].File, m.Layers[1].Parent = true, "/x", ""
 		}},
-		{"marked as being written", func(m *manifest) { m.Layers[0].Writing = true }},
-		{"no absolute path", func(m *manifest) { m.Layers[0].File = "x.raw" }},
-		{"a line break", func(m *manifest) { m.Layers[0].File = "/a\nb" }},
-		{"a qcow2 header holds", func(m *manifest) { m.Layers[0].File = "/" + strings.Repeat("x", maxNameLength) }},
-		{"not one of layers/", func(m *manifest) { m.Layers[1].File = "layers/../../x.qcow2" }},
-		{"not one of layers/", func(m *manifest) { m.Layers[1].File = "/layers/000002.qcow2" }},
-		{"not one of layers/", func(m *manifest) { m.Layers[1].File = "layers/00000002.qcow2" }},
-		{"layers/000006.qcow2 is not below", func(m *manifest) { m.Layers[1].File = "layers/000006.qcow2" }},
-		{"has the format raw", func(m *manifest) { m.Layers[1].Format, m.Layers[1].Parent = "raw", "" }},
-		{"without a fingerprint", func(m *manifest) { m.Layers[1].Fingerprint = nil }},
-		{"with the digest", func(m *manifest) { m.Layers[1].Fingerprint.Digest = "md5:00" }},
-		{"with the digest", func(m *manifest) { m.Layers[1].Fingerprint.Digest = digestPrefix + strings.Repeat("x", 64) }},
-		{"fingerprint with a size", func(m *manifest) { m.Layers[1].Fingerprint.Size = -1 }},
-		{"a job without an id", func(m *manifest) { m.Job.ID = "" }},
-		{`unknown kind "sweep"`, func(m *manifest) { m.Job.Kind = "sweep" }},
-		{`unknown direction "left"`, func(m *manifest) { m.Job.Direction = "left" }},
-		{`about layer "000009"`, func(m *manifest) { m.Job.Layer = "000009" }},
-		{`writes layer "000009"`, func(m *manifest) { m.Job.Into = "000009" }},
-		{"writes the foreign layer", func(m *manifest) { m.Job.Into = "000001" }},
+		{"marked as being written", func(m *Manifest) { m.Layers[0].Writing = true }},
+		{"no absolute path", func(m *Manifest) { m.Layers[0].File = "x.raw" }},
+		{"a line break", func(m *Manifest) { m.Layers[0].File = "/a\nb" }},
+		{"a qcow2 header holds", func(m *Manifest) { m.Layers[0].File = "/" + strings.Repeat("x", maxNameLength) }},
+		{"not one of layers/", func(m *Manifest) { m.Layers[1].File = "layers/../../x.qcow2" }},
+		{"not one of layers/", func(m *Manifest) { m.Layers[1].File = "/layers/000002.qcow2" }},
+		{"not one of layers/", func(m *Manifest) { m.Layers[1].File = "layers/00000002.qcow2" }},
+		{"layers/000006.qcow2 is not below", func(m *Manifest) { m.Layers[1].File = "layers/000006.qcow2" }},
+		{"has the format raw", func(m *Manifest) { m.Layers[1].Format, m.Layers[1].Parent = "raw", "" }},
+		{"without a fingerprint", func(m *Manifest) { m.Layers[1].Fingerprint = nil }},
+		{"with the digest", func(m *Manifest) { m.Layers[1].Fingerprint.Digest = "md5:00" }},
+		{"with the digest", func(m *Manifest) { m.Layers[1].Fingerprint.Digest = digestPrefix + strings.Repeat("x", 64) }},
+		{"fingerprint with a size", func(m *Manifest) { m.Layers[1].Fingerprint.Size = -1 }},
+		{"a job without an id", func(m *Manifest) { m.Job.ID = "" }},
+		{`unknown kind "sweep"`, func(m *Manifest) { m.Job.Kind = "sweep" }},
+		{`unknown direction "left"`, func(m *Manifest) { m.Job.Direction = "left" }},
+		{`about layer "000009"`, func(m *Manifest) { m.Job.Layer = "000009" }},
+		{`writes layer "000009"`, func(m *Manifest) { m.Job.Into = "000009" }},
+		{"writes the foreign layer", func(m *Manifest) { m.Job.Into = "000001" }},
 	}
 	if err := testManifest().validate(); err != nil {
 		t.Fatal(err)
@@ -202,7 +215,7 @@ func TestManifestFaults(t *testing.T) {
 		if m.Layers[1] == nil {
 			continue
 		}
-		if err := m.commit(hostfs.OS(), t.TempDir()); !errors.Is(err, ErrCorrupt) {
+		if err := m.Commit(hostfs.OS(), t.TempDir()); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%q was committed: %v", test.fault, err)
 		}
 	}
@@ -211,7 +224,7 @@ func TestManifestFaults(t *testing.T) {
 func TestManifestRefusesWhatIsNoJSON(t *testing.T) {
 	for _, text := range []string{"", "null", "[]", "{", `{"version": "1"}`, `{"version": 1, "layers": [null]}`,
 		`{"version": 1, "modified": "9999-12-31T23:59:59-01:00"}`, strings.Repeat("[", 20000)} {
-		if _, err := parseManifest([]byte(text)); !errors.Is(err, ErrCorrupt) {
+		if _, err := Parse([]byte(text)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%.40q: %v", text, err)
 		}
 	}
@@ -227,13 +240,13 @@ func TestManifestCloneIsDeep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := m.clone()
-	c.Layers[1].Name, c.Layers[1].Fingerprint.Size, c.Job.Kind = "other", 99, jobMerge
+	c := m.Copy()
+	c.Layers[1].Name, c.Layers[1].Fingerprint.Size, c.Job.Kind = "other", 99, MergeJob
 	for _, extra := range []extraFields{c.extra, c.Layers[1].extra, c.Layers[1].Fingerprint.extra, c.Job.extra} {
 		extra["a"] = json.RawMessage("2")
 	}
-	c.add(&layerRecord{ID: layerID(c.newNumber())})
-	c.remove("000001")
+	c.Add(&Layer{ID: LayerID(c.NewNumber())})
+	c.Remove("000001")
 	after, err := m.encode()
 	if err != nil {
 		t.Fatal(err)
@@ -245,7 +258,7 @@ func TestManifestCloneIsDeep(t *testing.T) {
 
 func TestManifestTree(t *testing.T) {
 	m := testManifest()
-	ids := func(layers []*layerRecord) string {
+	ids := func(layers []*Layer) string {
 		var list []string
 		for _, l := range layers {
 			list = append(list, l.ID[5:])
@@ -253,25 +266,25 @@ func TestManifestTree(t *testing.T) {
 		return strings.Join(list, " ")
 	}
 	for _, test := range []struct{ what, got, want string }{
-		{"chain of the leaf", ids(m.chainOf("000004")), "4 2 1"},
-		{"chain of nothing", ids(m.chainOf("000009")), ""},
-		{"children of one", ids(m.children("000002")), "3 4"},
-		{"bottoms", ids(m.children("")), "1"},
-		{"above base", ids(m.above("000001")), "2 3 4"},
-		{"above the leaf", ids(m.above("000004")), ""},
+		{"chain of the leaf", ids(m.Chain("000004")), "4 2 1"},
+		{"chain of nothing", ids(m.Chain("000009")), ""},
+		{"children of one", ids(m.Children("000002")), "3 4"},
+		{"bottoms", ids(m.Children("")), "1"},
+		{"above base", ids(m.Above("000001")), "2 3 4"},
+		{"above the leaf", ids(m.Above("000004")), ""},
 	} {
 		if test.got != test.want {
 			t.Errorf("%s: %q, want %q", test.what, test.got, test.want)
 		}
 	}
-	if l := m.byName("one"); l == nil || l.ID != "000002" {
+	if l := m.ByName("one"); l == nil || l.ID != "000002" {
 		t.Errorf("byName one: %v", l)
 	}
-	if l := m.byName(""); l != nil {
+	if l := m.ByName(""); l != nil {
 		t.Errorf("the empty name is layer %s", l.ID)
 	}
 	m.Layers[1].Parent = "000003" // a loop, which validate would refuse
-	if n := len(m.chainOf("000004")); n != len(m.Layers) {
+	if n := len(m.Chain("000004")); n != len(m.Layers) {
 		t.Errorf("the chain of a loop has %d layers", n)
 	}
 }
@@ -282,7 +295,7 @@ func TestLayerFileNumber(t *testing.T) {
 		"layers/000000.qcow2": 0, "layers/0000001.qcow2": 0, "layers/1.qcow2": 0, "000001.qcow2": 0,
 		"layers/-00001.qcow2": 0, "layers/000001.raw": 0, "layers/000001.qcow2~": 0, "layers/9999999999.qcow2": 0,
 	} {
-		if number, ok := layerFileNumber(name); ok != (want > 0) || ok && number != want {
+		if number, ok := LayerFileNumber(name); ok != (want > 0) || ok && number != want {
 			t.Errorf("%s: %d, %v", name, number, ok)
 		}
 	}
@@ -293,46 +306,46 @@ func TestCommitAndLoad(t *testing.T) {
 	unix.Umask(0)
 	dir := t.TempDir()
 	fs := hostfs.OS()
-	if _, err := loadManifest(fs, dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Load(fs, dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without chain.json: %v", err)
 	}
 	// A crash left this; it must neither stop nor enter the commit.
-	stale := filepath.Join(dir, manifestTempName)
+	stale := filepath.Join(dir, TempName)
 	if err := os.WriteFile(stale, []byte(strings.Repeat("stale", 10000)), 0o444); err != nil {
 		t.Fatal(err)
 	}
 	unix.Umask(0o777)
 	m := testManifest()
 	for range 2 {
-		if err := m.commit(fs, dir); err != nil {
+		if err := m.Commit(fs, dir); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if info, err := os.Stat(filepath.Join(dir, manifestName)); err != nil || info.Mode() != 0o600 {
+	if info, err := os.Stat(filepath.Join(dir, FileName)); err != nil || info.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	if _, err := os.Stat(stale); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the temporary file is still there: %v", err)
 	}
-	got, err := loadManifest(fs, dir)
+	got, err := Load(fs, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !reflect.DeepEqual(got, m) {
 		t.Errorf("read back %+v", got)
 	}
-	if err := os.Truncate(filepath.Join(dir, manifestName), maxManifestBytes+1); err != nil {
+	if err := os.Truncate(filepath.Join(dir, FileName), maxBytes+1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadManifest(fs, dir); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "bytes") {
+	if _, err := Load(fs, dir); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "bytes") {
 		t.Errorf("a huge chain.json: %v", err)
 	}
 }
 
 func TestCommitRefusesWhatCannotBeReadAgain(t *testing.T) {
 	m := testManifest()
-	m.extra = extraFields{"big": json.RawMessage(`"` + strings.Repeat("x", maxManifestBytes) + `"`)}
-	if err := m.commit(hostfs.OS(), t.TempDir()); !errors.Is(err, ErrInvalid) {
+	m.extra = extraFields{"big": json.RawMessage(`"` + strings.Repeat("x", maxBytes) + `"`)}
+	if err := m.Commit(hostfs.OS(), t.TempDir()); !errors.Is(err, refusal.ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -344,14 +357,14 @@ func TestCommitFaults(t *testing.T) {
 		dir := t.TempDir()
 		host := hostfs.OS()
 		old := testManifest()
-		if err := old.commit(host, dir); err != nil {
+		if err := old.Commit(host, dir); err != nil {
 			t.Fatal(err)
 		}
-		edited := old.clone()
+		edited := old.Copy()
 		edited.Layers[1].Name = "renamed"
-		fs := &failingFS{FS: host, failAt: at}
-		err := edited.commit(fs, dir)
-		if fs.failed == "" {
+		fs := &faulty.FS{FS: host, FailAt: at}
+		err := edited.Commit(fs, dir)
+		if fs.Failed == "" {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -360,19 +373,19 @@ func TestCommitFaults(t *testing.T) {
 			}
 			return
 		}
-		if err == nil && fs.failed != "remove" { // there is no stale file to remove
-			t.Errorf("a failed %s (call %d) was swallowed", fs.failed, at)
+		if err == nil && fs.Failed != "remove" { // there is no stale file to remove
+			t.Errorf("a failed %s (call %d) was swallowed", fs.Failed, at)
 		}
-		got, loadErr := loadManifest(host, dir)
+		got, loadErr := Load(host, dir)
 		if loadErr != nil {
 			t.Fatal(loadErr)
 		}
-		renamed := got.byName("renamed") != nil
-		if unknown := errors.Is(err, errCommitUnknown); renamed && !unknown || unknown != (fs.failed == "syncdir") {
-			t.Errorf("after a failed %s chain.json is the new one: %v, and the error %v", fs.failed, renamed, err)
+		renamed := got.ByName("renamed") != nil
+		if unknown := errors.Is(err, ErrUnknown); renamed && !unknown || unknown != (fs.Failed == "syncdir") {
+			t.Errorf("after a failed %s chain.json is the new one: %v, and the error %v", fs.Failed, renamed, err)
 		}
-		if err := edited.commit(host, dir); err != nil {
-			t.Errorf("after a failed %s: %v", fs.failed, err)
+		if err := edited.Commit(host, dir); err != nil {
+			t.Errorf("after a failed %s: %v", fs.Failed, err)
 		}
 	}
 }
@@ -380,8 +393,8 @@ func TestCommitFaults(t *testing.T) {
 // TestCommitRenameUnknown: where a rename fails but has happened, as network
 // file systems can do, the error must not claim that chain.json is the old one.
 func TestCommitRenameUnknown(t *testing.T) {
-	fs := &failingFS{FS: hostfs.OS(), failAfterRename: true}
-	if err := testManifest().commit(fs, t.TempDir()); !errors.Is(err, errCommitUnknown) {
+	fs := &faulty.FS{FS: hostfs.OS(), FailAfterRename: true}
+	if err := testManifest().Commit(fs, t.TempDir()); !errors.Is(err, ErrUnknown) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -397,7 +410,7 @@ func FuzzParseManifest(f *testing.F) {
 	f.Add([]byte(`{"version":2}`))
 	f.Add([]byte(`{"version":1,"layers":[null]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		m, err := parseManifest(data)
+		m, err := Parse(data)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNewer) {
 				t.Fatalf("neither corrupt nor newer: %v", err)
@@ -405,16 +418,16 @@ func FuzzParseManifest(f *testing.F) {
 			return
 		}
 		for _, l := range m.Layers {
-			m.chainOf(l.ID)
-			if number, ok := layerFileNumber(l.File); !l.Foreign && (!ok || number >= m.Next) {
+			m.Chain(l.ID)
+			if number, ok := LayerFileNumber(l.File); !l.Foreign && (!ok || number >= m.Next) {
 				t.Fatalf("%q is outside the disk directory", l.File)
 			}
 		}
-		first, err := m.clone().encode()
+		first, err := m.Copy().encode()
 		if err != nil {
 			t.Fatalf("cannot be written again: %v", err)
 		}
-		again, err := parseManifest(first)
+		again, err := Parse(first)
 		if err != nil {
 			t.Fatalf("cannot be read again: %v\n%s", err, first)
 		}
@@ -432,12 +445,12 @@ func FuzzParseManifest(f *testing.F) {
 // millions of objects, each of which becomes hundreds of bytes.
 func TestManifestOfManyObjects(t *testing.T) {
 	for _, one := range []string{"{}", "[]", "0", `""`} {
-		text := `{"version":1,"layers":[` + strings.Repeat(one+",", (maxManifestBytes-100)/(len(one)+1)) + one + `]}`
+		text := `{"version":1,"layers":[` + strings.Repeat(one+",", (maxBytes-100)/(len(one)+1)) + one + `]}`
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := parseManifest([]byte(text))
+		_, err := Parse([]byte(text))
 		runtime.ReadMemStats(&after)
-		if took := after.TotalAlloc - before.TotalAlloc; !errors.Is(err, ErrCorrupt) || took > 2*maxManifestBytes {
+		if took := after.TotalAlloc - before.TotalAlloc; !errors.Is(err, ErrCorrupt) || took > 2*maxBytes {
 			t.Errorf("%q: %d MiB, %v", one, took>>20, err)
 		}
 	}

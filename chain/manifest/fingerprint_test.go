@@ -1,4 +1,4 @@
-package chain
+package manifest
 
 import (
 	"bytes"
@@ -10,45 +10,19 @@ import (
 	"testing"
 	"time"
 
+	"varve/chain/refusal"
+	"varve/integration/imagetest"
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
-func fingerprintAt(t testing.TB, path, format string) *fingerprint {
+func printAt(t testing.TB, path, format string) *Fingerprint {
 	t.Helper()
-	taken, err := fingerprintOf(hostfs.OS(), path, format)
+	taken, err := FingerprintFile(hostfs.OS(), path, format)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return taken
-}
-
-// patch changes bytes of a file and puts its modification time back, so that
-// only the content can give the change away.
-func patch(t testing.TB, path string, off int64, data []byte) {
-	t.Helper()
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = f.WriteAt(data, off)
-	if err := errors.Join(err, f.Close(), os.Chtimes(path, time.Time{}, info.ModTime())); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func sparse(t testing.TB, path string, size int64) {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestFingerprintSeesContent(t *testing.T) {
@@ -66,13 +40,13 @@ func TestFingerprintSeesContent(t *testing.T) {
 	}
 	for _, test := range tests {
 		path := filepath.Join(t.TempDir(), "base.raw")
-		sparse(t, path, size)
-		before := fingerprintAt(t, path, formatRaw)
-		if changes, noted := compareFingerprints(before, fingerprintAt(t, path, formatRaw)); len(changes)+len(noted) > 0 {
+		imagetest.Sparse(t, path, size)
+		before := printAt(t, path, qcow2.FormatRaw)
+		if changes, noted := before.Compare(printAt(t, path, qcow2.FormatRaw)); len(changes)+len(noted) > 0 {
 			t.Errorf("an unchanged file: %q %q", changes, noted)
 		}
-		patch(t, path, test.off, []byte{1})
-		changes, _ := compareFingerprints(before, fingerprintAt(t, path, formatRaw))
+		imagetest.PatchUnseen(t, path, test.off, []byte{1})
+		changes, _ := before.Compare(printAt(t, path, qcow2.FormatRaw))
 		if len(changes) != 1 || !strings.Contains(changes[0], "content") {
 			t.Errorf("%s: %q", test.what, changes)
 		}
@@ -82,16 +56,16 @@ func TestFingerprintSeesContent(t *testing.T) {
 func TestFingerprintOfSmallFiles(t *testing.T) {
 	for _, size := range []int64{0, 1, 512, 4096, 4097, 64 * 4096, 65 * 4096, firstPartition + 1} {
 		path := filepath.Join(t.TempDir(), "base.raw")
-		sparse(t, path, size)
-		before := fingerprintAt(t, path, formatRaw)
+		imagetest.Sparse(t, path, size)
+		before := printAt(t, path, qcow2.FormatRaw)
 		if err := before.fault(); err != nil {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 		if size == 0 {
 			continue
 		}
-		patch(t, path, size-1, []byte{1})
-		if after := fingerprintAt(t, path, formatRaw); after.Digest == before.Digest {
+		imagetest.PatchUnseen(t, path, size-1, []byte{1})
+		if after := printAt(t, path, qcow2.FormatRaw); after.Digest == before.Digest {
 			t.Errorf("%d bytes: the last one changed unseen", size)
 		}
 	}
@@ -102,8 +76,8 @@ func TestFingerprintOfSmallFiles(t *testing.T) {
 func TestFingerprintIgnoresHoles(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a.raw"), filepath.Join(dir, "b.raw")
-	sparse(t, a, 8<<20)
-	patch(t, a, 3<<20, bytes.Repeat([]byte("x"), 1<<20))
+	imagetest.Sparse(t, a, 8<<20)
+	imagetest.PatchUnseen(t, a, 3<<20, bytes.Repeat([]byte("x"), 1<<20))
 	data, err := os.ReadFile(a)
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +92,7 @@ func TestFingerprintIgnoresHoles(t *testing.T) {
 	if err := os.Chtimes(b, time.Time{}, info.ModTime()); err != nil {
 		t.Fatal(err)
 	}
-	changes, noted := compareFingerprints(fingerprintAt(t, a, formatRaw), fingerprintAt(t, b, formatRaw))
+	changes, noted := printAt(t, a, qcow2.FormatRaw).Compare(printAt(t, b, qcow2.FormatRaw))
 	if len(changes) != 0 || len(noted) != 1 || !strings.Contains(noted[0], "inode") {
 		t.Errorf("changes %q, noted %q", changes, noted)
 	}
@@ -126,19 +100,19 @@ func TestFingerprintIgnoresHoles(t *testing.T) {
 
 func TestFingerprintSeesSizeAndTime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "base.raw")
-	sparse(t, path, 1<<20)
-	before := fingerprintAt(t, path, formatRaw)
+	imagetest.Sparse(t, path, 1<<20)
+	before := printAt(t, path, qcow2.FormatRaw)
 	if err := os.Chtimes(path, time.Time{}, time.Unix(0, before.ModTime+1)); err != nil {
 		t.Fatal(err)
 	}
-	changes, _ := compareFingerprints(before, fingerprintAt(t, path, formatRaw))
+	changes, _ := before.Compare(printAt(t, path, qcow2.FormatRaw))
 	if len(changes) != 1 || !strings.Contains(changes[0], "modification time") {
 		t.Errorf("a nanosecond: %q", changes)
 	}
 	if err := os.Truncate(path, 1<<20+1); err != nil {
 		t.Fatal(err)
 	}
-	changes, _ = compareFingerprints(before, fingerprintAt(t, path, formatRaw))
+	changes, _ = before.Compare(printAt(t, path, qcow2.FormatRaw))
 	if len(changes) != 3 || changes[0] != "size 1048576 → 1048577 bytes" {
 		t.Errorf("a byte: %q", changes)
 	}
@@ -148,7 +122,7 @@ func TestFingerprintSeesSizeAndTime(t *testing.T) {
 func TestFingerprintOfQcow2(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.qcow2")
-	qemuTool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "20G")
+	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "20G")
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -164,12 +138,12 @@ func TestFingerprintOfQcow2(t *testing.T) {
 	if off == 0 || length != 40*8 { // 20 GiB in tables of 512 MiB
 		t.Fatalf("the L1 table is %d bytes at %d", length, off)
 	}
-	before, beforeRaw := fingerprintAt(t, path, formatQcow2), fingerprintAt(t, path, formatRaw)
-	patch(t, path, off+length-1, []byte{0xff})
-	if fingerprintAt(t, path, formatRaw).Digest != beforeRaw.Digest {
+	before, beforeRaw := printAt(t, path, qcow2.FormatQcow2), printAt(t, path, qcow2.FormatRaw)
+	imagetest.PatchUnseen(t, path, off+length-1, []byte{0xff})
+	if printAt(t, path, qcow2.FormatRaw).Digest != beforeRaw.Digest {
 		t.Fatal("the place is a sampled one: this test shows nothing")
 	}
-	if changes, _ := compareFingerprints(before, fingerprintAt(t, path, formatQcow2)); len(changes) != 1 {
+	if changes, _ := before.Compare(printAt(t, path, qcow2.FormatQcow2)); len(changes) != 1 {
 		t.Errorf("a changed L1 entry: %q", changes)
 	}
 }
@@ -180,7 +154,7 @@ func TestFingerprintOfLyingHeaders(t *testing.T) {
 		if err := os.WriteFile(path, []byte(header), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := fingerprintAt(t, path, formatQcow2).fault(); err != nil {
+		if err := printAt(t, path, qcow2.FormatQcow2).fault(); err != nil {
 			t.Errorf("%q: %v", header, err)
 		}
 	}
@@ -201,7 +175,7 @@ func (c *countingFile) ReadAt(p []byte, off int64) (int, error) {
 // does.
 func TestFingerprintIsCheap(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "base.raw")
-	sparse(t, path, 1<<40)
+	imagetest.Sparse(t, path, 1<<40)
 	f, err := hostfs.OS().Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +183,7 @@ func TestFingerprintIsCheap(t *testing.T) {
 	defer f.Close()
 	counting := &countingFile{File: f}
 	start := time.Now()
-	if _, err := takeFingerprint(counting, formatRaw); err != nil {
+	if _, err := TakeFingerprint(counting, qcow2.FormatRaw); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("1 TiB: %d reads, %v", counting.reads, time.Since(start))
@@ -222,17 +196,17 @@ func TestCheckFingerprints(t *testing.T) {
 	dir := t.TempDir()
 	fs := hostfs.OS()
 	base := filepath.Join(dir, "ubuntu.raw")
-	sparse(t, base, 1<<20)
-	if err := os.Mkdir(filepath.Join(dir, layersDir), 0o700); err != nil {
+	imagetest.Sparse(t, base, 1<<20)
+	if err := os.Mkdir(filepath.Join(dir, LayersDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	m := testManifest()
 	m.Layers[0].File = base
 	files := map[string]hostfs.File{}
 	for _, l := range m.Layers {
-		path := l.path(dir)
+		path := l.Path(dir)
 		if !l.Foreign {
-			sparse(t, path, 1<<20)
+			imagetest.Sparse(t, path, 1<<20)
 		}
 		f, err := fs.Open(path, os.O_RDONLY, 0)
 		if err != nil {
@@ -241,19 +215,19 @@ func TestCheckFingerprints(t *testing.T) {
 		defer f.Close()
 		files[l.ID] = f
 		if l.ID != m.Leaf {
-			l.Fingerprint = fingerprintAt(t, path, l.Format)
+			l.Fingerprint = printAt(t, path, l.Format)
 		}
 	}
 	check := func() (string, error) {
 		var log bytes.Buffer
-		err := checkFingerprints(slog.New(slog.NewTextHandler(&log, nil)), dir, m, files, 2)
+		err := m.CheckFingerprints(slog.New(slog.NewTextHandler(&log, nil)), dir, files, 2)
 		return log.String(), err
 	}
 	if log, err := check(); err != nil || log != "" {
 		t.Fatalf("unchanged: %v, %s", err, log)
 	}
-	patch(t, m.Layers[2].path(dir), 0, []byte("being written"))
-	patch(t, m.Layers[3].path(dir), 0, []byte("the leaf"))
+	imagetest.PatchUnseen(t, m.Layers[2].Path(dir), 0, []byte("being written"))
+	imagetest.PatchUnseen(t, m.Layers[3].Path(dir), 0, []byte("the leaf"))
 	if _, err := check(); err != nil {
 		t.Errorf("a layer that is being written, and the leaf, were judged: %v", err)
 	}
@@ -262,20 +236,20 @@ func TestCheckFingerprints(t *testing.T) {
 	if log, err := check(); err != nil || !strings.Contains(log, "inode") || !strings.Contains(log, "device") || !strings.Contains(log, base) {
 		t.Errorf("a restored base: %v, %q", err, log)
 	}
-	patch(t, base, 0, []byte("changed"))
+	imagetest.PatchUnseen(t, base, 0, []byte("changed"))
 	_, err := check()
 	want := "base (" + base + ") changed behind our back: content at sampled places; it falsifies base, one, the leaf; " +
 		"put the file back as it was, or, if the change is wanted: varve accept " + dir + " base"
-	if !errors.Is(err, ErrChanged) || err.Error() != want {
+	if !errors.Is(err, refusal.ErrChanged) || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	m.Layers[1].Name = ""
-	patch(t, m.Layers[1].path(dir), 0, []byte("changed"))
-	if _, err := check(); !errors.Is(err, ErrChanged) || !strings.HasSuffix(err.Error(), "(changed too: layer 000002)") {
+	imagetest.PatchUnseen(t, m.Layers[1].Path(dir), 0, []byte("changed"))
+	if _, err := check(); !errors.Is(err, refusal.ErrChanged) || !strings.HasSuffix(err.Error(), "(changed too: layer 000002)") {
 		t.Errorf("two changed: %v", err)
 	}
 	delete(files, "000001")
-	if _, err := check(); err == nil || errors.Is(err, ErrChanged) {
+	if _, err := check(); err == nil || errors.Is(err, refusal.ErrChanged) {
 		t.Errorf("a layer that nobody opened passes: %v", err)
 	}
 }

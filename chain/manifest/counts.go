@@ -1,4 +1,4 @@
-package chain
+package manifest
 
 import (
 	"crypto/sha256"
@@ -6,11 +6,11 @@ import (
 	"encoding/hex"
 )
 
-// storedCounts are the counts of a frozen layer in chain.json, and a digest of all
+// Counts are the counts of a frozen layer in chain.json, and a digest of all
 // that they were counted in: the fingerprints of the layer and of all below it.
 // Whatever changes one of these files, this varve, another one or accept, gives
 // another digest, and the counts are not believed any more.
-type storedCounts struct {
+type Counts struct {
 	Own  int64 // bytes that the layer maps
 	View int64 // bytes of its view that are data
 	// Hides is how many bytes of data of the layer directly below it hides; negative
@@ -19,28 +19,28 @@ type storedCounts struct {
 	Of    string
 }
 
-func (s *storedCounts) own() *int64 {
+func (s *Counts) own() *int64 {
 	if s == nil {
 		return nil
 	}
 	return &s.Own
 }
 
-func (s *storedCounts) view() *int64 {
+func (s *Counts) view() *int64 {
 	if s == nil {
 		return nil
 	}
 	return &s.View
 }
 
-func (s *storedCounts) hides() *int64 {
+func (s *Counts) hides() *int64 {
 	if s == nil || s.Hides < 0 {
 		return nil
 	}
 	return &s.Hides
 }
 
-func (s *storedCounts) of() *string {
+func (s *Counts) of() *string {
 	if s == nil {
 		return nil
 	}
@@ -49,27 +49,27 @@ func (s *storedCounts) of() *string {
 
 // countsFrom makes them of what chain.json says; nil for less than all, but an older
 // varve did not count what a layer hides.
-func countsFrom(own, view, hides *int64, of *string) *storedCounts {
+func countsFrom(own, view, hides *int64, of *string) *Counts {
 	if own == nil || view == nil || of == nil || *own < 0 || *view < 0 || *of == "" {
 		return nil
 	}
-	s := &storedCounts{Own: *own, View: *view, Hides: -1, Of: *of}
+	s := &Counts{Own: *own, View: *view, Hides: -1, Of: *of}
 	if hides != nil && *hides >= 0 {
 		s.Hides = *hides
 	}
 	return s
 }
 
-// countedIn gives the digests of all chains of m, by layer id; none for the leaf and
+// CountedIn gives the digests of all chains of m, by layer id; none for the leaf and
 // where a layer is being written.
-func (m *manifest) countedIn() map[string]string {
-	byID := make(map[string]*layerRecord, len(m.Layers))
+func (m *Manifest) CountedIn() map[string]string {
+	byID := make(map[string]*Layer, len(m.Layers))
 	for _, l := range m.Layers {
 		byID[l.ID] = l
 	}
 	digests := make(map[string]string, len(m.Layers))
 	for _, l := range m.Layers {
-		var path []*layerRecord
+		var path []*Layer
 		for at := l; at != nil; at = byID[at.Parent] {
 			if _, known := digests[at.ID]; known {
 				break
@@ -77,13 +77,13 @@ func (m *manifest) countedIn() map[string]string {
 			path = append(path, at)
 		}
 		for i := len(path) - 1; i >= 0; i-- {
-			digests[path[i].ID] = chainDigest(m, path[i], digests)
+			digests[path[i].ID] = m.chainDigest(path[i], digests)
 		}
 	}
 	return digests
 }
 
-func chainDigest(m *manifest, l *layerRecord, digests map[string]string) string {
+func (m *Manifest) chainDigest(l *Layer, digests map[string]string) string {
 	below := digests[l.Parent]
 	if l.ID == m.Leaf || l.Writing || l.Fingerprint == nil || l.Parent != "" && below == "" {
 		return ""

@@ -1,4 +1,4 @@
-package chain
+package manifest
 
 import (
 	"fmt"
@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"varve/chain/refusal"
+	"varve/overlay/qcow2"
 )
 
 // maxNameLength is the highest length, in bytes, of a backing file's name in a
@@ -14,15 +17,15 @@ const maxNameLength = 1023
 
 // validate checks that the manifest does not contradict itself. Its error is
 // one line and wraps ErrCorrupt.
-func (m *manifest) validate() error {
+func (m *Manifest) validate() error {
 	if err := m.fault(); err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return nil
 }
 
-func (m *manifest) fault() error {
-	if m.Version != manifestVersion {
+func (m *Manifest) fault() error {
+	if m.Version != CurrentVersion {
 		return fmt.Errorf("version %d", m.Version)
 	}
 	if m.Next < 1 || m.Next > 1_000_000_000 {
@@ -53,7 +56,7 @@ func (m *manifest) fault() error {
 		}
 	}
 	for _, file := range m.Removing {
-		if number, ok := layerFileNumber(file); !ok || number >= m.Next {
+		if number, ok := LayerFileNumber(file); !ok || number >= m.Next {
 			return fmt.Errorf("the file %q, which is to be removed, is no layer's", file)
 		}
 	}
@@ -64,8 +67,8 @@ func (m *manifest) fault() error {
 }
 
 // index maps ids to layers and checks that ids, names and files are unique.
-func (m *manifest) index() (map[string]*layerRecord, error) {
-	byID := make(map[string]*layerRecord, len(m.Layers))
+func (m *Manifest) index() (map[string]*Layer, error) {
+	byID := make(map[string]*Layer, len(m.Layers))
 	names := make(map[string]string, len(m.Layers))
 	files := make(map[string]string, len(m.Layers))
 	for _, l := range m.Layers {
@@ -94,7 +97,7 @@ func (m *manifest) index() (map[string]*layerRecord, error) {
 }
 
 // treeFault checks that every parent exists and that no layer backs itself.
-func (m *manifest) treeFault(byID map[string]*layerRecord) error {
+func (m *Manifest) treeFault(byID map[string]*Layer) error {
 	for _, l := range m.Layers {
 		if l.Parent != "" && byID[l.Parent] == nil {
 			return fmt.Errorf("layer %s stands on layer %q, which is not there", l.ID, l.Parent)
@@ -116,7 +119,7 @@ func (m *manifest) treeFault(byID map[string]*layerRecord) error {
 	return nil
 }
 
-func (m *manifest) leafFault(byID map[string]*layerRecord) error {
+func (m *Manifest) leafFault(byID map[string]*Layer) error {
 	leaf := byID[m.Leaf]
 	switch {
 	case leaf == nil:
@@ -146,7 +149,7 @@ func (m *manifest) leafFault(byID map[string]*layerRecord) error {
 	return nil
 }
 
-func (m *manifest) baseFault(byID map[string]*layerRecord) error {
+func (m *Manifest) baseFault(byID map[string]*Layer) error {
 	if m.Base == "" {
 		if m.BlankSize <= 0 {
 			return fmt.Errorf("a blank disk of %d bytes", m.BlankSize)
@@ -166,7 +169,7 @@ func (m *manifest) baseFault(byID map[string]*layerRecord) error {
 		return fmt.Errorf("the base %s is not foreign", m.Base)
 	case base.Parent != "":
 		return fmt.Errorf("the base %s stands on layer %s", m.Base, base.Parent)
-	case base.Name != baseName:
+	case base.Name != BaseName:
 		return fmt.Errorf("the base %s has the name %q", m.Base, base.Name)
 	case m.BlankSize != 0:
 		return fmt.Errorf("a size of a blank disk, %d, but also a base", m.BlankSize)
@@ -174,19 +177,19 @@ func (m *manifest) baseFault(byID map[string]*layerRecord) error {
 	return nil
 }
 
-func (m *manifest) layerFault(l *layerRecord, byID map[string]*layerRecord) error {
+func (m *Manifest) layerFault(l *Layer, byID map[string]*Layer) error {
 	if l.Name != "" && l.ID != m.Base {
 		if err := CheckName(l.Name); err != nil {
 			return err
 		}
 	}
-	if l.Format != formatRaw && l.Format != formatQcow2 {
+	if l.Format != qcow2.FormatRaw && l.Format != qcow2.FormatQcow2 {
 		return fmt.Errorf("unknown format %q", l.Format)
 	}
 	if l.Size < 0 {
 		return fmt.Errorf("a size of %d bytes", l.Size)
 	}
-	if l.Format == formatRaw && l.Parent != "" {
+	if l.Format == qcow2.FormatRaw && l.Parent != "" {
 		return fmt.Errorf("a raw file cannot stand on layer %s", l.Parent)
 	}
 	if l.Held && (l.Name == "" || l.ID == m.Base) {
@@ -205,18 +208,18 @@ func (m *manifest) layerFault(l *layerRecord, byID map[string]*layerRecord) erro
 		if !filepath.IsAbs(l.File) {
 			return fmt.Errorf("the foreign file %q has no absolute path", l.File)
 		}
-		if err := checkPath(l.File); err != nil {
+		if err := CheckPath(l.File); err != nil {
 			return err
 		}
 	} else {
-		number, ok := layerFileNumber(l.File)
+		number, ok := LayerFileNumber(l.File)
 		if !ok {
 			return fmt.Errorf("the file %q is not one of layers/NNNNNN.qcow2", l.File)
 		}
 		if number >= m.Next {
 			return fmt.Errorf("the file %s is not below the next number, %d", l.File, m.Next)
 		}
-		if l.Format != formatQcow2 {
+		if l.Format != qcow2.FormatQcow2 {
 			return fmt.Errorf("the file %s has the format %s", l.File, l.Format)
 		}
 	}
@@ -229,7 +232,7 @@ func (m *manifest) layerFault(l *layerRecord, byID map[string]*layerRecord) erro
 	return nil
 }
 
-func (m *manifest) clonesFault(byID map[string]*layerRecord) error {
+func (m *Manifest) clonesFault(byID map[string]*Layer) error {
 	for _, c := range m.Clones {
 		if c == nil {
 			return fmt.Errorf("a clone is null")
@@ -241,14 +244,14 @@ func (m *manifest) clonesFault(byID map[string]*layerRecord) error {
 		if !filepath.IsAbs(c.Disk) {
 			return fmt.Errorf("the clone %q has no absolute path", c.Disk)
 		}
-		if err := checkPath(c.Disk); err != nil {
+		if err := CheckPath(c.Disk); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (m *manifest) jobFault(byID map[string]*layerRecord) error {
+func (m *Manifest) jobFault(byID map[string]*Layer) error {
 	j := m.Job
 	if j == nil {
 		return nil
@@ -257,12 +260,12 @@ func (m *manifest) jobFault(byID map[string]*layerRecord) error {
 		return fmt.Errorf("a job without an id")
 	}
 	switch j.Kind {
-	case jobDelete, jobFlatten, jobMerge:
+	case DeleteJob, FlattenJob, MergeJob:
 	default:
 		return fmt.Errorf("job %s has the unknown kind %q", j.ID, j.Kind)
 	}
 	switch j.Direction {
-	case "", directionUp, directionDown:
+	case "", Up, Down:
 	default:
 		return fmt.Errorf("job %s has the unknown direction %q", j.ID, j.Direction)
 	}
@@ -280,15 +283,15 @@ func (m *manifest) jobFault(byID map[string]*layerRecord) error {
 	return nil
 }
 
-// checkPath says whether a path can stand in a header and in a line of text.
-func checkPath(path string) error {
+// CheckPath says whether a path can stand in a header and in a line of text.
+func CheckPath(path string) error {
 	switch {
 	case len(path) > maxNameLength:
-		return invalidf("the path %.60q… has %d bytes; a qcow2 header holds %d", path, len(path), maxNameLength)
+		return refusal.Invalidf("the path %.60q… has %d bytes; a qcow2 header holds %d", path, len(path), maxNameLength)
 	case !utf8.ValidString(path):
-		return invalidf("the path %q is not UTF-8", path)
+		return refusal.Invalidf("the path %q is not UTF-8", path)
 	case strings.ContainsAny(path, "\n\r\x00"):
-		return invalidf("the path %q has a line break or a NUL", path)
+		return refusal.Invalidf("the path %q has a line break or a NUL", path)
 	}
 	return nil
 }

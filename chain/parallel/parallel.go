@@ -1,27 +1,13 @@
-package chain
+// Package parallel does numbered pieces of work from several goroutines, with one outcome however
+// they are scheduled.
+package parallel
 
-import (
-	"runtime"
-	"sync"
+import "sync"
 
-	"varve/chain/diskdir"
-	"varve/overlay/hostfs"
-)
-
-// openWorkers is how many layers are looked at at a time while a disk is opened:
-// more than the processors, since a cold file waits for its device. A simulated
-// host gets its calls one by one, or no run could be repeated.
-func openWorkers(fs hostfs.FS) int {
-	if !diskdir.OnHost(fs) {
-		return 1
-	}
-	return max(8, 2*runtime.NumCPU())
-}
-
-// inParallel calls do with 0 to n-1, in this order, from several goroutines. Its
+// Do calls do with 0 to n-1, in this order, from several goroutines. Its
 // error is that of the lowest number that fails, however they are scheduled; what
 // comes after it may not be done.
-func inParallel(workers, n int, do func(i int) error) error {
+func Do(workers, n int, do func(i int) error) error {
 	var (
 		mu     sync.Mutex
 		next   int

@@ -1,4 +1,4 @@
-package chain
+package manifest
 
 import (
 	"bytes"
@@ -15,18 +15,18 @@ import (
 // it does not know.
 
 type manifestFields struct {
-	Version   int            `json:"version"`
-	Next      int            `json:"next"`
-	Leaf      string         `json:"leaf"`
-	SetAside  *string        `json:"set_aside"`
-	BlankSize int64          `json:"blank_size"`
-	Base      *string        `json:"base"`
-	Modified  *time.Time     `json:"modified"`
-	Layers    []*layerRecord `json:"layers"`
-	Job       *jobRecord     `json:"job"`
-	NextJob   int            `json:"next_job"`
-	Removing  []string       `json:"removing"`
-	Clones    []*cloneRecord `json:"clones"`
+	Version   int        `json:"version"`
+	Next      int        `json:"next"`
+	Leaf      string     `json:"leaf"`
+	SetAside  *string    `json:"set_aside"`
+	BlankSize int64      `json:"blank_size"`
+	Base      *string    `json:"base"`
+	Modified  *time.Time `json:"modified"`
+	Layers    []*Layer   `json:"layers"`
+	Job       *Job       `json:"job"`
+	NextJob   int        `json:"next_job"`
+	Removing  []string   `json:"removing"`
+	Clones    []*Clone   `json:"clones"`
 
 	MountOptions *string `json:"mount_options"`
 	Mountpoint   *string `json:"mountpoint"`
@@ -44,7 +44,7 @@ type layerFields struct {
 	Size        int64        `json:"size"`
 	Held        bool         `json:"held"`
 	Writing     bool         `json:"writing"`
-	Fingerprint *fingerprint `json:"fingerprint"`
+	Fingerprint *Fingerprint `json:"fingerprint"`
 	OwnBytes    *int64       `json:"own_bytes"`
 	ViewBytes   *int64       `json:"view_bytes"`
 	HiddenBytes *int64       `json:"hidden_bytes"`
@@ -73,21 +73,23 @@ type fingerprintFields struct {
 	Unread  int64  `json:"unread_at"`
 }
 
-func (m *manifest) MarshalJSON() ([]byte, error) {
+// MarshalJSON implements json.Marshaler: the fields in their order, then the unknown ones.
+func (m *Manifest) MarshalJSON() ([]byte, error) {
 	layers := m.Layers
 	if layers == nil {
-		layers = []*layerRecord{}
+		layers = []*Layer{}
 	}
 	return encodeObject(&manifestFields{
 		Version: m.Version, Next: m.Next, Leaf: m.Leaf, SetAside: orNull(m.SetAside),
 		BlankSize: m.BlankSize, Base: orNull(m.Base), Modified: timeOrNull(m.Modified),
 		Layers: layers, Job: m.Job, NextJob: m.NextJob, Removing: append([]string{}, m.Removing...),
-		Clones: append([]*cloneRecord{}, m.Clones...), MountOptions: m.MountOptions,
+		Clones: append([]*Clone{}, m.Clones...), MountOptions: m.MountOptions,
 		Mountpoint: orNull(m.Mountpoint),
 	}, m.extra)
 }
 
-func (m *manifest) UnmarshalJSON(data []byte) error {
+// UnmarshalJSON implements json.Unmarshaler. It keeps the fields that it does not know.
+func (m *Manifest) UnmarshalJSON(data []byte) error {
 	var f manifestFields
 	extra, err := decodeObject(data, &f)
 	if err != nil {
@@ -103,7 +105,7 @@ func (m *manifest) UnmarshalJSON(data []byte) error {
 	if len(f.Clones) == 0 {
 		f.Clones = nil
 	}
-	*m = manifest{
+	*m = Manifest{
 		Version: f.Version, Next: f.Next, Leaf: f.Leaf, SetAside: orEmpty(f.SetAside),
 		BlankSize: f.BlankSize, Base: orEmpty(f.Base), Modified: modified,
 		Layers: f.Layers, Job: f.Job, NextJob: f.NextJob, Removing: f.Removing, Clones: f.Clones,
@@ -112,7 +114,8 @@ func (m *manifest) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-func (l *layerRecord) MarshalJSON() ([]byte, error) {
+// MarshalJSON implements json.Marshaler: the fields in their order, then the unknown ones.
+func (l *Layer) MarshalJSON() ([]byte, error) {
 	return encodeObject(&layerFields{
 		ID: l.ID, Name: l.Name, Parent: orNull(l.Parent), Format: l.Format, File: l.File,
 		Foreign: l.Foreign, Created: timeOrNull(l.Created), Frozen: timeOrNull(l.Frozen),
@@ -121,7 +124,8 @@ func (l *layerRecord) MarshalJSON() ([]byte, error) {
 	}, l.extra)
 }
 
-func (l *layerRecord) UnmarshalJSON(data []byte) error {
+// UnmarshalJSON implements json.Unmarshaler. It keeps the fields that it does not know.
+func (l *Layer) UnmarshalJSON(data []byte) error {
 	var f layerFields
 	extra, err := decodeObject(data, &f)
 	if err != nil {
@@ -135,7 +139,7 @@ func (l *layerRecord) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return err
 	}
-	*l = layerRecord{
+	*l = Layer{
 		ID: f.ID, Name: f.Name, Parent: orEmpty(f.Parent), Format: f.Format, File: f.File,
 		Foreign: f.Foreign, Created: created, Frozen: frozen,
 		Size: f.Size, Held: f.Held, Writing: f.Writing, Fingerprint: f.Fingerprint,
@@ -144,51 +148,57 @@ func (l *layerRecord) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-func (j *jobRecord) MarshalJSON() ([]byte, error) {
+// MarshalJSON implements json.Marshaler: the fields in their order, then the unknown ones.
+func (j *Job) MarshalJSON() ([]byte, error) {
 	return encodeObject(&jobFields{
 		ID: j.ID, Kind: j.Kind, Layer: j.Layer, Into: j.Into, Direction: j.Direction,
 	}, j.extra)
 }
 
-func (j *jobRecord) UnmarshalJSON(data []byte) error {
+// UnmarshalJSON implements json.Unmarshaler. It keeps the fields that it does not know.
+func (j *Job) UnmarshalJSON(data []byte) error {
 	var f jobFields
 	extra, err := decodeObject(data, &f)
 	if err != nil {
 		return err
 	}
-	*j = jobRecord{
+	*j = Job{
 		ID: f.ID, Kind: f.Kind, Layer: f.Layer, Into: f.Into, Direction: f.Direction, extra: extra,
 	}
 	return nil
 }
 
-func (c *cloneRecord) MarshalJSON() ([]byte, error) {
+// MarshalJSON implements json.Marshaler: the fields in their order, then the unknown ones.
+func (c *Clone) MarshalJSON() ([]byte, error) {
 	return encodeObject(&cloneFields{Layer: c.Layer, Disk: c.Disk}, c.extra)
 }
 
-func (c *cloneRecord) UnmarshalJSON(data []byte) error {
+// UnmarshalJSON implements json.Unmarshaler. It keeps the fields that it does not know.
+func (c *Clone) UnmarshalJSON(data []byte) error {
 	var f cloneFields
 	extra, err := decodeObject(data, &f)
 	if err != nil {
 		return err
 	}
-	*c = cloneRecord{Layer: f.Layer, Disk: f.Disk, extra: extra}
+	*c = Clone{Layer: f.Layer, Disk: f.Disk, extra: extra}
 	return nil
 }
 
-func (f *fingerprint) MarshalJSON() ([]byte, error) {
+// MarshalJSON implements json.Marshaler: the fields in their order, then the unknown ones.
+func (f *Fingerprint) MarshalJSON() ([]byte, error) {
 	return encodeObject(&fingerprintFields{
 		Size: f.Size, ModTime: f.ModTime, Digest: f.Digest, Inode: f.Inode, Device: f.Device, Unread: f.Unread,
 	}, f.extra)
 }
 
-func (f *fingerprint) UnmarshalJSON(data []byte) error {
+// UnmarshalJSON implements json.Unmarshaler. It keeps the fields that it does not know.
+func (f *Fingerprint) UnmarshalJSON(data []byte) error {
 	var known fingerprintFields
 	extra, err := decodeObject(data, &known)
 	if err != nil {
 		return err
 	}
-	*f = fingerprint{
+	*f = Fingerprint{
 		Size: known.Size, ModTime: known.ModTime, Digest: known.Digest,
 		Inode: known.Inode, Device: known.Device, Unread: known.Unread, extra: extra,
 	}

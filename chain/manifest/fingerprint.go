@@ -1,4 +1,4 @@
-package chain
+package manifest
 
 import (
 	"crypto/sha256"
@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"strings"
 	"time"
 
 	"varve/overlay/hostfs"
+	"varve/overlay/qcow2"
 )
 
 // digestPrefix names the hash of a fingerprint's digest.
@@ -33,10 +33,10 @@ const (
 	maxWholeL1 = 1 << 20
 )
 
-// fingerprint tells whether a frozen layer's file is the one that it was. Size,
+// Fingerprint tells whether a frozen layer's file is the one that it was. Size,
 // modification time and digest are judged; inode and device are noted only,
 // since a restore or a reboot changes them.
-type fingerprint struct {
+type Fingerprint struct {
 	Size    int64  // bytes of the file
 	ModTime int64  // nanoseconds since 1970; 0 for a block device, whose node has none of its own
 	Digest  string // of the sampled blocks
@@ -50,7 +50,7 @@ type fingerprint struct {
 	extra extraFields
 }
 
-func (f *fingerprint) clone() *fingerprint {
+func (f *Fingerprint) copy() *Fingerprint {
 	if f == nil {
 		return nil
 	}
@@ -59,8 +59,12 @@ func (f *fingerprint) clone() *fingerprint {
 	return &c
 }
 
+// KeepUnknown takes over from the fingerprint of the same layer before what this varve does
+// not know.
+func (f *Fingerprint) KeepUnknown(before *Fingerprint) { f.extra = before.extra.clone() }
+
 // fault says what is wrong with a fingerprint as chain.json holds it.
-func (f *fingerprint) fault() error {
+func (f *Fingerprint) fault() error {
 	digits, ok := strings.CutPrefix(f.Digest, digestPrefix)
 	if !ok || len(digits) != 2*sha256.Size {
 		return fmt.Errorf("fingerprint with the digest %q", f.Digest)
@@ -77,9 +81,9 @@ func (f *fingerprint) fault() error {
 	return nil
 }
 
-// takeFingerprint reads a file's fingerprint. The image's lock must be held, or
+// TakeFingerprint reads a file's fingerprint. The image's lock must be held, or
 // the file may change under it (M18: lock, test, then fingerprint).
-func takeFingerprint(f hostfs.File, format string) (*fingerprint, error) {
+func TakeFingerprint(f hostfs.File, format string) (*Fingerprint, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("fingerprint %s: %w", f.Name(), err)
@@ -114,7 +118,7 @@ func takeFingerprint(f hostfs.File, format string) (*fingerprint, error) {
 	if err := add(firstPartition, min(sampleBytes, info.Size-firstPartition)); err != nil {
 		return nil, err
 	}
-	if format == formatQcow2 {
+	if format == qcow2.FormatQcow2 {
 		off, length, err := l1Place(f, info.Size)
 		if err != nil {
 			return nil, err
@@ -128,7 +132,7 @@ func takeFingerprint(f hostfs.File, format string) (*fingerprint, error) {
 			return nil, err
 		}
 	}
-	taken := &fingerprint{
+	taken := &Fingerprint{
 		Size:    info.Size,
 		ModTime: info.ModTime.UnixNano(),
 		Digest:  digestPrefix + hex.EncodeToString(sum.Sum(nil)),
@@ -142,14 +146,14 @@ func takeFingerprint(f hostfs.File, format string) (*fingerprint, error) {
 	return taken, nil
 }
 
-// fingerprintOf takes the fingerprint of a file that nobody else writes.
-func fingerprintOf(fs hostfs.FS, path, format string) (*fingerprint, error) {
+// FingerprintFile takes the fingerprint of a file that nobody else writes.
+func FingerprintFile(fs hostfs.FS, path, format string) (*Fingerprint, error) {
 	f, err := fs.Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close() // read only
-	return takeFingerprint(f, format)
+	return TakeFingerprint(f, format)
 }
 
 // addSamples adds blocks that are spread over a range, the first and the last
@@ -188,29 +192,29 @@ func l1Place(f hostfs.File, size int64) (off, length int64, err error) {
 	return int64(at), min(length, size-int64(at)), nil
 }
 
-// compareFingerprints says, in words, what changed from old to now: changes
+// Compare says, in words, what changed from old to now: changes
 // that falsify the views above, and those that are noted only.
-func compareFingerprints(old, now *fingerprint) (changes, noted []string) {
-	if old.Size != now.Size {
-		changes = append(changes, fmt.Sprintf("size %d → %d bytes", old.Size, now.Size))
+func (f *Fingerprint) Compare(now *Fingerprint) (changes, noted []string) {
+	if f.Size != now.Size {
+		changes = append(changes, fmt.Sprintf("size %d → %d bytes", f.Size, now.Size))
 	}
-	if old.ModTime != now.ModTime {
-		changes = append(changes, fmt.Sprintf("modification time %s → %s", stamp(old.ModTime), stamp(now.ModTime)))
+	if f.ModTime != now.ModTime {
+		changes = append(changes, fmt.Sprintf("modification time %s → %s", stamp(f.ModTime), stamp(now.ModTime)))
 	}
 	switch {
-	case old.Digest == now.Digest:
+	case f.Digest == now.Digest:
 	case now.Unread > 0:
 		noted = append(noted, fmt.Sprintf("it cannot be read at 0x%x, so what it holds is not compared", now.Unread))
-	case old.Unread > 0:
-		noted = append(noted, fmt.Sprintf("it could not be read at 0x%x, so what it holds is not compared", old.Unread))
+	case f.Unread > 0:
+		noted = append(noted, fmt.Sprintf("it could not be read at 0x%x, so what it holds is not compared", f.Unread))
 	default:
 		changes = append(changes, "content at sampled places")
 	}
-	if old.Inode != now.Inode {
-		noted = append(noted, fmt.Sprintf("inode %d → %d", old.Inode, now.Inode))
+	if f.Inode != now.Inode {
+		noted = append(noted, fmt.Sprintf("inode %d → %d", f.Inode, now.Inode))
 	}
-	if old.Device != now.Device {
-		noted = append(noted, fmt.Sprintf("device 0x%x → 0x%x", old.Device, now.Device))
+	if f.Device != now.Device {
+		noted = append(noted, fmt.Sprintf("device 0x%x → 0x%x", f.Device, now.Device))
 	}
 	return changes, noted
 }
@@ -218,95 +222,3 @@ func compareFingerprints(old, now *fingerprint) (changes, noted []string) {
 func stamp(nanoseconds int64) string {
 	return time.Unix(0, nanoseconds).UTC().Format(time.RFC3339Nano)
 }
-
-// checkFingerprints compares the files of all frozen layers, by layer id, with
-// what chain.json says of them. Layers that are being written are not judged
-// (M16). The error wraps ErrChanged and names the layer, what changed, the
-// views that it falsifies and the way out (D21). The image locks must be held.
-func checkFingerprints(log *slog.Logger, dir string, m *manifest, files map[string]hostfs.File, workers int) error {
-	taken, err := takeFingerprints(m, files, workers)
-	if err != nil {
-		return err
-	}
-	var first error
-	var others []string
-	for i, l := range m.Layers {
-		now := taken[i]
-		if now == nil {
-			continue
-		}
-		changes, noted := compareFingerprints(l.Fingerprint, now)
-		if len(noted) > 0 {
-			log.Info("a layer's file was moved or restored, or cannot be read everywhere", "layer", l.label(), "file", l.path(dir), "noted", strings.Join(noted, ", "))
-		}
-		switch {
-		case len(changes) == 0:
-		case first == nil:
-			first = changedError(dir, m, l, changes)
-		default:
-			others = append(others, l.label())
-		}
-	}
-	if len(others) > 0 {
-		return fmt.Errorf("%w (changed too: %s)", first, strings.Join(others, ", "))
-	}
-	return first
-}
-
-// takeFingerprints takes those of all layers that are judged, in the order of the
-// manifest; nil for the others.
-func takeFingerprints(m *manifest, files map[string]hostfs.File, workers int) ([]*fingerprint, error) {
-	taken := make([]*fingerprint, len(m.Layers))
-	return taken, inParallel(workers, len(taken), func(i int) (err error) {
-		l := m.Layers[i]
-		if l.ID == m.Leaf || l.Writing {
-			return nil
-		}
-		f := files[l.ID]
-		if f == nil {
-			return fmt.Errorf("check %s: its file is not open", l.label())
-		}
-		if taken[i], err = takeFingerprint(f, l.Format); err != nil {
-			return fmt.Errorf("check %s: %w", l.label(), err)
-		}
-		return nil
-	})
-}
-
-// changedError says that a layer's file is not the one that it was.
-func changedError(dir string, m *manifest, l *layerRecord, changes []string) error {
-	return fmt.Errorf("%s (%s) %w: %s; it falsifies %s; %s",
-		l.label(), l.path(dir), ErrChanged, joinWords(changes), falsifiedBy(m, l), acceptWords(dir, l))
-}
-
-// falsifiedBy lists the views that a changed layer falsifies.
-func falsifiedBy(m *manifest, l *layerRecord) string {
-	var views []string
-	for _, other := range append([]*layerRecord{l}, m.above(l.ID)...) {
-		switch {
-		case other.ID == m.Leaf:
-			views = append(views, "the leaf")
-		case other.Name != "":
-			views = append(views, other.Name)
-		}
-	}
-	if len(views) == 0 {
-		return "nothing that has a name"
-	}
-	return joinWords(views)
-}
-
-// acceptWords is the way out of a changed layer.
-func acceptWords(dir string, l *layerRecord) string {
-	return fmt.Sprintf("put the file back as it was, or, if the change is wanted: varve accept %s %s", ShellWord(dir), ShellWord(l.handle()))
-}
-
-// handle is what a command calls a layer.
-func (l *layerRecord) handle() string {
-	if l.Name != "" {
-		return l.Name
-	}
-	return l.ID
-}
-
-func joinWords(words []string) string { return strings.Join(words, ", ") }

@@ -1,4 +1,4 @@
-package chain
+package manifest
 
 import (
 	"bytes"
@@ -12,23 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/bounded"
+	"varve/chain/diskdir"
+	"varve/chain/refusal"
 	"varve/overlay/hostfs"
 )
 
 const (
-	manifestName     = "chain.json"
-	manifestTempName = "chain.json.tmp"
-	// maxManifestBytes bounds chain.json when it is read and written: some
+	FileName = "chain.json"
+	TempName = "chain.json.tmp"
+	// maxBytes bounds chain.json when it is read and written: some
 	// 30,000 layers.
-	maxManifestBytes = 16 << 20
+	maxBytes = 16 << 20
 )
 
-// errCommitUnknown says that a commit failed after its rename may have
+// ErrUnknown says that a commit failed after its rename may have
 // happened: after a power cut chain.json is the old one or the new one.
-var errCommitUnknown = errors.New("it is unknown whether chain.json was replaced")
+var ErrUnknown = errors.New("it is unknown whether chain.json was replaced")
 
-// parseManifest reads a chain.json. The error is ErrNewer or ErrCorrupt.
-func parseManifest(data []byte) (*manifest, error) {
+// Parse reads a chain.json. The error is ErrNewer or ErrCorrupt.
+func Parse(data []byte) (*Manifest, error) {
 	if err := bounded.Check(data); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -40,11 +42,11 @@ func parseManifest(data []byte) (*manifest, error) {
 	if _, err := decodeObject(data, &head); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if head.Version > manifestVersion {
+	if head.Version > CurrentVersion {
 		return nil, fmt.Errorf("%w: chain.json has version %d, this varve reads up to %d",
-			ErrNewer, head.Version, manifestVersion)
+			ErrNewer, head.Version, CurrentVersion)
 	}
-	m := &manifest{}
+	m := &Manifest{}
 	if err := json.Unmarshal(data, m); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -56,7 +58,7 @@ func parseManifest(data []byte) (*manifest, error) {
 }
 
 // encode writes the manifest as chain.json holds it.
-func (m *manifest) encode() ([]byte, error) {
+func (m *Manifest) encode() ([]byte, error) {
 	compact, err := m.MarshalJSON()
 	if err != nil {
 		return nil, err
@@ -69,50 +71,41 @@ func (m *manifest) encode() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// loadManifest reads dir's chain.json. The error is os.ErrNotExist when there
+// Load reads dir's chain.json. The error is os.ErrNotExist when there
 // is none, ErrNewer, ErrCorrupt or that of reading.
-func loadManifest(fs hostfs.FS, dir string) (*manifest, error) {
-	return new(manifestReader).load(fs, dir)
+func Load(fs hostfs.FS, dir string) (*Manifest, error) {
+	return new(Reader).Load(fs, dir)
 }
 
-// manifestReader reads a chain.json that is read twice, before and under the
+// Reader reads a chain.json that is read twice, before and under the
 // lock, and parses it again only where it has changed meanwhile: parsing is the
 // dear part. Of one goroutine.
-type manifestReader struct {
+type Reader struct {
 	data   []byte // nil: nothing was parsed yet
-	parsed *manifest
+	parsed *Manifest
 }
 
-// load is loadManifest. What it gave before must not have been changed.
-func (r *manifestReader) load(fs hostfs.FS, dir string) (*manifest, error) {
-	data, err := readManifestData(fs, dir)
+// Load is Load. What it gave before must not have been changed.
+func (r *Reader) Load(fs hostfs.FS, dir string) (*Manifest, error) {
+	data, err := Text(fs, dir)
 	if err != nil {
 		return nil, err
 	}
 	if r.data != nil && bytes.Equal(data, r.data) {
 		return r.parsed, nil
 	}
-	m, err := parseManifest(data)
+	m, err := Parse(data)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, manifestName), err)
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, FileName), err)
 	}
 	r.data, r.parsed = data, m
 	return m, nil
 }
 
-// ManifestText reads the chain.json of a disk directory as it stands, at most 16 MiB of it.
-// It takes no lock: a chain.json is replaced as a whole.
-func ManifestText(dir string) ([]byte, error) {
-	fs, leave, err := enter(hostfs.OS(), dir)
-	if err != nil {
-		return nil, err
-	}
-	text, err := readManifestData(fs, dir)
-	return text, errors.Join(err, leave())
-}
-
-func readManifestData(fs hostfs.FS, dir string) ([]byte, error) {
-	path := filepath.Join(dir, manifestName)
+// Text reads dir's chain.json as it stands, at most maxBytes of it. Errors are as Load has them,
+// except those of parsing.
+func Text(fs hostfs.FS, dir string) ([]byte, error) {
+	path := filepath.Join(dir, FileName)
 	// Looked at before it is opened: the directory may be any that an image's
 	// header leads to, and opening a FIFO would wait for a writer for ever.
 	found, err := fs.Stat(path)
@@ -134,8 +127,8 @@ func readManifestData(fs hostfs.FS, dir string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the chain of %s: %w", dir, err)
 	}
-	if info.Size > maxManifestBytes {
-		return nil, fmt.Errorf("read %s: %w: it has %d bytes, at most %d are read", path, ErrCorrupt, info.Size, maxManifestBytes)
+	if info.Size > maxBytes {
+		return nil, fmt.Errorf("read %s: %w: it has %d bytes, at most %d are read", path, ErrCorrupt, info.Size, maxBytes)
 	}
 	data := make([]byte, info.Size)
 	if n, err := f.ReadAt(data, 0); err != nil && !(errors.Is(err, io.EOF) && n == len(data)) {
@@ -144,17 +137,17 @@ func readManifestData(fs hostfs.FS, dir string) ([]byte, error) {
 	return data, nil
 }
 
-// restoreManifest is the way out where chain.json cannot be used. An old one is no
+// RestoreWords is the way out where chain.json cannot be used. An old one is no
 // use: it does not know the files of what came later.
-const restoreManifest = "copy the whole disk directory somewhere first, then put the newest chain.json back from a backup; " +
+const RestoreWords = "copy the whole disk directory somewhere first, then put the newest chain.json back from a backup; " +
 	"\"qemu-img info --backing-chain\" shows what each file in layers/ stands on"
 
-// commit replaces dir's chain.json: temp file, fsync, rename, fsync of the
+// Commit replaces dir's chain.json: temp file, fsync, rename, fsync of the
 // directory. It is the one place that writes chain.json. On success the
 // manifest is durable (D17). On failure chain.json is the old one, unless the error
-// wraps errCommitUnknown. An invalid manifest is not written (ErrCorrupt).
-func (m *manifest) commit(fs hostfs.FS, dir string) error {
-	path := filepath.Join(dir, manifestName)
+// wraps ErrUnknown. An invalid manifest is not written (ErrCorrupt).
+func (m *Manifest) Commit(fs hostfs.FS, dir string) error {
+	path := filepath.Join(dir, FileName)
 	if err := m.validate(); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -162,48 +155,27 @@ func (m *manifest) commit(fs hostfs.FS, dir string) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	if len(data) > maxManifestBytes {
-		return fmt.Errorf("write %s: %w: it would have %d bytes, at most %d are read again", path, ErrInvalid, len(data), maxManifestBytes)
+	if len(data) > maxBytes {
+		return fmt.Errorf("write %s: %w: it would have %d bytes, at most %d are read again", path, refusal.ErrInvalid, len(data), maxBytes)
 	}
-	temp := filepath.Join(dir, manifestTempName)
+	temp := filepath.Join(dir, TempName)
 	if err := fs.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove a stale temporary file: %w", err)
 	}
-	if err := writeFile(fs, temp, data); err != nil {
+	if err := diskdir.WriteNew(fs, temp, data); err != nil {
 		// What is left of it is removed by the next commit at the latest.
 		_ = fs.Remove(temp)
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	if err := fs.Rename(temp, path); err != nil {
 		if _, gone := fs.Stat(temp); errors.Is(gone, os.ErrNotExist) {
-			return fmt.Errorf("replace %s: %w: %w", path, errCommitUnknown, err)
+			return fmt.Errorf("replace %s: %w: %w", path, ErrUnknown, err)
 		}
 		_ = fs.Remove(temp)
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
 	if err := fs.SyncDir(dir); err != nil {
-		return fmt.Errorf("replace %s: %w: %w", path, errCommitUnknown, err)
+		return fmt.Errorf("replace %s: %w: %w", path, ErrUnknown, err)
 	}
 	return nil
-}
-
-// writeFile makes a new file, 0600 whatever the umask, with a durable content.
-// Its name is durable after the directory's SyncDir.
-func writeFile(fs hostfs.FS, path string, data []byte) error {
-	f, err := fs.Open(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
-	}
-	err = func() error {
-		if err := setMode(fs, path, 0o600); err != nil {
-			return err
-		}
-		if n, err := f.WriteAt(data, 0); err != nil {
-			return err
-		} else if n < len(data) {
-			return fmt.Errorf("write %s: %w", path, io.ErrShortWrite)
-		}
-		return f.Datasync()
-	}()
-	return errors.Join(err, f.Close())
 }

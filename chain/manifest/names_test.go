@@ -1,9 +1,11 @@
-package chain
+package manifest
 
 import (
 	"errors"
 	"strings"
 	"testing"
+
+	"varve/chain/refusal"
 )
 
 func TestCheckName(t *testing.T) {
@@ -14,7 +16,7 @@ func TestCheckName(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", ".", "..", ".a", "-a", "a/b", "a b", "ä", "a\n", "a\x00", "base", "leaf", long + "x", "a:b", "#a"} {
-		if err := CheckName(name); !errors.Is(err, ErrInvalid) {
+		if err := CheckName(name); !errors.Is(err, refusal.ErrInvalid) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
@@ -44,7 +46,7 @@ func TestLegalName(t *testing.T) {
 		for _, name := range test.taken {
 			taken[name] = true
 		}
-		got := legalName(test.name, taken)
+		got := LegalName(test.name, taken)
 		if got != test.want {
 			t.Errorf("%.40q: %q, want %q", test.name, got, test.want)
 		}

@@ -1,4 +1,4 @@
-package chain
+package shellword
 
 import (
 	"os/exec"
@@ -8,7 +8,7 @@ import (
 )
 
 // A shell takes the word for what it was, and a terminal can show it.
-func TestShellWord(t *testing.T) {
+func TestQuote(t *testing.T) {
 	for name, want := range map[string]string{
 		"/img/vm1.qcow2":         "/img/vm1.qcow2",
 		"PATH":                   "PATH",
@@ -26,7 +26,7 @@ func TestShellWord(t *testing.T) {
 		"a\u202eb":               `$'a\342\200\256b'`,
 		"a\u00a0b":               `$'a\302\240b'`,
 	} {
-		got := ShellWord(name)
+		got := Quote(name)
 		if got != want {
 			t.Errorf("%q: %s, not %s", name, got, want)
 		}
