@@ -58,7 +58,7 @@ func (d *Disk) ViewFiles(id string) (v ViewFiles, err error) {
 	}
 	digest := newFilesDigest()
 	for n != nil {
-		at := n.link.Load()
+		at := n.place()
 		n = at.parent
 		if at.layer == nil {
 			continue
@@ -133,7 +133,7 @@ func (a *AtRest) open(fs hostfs.FS, top, format string, deadline time.Time) erro
 	for i := range len(layers) - 1 {
 		hideTail(layers[i], layers[i+1])
 	}
-	cache := &regionCache{limit: defaultCacheBytes}
+	cache := newRegionCache(defaultCacheBytes)
 	for i := len(layers) - 1; i >= 0; i-- {
 		a.top = newNode("", layers[i], a.top, cache)
 	}

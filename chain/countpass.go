@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"os"
 	"runtime/debug"
@@ -181,7 +182,7 @@ var errTreeChanged = errors.New("the tree changed")
 type passLayer struct {
 	node    *node
 	counts  *nodeFigures // of node
-	link    *link
+	link    link
 	layer   *layer
 	over    *overlay.Overlay // nil for a frozen layer
 	unknown bool             // to be counted
@@ -238,7 +239,7 @@ func (f *figures) passPath(tip *node) (path []passLayer, need bool) {
 		if n.absorbing.Load() {
 			return nil, false // until the merge ends
 		}
-		link := n.link.Load()
+		link := n.place()
 		if link.layer == nil {
 			continue
 		}
@@ -273,7 +274,7 @@ func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err
 	section := f.readers.enter()
 	defer f.readers.exit(section)
 	for i := range path {
-		if p := &path[i]; p.node.link.Load() != p.link || p.node.absorbing.Load() {
+		if p := &path[i]; p.node.place() != p.link || p.node.absorbing.Load() {
 			return off, errTreeChanged
 		}
 	}
@@ -306,6 +307,22 @@ func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err
 		}
 	}
 	return off + qcow2.TouchedSpans*regionSize, nil
+}
+
+// nextOfPath is where, at off or behind it, one of the layers of a path may hold
+// something, whatever hides what; math.MaxInt64 when nothing follows.
+func nextOfPath(path []passLayer, off int64) (int64, error) {
+	best := int64(math.MaxInt64)
+	for i := range path {
+		next, err := path[i].layer.nextOwn(off)
+		if err != nil {
+			return 0, err
+		}
+		if best = min(best, next); best <= off {
+			break
+		}
+	}
+	return best, nil
 }
 
 // touched asks a layer of the path in which regions it maps something.
@@ -401,7 +418,7 @@ func (f *figures) keepCounts(path []passLayer) {
 		p := &path[i]
 		view, known := p.counts.view.get(p.layer)
 		switch {
-		case p.node.link.Load() != p.link || p.node.absorbing.Load():
+		case p.node.place() != p.link || p.node.absorbing.Load():
 			return
 		case p.live:
 			if c := &p.counts.live; p.unknown {

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"varve/chain/manifest"
 	"varve/overlay/extent"
 	"varve/overlay/qcow2"
 )
@@ -232,14 +231,4 @@ func (n *node) readAnew(p []byte, off int64) error {
 func (n *node) damaged() bool {
 	l := n.layer()
 	return l != nil && l.isDamaged()
-}
-
-// pathDamaged says whether a layer or one below it was found damaged.
-func pathDamaged(m *manifest.Manifest, nodes map[string]*node, l *manifest.Layer) bool {
-	for ; l != nil; l = m.Layer(l.Parent) {
-		if n := nodes[l.ID]; n != nil && n.damaged() {
-			return true
-		}
-	}
-	return false
 }

@@ -195,7 +195,7 @@ func (x *Diff) region(add func(Difference)) error {
 		return err
 	}
 	below := func() (*region, error) { return s.resolve(shared, nil, i) }
-	if err := s.compare(below, stop, add); err != nil {
+	if err := s.compare(below, i<<regionBits, stop, add); err != nil {
 		return err
 	}
 	x.at = stop
@@ -262,61 +262,50 @@ type diffSides struct {
 // resolve asks the layers from a node on downwards, and stops before another. What
 // they leave open is zeros when there is nothing below.
 func (s *diffSides) resolve(from, stop *node, i int64) (*region, error) {
-	r := &region{base: i << regionBits, at: i}
-	b := builders.Get().(*regionBuilder)
-	defer b.putBack()
-	b.region = r
-	holes := []extent.Extent{{Start: r.base, Length: regionSize}}
+	b := buildRegion(i)
 	at := from
-	for at != nil && at != stop && len(holes) > 0 {
-		l := at.link.Load()
+	for at != nil && at != stop && b.open() {
+		l := at.place()
 		if l.layer != nil {
 			s.names[l.layer] = at.id
-			var err error
-			if holes, err = b.ask(l.layer, holes); err != nil {
+			if err := b.ask(l.layer); err != nil {
 				return nil, err
 			}
 		}
 		at = l.parent
 	}
-	kind := extent.Unallocated
 	if at == nil {
-		kind = extent.Zero
+		return b.finish(extent.Zero), nil
 	}
-	for _, h := range holes {
-		b.add(h.Start, nil, kind, 0)
-	}
-	b.finish()
-	return r, nil
+	return b.finish(extent.Unallocated), nil
 }
 
-// compare tells add what differs up to a guest offset. below gives the answers of
+// compare tells add what differs between two guest offsets. below gives the answers of
 // the shared layers; it is asked only where they matter.
-func (s *diffSides) compare(below func() (*region, error), stop int64, add func(Difference)) error {
-	cursorA, cursorB, cursorBelow := diffCursor{r: s.a}, diffCursor{r: s.b}, diffCursor{}
-	for at := s.a.base; at < stop; {
-		spanA, endA := cursorA.at(at)
-		spanB, endB := cursorB.at(at)
-		end := min(stop, endA, endB)
+func (s *diffSides) compare(below func() (*region, error), start, stop int64, add func(Difference)) error {
+	cursorA, cursorB, cursorBelow := s.a.cursor(), s.b.cursor(), regionCursor{}
+	for at := start; at < stop; {
+		spanA, spanB := cursorA.at(at), cursorB.at(at)
+		end := min(stop, spanA.end, spanB.end)
 		if spanA.kind == spanB.kind && (spanA.kind == extent.Unallocated || spanA.kind == extent.Zero) {
 			at = end
 			continue
 		}
-		ofA, ofB := s.place(s.a, spanA), s.place(s.b, spanB)
+		ofA, ofB := s.place(spanA), s.place(spanB)
 		if spanA.kind == extent.Unallocated || spanB.kind == extent.Unallocated {
 			if s.below == nil {
 				var err error
 				if s.below, err = below(); err != nil {
 					return err
 				}
-				cursorBelow.r = s.below
+				cursorBelow = s.below.cursor()
 			}
-			span, endBelow := cursorBelow.at(at)
-			end = min(end, endBelow)
+			span := cursorBelow.at(at)
+			end = min(end, span.end)
 			if spanA.kind == extent.Unallocated {
-				ofA = s.place(s.below, span)
+				ofA = s.place(span)
 			} else {
-				ofB = s.place(s.below, span)
+				ofB = s.place(span)
 			}
 		}
 		if ofA != InZeros || ofB != InZeros {
@@ -328,31 +317,12 @@ func (s *diffSides) compare(below func() (*region, error), stop int64, add func(
 }
 
 // place says where the bytes of a span lie.
-func (s *diffSides) place(r *region, at span) string {
+func (s *diffSides) place(at regionSpan) string {
 	if at.kind == extent.Zero || at.kind == extent.Unallocated {
 		return InZeros
 	}
 	if at.kind == extent.Damaged {
-		return InDamage + s.names[r.layers[at.layer]]
+		return InDamage + s.names[at.layer]
 	}
-	return s.names[r.layers[at.layer]]
-}
-
-// diffCursor goes along a region's spans.
-type diffCursor struct {
-	r *region
-	i int
-}
-
-// at is the span that holds a guest offset, and where it ends. Offsets only grow.
-func (c *diffCursor) at(off int64) (s span, end int64) {
-	in := off - c.r.base
-	for c.i+1 < len(c.r.spans) && int64(c.r.spans[c.i+1].start) <= in {
-		c.i++
-	}
-	end = c.r.base + regionSize
-	if c.i+1 < len(c.r.spans) {
-		end = c.r.base + int64(c.r.spans[c.i+1].start)
-	}
-	return c.r.spans[c.i], end
+	return s.names[at.layer]
 }

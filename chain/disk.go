@@ -367,33 +367,6 @@ func (d *Disk) shut() error {
 	return errors.Join(errs...)
 }
 
-// settle settles a layer's file and takes its mark away in the record, which
-// is to be committed. Called with opMu held; nobody writes the layer.
-func (d *Disk) settle(l *manifest.Layer) error {
-	return d.settleFile(d.nodes[l.ID].layer(), l)
-}
-
-// settleFile is settle for a record that gets another file.
-func (d *Disk) settleFile(file *layer, l *manifest.Layer) error {
-	if err := file.settle(); err != nil {
-		return fmt.Errorf("settle %s: %w", l.Label(), err)
-	}
-	// Holes punched after the last flush, and the time of the last write, are part
-	// of the fingerprint: a power cut must not take them back.
-	if err := file.file.Sync(); err != nil {
-		return fmt.Errorf("settle %s: %w", l.Label(), err)
-	}
-	print, err := manifest.TakeFingerprint(file.file, l.Format)
-	if err != nil {
-		return fmt.Errorf("settle %s: %w", l.Label(), err)
-	}
-	l.Fingerprint, l.Writing = print, false
-	if n := d.nodes[l.ID]; n != nil {
-		d.figures.settled(n)
-	}
-	return nil
-}
-
 // WaitJob waits until the job is no longer running and gives its last state.
 // ErrNotExist when it is neither under way nor the last one.
 func (d *Disk) WaitJob(ctx context.Context, id string) (JobStatus, error) {

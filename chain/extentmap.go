@@ -68,6 +68,8 @@ type mapper struct {
 	// made of when no other one held something there; 0 where one did.
 	upTo []int
 	next int // the step with which the next look begins
+
+	extents []extent.Extent // room for those of one layer
 }
 
 // unit is how much of the disk is looked at together: a bin, or a region where that
@@ -133,7 +135,7 @@ func (c *mapper) draw(ctx context.Context, f *figures, deadline time.Time) (*Ext
 // mapPath is the chain of a node, bottom first.
 func (f *figures) mapPath(tip *node) (path []passLayer) {
 	for n := tip; n != nil; n = n.parent() {
-		l := n.link.Load()
+		l := n.place()
 		if l.layer == nil {
 			continue
 		}
@@ -296,7 +298,7 @@ func (f *figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, 
 	section := f.readers.enter()
 	defer f.readers.exit(section)
 	for i := range path {
-		if path[i].node.link.Load() != path[i].link {
+		if path[i].node.place() != path[i].link {
 			return nil, errTreeChanged
 		}
 	}
@@ -340,7 +342,7 @@ func (f *figures) mapTouched(path []passLayer, from, to int, off int64, masks []
 	section := f.readers.enter()
 	defer f.readers.exit(section)
 	for i := from; i < to; i++ {
-		if path[i].node.link.Load() != path[i].link {
+		if path[i].node.place() != path[i].link {
 			return errTreeChanged
 		}
 		if err := touched(path, i, off); err != nil {
@@ -355,24 +357,21 @@ func (f *figures) mapTouched(path []passLayer, from, to int, off int64, masks []
 func (c *mapper) mapRegion(f *figures, path []passLayer, at int64, layer func(i int) bool) error {
 	section := f.readers.enter()
 	defer f.readers.exit(section)
-	b := builders.Get().(*regionBuilder)
-	defer b.putBack()
-	b.region = &region{base: at}
-	holes := []extent.Extent{{Start: at, Length: regionSize}}
+	b := buildRegion(at >> regionBits)
 	for i := range slices.Backward(path) {
 		if !layer(i) {
 			continue
 		}
 		p := &path[i]
-		if p.node.link.Load() != p.link {
+		if p.node.place() != p.link {
 			return errTreeChanged
 		}
 		var err error
-		if b.extents, err = p.layer.extents(b.extents[:0], at, regionSize); err != nil {
+		if c.extents, err = p.layer.extents(c.extents[:0], at, regionSize); err != nil {
 			return err
 		}
 		size := min(c.size, p.node.size())
-		for _, e := range b.extents {
+		for _, e := range c.extents {
 			switch {
 			case e.Kind == extent.Unallocated, e.Kind == extent.Zero && p.raw:
 				// Of a raw image only what is no hole counts.
@@ -384,25 +383,16 @@ func (c *mapper) mapRegion(f *figures, path []passLayer, at int64, layer func(i 
 				c.add(c.rows[i].data, e.Start, min(e.End(), size))
 			}
 		}
-		if len(holes) > 0 {
-			holes = b.fill(p.layer, holes)
+		if b.open() {
+			b.fill(p.layer, c.extents)
 		}
 	}
-	for _, h := range holes {
-		b.add(h.Start, nil, extent.Zero, 0)
-	}
-	b.finish()
-	for k, s := range b.region.spans {
+	for s := range b.finish(extent.Zero).each(at, c.size) {
 		if s.kind == extent.Zero || s.kind == extent.Damaged {
 			continue
 		}
-		stop := at + regionSize
-		if k+1 < len(b.region.spans) {
-			stop = at + int64(b.region.spans[k+1].start)
-		}
-		from := b.region.layers[s.layer]
-		i := slices.IndexFunc(path, func(p passLayer) bool { return p.layer == from })
-		c.add(c.rows[i].seen, at+int64(s.start), min(stop, c.size))
+		i := slices.IndexFunc(path, func(p passLayer) bool { return p.layer == s.layer })
+		c.add(c.rows[i].seen, s.start, s.end)
 	}
 	return nil
 }

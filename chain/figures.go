@@ -258,3 +258,13 @@ func again(tree func() (*manifest.Manifest, map[string]*node), look func() error
 		}
 	}
 }
+
+// pathDamaged says whether a layer or one below it was found damaged.
+func pathDamaged(m *manifest.Manifest, nodes map[string]*node, l *manifest.Layer) bool {
+	for ; l != nil; l = m.Layer(l.Parent) {
+		if n := nodes[l.ID]; n != nil && n.damaged() {
+			return true
+		}
+	}
+	return false
+}

@@ -49,7 +49,7 @@ func (d *Disk) flattenLayer(j *job) error {
 	if err := d.commit(m); err != nil {
 		return err
 	}
-	n.link.Store(&link{layer: n.layer()})
+	n.replace(n.layer(), nil)
 	d.figures.replaced(n)
 	d.dropRegions(n, 0, n.size())
 	d.installWithout(m, dead, nil)

@@ -122,7 +122,7 @@ func (f *figures) hidden(x, c *node) (bytes int64, known, busy bool) {
 func (f *figures) hiddenIn(n *node, off int64) (int64, error) {
 	section := f.readers.enter()
 	defer f.readers.exit(section)
-	link := n.link.Load()
+	link := n.place()
 	if link.layer == nil || link.parent == nil || link.parent.layer() == nil {
 		return 0, nil
 	}

@@ -205,10 +205,10 @@ func (v *View) ReadAt(p []byte, off int64) error {
 func (v *View) Size() int64 { return v.node.size() }
 
 // SeekData is Disk.SeekData for the view.
-func (v *View) SeekData(off int64) (int64, error) { return v.disk.seek(v.node, off, true) }
+func (v *View) SeekData(off int64) (int64, error) { return v.node.seek(&v.disk.readers, off, true) }
 
 // SeekHole is Disk.SeekHole for the view.
-func (v *View) SeekHole(off int64) (int64, error) { return v.disk.seek(v.node, off, false) }
+func (v *View) SeekHole(off int64) (int64, error) { return v.node.seek(&v.disk.readers, off, false) }
 
 // Close ends the open.
 func (v *View) Close() { v.disk.handles.remove(v.h) }

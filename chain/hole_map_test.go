@@ -49,12 +49,12 @@ func appendRun(runs []run, start, end int64) []run {
 func seekRuns(t *testing.T, d *Disk, n *node) (runs []run) {
 	t.Helper()
 	for off := int64(0); ; {
-		start, err := d.seek(n, off, true)
+		start, err := n.seek(&d.readers, off, true)
 		if err == io.EOF {
 			return runs
 		}
 		must(t, err)
-		off, err = d.seek(n, start, false)
+		off, err = n.seek(&d.readers, start, false)
 		must(t, err)
 		runs = appendRun(runs, start, off)
 	}

@@ -100,12 +100,12 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 	walk := func(n *node, extents int) {
 		found := 0
 		for off := int64(0); ; found++ {
-			at, err := d.seek(n, off, true)
+			at, err := n.seek(&d.readers, off, true)
 			if err == io.EOF {
 				break
 			}
 			must(t, err)
-			off, err = d.seek(n, at, false)
+			off, err = n.seek(&d.readers, at, false)
 			must(t, err)
 		}
 		if found < extents {

@@ -23,7 +23,15 @@ func (d *Disk) ReadAt(p []byte, off int64) error {
 	return d.leaf.Load().readLive(p, off)
 }
 
-// readLive reads the view of a layer that is being written: its own tables
+// SeekData finds the first offset at or behind off that is not in a hole of
+// the leaf's view; io.EOF when only a hole follows, or off is at or past the
+// end.
+func (d *Disk) SeekData(off int64) (int64, error) { return d.leaf.Load().seek(&d.readers, off, true) }
+
+// SeekHole finds the first offset at or behind off that is in a hole of the
+// leaf's view, the size at the latest; io.EOF when off is at or past the end.
+func (d *Disk) SeekHole(off int64) (int64, error) { return d.leaf.Load().seek(&d.readers, off, false) }
+
 // first, then what is below. It is right for a frozen one too.
 func (n *node) readLive(p []byte, off int64) error {
 	l := n.link.Load()

@@ -94,27 +94,8 @@ func newLayer(path string, f hostfs.File, s *layerState) *layer {
 // over is the writable side, nil for a frozen layer.
 func (l *layer) over() *overlay.Overlay { return l.state.Load().over }
 
-// thaw makes a frozen layer of ours writable, and returns when nobody looks at
-// it as an image any more: that takes the file as it was when it was frozen, and
-// calls an entry corrupt that names a cluster behind its end of then. Its size is
-// whole sectors then, whatever an earlier version gave it (M2).
-func (d *Disk) thaw(n *node) (*overlay.Overlay, error) {
-	l := n.layer()
-	o := l.over()
-	if o == nil {
-		var err error
-		if o, err = l.thaw(d.overlayOptions(false)); err != nil {
-			return nil, err
-		}
-		d.readers.synchronize()
-	}
-	if err := d.growWithin(o, l.size(), n.backing()); err != nil {
-		return nil, fmt.Errorf("give %s whole sectors: %w", l.path, err)
-	}
-	return o, nil
-}
-
-// thaw is Disk.thaw without the waiting. The layer's record is marked as being
+// thaw makes a frozen layer of ours writable. Who has it as an image may still look at it:
+// that takes the file as it was when it was frozen. The layer's record is marked as being
 // written, durably, before (M16).
 func (l *layer) thaw(options overlay.OverlayOptions) (*overlay.Overlay, error) {
 	if o := l.over(); o != nil {

@@ -514,7 +514,7 @@ func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *node, parent *node
 		other = n.layer()
 	}
 	d.gate.Lock()
-	n.link.Store(&link{layer: file, parent: parent})
+	n.replace(file, parent)
 	d.move = nil
 	d.gate.Unlock()
 	d.figures.replaced(n)

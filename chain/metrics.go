@@ -129,15 +129,6 @@ func (d *Disk) Metrics() Metrics {
 	return m
 }
 
-func (c *regionCache) metrics() CacheMetrics {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return CacheMetrics{
-		Hits: c.hits.Load(), Misses: c.misses.Load(), Evictions: c.evictions.Load(),
-		Bytes: c.bytes, Limit: c.limit,
-	}
-}
-
 func (d *Disk) layerMetrics() []LayerMetrics {
 	layers := d.Layers()
 	m, nodes := d.tree()

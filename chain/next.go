@@ -69,21 +69,6 @@ func (l *layer) nextOwn(off int64) (int64, error) {
 	return next, err
 }
 
-// nextOfPath is the same for all layers of a path, whatever hides what.
-func nextOfPath(path []passLayer, off int64) (int64, error) {
-	best := int64(math.MaxInt64)
-	for i := range path {
-		next, err := path[i].layer.nextOwn(off)
-		if err != nil {
-			return 0, err
-		}
-		if best = min(best, next); best <= off {
-			break
-		}
-	}
-	return best, nil
-}
-
 // nextRegions is how many regions Next looks at at once.
 const nextRegions = 64
 

@@ -30,6 +30,13 @@ type link struct {
 	parent *node  // nil at the bottom
 }
 
+// place is what the node stands for at this moment.
+func (n *node) place() link { return *n.link.Load() }
+
+// replace has the node stand for another layer, or for one on another parent. What was
+// resolved through it is the caller's to drop.
+func (n *node) replace(l *layer, parent *node) { n.link.Store(&link{layer: l, parent: parent}) }
+
 func newNode(id string, l *layer, parent *node, cache *regionCache) *node {
 	n := &node{id: id, cache: cache}
 	n.link.Store(&link{layer: l, parent: parent})
@@ -103,40 +110,18 @@ func (n *node) IsZero(off, length int64) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		in := off & (regionSize - 1)
-		stop := min(end-off, regionSize-in) + in
-		for i := r.find(uint32(in)); i < len(r.spans) && int64(r.spans[i].start) < stop; i++ {
-			if r.spans[i].kind != extent.Zero {
+		stop := min(end, r.base+regionSize)
+		for s := range r.each(off, stop) {
+			if s.kind != extent.Zero {
 				return false, nil
 			}
 		}
-		off += stop - in
+		off = stop
 		if off < end {
 			var err error
 			if off, err = n.nextHeld(off); err != nil {
 				return false, err
 			}
-		}
-	}
-	return true, nil
-}
-
-// isZeroLive is IsZero for a layer that is being written.
-func (n *node) isZeroLive(off, length int64) (bool, error) {
-	l := n.link.Load()
-	extents, err := l.layer.extents(nil, off, length)
-	if err != nil {
-		return false, err
-	}
-	for _, e := range extents {
-		switch {
-		case e.Kind == extent.Zero || e.Kind == extent.Unallocated && l.parent == nil:
-		case e.Kind == extent.Unallocated:
-			if zero, err := l.parent.IsZero(e.Start, e.Length); err != nil || !zero {
-				return false, err
-			}
-		default:
-			return false, nil
 		}
 	}
 	return true, nil
@@ -150,15 +135,10 @@ func (n *node) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, err
 		if err != nil {
 			return dst, err
 		}
-		base := off &^ (regionSize - 1)
-		stop := min(end, base+regionSize)
-		for i := r.find(uint32(off - base)); i < len(r.spans) && base+int64(r.spans[i].start) < stop; i++ {
-			next := stop
-			if i+1 < len(r.spans) {
-				next = min(stop, base+int64(r.spans[i+1].start))
-			}
-			e := extent.Extent{Start: off, Length: next - off, Kind: extent.Zero}
-			if r.spans[i].kind != extent.Zero {
+		stop := min(end, r.base+regionSize)
+		for s := range r.each(off, stop) {
+			e := extent.Extent{Start: s.start, Length: s.end - s.start, Kind: extent.Zero}
+			if s.kind != extent.Zero {
 				e.Kind = extent.Data
 			}
 			if k := len(dst); k > 0 && dst[k-1].Kind == e.Kind && dst[k-1].End() == e.Start {
@@ -166,8 +146,8 @@ func (n *node) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, err
 			} else {
 				dst = append(dst, e)
 			}
-			off = next
 		}
+		off = stop
 		if off == end {
 			break
 		}
@@ -186,16 +166,3 @@ func (n *node) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, err
 	}
 	return dst, nil
 }
-
-// ownSource is a node as the source of a merge of its layer alone: the
-// layer's own extents, with the content as the node's view has it.
-type ownSource struct{ *node }
-
-func (s ownSource) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
-	return s.layer().extents(dst, off, length)
-}
-
-// liveSource is ownSource for a layer that is, or may be, written meanwhile.
-type liveSource struct{ ownSource }
-
-func (s liveSource) ReadAt(p []byte, off int64) error { return s.readLive(p, off) }

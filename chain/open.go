@@ -123,7 +123,7 @@ func newDisk(dir string, o OpenOptions) *Disk {
 	d := &Disk{
 		fs: o.FS, dir: dir, readOnly: o.ReadOnly, log: o.Log,
 		nodes: make(map[string]*node),
-		cache: &regionCache{limit: o.CacheBytes},
+		cache: newRegionCache(o.CacheBytes),
 	}
 	d.flushes.disk = d
 	d.handles.init()
@@ -246,7 +246,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	}
 	for _, rec := range d.manifest.Layers {
 		n := d.nodes[rec.ID]
-		n.link.Store(&link{layer: n.layer(), parent: d.nodes[rec.Parent]})
+		n.replace(n.layer(), d.nodes[rec.Parent])
 	}
 	d.leaf.Store(d.nodes[d.manifest.Leaf])
 	for _, rec := range d.manifest.Layers {

@@ -3,8 +3,6 @@ package chain
 import (
 	"fmt"
 	"time"
-
-	"varve/overlay/extent"
 )
 
 // PeekView fills p from a layer's view, by layer id, without opening it: a delete
@@ -61,32 +59,10 @@ func (d *Disk) dataBytesOfRegion(id string, off, end int64) (bytes, next int64, 
 	if next, err := n.nextHeld(off); err != nil || next > off {
 		return 0, min(next, end), err
 	}
-	i := off >> regionBits
-	var r *region
-	if n.frozen() {
-		r = n.regions.get(i)
+	r, err := n.peek(off >> regionBits)
+	if err != nil {
+		return 0, off, err
 	}
-	if r == nil {
-		if r, err = n.resolve(i); err != nil {
-			return 0, off, err
-		}
-	}
-	next = min(end, r.base+regionSize)
-	return r.dataBetween(off-r.base, next-r.base), next, nil
-}
-
-// dataBetween is how much of a region is data from one offset within it to another.
-func (r *region) dataBetween(from, to int64) int64 {
-	var total int64
-	for i := r.find(uint32(from)); i < len(r.spans) && int64(r.spans[i].start) < to; i++ {
-		if k := r.spans[i].kind; k == extent.Zero || k == extent.Damaged {
-			continue
-		}
-		stop := to
-		if i+1 < len(r.spans) {
-			stop = min(to, int64(r.spans[i+1].start))
-		}
-		total += stop - max(from, int64(r.spans[i].start))
-	}
-	return total
+	next = min(end, (off>>regionBits+1)<<regionBits)
+	return r.dataBetween(off, next), next, nil
 }

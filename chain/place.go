@@ -25,42 +25,10 @@ func (n *node) Place(off, length int64) (f hostfs.File, host, run int64, err err
 	if err != nil {
 		return nil, 0, 0, err
 	}
-	in := uint32(off - r.base)
-	i := r.find(in)
-	end := int64(regionSize)
-	if i+1 < len(r.spans) {
-		end = int64(r.spans[i+1].start)
-	}
-	s := r.spans[i]
-	run = min(length, end-int64(in))
+	s := r.whole(r.find(uint32(off - r.base)))
+	run = min(length, s.end-off)
 	if s.kind != extent.Data {
 		return nil, 0, run, nil
 	}
-	return r.layers[s.layer].file, s.host + int64(in-s.start), run, nil
-}
-
-// placeLive is Place for a layer that is, or may be, written meanwhile.
-func (n *node) placeLive(off, length int64) (f hostfs.File, host, run int64, err error) {
-	l := n.link.Load()
-	if l.layer == nil {
-		return l.parent.Place(off, length)
-	}
-	o := l.layer.over()
-	if o == nil || off >= o.Size() {
-		return nil, 0, length, nil
-	}
-	extents, err := o.Map(nil, off, min(length, o.Size()-off))
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	e := extents[0]
-	if e.Kind != extent.Data {
-		return nil, 0, e.Length, nil
-	}
-	return l.layer.file, e.Host, e.Length, nil
-}
-
-// Place is that of the content as liveSource reads it.
-func (s liveSource) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
-	return s.placeLive(off, length)
+	return s.layer.file, s.host + off - s.start, run, nil
 }

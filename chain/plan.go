@@ -452,11 +452,9 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 		}
 		off &^= regionSize - 1
 		next = off + regionSize
-		r := parent.regions.get(off >> regionBits)
-		if r == nil {
-			if r, err = parent.resolve(off >> regionBits); err != nil {
-				return off, err
-			}
+		r, err := parent.peek(off >> regionBits)
+		if err != nil {
+			return off, err
 		}
 		if r.dataBytes(size) == 0 {
 			return next, nil
@@ -467,7 +465,7 @@ func (d *Disk) missing(n *node) (total int64, err error) {
 		}
 		for _, e := range extents {
 			if e.Kind == extent.Unallocated {
-				total += r.dataBetween(e.Start-off, e.End()-off)
+				total += r.dataBetween(e.Start, e.End())
 			}
 		}
 		return next, nil

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"cmp"
+	"iter"
 	"math"
 	"slices"
 	"sync"
@@ -272,91 +273,95 @@ func (n *node) region(i int64) (*region, error) {
 // those above left open, and stops at a view whose region is resolved.
 func (n *node) resolve(i int64) (*region, error) {
 	n.cache.steps.Inc()
-	r := &region{base: i << regionBits, node: n, at: i}
-	b := builders.Get().(*regionBuilder)
-	defer b.putBack()
-	b.region = r
-	holes := []extent.Extent{{Start: r.base, Length: regionSize}}
-	for at := n; at != nil && len(holes) > 0; {
+	b := buildRegion(i)
+	for at := n; at != nil && b.open(); {
 		if at != n && !at.absorbing.Load() {
 			if below := at.regions.get(i); below != nil {
-				b.take(below, holes)
-				holes = nil
+				b.take(below)
 				break
 			}
 		}
 		l := at.link.Load()
 		if l.layer != nil {
-			var err error
-			if holes, err = b.ask(l.layer, holes); err != nil {
+			if err := b.ask(l.layer); err != nil {
 				return nil, err
 			}
 		}
 		at = l.parent
 	}
-	for _, h := range holes {
-		b.add(h.Start, nil, extent.Zero, 0)
-	}
-	b.finish()
+	r := b.finish(extent.Zero)
+	r.node = n
 	return r, nil
+}
+
+// regionBuilder makes a region of what layers say, from the top down: what one says
+// stands, what it leaves open the next one is asked.
+type regionBuilder struct {
+	region  *region
+	holes   []extent.Extent // what no layer has said anything of, in order
+	spare   []extent.Extent // room for the next list of holes
+	pieces  []span
+	extents []extent.Extent
+	last    *layer
+	lastAt  uint16
 }
 
 // builders keep the room that a resolution needs besides its result: of a region
 // in small pieces that is ten times as much.
 var builders = sync.Pool{New: func() any { return new(regionBuilder) }}
 
-func (b *regionBuilder) putBack() {
-	b.pieces, b.extents = b.pieces[:0], b.extents[:0]
-	b.region, b.last = nil, nil // they hold layers, and these their files
-	builders.Put(b)
+// buildRegion begins the region with an index. End it with finish, but after an error.
+func buildRegion(i int64) *regionBuilder {
+	b := builders.Get().(*regionBuilder)
+	b.region = &region{base: i << regionBits, at: i}
+	b.holes = append(b.holes[:0], extent.Extent{Start: b.region.base, Length: regionSize})
+	return b
 }
 
-type regionBuilder struct {
-	region  *region
-	pieces  []span
-	extents []extent.Extent
-	spare   []extent.Extent // room for the next list of holes
-	last    *layer
-	lastAt  uint16
-}
+// open says whether something is not answered yet.
+func (b *regionBuilder) open() bool { return len(b.holes) > 0 }
 
-// ask maps the holes by one layer; what it leaves unallocated stays a hole. It
-// asks once for the stretch from the first hole to the last: with every upper
-// layer there are more of them, and each question is a read of the file.
-func (b *regionBuilder) ask(l *layer, holes []extent.Extent) ([]extent.Extent, error) {
-	start, end := holes[0].Start, holes[len(holes)-1].End()
+// ask has a layer answer what is open. It asks once for the stretch from the first hole
+// to the last: with every upper layer there are more of them, and each question is a
+// read of the file.
+func (b *regionBuilder) ask(l *layer) error {
+	start, end := b.holes[0].Start, b.holes[len(b.holes)-1].End()
 	var err error
 	if b.extents, err = l.extents(b.extents[:0], start, end-start); err == nil {
-		return b.fill(l, holes), nil
-	} else if len(holes) == 1 {
-		return nil, err
+		b.fill(l, b.extents)
+		return nil
+	} else if len(b.holes) == 1 {
+		return err
 	}
 	// A place that the host cannot tell of is nobody's concern where the layers above
 	// hide it.
+	holes := slices.Clone(b.holes)
 	var left []extent.Extent
 	for _, h := range holes {
 		if b.extents, err = l.extents(b.extents[:0], h.Start, h.Length); err != nil {
-			return nil, err
+			return err
 		}
-		left = append(left, b.fill(l, []extent.Extent{h})...)
+		b.holes = append(b.holes[:0], h)
+		b.fill(l, b.extents)
+		left = append(left, b.holes...)
 	}
-	return left, nil
+	b.holes = left
+	return nil
 }
 
-// fill adds what of b.extents lies in the holes, both being in order and the
-// holes within the extents, and gives what is left of the holes.
-func (b *regionBuilder) fill(l *layer, holes []extent.Extent) []extent.Extent {
-	if len(b.extents) == 1 && b.extents[0].Kind == extent.Unallocated {
-		return holes
+// fill takes what extents of a layer, in order and without gaps, say of what is open.
+func (b *regionBuilder) fill(l *layer, extents []extent.Extent) {
+	if len(extents) == 1 && extents[0].Kind == extent.Unallocated {
+		return
 	}
 	left := b.spare[:0]
 	i := 0
-	for _, h := range holes {
-		for b.extents[i].End() <= h.Start {
+	for _, h := range b.holes {
+		for extents[i].End() <= h.Start {
 			i++
 		}
-		for k := i; k < len(b.extents) && b.extents[k].Start < h.End(); k++ {
-			e := b.extents[k]
+		for k := i; k < len(extents) && extents[k].Start < h.End(); k++ {
+			e := extents[k]
 			start, end := max(e.Start, h.Start), min(e.End(), h.End())
 			if e.Kind == extent.Unallocated {
 				left = append(left, extent.Extent{Start: start, Length: end - start})
@@ -368,13 +373,12 @@ func (b *regionBuilder) fill(l *layer, holes []extent.Extent) []extent.Extent {
 			b.add(start, l, e.Kind, e.Host)
 		}
 	}
-	b.spare = holes // nobody needs the old list any more
-	return left
+	b.holes, b.spare = left, b.holes
 }
 
-// take fills holes from the resolved region of a view below.
-func (b *regionBuilder) take(below *region, holes []extent.Extent) {
-	for _, h := range holes {
+// take answers all that is open from the resolved region of a view below.
+func (b *regionBuilder) take(below *region) {
+	for _, h := range b.holes {
 		in, end := uint32(h.Start-below.base), uint32(h.End()-below.base)
 		for i := below.find(in); i < len(below.spans) && below.spans[i].start < end; i++ {
 			s := below.spans[i]
@@ -391,6 +395,7 @@ func (b *regionBuilder) take(below *region, holes []extent.Extent) {
 			b.add(below.base+int64(s.start), l, s.kind, s.host)
 		}
 	}
+	b.holes = b.holes[:0]
 }
 
 func (b *regionBuilder) add(start int64, l *layer, kind extent.Kind, host int64) {
@@ -414,21 +419,109 @@ func (b *regionBuilder) index(l *layer) uint16 {
 	return b.lastAt
 }
 
-// finish sorts the pieces and joins those that continue each other.
-func (b *regionBuilder) finish() {
+// finish gives the region, with one answer for all that is still open. The builder is
+// not to be used any more.
+func (b *regionBuilder) finish(rest extent.Kind) *region {
+	for _, h := range b.holes {
+		b.add(h.Start, nil, rest, 0)
+	}
+	// Pieces that continue each other are one span.
 	p := b.pieces
 	slices.SortFunc(p, func(a, b span) int { return cmp.Compare(a.start, b.start) })
 	out := p[:0]
 	for _, s := range p {
 		if n := len(out); n > 0 {
 			last := &out[n-1]
-			if s.kind == last.kind && (s.kind == extent.Zero || s.kind == extent.Damaged && s.layer == last.layer ||
+			if s.kind == last.kind && (s.kind == extent.Zero || s.kind == extent.Unallocated || s.kind == extent.Damaged && s.layer == last.layer ||
 				s.kind == extent.Data && s.layer == last.layer && s.host-last.host == int64(s.start-last.start)) {
 				continue
 			}
 		}
 		out = append(out, s)
 	}
-	b.region.spans = append(make([]span, 0, len(out)), out...)
-	b.region.layers = slices.Clip(b.region.layers)
+	r := b.region
+	r.spans = append(make([]span, 0, len(out)), out...)
+	r.layers = slices.Clip(r.layers)
+	b.pieces, b.extents = b.pieces[:0], b.extents[:0]
+	b.region, b.last = nil, nil // they hold layers, and these their files
+	builders.Put(b)
+	return r
 }
+
+// regionSpan is a run of guest bytes with one answer.
+type regionSpan struct {
+	start, end int64  // guest offsets
+	layer      *layer // nil for zeros, and for what nobody was asked of
+	kind       extent.Kind
+	host       int64 // of Data, in the layer's file
+}
+
+// whole is span i of a region.
+func (r *region) whole(i int) regionSpan {
+	s := r.spans[i]
+	w := regionSpan{start: r.base + int64(s.start), end: r.base + regionSize, kind: s.kind, host: s.host}
+	if i+1 < len(r.spans) {
+		w.end = r.base + int64(r.spans[i+1].start)
+	}
+	if s.kind != extent.Zero && s.kind != extent.Unallocated {
+		w.layer = r.layers[s.layer]
+	}
+	return w
+}
+
+// each gives the spans of a region that have a byte of [from, to), cut to it.
+func (r *region) each(from, to int64) iter.Seq[regionSpan] {
+	return func(yield func(regionSpan) bool) {
+		from := max(from, r.base)
+		to := min(to, r.base+regionSize)
+		if from >= to {
+			return
+		}
+		for i := r.find(uint32(from - r.base)); i < len(r.spans); i++ {
+			s := r.whole(i)
+			if s.start >= to {
+				return
+			}
+			if s.start < from {
+				if s.kind == extent.Data {
+					s.host += from - s.start
+				}
+				s.start = from
+			}
+			s.end = min(s.end, to)
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// cursor begins at a region's start.
+func (r *region) cursor() regionCursor { return regionCursor{r: r} }
+
+// regionCursor goes along a region's spans.
+type regionCursor struct {
+	r *region
+	i int
+}
+
+// at is the span that holds a guest offset. Offsets only grow.
+func (c *regionCursor) at(off int64) regionSpan {
+	in := off - c.r.base
+	for c.i+1 < len(c.r.spans) && int64(c.r.spans[c.i+1].start) <= in {
+		c.i++
+	}
+	return c.r.whole(c.i)
+}
+
+// metrics are the figures of the cache.
+func (c *regionCache) metrics() CacheMetrics {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return CacheMetrics{
+		Hits: c.hits.Load(), Misses: c.misses.Load(), Evictions: c.evictions.Load(),
+		Bytes: c.bytes, Limit: c.limit,
+	}
+}
+
+func newRegionCache(limit int64) *regionCache { return &regionCache{limit: limit} }

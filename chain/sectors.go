@@ -105,7 +105,7 @@ func isOwnFile(path string) bool {
 // viewOfImages is the view of a chain of open images, top first; nil for none.
 func viewOfImages(images []*foreignImage) *node {
 	var top *node
-	cache := &regionCache{limit: defaultCacheBytes}
+	cache := newRegionCache(defaultCacheBytes)
 	for i := len(images) - 1; i >= 0; i-- {
 		top = newNode("", newLayer(images[i].path, images[i].image.File(), &layerState{Layer: images[i].image}), top, cache)
 	}

@@ -1,0 +1,58 @@
+package chain
+
+import (
+	"fmt"
+
+	"varve/chain/manifest"
+	"varve/overlay"
+)
+
+// Between rest and work: a frozen layer becomes writable for a job, and what was
+// written comes to rest.
+
+// thaw makes a frozen layer of ours writable, and returns when nobody looks at
+// it as an image any more: that takes the file as it was when it was frozen, and
+// calls an entry corrupt that names a cluster behind its end of then. Its size is
+// whole sectors then, whatever an earlier version gave it (M2).
+func (d *Disk) thaw(n *node) (*overlay.Overlay, error) {
+	l := n.layer()
+	o := l.over()
+	if o == nil {
+		var err error
+		if o, err = l.thaw(d.overlayOptions(false)); err != nil {
+			return nil, err
+		}
+		d.readers.synchronize()
+	}
+	if err := d.growWithin(o, l.size(), n.backing()); err != nil {
+		return nil, fmt.Errorf("give %s whole sectors: %w", l.path, err)
+	}
+	return o, nil
+}
+
+// settle settles a layer's file and takes its mark away in the record, which
+// is to be committed. Called with opMu held; nobody writes the layer.
+func (d *Disk) settle(l *manifest.Layer) error {
+	return d.settleFile(d.nodes[l.ID].layer(), l)
+}
+
+// settleFile is settle for a record that gets another file.
+func (d *Disk) settleFile(file *layer, l *manifest.Layer) error {
+	if err := file.settle(); err != nil {
+		return fmt.Errorf("settle %s: %w", l.Label(), err)
+	}
+	// Holes punched after the last flush, and the time of the last write, are part
+	// of the fingerprint: a power cut must not take them back.
+	if err := file.file.Sync(); err != nil {
+		return fmt.Errorf("settle %s: %w", l.Label(), err)
+	}
+	print, err := manifest.TakeFingerprint(file.file, l.Format)
+	if err != nil {
+		return fmt.Errorf("settle %s: %w", l.Label(), err)
+	}
+	l.Fingerprint, l.Writing = print, false
+	if n := d.nodes[l.ID]; n != nil {
+		d.figures.settled(n)
+	}
+	return nil
+}
