@@ -81,7 +81,7 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 		return err
 	}
 	from := c.layer().over()
-	x.absorbing.Store(true)
+	x.setAbsorbing(true)
 	d.figures.moving(x, c)
 	d.readers.synchronize() // nobody is about to keep a region of x
 	d.cache.drop(map[*node]bool{x: true}, 0, math.MaxInt64/2)
@@ -137,7 +137,7 @@ func (d *Disk) stopAbsorbing(m *manifest.Manifest) (failed error) {
 	for _, rec := range m.Layers {
 		over := d.nodes[rec.ID].layer().over()
 		parent := d.nodes[rec.ID].parent()
-		if over == nil || parent == nil || !parent.absorbing.Load() {
+		if over == nil || parent == nil || !parent.isAbsorbing() {
 			continue
 		}
 		// Where that fails, the next flush of c flushes x before it.
@@ -148,7 +148,7 @@ func (d *Disk) stopAbsorbing(m *manifest.Manifest) (failed error) {
 		}
 		// Nobody writes x any more, and nobody may look for what moved where it
 		// was: settling punches it, also when only that flush succeeds.
-		parent.absorbing.Store(false)
+		parent.setAbsorbing(false)
 		d.figures.moving(parent, d.nodes[rec.ID])
 		d.dropRegions(d.nodes[rec.ID], 0, math.MaxInt64/2)
 		d.readers.synchronize()
@@ -161,11 +161,11 @@ func (d *Disk) stopAbsorbing(m *manifest.Manifest) (failed error) {
 func (d *Disk) copyDown(j *job, x, c *node) error {
 	into, from := x.layer().over(), c.layer().over()
 	below := x.backing()
-	source := liveSource{ownSource{c}}
+	source := c.aloneLive()
 	held := func(off int64) (int64, error) {
 		section := d.readers.enter()
 		defer d.readers.exit(section)
-		held, _, err := heldBytes(source.ownSource, nil, off)
+		held, _, err := heldBytes(c.alone(), nil, off)
 		return held, err
 	}
 	part := func(off, length int64) (moved int64, err error) {

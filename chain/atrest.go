@@ -125,7 +125,7 @@ func (a *AtRest) open(fs hostfs.FS, top, format string, deadline time.Time) erro
 			return err
 		}
 		digest.add(info, format)
-		layers = append(layers, newLayer(path, image.File(), &layerState{Layer: image}))
+		layers = append(layers, newFrozen(path, image))
 		if path, format, err = backingOf(path, image.Header()); err != nil {
 			return err
 		}

@@ -77,21 +77,24 @@ type liveCount struct {
 // regionCount is what is counted of a region, which has 16 MiB.
 type regionCount struct{ more, own, hides int32 }
 
+// countChunk is how many counts of regions stand together.
+const countChunk = 256
+
 // regionCounts has those of the regions in which something was counted, and none of a
 // hole.
-type regionCounts map[int64]*[chunkRegions]regionCount
+type regionCounts map[int64]*[countChunk]regionCount
 
 // at is the place of a region's count.
 func (c *regionCounts) at(i int64) *regionCount {
 	if *c == nil {
 		*c = make(regionCounts)
 	}
-	chunk := (*c)[i/chunkRegions]
+	chunk := (*c)[i/countChunk]
 	if chunk == nil {
-		chunk = new([chunkRegions]regionCount)
-		(*c)[i/chunkRegions] = chunk
+		chunk = new([countChunk]regionCount)
+		(*c)[i/countChunk] = chunk
 	}
-	return &chunk[i%chunkRegions]
+	return &chunk[i%countChunk]
 }
 
 func (c *liveCount) put(i int64, now regionCount) {
@@ -118,7 +121,7 @@ func (f *figures) view(n *node, until time.Time) (bytes int64, ok bool, err erro
 	}
 	below, known := int64(0), true
 	if parent != nil {
-		if below, known = f.of(parent).view.get(parent.layer()); !known || parent.absorbing.Load() {
+		if below, known = f.of(parent).view.get(parent.layer()); !known || parent.isAbsorbing() {
 			return c.view.last.Load(), false, nil
 		}
 	}
@@ -166,12 +169,12 @@ func (c *liveCount) of(l *layer, parent *node) bool { return c.layer == l && c.p
 // c.mu held.
 func (f *figures) recountLive(c *liveCount, n *node, l *layer, parent *node, until time.Time) (done bool, err error) {
 	over := l.over()
-	if over == nil || !c.of(l, parent) || parent != nil && parent.absorbing.Load() {
+	if over == nil || !c.of(l, parent) || parent != nil && parent.isAbsorbing() {
 		return false, nil
 	}
 	size := n.size()
 	for at, more := over.NextChanged(0); more; at, more = over.NextChanged(at + regionSize) {
-		f.steps.Inc()
+		f.cache.step()
 		// Asked before it is counted: a change while it is makes the next look
 		// count again.
 		if !over.TakeChanged(at) {

@@ -157,7 +157,7 @@ func (f *figures) recountLeaf(ctx context.Context) error {
 		if done || err != nil || !known {
 			return err
 		}
-		if p := n.parent(); p != nil && p.absorbing.Load() {
+		if p := n.parent(); p != nil && p.isAbsorbing() {
 			return nil
 		}
 		f.counter.rest(time.Since(started))
@@ -236,7 +236,7 @@ func (f *figures) countPath(ctx context.Context, tip *node) error {
 // is something to count.
 func (f *figures) passPath(tip *node) (path []passLayer, need bool) {
 	for n := tip; n != nil; n = n.parent() {
-		if n.absorbing.Load() {
+		if n.isAbsorbing() {
 			return nil, false // until the merge ends
 		}
 		link := n.place()
@@ -247,7 +247,7 @@ func (f *figures) passPath(tip *node) (path []passLayer, need bool) {
 		p := passLayer{node: n, counts: c, link: link, layer: link.layer, over: link.layer.over(),
 			view: c.view.forgotten.Load(), ownOf: c.own.forgotten.Load(), hidesOf: c.hides.forgotten.Load()}
 		p.live = p.over != nil && n == f.leaf()
-		p.raw = p.over == nil && link.layer.header() == nil
+		p.raw = link.layer.raw()
 		if p.live {
 			c.live.mu.Lock()
 			p.unknown = !c.live.of(link.layer, link.parent)
@@ -270,11 +270,11 @@ func (f *figures) passPath(tip *node) (path []passLayer, need bool) {
 // anything, the regions in which one that is to be counted does, and says where to go
 // on.
 func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err error) {
-	f.steps.Inc()
+	f.cache.step()
 	section := f.readers.enter()
 	defer f.readers.exit(section)
 	for i := range path {
-		if p := &path[i]; p.node.place() != p.link || p.node.absorbing.Load() {
+		if p := &path[i]; p.node.place() != p.link || p.node.isAbsorbing() {
 			return off, errTreeChanged
 		}
 	}
@@ -328,11 +328,8 @@ func nextOfPath(path []passLayer, off int64) (int64, error) {
 // touched asks a layer of the path in which regions it maps something.
 func touched(path []passLayer, i int, off int64) (err error) {
 	p := &path[i]
-	p.touched = ^uint64(0)
-	if t, ok := p.layer.state.Load().Layer.(interface{ Touched(int64) (uint64, error) }); ok {
-		if p.touched, err = t.Touched(off); err != nil {
-			return err
-		}
+	if p.touched, err = p.layer.touched(off); err != nil {
+		return err
 	}
 	if i > 0 && path[i-1].node.size() > p.node.size() {
 		// What is below shows no further than this layer goes (M2).
@@ -418,7 +415,7 @@ func (f *figures) keepCounts(path []passLayer) {
 		p := &path[i]
 		view, known := p.counts.view.get(p.layer)
 		switch {
-		case p.node.place() != p.link || p.node.absorbing.Load():
+		case p.node.place() != p.link || p.node.isAbsorbing():
 			return
 		case p.live:
 			if c := &p.counts.live; p.unknown {

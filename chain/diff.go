@@ -170,7 +170,7 @@ func (x *Diff) Next(dst []Difference, until time.Time) (list []Difference, more 
 
 // region compares one region and tells add of what differs.
 func (x *Diff) region(add func(Difference)) error {
-	x.disk.cache.steps.Inc()
+	x.disk.cache.step()
 	section := x.disk.readers.enter()
 	defer x.disk.readers.exit(section)
 	a, err := x.node(x.A)

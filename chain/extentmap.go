@@ -141,7 +141,7 @@ func (f *figures) mapPath(tip *node) (path []passLayer) {
 		}
 		c := f.of(n)
 		p := passLayer{node: n, counts: c, link: l, layer: l.layer, over: l.layer.over(), ownOf: c.own.forgotten.Load()}
-		p.raw = p.over == nil && l.layer.header() == nil
+		p.raw = l.layer.raw()
 		path = append(path, p)
 	}
 	slices.Reverse(path)
@@ -151,7 +151,7 @@ func (f *figures) mapPath(tip *node) (path []passLayer) {
 // frozenPart is how many layers of a path, from the bottom, nobody writes.
 func frozenPart(path []passLayer) (keys []mapKey) {
 	for i := range path {
-		if path[i].over != nil || path[i].node.absorbing.Load() {
+		if path[i].over != nil || path[i].node.isAbsorbing() {
 			break
 		}
 		keys = append(keys, mapKey{path[i].node.id, path[i].ownOf})
@@ -232,7 +232,7 @@ func (c *mapper) look(f *figures, path []passLayer, off int64) error {
 	}
 	regions := func(visit func(u *mapUnit, at int64, layer func(i int) bool) error) error {
 		for _, chunk := range chunks {
-			f.steps.Inc()
+			f.cache.step()
 			for bit := range int64(qcow2.TouchedSpans) {
 				at := chunk.off + bit<<regionBits
 				if at >= end {
@@ -306,7 +306,7 @@ func (f *figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, 
 		if at, err = nextOfPath(path, at); err != nil || at >= end {
 			break
 		}
-		f.steps.Inc()
+		f.cache.step()
 		at = off + (at-off)&^(mapChunk-1)
 		list = append(list, mapPiece{at, make([]uint64, len(path))})
 		at += mapChunk

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"varve/chain/manifest"
-	"varve/overlay/measure"
 )
 
 // figures are what people are told of bytes: how many a view has, how many a layer maps,
@@ -24,7 +23,7 @@ type figures struct {
 	layers  func() []LayerStatus // as Disk.Layers
 	store   func()               // has what was counted recorded
 	readers *grace
-	steps   *measure.Counter
+	cache   *regionCache
 	log     *slog.Logger
 
 	counter counter
@@ -45,7 +44,7 @@ type nodeFigures struct {
 func newFigures(d *Disk) *figures {
 	f := &figures{
 		tree: d.tree, leaf: d.leaf.Load, layers: d.Layers, store: d.storeCounts,
-		readers: &d.readers, steps: &d.cache.steps, log: d.log,
+		readers: &d.readers, cache: d.cache, log: d.log,
 		byNode: make(map[*node]*nodeFigures),
 	}
 	f.counter.init(f)

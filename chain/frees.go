@@ -126,7 +126,7 @@ func (f *figures) hiddenIn(n *node, off int64) (int64, error) {
 	if link.layer == nil || link.parent == nil || link.parent.layer() == nil {
 		return 0, nil
 	}
-	below, err := ownSource{link.parent}.Map(nil, off, regionSize)
+	below, err := link.parent.alone().Map(nil, off, regionSize)
 	if err != nil {
 		return 0, err
 	}

@@ -9,7 +9,6 @@ import (
 
 	"varve/overlay/hostfs"
 	"varve/overlay/procs"
-	"varve/overlay/qcow2"
 )
 
 // handleWait is how long a revert or a delete waits for handles to go: the
@@ -225,7 +224,7 @@ func (d *Disk) EachHostFile(f func(id string, file hostfs.File)) {
 		if n == nil || n.layer() == nil {
 			continue
 		}
-		if i, ok := n.layer().state.Load().Layer.(*qcow2.Image); ok && i.Header() == nil {
+		if i := n.layer().image(); i != nil && i.Header() == nil {
 			f(rec.ID, i.File())
 		}
 	}

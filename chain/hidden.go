@@ -59,11 +59,11 @@ func (d *Disk) punchHidden(j *job, x, c *node) error {
 func (d *Disk) hiddenExtents(dst []extent.Extent, x, c *node, off, length int64) ([]extent.Extent, error) {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
-	below, err := ownSource{x}.Map(nil, off, length)
+	below, err := x.alone().Map(nil, off, length)
 	if err != nil {
 		return nil, err
 	}
-	above, err := ownSource{c}.Map(nil, off, length)
+	above, err := c.alone().Map(nil, off, length)
 	if err != nil {
 		return nil, err
 	}

@@ -92,10 +92,10 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 	ctx := context.Background()
 	steps = make(map[string]int64)
 	do := func(name string, f func()) {
-		before := d.cache.steps.Load() + host.looks.Load()
+		before := d.cache.stepsTaken() + host.looks.Load()
 		f()
 		names = append(names, name)
-		steps[name] = d.cache.steps.Load() + host.looks.Load() - before
+		steps[name] = d.cache.stepsTaken() + host.looks.Load() - before
 	}
 	walk := func(n *node, extents int) {
 		found := 0

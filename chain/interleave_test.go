@@ -362,7 +362,7 @@ func TestCancelMeetsAReader(t *testing.T) {
 	reader := reading(t, d, 2, 4<<20, 20000)
 	stop.Reached()
 	must(t, d.moveStep(4<<20+moveStep, func() error {
-		if _, err := into.Overwrite(liveSource{ownSource{c}}, 4<<20, moveStep, x.backing()); err != nil {
+		if _, err := into.Overwrite(c.aloneLive(), 4<<20, moveStep, x.backing()); err != nil {
 			return err
 		}
 		return from.Unmap(4<<20, moveStep)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"varve/overlay"
-	"varve/overlay/extent"
 )
 
 // discardPiece is how much of a long discard or reservation passes the gate at
@@ -31,57 +30,6 @@ func (d *Disk) SeekData(off int64) (int64, error) { return d.leaf.Load().seek(&d
 // SeekHole finds the first offset at or behind off that is in a hole of the
 // leaf's view, the size at the latest; io.EOF when off is at or past the end.
 func (d *Disk) SeekHole(off int64) (int64, error) { return d.leaf.Load().seek(&d.readers, off, false) }
-
-// first, then what is below. It is right for a frozen one too.
-func (n *node) readLive(p []byte, off int64) error {
-	l := n.link.Load()
-	if l.layer == nil {
-		return l.parent.ReadAt(p, off)
-	}
-	o := l.layer.over()
-	if o == nil {
-		return n.readResolved(p, off)
-	}
-	if left := o.Size() - off; left < int64(len(p)) {
-		clear(p[max(0, left):])
-		p = p[:max(0, left)]
-	}
-	for len(p) > 0 {
-		e, err := o.Lookup(off, int64(len(p)))
-		if err != nil {
-			return err
-		}
-		for e.Length < int64(len(p)) {
-			next, err := o.Lookup(e.End(), int64(len(p))-e.Length)
-			if err != nil {
-				return err
-			}
-			if next.Kind != e.Kind || e.Kind == extent.Data && next.Host != e.Host+e.Length {
-				break
-			}
-			e.Length += next.Length
-		}
-		part := p[:e.Length]
-		switch {
-		case e.Kind == extent.Data:
-			if err = o.ReadHost(part, e.Host); err != nil {
-				err = l.layer.failedRead(off, e.Length, e.Kind, err)
-			}
-		case e.Kind == extent.Unallocated && l.parent != nil:
-			err = l.parent.ReadAt(part, off)
-		case e.Kind == extent.Damaged:
-			l.layer.lookAround(e)
-			err = o.ReadExtent(part, e, off)
-		default:
-			clear(part)
-		}
-		if err != nil {
-			return err
-		}
-		p, off = p[e.Length:], off+e.Length
-	}
-	return nil
-}
 
 // leafWrite changes a range of one layer; below completes subclusters.
 type leafWrite func(o *overlay.Overlay, off, length int64, below overlay.Backing) error
@@ -160,7 +108,7 @@ func (d *Disk) inPieces(off, length int64, f leafWrite, next func(off int64) (in
 	}
 	defer d.touch()
 	for end := off + length; off < end; {
-		d.cache.steps.Inc()
+		d.cache.step()
 		n := min(end-off, discardPiece-off%discardPiece)
 		if err := d.write(off, n, f); err != nil {
 			return err

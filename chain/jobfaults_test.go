@@ -143,7 +143,7 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 	section := d.readers.enter() // a reader that has looked, and not read yet
 	into, from := x.layer().over(), c.layer().over()
 	must(t, d.moveStep(moveStep, func() error {
-		if _, err := into.Overwrite(liveSource{ownSource{c}}, 0, moveStep, x.backing()); err != nil {
+		if _, err := into.Overwrite(c.aloneLive(), 0, moveStep, x.backing()); err != nil {
 			return err
 		}
 		return from.Unmap(0, moveStep)

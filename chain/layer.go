@@ -3,7 +3,7 @@ package chain
 import (
 	"errors"
 	"fmt"
-	"os"
+	"log/slog"
 	"sync/atomic"
 
 	"varve/overlay"
@@ -27,68 +27,24 @@ type layerState struct {
 	over *overlay.Overlay // nil for a frozen layer
 }
 
-// openFrozen opens a layer for reading, with the lock of a backing file (M18); a
-// foreign one in no way that could write it (D18).
-// Layers of ours are opened read-write when the disk is: a job may write them
-// later, and a second open of the same file would conflict with our own lock.
-func openFrozen(fs hostfs.FS, path, format string, foreign, readOnly bool) (*layer, error) {
-	if foreign || readOnly {
-		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
-		if err != nil {
-			return nil, err
-		}
-		return newLayer(path, image.File(), &layerState{Layer: image}), nil
-	}
-	f, err := openLocked(fs, path, hostfs.LockFrozen)
-	if err != nil {
-		return nil, err
-	}
-	image, err := qcow2.NewImage(f, format)
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return newLayer(path, f, &layerState{Layer: image}), nil
+// newFrozen is a layer that nobody writes; its file stays the image's until close.
+func newFrozen(path string, image *qcow2.Image) *layer {
+	l := &layer{path: path, file: image.File()}
+	l.state.Store(&layerState{Layer: image})
+	return l
 }
 
-// openWritable opens a layer of ours for writing.
-func openWritable(fs hostfs.FS, path string, o overlay.OverlayOptions) (*layer, error) {
-	f, err := openLocked(fs, path, hostfs.LockWritable)
-	if err != nil {
-		return nil, err
-	}
-	return newWritable(path, f, o)
-}
-
-// newWritable takes over a file that is locked, and closes it when it fails.
+// newWritable takes over a file that is locked (hostfs.LockWritable), and closes it
+// when it fails.
 func newWritable(path string, f hostfs.File, o overlay.OverlayOptions) (*layer, error) {
 	over, err := overlay.NewOverlay(f, o)
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return newLayer(path, f, &layerState{Layer: over, over: over}), nil
-}
-
-func openLocked(fs hostfs.FS, path string, mode hostfs.LockMode) (hostfs.File, error) {
-	if err := checkFile(fs, path); err != nil {
-		return nil, err
-	}
-	f, err := fs.Open(path, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Lock(mode); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-func newLayer(path string, f hostfs.File, s *layerState) *layer {
 	l := &layer{path: path, file: f}
-	l.state.Store(s)
-	return l
+	l.state.Store(&layerState{Layer: over, over: over})
+	return l, nil
 }
 
 // over is the writable side, nil for a frozen layer.
@@ -127,7 +83,7 @@ func (l *layer) settle() error {
 	if err := o.Settle(); err != nil {
 		return err
 	}
-	image, err := qcow2.NewImage(l.file, formatQcow2)
+	image, err := qcow2.NewImage(l.file, qcow2.FormatQcow2)
 	if err != nil {
 		return err
 	}
@@ -143,7 +99,7 @@ func (l *layer) settle() error {
 func (l *layer) size() int64 {
 	state := l.state.Load()
 	size := state.Size()
-	if image, ok := state.Layer.(*qcow2.Image); ok && image.Format() == formatRaw {
+	if image, ok := state.Layer.(*qcow2.Image); ok && image.Format() == qcow2.FormatRaw {
 		return size
 	}
 	return extent.WholeSectors(size)
@@ -170,5 +126,29 @@ func (l *layer) header() *qcow2.Header {
 	}
 	return nil
 }
+
+// image is a frozen layer's file as it is read; nil for a layer that is being written.
+func (l *layer) image() *qcow2.Image {
+	image, _ := l.state.Load().Layer.(*qcow2.Image)
+	return image
+}
+
+// raw says whether the layer is a raw image.
+func (l *layer) raw() bool { return l.over() == nil && l.header() == nil }
+
+// fileSize is the size that the layer's header names, or a raw image's length, in bytes.
+func (l *layer) fileSize() int64 { return l.state.Load().Size() }
+
+// touched says in which regions of the 1 GiB from off on the layer's tables map
+// something, bit 0 being the first; all of them where that would have to be looked up.
+func (l *layer) touched(off int64) (uint64, error) {
+	if t, ok := l.state.Load().Layer.(interface{ Touched(int64) (uint64, error) }); ok {
+		return t.Touched(off)
+	}
+	return ^uint64(0), nil
+}
+
+// logTo has damage that is found logged; before anybody else uses the layer.
+func (l *layer) logTo(log *slog.Logger) { l.log = log }
 
 func (l *layer) close() error { return l.file.Close() }

@@ -201,7 +201,7 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 	}()
 	var from, copied, held int64 // of the window
 	for off, upTo := int64(0), int64(0); ; off = upTo {
-		d.cache.steps.Inc()
+		d.cache.step()
 		atEnd, next := off >= w.size(), int64(0)
 		if !atEnd {
 			if upTo, next, err = w.look(off); err != nil {
@@ -298,7 +298,7 @@ func fillRegion(j *job, over *overlay.Overlay, off int64, part func(off, length 
 
 func (d *Disk) copyUp(j *job, x, c *node) error {
 	over := c.layer().over()
-	source := ownSource{x}
+	source := x.alone()
 	below := x.backing()
 	j.covered = over.Size()
 	held := func(off int64) (int64, error) {
@@ -312,7 +312,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 	}
 	part, region := d.filling(j, over, source, below)
 	// Behind its end x holds nothing and hides what is below it (M2).
-	ends := x.layer().state.Load().Size()
+	ends := x.layer().fileSize()
 	next := func(off int64) (int64, error) {
 		next, err := source.Next(off)
 		if behind := max(off, ends); err == nil && next > behind && x.parent() != nil {
@@ -354,7 +354,7 @@ func (d *Disk) coverGrowth(j *job, x, c *node) error {
 	section := d.readers.enter()
 	defer d.readers.exit(section)
 	from := j.covered &^ (regionSize - 1)
-	_, err := over.Fill(ownSource{x}, from, over.Size()-from, x.backing())
+	_, err := over.Fill(x.alone(), from, over.Size()-from, x.backing())
 	return err
 }
 

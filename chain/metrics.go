@@ -79,10 +79,7 @@ type Metrics struct {
 
 // CacheMetrics are those of the resolved regions: what was found in all layers but
 // the leaf.
-type CacheMetrics struct {
-	Hits, Misses, Evictions int64
-	Bytes, Limit            int64
-}
+type CacheMetrics = cacheMetrics
 
 // LayerMetrics are a layer's. Own is nil where nobody has counted it yet, Host where
 // the file cannot be asked, Frees as in LayerStatus.

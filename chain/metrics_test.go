@@ -238,6 +238,10 @@ func TestMetricsCountNothing(t *testing.T) {
 func TestOpenAndCacheMetrics(t *testing.T) {
 	d, _ := testDisk(t, 64<<20)
 	must(t, d.Snapshot("one"))
+	must(t, d.Close())
+	d, err := Open(d.Dir(), OpenOptions{CacheBytes: 1}) // there is room for one region
+	must(t, err)
+	defer d.Close()
 	who := Opener{PID: 1}
 	h, err := d.OpenDisk(context.Background(), who, true)
 	must(t, err)
@@ -251,7 +255,6 @@ func TestOpenAndCacheMetrics(t *testing.T) {
 	if m := d.Metrics(); m.OpenWriting != 1 || m.OpenRead != 1 || m.OpenLayers != 1 {
 		t.Errorf("%+v", m)
 	}
-	d.cache.limit = 1 // there is room for one region
 	for i := range int64(4) {
 		at(t, d, i*regionSize)
 	}

@@ -43,7 +43,7 @@ func TestUnevenDiskGrowsBehindAMove(t *testing.T) {
 		d, j, x, c := build(t)
 		into, from := x.layer().over(), c.layer().over()
 		must(t, d.moveStep(regionSize, func() error {
-			if _, err := into.Overwrite(liveSource{ownSource{c}}, 0, size, x.backing()); err != nil {
+			if _, err := into.Overwrite(c.aloneLive(), 0, size, x.backing()); err != nil {
 				return err
 			}
 			return from.Unmap(0, size)

@@ -24,7 +24,7 @@ import (
 // before that the view reads as zeros. It is math.MaxInt64 when nothing follows. It costs
 // as much as the chain is deep. Called within a grace section.
 func (n *node) nextHeld(off int64) (int64, error) {
-	n.cache.steps.Inc()
+	n.cache.step()
 	best, limit := int64(math.MaxInt64), int64(math.MaxInt64)
 	for at := n; at != nil && best > off; {
 		l := at.link.Load()

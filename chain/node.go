@@ -30,6 +30,13 @@ type link struct {
 	parent *node  // nil at the bottom
 }
 
+// isAbsorbing says whether a merge writes into the node's layer what stands on it.
+func (n *node) isAbsorbing() bool { return n.absorbing.Load() }
+
+// setAbsorbing says when that begins and ends. What was resolved through the node is the
+// caller's to drop.
+func (n *node) setAbsorbing(yes bool) { n.absorbing.Store(yes) }
+
 // place is what the node stands for at this moment.
 func (n *node) place() link { return *n.link.Load() }
 

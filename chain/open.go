@@ -221,7 +221,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	})
 	for i, l := range layers {
 		if l != nil { // also when another one failed: abandon closes them
-			l.log = d.log
+			l.logTo(d.log)
 			d.nodes[records[i].ID] = newNode(records[i].ID, l, nil, d.cache)
 			files[records[i].ID] = l.file
 		}
@@ -503,8 +503,8 @@ func OpenImage(image, format string, o OpenOptions) (*Disk, error) {
 	for _, rec := range m.Layers { // bottom first
 		var l *layer
 		if i := files[rec.File]; rec.Foreign && i != nil {
-			l = newLayer(i.path, i.image.File(), &layerState{Layer: i.image})
-			l.log = d.log
+			l = newFrozen(i.path, i.image)
+			l.logTo(d.log)
 		}
 		d.nodes[rec.ID] = newNode(rec.ID, l, d.nodes[rec.Parent], d.cache)
 	}

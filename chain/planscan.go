@@ -140,7 +140,7 @@ func (d *Disk) scanUnits(units [][]*node) (*planScan, error) {
 // scanRegion looks at the first region at or behind off of which a layer says
 // something, and says where to go on.
 func (d *Disk) scanRegion(w *unitScan, off int64) (int64, error) {
-	d.cache.steps.Inc()
+	d.cache.step()
 	section := d.readers.enter()
 	defer d.readers.exit(section)
 	next := int64(math.MaxInt64)
@@ -201,7 +201,7 @@ func (w *unitScan) look(i int, off int64) (err error) {
 	if w.extents, err = l.extents(w.extents[:0], off, end-off); err != nil {
 		return err
 	}
-	raw := l.over() == nil && l.header() == nil
+	raw := l.raw()
 	open := false
 	for _, e := range w.extents {
 		if e.Kind == extent.Unallocated || raw && e.Kind == extent.Zero {

@@ -28,7 +28,7 @@ func TestScanAgainstSectors(t *testing.T) {
 			var kinds [][]extent.Kind // of each unit, by sector
 			for n := d.leaf.Load(); n.parent() != nil; n = n.parent() {
 				size := min(n.size(), d.Size())
-				extents, err := ownSource{n}.Map(nil, 0, size)
+				extents, err := n.alone().Map(nil, 0, size)
 				must(t, err)
 				if len(units) == 0 || rnd.IntN(4) > 0 {
 					units = append(units, nil)

@@ -183,6 +183,12 @@ type regionCache struct {
 	steps        measure.Counter // what walks over guest space looked at, piece by piece
 }
 
+// step counts a piece of guest space that a walk has looked at.
+func (c *regionCache) step() { c.steps.Inc() }
+
+// stepsTaken is how many there were: what a walk costs, whatever the machine.
+func (c *regionCache) stepsTaken() int64 { return c.steps.Load() }
+
 // insert publishes a region that was resolved at a generation. When regions
 // were dropped meanwhile it may show what is about to be punched, and is not
 // kept; its reader may use it, within its grace section.
@@ -272,7 +278,7 @@ func (n *node) region(i int64) (*region, error) {
 // resolve asks the layers from the node's own downwards, each only about what
 // those above left open, and stops at a view whose region is resolved.
 func (n *node) resolve(i int64) (*region, error) {
-	n.cache.steps.Inc()
+	n.cache.step()
 	b := buildRegion(i)
 	for at := n; at != nil && b.open(); {
 		if at != n && !at.absorbing.Load() {
@@ -514,14 +520,22 @@ func (c *regionCursor) at(off int64) regionSpan {
 	return c.r.whole(c.i)
 }
 
+// cacheMetrics are the figures of a cache: how often a region was there, was not and gave
+// way to another, and what the regions take and may take, in bytes.
+type cacheMetrics struct {
+	Hits, Misses, Evictions int64
+	Bytes, Limit            int64
+}
+
 // metrics are the figures of the cache.
-func (c *regionCache) metrics() CacheMetrics {
+func (c *regionCache) metrics() cacheMetrics {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return CacheMetrics{
+	return cacheMetrics{
 		Hits: c.hits.Load(), Misses: c.misses.Load(), Evictions: c.evictions.Load(),
 		Bytes: c.bytes, Limit: c.limit,
 	}
 }
 
+// newRegionCache is a cache of so many bytes.
 func newRegionCache(limit int64) *regionCache { return &regionCache{limit: limit} }

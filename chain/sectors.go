@@ -88,9 +88,7 @@ func hideTail(over, below *layer) {
 	if isOwnFile(over.path) {
 		return
 	}
-	im, ok := over.state.Load().Layer.(*qcow2.Image)
-	under, found := below.state.Load().Layer.(*qcow2.Image)
-	if ok && found {
+	if im, under := over.image(), below.image(); im != nil && under != nil {
 		im.HideTail(under)
 	}
 }
@@ -107,7 +105,7 @@ func viewOfImages(images []*foreignImage) *node {
 	var top *node
 	cache := newRegionCache(defaultCacheBytes)
 	for i := len(images) - 1; i >= 0; i-- {
-		top = newNode("", newLayer(images[i].path, images[i].image.File(), &layerState{Layer: images[i].image}), top, cache)
+		top = newNode("", newFrozen(images[i].path, images[i].image), top, cache)
 	}
 	return top
 }

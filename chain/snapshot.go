@@ -54,7 +54,7 @@ func (d *Disk) newLeaf(m *manifest.Manifest, parent *manifest.Layer, size int64)
 	}
 	m.Add(rec)
 	m.Leaf = rec.ID
-	l.log = d.log
+	l.logTo(d.log)
 	return rec, l, nil
 }
 

@@ -25,7 +25,7 @@ func (d *Disk) Layers() []LayerStatus {
 			list[i].Size = d.Size() // grows without a new manifest
 		}
 		if n := nodes[list[i].ID]; n != nil && n.damaged() {
-			list[i].Damage = n.layer().damages.all()
+			list[i].Damage = n.layer().all()
 		}
 	}
 	return list

@@ -66,7 +66,7 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 			}
 			if direction == manifest.Down {
 				place = func(off int64) int64 {
-					_, host, _, err := source.placeLive(off, length)
+					_, host, _, err := source.aloneLive().Place(off, length)
 					must(t, err)
 					return host
 				}
@@ -247,7 +247,7 @@ func TestCancelledMoveOnAFullHost(t *testing.T) {
 	j, x, c := readyMerge(t, d, "one", manifest.Down)
 	into, from := x.layer().over(), c.layer().over()
 	must(t, d.moveStep(moveStep, func() error {
-		if _, err := into.Overwrite(liveSource{ownSource{c}}, 0, moveStep, x.backing()); err != nil {
+		if _, err := into.Overwrite(c.aloneLive(), 0, moveStep, x.backing()); err != nil {
 			return err
 		}
 		return from.Unmap(0, moveStep)
