@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 )
 
@@ -75,22 +76,22 @@ func (v *leafMove) step(end int64, move func() error) error {
 
 // beginAbsorbing makes x ready to take what c holds, and routes the writes when
 // c is the leaf. Called with opMu held, x and c recorded as being written.
-func (d *Disk) beginAbsorbing(x, c *node) error {
+func (d *Disk) beginAbsorbing(x, c *view.Node) error {
 	into, err := d.thaw(x)
 	if err != nil {
 		return err
 	}
-	from := c.layer().over()
-	x.setAbsorbing(true)
+	from := c.Layer().Over()
+	x.SetAbsorbing(true)
 	d.figures.moving(x, c)
-	d.readers.synchronize() // nobody is about to keep a region of x
-	d.cache.drop(map[*node]bool{x: true}, 0, math.MaxInt64/2)
+	d.readers.Synchronize() // nobody is about to keep a region of x
+	d.cache.Drop(map[*view.Node]bool{x: true}, 0, math.MaxInt64/2)
 	// The disk may grow meanwhile: what x holds behind the leaf's end must not be seen.
-	if err := d.shrinkWithin(into, from.Size(), x.backing()); err != nil {
+	if err := d.shrinkWithin(into, from.Size(), x.Backing()); err != nil {
 		return err
 	}
 	if from.Size() > into.Size() {
-		if err := d.growWithin(into, from.Size(), x.backing()); err != nil {
+		if err := d.growWithin(into, from.Size(), x.Backing()); err != nil {
 			return err
 		}
 	}
@@ -98,7 +99,7 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 	d.keepBlocks(from)
 	if d.leaf.Load() == c {
 		d.gate.Lock()
-		d.move = &leafMove{into: into, below: x.backing(), from: from, over: x}
+		d.move = &leafMove{into: into, below: x.Backing(), from: from, over: x}
 		d.gate.Unlock()
 	}
 	return nil
@@ -106,15 +107,15 @@ func (d *Disk) beginAbsorbing(x, c *node) error {
 
 // growWithin grows a layer within a grace section.
 func (d *Disk) growWithin(o *overlay.Overlay, size int64, below overlay.Backing) error {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
 	return o.Grow(size, below)
 }
 
 // shrinkWithin makes a layer smaller within a grace section.
 func (d *Disk) shrinkWithin(o *overlay.Overlay, size int64, below overlay.Backing) error {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
 	return o.Shrink(size, below)
 }
 
@@ -135,9 +136,9 @@ func (d *Disk) stopAbsorbing(m *manifest.Manifest) (failed error) {
 	d.move = nil
 	d.gate.Unlock()
 	for _, rec := range m.Layers {
-		over := d.nodes[rec.ID].layer().over()
-		parent := d.nodes[rec.ID].parent()
-		if over == nil || parent == nil || !parent.isAbsorbing() {
+		over := d.nodes[rec.ID].Layer().Over()
+		parent := d.nodes[rec.ID].Parent()
+		if over == nil || parent == nil || !parent.Absorbing() {
 			continue
 		}
 		// Where that fails, the next flush of c flushes x before it.
@@ -148,30 +149,30 @@ func (d *Disk) stopAbsorbing(m *manifest.Manifest) (failed error) {
 		}
 		// Nobody writes x any more, and nobody may look for what moved where it
 		// was: settling punches it, also when only that flush succeeds.
-		parent.setAbsorbing(false)
+		parent.SetAbsorbing(false)
 		d.figures.moving(parent, d.nodes[rec.ID])
 		d.dropRegions(d.nodes[rec.ID], 0, math.MaxInt64/2)
-		d.readers.synchronize()
+		d.readers.Synchronize()
 	}
 	d.keepBlocks(nil)
 	return failed
 }
 
 // copyDown moves everything from c into x, region by region.
-func (d *Disk) copyDown(j *job, x, c *node) error {
-	into, from := x.layer().over(), c.layer().over()
-	below := x.backing()
-	source := c.aloneLive()
+func (d *Disk) copyDown(j *job, x, c *view.Node) error {
+	into, from := x.Layer().Over(), c.Layer().Over()
+	below := x.Backing()
+	source := c.AloneLive()
 	held := func(off int64) (int64, error) {
-		section := d.readers.enter()
-		defer d.readers.exit(section)
-		held, _, err := heldBytes(c.alone(), nil, off)
+		section := d.readers.Enter()
+		defer d.readers.Exit(section)
+		held, _, err := heldBytes(c.Alone(), nil, off)
 		return held, err
 	}
 	part := func(off, length int64) (moved int64, err error) {
 		err = d.moveStep(off+length, func() error {
-			section := d.readers.enter()
-			defer d.readers.exit(section)
+			section := d.readers.Enter()
+			defer d.readers.Exit(section)
 			var err error
 			if moved, err = into.Overwrite(source, off, length, below); err != nil {
 				return err
@@ -210,7 +211,7 @@ func (d *Disk) copyDown(j *job, x, c *node) error {
 			return err
 		}
 		d.dropRegions(c, start, end-start)
-		d.readers.synchronize()
+		d.readers.Synchronize()
 		forget()
 		if err := from.PunchBefore(end); err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -49,8 +50,8 @@ func (d filesDigest) String() string { return hex.EncodeToString(d.Sum(nil)) }
 // ViewFiles tells which files a layer's view is read from at the moment, by its id.
 // ErrNotExist when there is no such layer.
 func (d *Disk) ViewFiles(id string) (v ViewFiles, err error) {
-	section := d.readers.enter() // the files stay open
-	defer d.readers.exit(section)
+	section := d.readers.Enter() // the files stay open
+	defer d.readers.Exit(section)
 	_, nodes := d.tree()
 	n := nodes[id]
 	if n == nil {
@@ -58,21 +59,21 @@ func (d *Disk) ViewFiles(id string) (v ViewFiles, err error) {
 	}
 	digest := newFilesDigest()
 	for n != nil {
-		at := n.place()
-		n = at.parent
-		if at.layer == nil {
+		at := n.Link()
+		n = at.Parent
+		if at.Layer == nil {
 			continue
 		}
-		info, err := at.layer.file.Stat()
+		info, err := at.Layer.File.Stat()
 		if err != nil {
 			return v, err
 		}
 		format := formatRaw
-		if at.layer.header() != nil {
+		if at.Layer.Header() != nil {
 			format = formatQcow2
 		}
 		if v.File == "" {
-			v.File, v.Format = at.layer.path, format
+			v.File, v.Format = at.Layer.Path, format
 		}
 		digest.add(info, format)
 	}
@@ -85,7 +86,7 @@ func (d *Disk) ViewFiles(id string) (v ViewFiles, err error) {
 // this (M18), so until Close no job writes, punches or moves anything in it.
 type AtRest struct {
 	images []*qcow2.Image // top first
-	top    *node
+	top    *view.Node
 	digest string
 }
 
@@ -104,7 +105,7 @@ func OpenAtRest(fs hostfs.FS, path, format string, deadline time.Time) (*AtRest,
 
 func (a *AtRest) open(fs hostfs.FS, top, format string, deadline time.Time) error {
 	digest := newFilesDigest()
-	var layers []*layer
+	var layers []*view.Layer
 	for path := top; path != ""; {
 		if len(layers) == maxAdopted {
 			return invalidf("%s has more than %d backing files", top, maxAdopted)
@@ -125,7 +126,7 @@ func (a *AtRest) open(fs hostfs.FS, top, format string, deadline time.Time) erro
 			return err
 		}
 		digest.add(info, format)
-		layers = append(layers, newFrozen(path, image))
+		layers = append(layers, view.NewFrozen(path, image))
 		if path, format, err = backingOf(path, image.Header()); err != nil {
 			return err
 		}
@@ -133,9 +134,9 @@ func (a *AtRest) open(fs hostfs.FS, top, format string, deadline time.Time) erro
 	for i := range len(layers) - 1 {
 		hideTail(layers[i], layers[i+1])
 	}
-	cache := newRegionCache(defaultCacheBytes)
+	cache := view.NewCache(defaultCacheBytes)
 	for i := len(layers) - 1; i >= 0; i-- {
-		a.top = newNode("", layers[i], a.top, cache)
+		a.top = view.NewNode("", layers[i], a.top, cache)
 	}
 	a.digest = digest.String()
 	return nil
@@ -148,7 +149,7 @@ func (a *AtRest) Digest() string { return a.digest }
 func (a *AtRest) Source() overlay.Placed { return a.top }
 
 // Size is the view's size in bytes.
-func (a *AtRest) Size() int64 { return a.top.size() }
+func (a *AtRest) Size() int64 { return a.top.Size() }
 
 // Close closes the files, and lets their locks go.
 func (a *AtRest) Close() error {

@@ -115,7 +115,7 @@ func TestNotAtRest(t *testing.T) {
 			must(t, err)
 			must(t, a.Close())
 		}
-		leaf, err := d.ViewFiles(d.leaf.Load().id)
+		leaf, err := d.ViewFiles(d.leaf.Load().ID)
 		must(t, err)
 		if _, err := atRest(leaf); !errors.Is(err, hostfs.ErrLocked) {
 			t.Errorf("the leaf: %v", err)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -36,12 +37,12 @@ type count struct {
 }
 
 type countAt struct {
-	layer     *layer
+	layer     *view.Layer
 	forgotten uint64
 	bytes     int64
 }
 
-func (c *count) get(l *layer) (int64, bool) {
+func (c *count) get(l *view.Layer) (int64, bool) {
 	at := c.p.Load()
 	if at == nil || at.layer != l || at.forgotten != c.forgotten.Load() {
 		return 0, false
@@ -50,7 +51,7 @@ func (c *count) get(l *layer) (int64, bool) {
 }
 
 // set is for what was counted since forgotten was looked at.
-func (c *count) set(l *layer, forgotten uint64, bytes int64) {
+func (c *count) set(l *view.Layer, forgotten uint64, bytes int64) {
 	c.p.Store(&countAt{layer: l, forgotten: forgotten, bytes: bytes})
 	c.last.Store(bytes)
 }
@@ -66,8 +67,8 @@ func (c *count) forget() {
 // changed since the last one.
 type liveCount struct {
 	mu      sync.Mutex
-	layer   *layer // nil: not counted yet
-	parent  *node
+	layer   *view.Layer // nil: not counted yet
+	parent  *view.Node
 	regions regionCounts
 	view    int64 // sum of more
 	mapped  int64 // sum of own
@@ -107,13 +108,13 @@ func (c *liveCount) put(i int64, now regionCount) {
 
 // view is how many bytes of a view are data. When it is not known, it is the
 // last or partial figure, and ok is false.
-func (f *figures) view(n *node, until time.Time) (bytes int64, ok bool, err error) {
-	l, parent := n.layer(), n.parent()
+func (f *figures) view(n *view.Node, until time.Time) (bytes int64, ok bool, err error) {
+	l, parent := n.Layer(), n.Parent()
 	if l == nil {
 		return f.view(parent, until)
 	}
 	c := f.of(n)
-	if n != f.leaf() || n.frozen() {
+	if n != f.leaf() || n.Frozen() {
 		if bytes, ok = c.view.get(l); ok {
 			return bytes, true, nil
 		}
@@ -121,7 +122,7 @@ func (f *figures) view(n *node, until time.Time) (bytes int64, ok bool, err erro
 	}
 	below, known := int64(0), true
 	if parent != nil {
-		if below, known = f.of(parent).view.get(parent.layer()); !known || parent.isAbsorbing() {
+		if below, known = f.of(parent).view.get(parent.Layer()); !known || parent.Absorbing() {
 			return c.view.last.Load(), false, nil
 		}
 	}
@@ -138,10 +139,10 @@ func (f *figures) view(n *node, until time.Time) (bytes int64, ok bool, err erro
 }
 
 // ofTheLeaf is what is known of the leaf, for the moment in which it is frozen.
-func (f *figures) ofTheLeaf(n *node) (counts manifest.Counts, ok bool) {
-	l, parent := n.layer(), n.parent()
+func (f *figures) ofTheLeaf(n *view.Node) (counts manifest.Counts, ok bool) {
+	l, parent := n.Layer(), n.Parent()
 	if parent != nil {
-		if counts.View, ok = f.of(parent).view.get(parent.layer()); !ok {
+		if counts.View, ok = f.of(parent).view.get(parent.Layer()); !ok {
 			return counts, false
 		}
 	}
@@ -162,19 +163,21 @@ func (c *liveCount) forget() {
 	c.view, c.mapped, c.hidden = 0, 0, 0
 }
 
-func (c *liveCount) of(l *layer, parent *node) bool { return c.layer == l && c.parent == parent }
+func (c *liveCount) of(l *view.Layer, parent *view.Node) bool {
+	return c.layer == l && c.parent == parent
+}
 
 // recountLive counts the regions of the leaf that changed; false when that is not
 // done, for want of time or because all of it is yet to be counted. Called with
 // c.mu held.
-func (f *figures) recountLive(c *liveCount, n *node, l *layer, parent *node, until time.Time) (done bool, err error) {
-	over := l.over()
-	if over == nil || !c.of(l, parent) || parent != nil && parent.isAbsorbing() {
+func (f *figures) recountLive(c *liveCount, n *view.Node, l *view.Layer, parent *view.Node, until time.Time) (done bool, err error) {
+	over := l.Over()
+	if over == nil || !c.of(l, parent) || parent != nil && parent.Absorbing() {
 		return false, nil
 	}
-	size := n.size()
-	for at, more := over.NextChanged(0); more; at, more = over.NextChanged(at + regionSize) {
-		f.cache.step()
+	size := n.Size()
+	for at, more := over.NextChanged(0); more; at, more = over.NextChanged(at + view.RegionSize) {
+		f.cache.Step()
 		// Asked before it is counted: a change while it is makes the next look
 		// count again.
 		if !over.TakeChanged(at) {
@@ -184,7 +187,7 @@ func (f *figures) recountLive(c *liveCount, n *node, l *layer, parent *node, unt
 			over.MarkChanged(at, 1)
 			return false, nil
 		}
-		if err := f.recountRegion(c, n, l, at>>regionBits, size); err != nil {
+		if err := f.recountRegion(c, n, l, at>>view.RegionBits, size); err != nil {
 			over.MarkChanged(at, 1)
 			return false, err
 		}
@@ -192,23 +195,23 @@ func (f *figures) recountLive(c *liveCount, n *node, l *layer, parent *node, unt
 	return true, nil
 }
 
-func (f *figures) recountRegion(c *liveCount, n *node, l *layer, i int64, size int64) error {
-	own, err := f.mappedBytes(l, i<<regionBits, size)
+func (f *figures) recountRegion(c *liveCount, n *view.Node, l *view.Layer, i int64, size int64) error {
+	own, err := f.mappedBytes(l, i<<view.RegionBits, size)
 	if err != nil {
 		return err
 	}
-	more, err := n.regionBytes(f.readers, i, size)
+	more, err := n.RegionBytes(f.readers, i, size)
 	if err != nil {
 		return err
 	}
-	if parent := n.parent(); parent != nil {
-		less, err := parent.regionBytes(f.readers, i, parent.size())
+	if parent := n.Parent(); parent != nil {
+		less, err := parent.RegionBytes(f.readers, i, parent.Size())
 		if err != nil {
 			return err
 		}
 		more -= less
 	}
-	hides, err := f.hiddenIn(n, i<<regionBits)
+	hides, err := f.hiddenIn(n, i<<view.RegionBits)
 	if err != nil {
 		return err
 	}
@@ -217,10 +220,10 @@ func (f *figures) recountRegion(c *liveCount, n *node, l *layer, i int64, size i
 }
 
 // mappedBytes is how much of a region a layer itself maps.
-func (f *figures) mappedBytes(l *layer, off, size int64) (total int64, err error) {
-	section := f.readers.enter()
-	defer f.readers.exit(section)
-	extents, err := l.extents(nil, off, min(regionSize, max(0, size-off)))
+func (f *figures) mappedBytes(l *view.Layer, off, size int64) (total int64, err error) {
+	section := f.readers.Enter()
+	defer f.readers.Exit(section)
+	extents, err := l.Extents(nil, off, min(view.RegionSize, max(0, size-off)))
 	for _, e := range extents {
 		if e.Kind != extent.Unallocated && e.Kind != extent.Damaged {
 			total += e.Length
@@ -230,21 +233,21 @@ func (f *figures) mappedBytes(l *layer, off, size int64) (total int64, err error
 }
 
 // own is how many bytes a layer itself maps, as view tells it.
-func (f *figures) own(n *node, until time.Time) (bytes int64, ok bool, err error) {
-	l := n.layer()
+func (f *figures) own(n *view.Node, until time.Time) (bytes int64, ok bool, err error) {
+	l := n.Layer()
 	if l == nil {
 		return 0, true, nil
 	}
 	c := f.of(n)
-	if n != f.leaf() || n.frozen() {
-		if bytes, ok = c.own.get(l); ok && n.frozen() {
+	if n != f.leaf() || n.Frozen() {
+		if bytes, ok = c.own.get(l); ok && n.Frozen() {
 			return bytes, true, nil
 		}
 		return c.own.last.Load(), false, nil
 	}
 	c.live.mu.Lock()
 	defer c.live.mu.Unlock()
-	parent := n.parent()
+	parent := n.Parent()
 	done, err := f.recountLive(&c.live, n, l, parent, until)
 	if err != nil || !c.live.of(l, parent) {
 		return c.own.last.Load(), false, err

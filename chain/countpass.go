@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/qcow2"
@@ -119,7 +120,7 @@ func (c *counter) rest(worked time.Duration) {
 func (f *figures) countAllViews(ctx context.Context) error {
 	for {
 		before, nodes := f.tree()
-		tips := []*node{f.leaf()}
+		tips := []*view.Node{f.leaf()}
 		for _, l := range before.Layers {
 			if n := nodes[l.ID]; n != nil && len(before.Children(l.ID)) == 0 && n != tips[0] {
 				tips = append(tips, n)
@@ -148,7 +149,7 @@ func (f *figures) countAllViews(ctx context.Context) error {
 func (f *figures) recountLeaf(ctx context.Context) error {
 	for ctx.Err() == nil {
 		n := f.leaf()
-		l := n.layer()
+		l := n.Layer()
 		if l == nil {
 			return nil
 		}
@@ -157,7 +158,7 @@ func (f *figures) recountLeaf(ctx context.Context) error {
 		if done || err != nil || !known {
 			return err
 		}
-		if p := n.parent(); p != nil && p.isAbsorbing() {
+		if p := n.Parent(); p != nil && p.Absorbing() {
 			return nil
 		}
 		f.counter.rest(time.Since(started))
@@ -167,12 +168,12 @@ func (f *figures) recountLeaf(ctx context.Context) error {
 
 // recountPiece counts for a moment; known is false where all of the leaf is yet to
 // be counted.
-func (f *figures) recountPiece(n *node, l *layer) (known, done bool, err error) {
+func (f *figures) recountPiece(n *view.Node, l *view.Layer) (known, done bool, err error) {
 	c := &f.of(n).live
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known = l.over() != nil && c.of(l, n.parent())
-	done, err = f.recountLive(c, n, l, n.parent(), time.Now().Add(recountBudget/4))
+	known = l.Over() != nil && c.of(l, n.Parent())
+	done, err = f.recountLive(c, n, l, n.Parent(), time.Now().Add(recountBudget/4))
 	return known, done, err
 }
 
@@ -180,10 +181,10 @@ var errTreeChanged = errors.New("the tree changed")
 
 // passLayer is a layer of the path that a pass goes through.
 type passLayer struct {
-	node    *node
+	node    *view.Node
 	counts  *nodeFigures // of node
-	link    link
-	layer   *layer
+	link    view.Link
+	layer   *view.Layer
 	over    *overlay.Overlay // nil for a frozen layer
 	unknown bool             // to be counted
 	live    bool             // the leaf, and not frozen
@@ -203,7 +204,7 @@ type passLayer struct {
 // countPath counts the views of a node and all below it that are not known, in one
 // pass over guest space: the layers are asked from the top down, since a merge
 // moves things down, and a set of sectors that are data is built from the bottom up.
-func (f *figures) countPath(ctx context.Context, tip *node) error {
+func (f *figures) countPath(ctx context.Context, tip *view.Node) error {
 	path, need := f.passPath(tip)
 	if !need {
 		return nil
@@ -211,7 +212,7 @@ func (f *figures) countPath(ctx context.Context, tip *node) error {
 	size := int64(0)
 	for i := range path {
 		if path[i].unknown {
-			size = max(size, path[i].node.size())
+			size = max(size, path[i].node.Size())
 		}
 	}
 	for off := int64(0); off < size; {
@@ -234,29 +235,29 @@ func (f *figures) countPath(ctx context.Context, tip *node) error {
 
 // passPath is the path from a node to the bottom, bottom first, and whether there
 // is something to count.
-func (f *figures) passPath(tip *node) (path []passLayer, need bool) {
-	for n := tip; n != nil; n = n.parent() {
-		if n.isAbsorbing() {
+func (f *figures) passPath(tip *view.Node) (path []passLayer, need bool) {
+	for n := tip; n != nil; n = n.Parent() {
+		if n.Absorbing() {
 			return nil, false // until the merge ends
 		}
-		link := n.place()
-		if link.layer == nil {
+		link := n.Link()
+		if link.Layer == nil {
 			continue
 		}
 		c := f.of(n)
-		p := passLayer{node: n, counts: c, link: link, layer: link.layer, over: link.layer.over(),
+		p := passLayer{node: n, counts: c, link: link, layer: link.Layer, over: link.Layer.Over(),
 			view: c.view.forgotten.Load(), ownOf: c.own.forgotten.Load(), hidesOf: c.hides.forgotten.Load()}
 		p.live = p.over != nil && n == f.leaf()
-		p.raw = link.layer.raw()
+		p.raw = link.Layer.Raw()
 		if p.live {
 			c.live.mu.Lock()
-			p.unknown = !c.live.of(link.layer, link.parent)
+			p.unknown = !c.live.of(link.Layer, link.Parent)
 			c.live.mu.Unlock()
 		} else {
-			_, view := c.view.get(link.layer)
-			_, own := c.own.get(link.layer)
-			_, hides := c.hides.get(link.layer)
-			hides = hides || link.parent == nil || !link.parent.frozen()
+			_, view := c.view.get(link.Layer)
+			_, own := c.own.get(link.Layer)
+			_, hides := c.hides.get(link.Layer)
+			hides = hides || link.Parent == nil || !link.Parent.Frozen()
 			p.unknown = !view || (!own || !hides) && p.over == nil
 		}
 		need = need || p.unknown
@@ -270,18 +271,18 @@ func (f *figures) passPath(tip *node) (path []passLayer, need bool) {
 // anything, the regions in which one that is to be counted does, and says where to go
 // on.
 func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err error) {
-	f.cache.step()
-	section := f.readers.enter()
-	defer f.readers.exit(section)
+	f.cache.Step()
+	section := f.readers.Enter()
+	defer f.readers.Exit(section)
 	for i := range path {
-		if p := &path[i]; p.node.place() != p.link || p.node.isAbsorbing() {
+		if p := &path[i]; p.node.Link() != p.link || p.node.Absorbing() {
 			return off, errTreeChanged
 		}
 	}
 	if off, err = nextOfPath(path, off); err != nil || off >= size {
 		return off, err
 	}
-	off &^= regionSize - 1
+	off &^= view.RegionSize - 1
 	wanted := uint64(0)
 	for i := range path {
 		if path[i].unknown {
@@ -300,13 +301,13 @@ func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err
 	}
 	for w := wanted; w != 0; w &= w - 1 {
 		r := bits.TrailingZeros64(w)
-		if at := off + int64(r)<<regionBits; at < size {
+		if at := off + int64(r)<<view.RegionBits; at < size {
 			if err := countPassRegion(path, at, r); err != nil {
 				return off, err
 			}
 		}
 	}
-	return off + qcow2.TouchedSpans*regionSize, nil
+	return off + qcow2.TouchedSpans*view.RegionSize, nil
 }
 
 // nextOfPath is where, at off or behind it, one of the layers of a path may hold
@@ -314,7 +315,7 @@ func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err
 func nextOfPath(path []passLayer, off int64) (int64, error) {
 	best := int64(math.MaxInt64)
 	for i := range path {
-		next, err := path[i].layer.nextOwn(off)
+		next, err := path[i].layer.NextOwn(off)
 		if err != nil {
 			return 0, err
 		}
@@ -328,13 +329,13 @@ func nextOfPath(path []passLayer, off int64) (int64, error) {
 // touched asks a layer of the path in which regions it maps something.
 func touched(path []passLayer, i int, off int64) (err error) {
 	p := &path[i]
-	if p.touched, err = p.layer.touched(off); err != nil {
+	if p.touched, err = p.layer.Touched(off); err != nil {
 		return err
 	}
-	if i > 0 && path[i-1].node.size() > p.node.size() {
+	if i > 0 && path[i-1].node.Size() > p.node.Size() {
 		// What is below shows no further than this layer goes (M2).
-		if from := p.node.size() - off; from < qcow2.TouchedSpans*regionSize {
-			p.touched |= ^uint64(0) << (max(0, from) >> regionBits)
+		if from := p.node.Size() - off; from < qcow2.TouchedSpans*view.RegionSize {
+			p.touched |= ^uint64(0) << (max(0, from) >> view.RegionBits)
 		}
 	}
 	return nil
@@ -351,7 +352,7 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 			continue
 		}
 		var err error
-		if p.extents, err = p.layer.extents(p.extents, at, regionSize); err != nil {
+		if p.extents, err = p.layer.Extents(p.extents, at, view.RegionSize); err != nil {
 			return err
 		}
 	}
@@ -371,9 +372,9 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 			if p.raw && e.Kind == extent.Zero {
 				continue // a hole: a raw image has only what the host holds
 			}
-			own += max(0, min(e.End(), p.node.size())-e.Start)
+			own += max(0, min(e.End(), p.node.Size())-e.Start)
 		}
-		here := data.bytes(p.node.size() - at)
+		here := data.bytes(p.node.Size() - at)
 		if p.unknown && p.touched>>r&1 != 0 {
 			p.more += here - below
 			p.own += own
@@ -382,8 +383,8 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 				hides = hiddenBytes(path[i-1].extents, p.extents)
 			}
 			p.hides += hides
-			if p.live && at < p.node.size() {
-				*p.regions.at(at >> regionBits) = regionCount{int32(here - below), int32(own), int32(hides)}
+			if p.live && at < p.node.Size() {
+				*p.regions.at(at >> view.RegionBits) = regionCount{int32(here - below), int32(own), int32(hides)}
 			}
 		}
 		below = here
@@ -415,12 +416,12 @@ func (f *figures) keepCounts(path []passLayer) {
 		p := &path[i]
 		view, known := p.counts.view.get(p.layer)
 		switch {
-		case p.node.place() != p.link || p.node.isAbsorbing():
+		case p.node.Link() != p.link || p.node.Absorbing():
 			return
 		case p.live:
 			if c := &p.counts.live; p.unknown {
 				c.mu.Lock()
-				c.layer, c.parent, c.regions = p.layer, p.link.parent, p.regions
+				c.layer, c.parent, c.regions = p.layer, p.link.Parent, p.regions
 				c.view, c.mapped, c.hidden = p.more, p.own, p.hides
 				c.mu.Unlock()
 			}
@@ -445,7 +446,7 @@ const sectorBits = 9
 
 // sectorSet says which sectors of a region are data, in whole or in part.
 type sectorSet struct {
-	words [regionSize >> sectorBits / 64]uint64
+	words [view.RegionSize >> sectorBits / 64]uint64
 	count int64
 }
 
@@ -475,7 +476,7 @@ func (s *sectorSet) put(from, to int64, data bool) {
 // bytes is how many bytes before limit are data.
 func (s *sectorSet) bytes(limit int64) int64 {
 	total := s.count << sectorBits
-	if limit > 0 && limit < regionSize && limit&(1<<sectorBits-1) != 0 {
+	if limit > 0 && limit < view.RegionSize && limit&(1<<sectorBits-1) != 0 {
 		if last := limit >> sectorBits; s.words[last>>6]>>(last&63)&1 != 0 {
 			total -= 1<<sectorBits - limit&(1<<sectorBits-1)
 		}

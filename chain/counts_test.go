@@ -10,25 +10,26 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 )
 
 // slowCounts counts layer by layer and region by region, through what reads see.
-func slowCounts(t *testing.T, d *Disk) (own, view map[string]int64) {
+func slowCounts(t *testing.T, d *Disk) (own, views map[string]int64) {
 	t.Helper()
-	own, view = map[string]int64{}, map[string]int64{}
+	own, views = map[string]int64{}, map[string]int64{}
 	m, nodes := d.tree()
 	for _, l := range m.Layers {
 		n := nodes[l.ID]
 		var err error
-		own[l.ID], err = n.layer().ownBytes()
+		own[l.ID], err = n.Layer().OwnBytes()
 		must(t, err)
-		for at := int64(0); at < n.size(); at += regionSize {
-			bytes, err := n.regionBytes(&d.readers, at>>regionBits, n.size())
+		for at := int64(0); at < n.Size(); at += view.RegionSize {
+			bytes, err := n.RegionBytes(&d.readers, at>>view.RegionBits, n.Size())
 			must(t, err)
-			view[l.ID] += bytes
+			views[l.ID] += bytes
 		}
 	}
-	return own, view
+	return own, views
 }
 
 func checkCounts(t *testing.T, d *Disk, when string) {
@@ -121,7 +122,7 @@ func TestCounts(t *testing.T) {
 	d = openDisk(t, dir)
 	m, nodes := d.tree()
 	for _, l := range m.Layers {
-		if _, ok := d.figures.of(nodes[l.ID]).view.get(nodes[l.ID].layer()); l.ID != m.Leaf && !ok {
+		if _, ok := d.figures.of(nodes[l.ID]).view.get(nodes[l.ID].Layer()); l.ID != m.Leaf && !ok {
 			t.Errorf("the stored count of %s is not used", l.ID)
 		}
 	}

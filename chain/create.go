@@ -15,6 +15,7 @@ import (
 	"varve/chain/dirlock"
 	"varve/chain/diskdir"
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -222,7 +223,7 @@ type diskPlan struct {
 type ownLayer struct {
 	id string
 	overlay.CreateOptions
-	below *node // the view that it stands on; nil for none
+	below *view.Node // the view that it stands on; nil for none
 }
 
 // planDisk numbers and names the layers, bottom first, and puts a leaf on top. With

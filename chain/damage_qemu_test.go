@@ -194,7 +194,7 @@ func TestDamagedChainsAgainstQEMU(t *testing.T) {
 		if number%3 == 0 {
 			top = nodes[m.ByName("s2").ID]
 		}
-		path := top.layer().path
+		path := top.Layer().Path
 		readable, content := qemuReadsPieces(t, path)
 		p := make([]byte, judgedPiece)
 		for i := range readable {

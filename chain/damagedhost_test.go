@@ -60,7 +60,7 @@ func TestUnreadableDataComesBack(t *testing.T) {
 	must(t, err)
 	defer d.Close()
 	const off = 1 << 20 // of s1
-	extents, err := d.nodes[readManifest(t, dir).ByName("s1").ID].layer().extents(nil, off, 4096)
+	extents, err := d.nodes[readManifest(t, dir).ByName("s1").ID].Layer().Extents(nil, off, 4096)
 	must(t, err)
 	host.spoil(fileOf(t, dir, "s1"), extents[0].Host, 512)
 	p := make([]byte, 8192)

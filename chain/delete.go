@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 )
 
 // Delete removes the names of snapshots and queues the merges of their layers into
@@ -89,18 +90,18 @@ func (d *Disk) queueMerge(m *manifest.Manifest, known map[string]bool, first ...
 
 func (d *Disk) mergeCost(l *manifest.Layer) (own int64, writable bool) {
 	n := d.nodes[l.ID]
-	if n == nil || n.layer() == nil {
+	if n == nil || n.Layer() == nil {
 		return 0, false
 	}
 	if own, known, err := d.figures.own(n, time.Time{}); err == nil && known {
-		return own, !l.Foreign && plain(n.layer()) == nil
+		return own, !l.Foreign && plain(n.Layer()) == nil
 	}
-	return d.fileCost(l, n.layer())
+	return d.fileCost(l, n.Layer())
 }
 
 // fileCost is manifest.MergeCost for a layer that has, or will have, another file.
-func (d *Disk) fileCost(l *manifest.Layer, file *layer) (own int64, writable bool) {
-	own, err := file.ownBytes()
+func (d *Disk) fileCost(l *manifest.Layer, file *view.Layer) (own int64, writable bool) {
+	own, err := file.OwnBytes()
 	if err != nil {
 		d.log.Warn("a layer cannot be counted; merges may copy more than they must", "layer", l.Label(), "error", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -91,7 +92,7 @@ func (x *Diff) open(ctx context.Context, name string, who Opener) (DiffView, err
 		}
 		x.close = append(x.close, h.Close)
 		n := x.disk.leaf.Load()
-		return DiffView{Name: name, ID: n.id, Size: n.size()}, nil
+		return DiffView{Name: name, ID: n.ID, Size: n.Size()}, nil
 	}
 	m, _ := x.disk.tree()
 	rec, err := m.Snapshot(name)
@@ -170,9 +171,9 @@ func (x *Diff) Next(dst []Difference, until time.Time) (list []Difference, more 
 
 // region compares one region and tells add of what differs.
 func (x *Diff) region(add func(Difference)) error {
-	x.disk.cache.step()
-	section := x.disk.readers.enter()
-	defer x.disk.readers.exit(section)
+	x.disk.cache.Step()
+	section := x.disk.readers.Enter()
+	defer x.disk.readers.Exit(section)
 	a, err := x.node(x.A)
 	if err != nil {
 		return err
@@ -185,17 +186,17 @@ func (x *Diff) region(add func(Difference)) error {
 	if x.at, err = x.next(a, b, shared); err != nil || x.at == x.end {
 		return err
 	}
-	i := x.at >> regionBits
-	stop := min(x.end, (i+1)<<regionBits)
-	s := diffSides{names: make(map[*layer]string)}
+	i := x.at >> view.RegionBits
+	stop := min(x.end, (i+1)<<view.RegionBits)
+	s := diffSides{names: make(map[*view.Layer]string)}
 	if s.a, err = s.resolve(a, shared, i); err != nil {
 		return err
 	}
 	if s.b, err = s.resolve(b, shared, i); err != nil {
 		return err
 	}
-	below := func() (*region, error) { return s.resolve(shared, nil, i) }
-	if err := s.compare(below, i<<regionBits, stop, add); err != nil {
+	below := func() (*view.Region, error) { return s.resolve(shared, nil, i) }
+	if err := s.compare(below, i<<view.RegionBits, stop, add); err != nil {
 		return err
 	}
 	x.at = stop
@@ -205,23 +206,23 @@ func (x *Diff) region(add func(Difference)) error {
 // next is where, at what is compared or behind it, one of the layers that the views do
 // not share may hold something: before that both views are the same. A layer that is
 // shorter than what is compared hides what the shared ones hold behind its end (M2).
-func (x *Diff) next(a, b, shared *node) (int64, error) {
+func (x *Diff) next(a, b, shared *view.Node) (int64, error) {
 	best, ends := int64(math.MaxInt64), x.end
-	for _, side := range []*node{a, b} {
-		for n := side; n != nil && n != shared; n = n.parent() {
-			l := n.layer()
+	for _, side := range []*view.Node{a, b} {
+		for n := side; n != nil && n != shared; n = n.Parent() {
+			l := n.Layer()
 			if l == nil {
 				continue
 			}
-			next, err := l.nextOwn(x.at)
+			next, err := l.NextOwn(x.at)
 			if err != nil {
 				return 0, err
 			}
-			best, ends = min(best, next), min(ends, l.size())
+			best, ends = min(best, next), min(ends, l.Size())
 		}
 	}
 	if shared != nil && ends < x.end && best > x.at {
-		next, err := shared.nextHeld(max(x.at, ends))
+		next, err := shared.NextHeld(max(x.at, ends))
 		if err != nil {
 			return 0, err
 		}
@@ -231,7 +232,7 @@ func (x *Diff) next(a, b, shared *node) (int64, error) {
 }
 
 // node is a view's node now: the leaf's changes with every snapshot.
-func (x *Diff) node(v DiffView) (*node, error) {
+func (x *Diff) node(v DiffView) (*view.Node, error) {
 	if v.Name == manifest.LeafName {
 		return x.disk.leaf.Load(), nil
 	}
@@ -239,12 +240,12 @@ func (x *Diff) node(v DiffView) (*node, error) {
 }
 
 // sharedNode is the topmost node that two views share, nil when they share none.
-func sharedNode(a, b *node) *node {
-	ofA := make(map[*node]bool)
-	for n := a; n != nil; n = n.parent() {
+func sharedNode(a, b *view.Node) *view.Node {
+	ofA := make(map[*view.Node]bool)
+	for n := a; n != nil; n = n.Parent() {
 		ofA[n] = true
 	}
-	for n := b; n != nil; n = n.parent() {
+	for n := b; n != nil; n = n.Parent() {
 		if ofA[n] {
 			return n
 		}
@@ -255,54 +256,54 @@ func sharedNode(a, b *node) *node {
 // diffSides are the resolved answers of both sides for one region, as far as the
 // layers above the shared ones have one: elsewhere a span is Unallocated.
 type diffSides struct {
-	a, b, below *region
-	names       map[*layer]string // the ids of all layers that were asked
+	a, b, below *view.Region
+	names       map[*view.Layer]string // the ids of all layers that were asked
 }
 
 // resolve asks the layers from a node on downwards, and stops before another. What
 // they leave open is zeros when there is nothing below.
-func (s *diffSides) resolve(from, stop *node, i int64) (*region, error) {
-	b := buildRegion(i)
+func (s *diffSides) resolve(from, stop *view.Node, i int64) (*view.Region, error) {
+	b := view.Build(i)
 	at := from
-	for at != nil && at != stop && b.open() {
-		l := at.place()
-		if l.layer != nil {
-			s.names[l.layer] = at.id
-			if err := b.ask(l.layer); err != nil {
+	for at != nil && at != stop && b.Open() {
+		l := at.Link()
+		if l.Layer != nil {
+			s.names[l.Layer] = at.ID
+			if err := b.Ask(l.Layer); err != nil {
 				return nil, err
 			}
 		}
-		at = l.parent
+		at = l.Parent
 	}
 	if at == nil {
-		return b.finish(extent.Zero), nil
+		return b.Finish(extent.Zero), nil
 	}
-	return b.finish(extent.Unallocated), nil
+	return b.Finish(extent.Unallocated), nil
 }
 
 // compare tells add what differs between two guest offsets. below gives the answers of
 // the shared layers; it is asked only where they matter.
-func (s *diffSides) compare(below func() (*region, error), start, stop int64, add func(Difference)) error {
-	cursorA, cursorB, cursorBelow := s.a.cursor(), s.b.cursor(), regionCursor{}
+func (s *diffSides) compare(below func() (*view.Region, error), start, stop int64, add func(Difference)) error {
+	cursorA, cursorB, cursorBelow := s.a.Cursor(), s.b.Cursor(), view.Cursor{}
 	for at := start; at < stop; {
-		spanA, spanB := cursorA.at(at), cursorB.at(at)
-		end := min(stop, spanA.end, spanB.end)
-		if spanA.kind == spanB.kind && (spanA.kind == extent.Unallocated || spanA.kind == extent.Zero) {
+		spanA, spanB := cursorA.At(at), cursorB.At(at)
+		end := min(stop, spanA.End, spanB.End)
+		if spanA.Kind == spanB.Kind && (spanA.Kind == extent.Unallocated || spanA.Kind == extent.Zero) {
 			at = end
 			continue
 		}
 		ofA, ofB := s.place(spanA), s.place(spanB)
-		if spanA.kind == extent.Unallocated || spanB.kind == extent.Unallocated {
+		if spanA.Kind == extent.Unallocated || spanB.Kind == extent.Unallocated {
 			if s.below == nil {
 				var err error
 				if s.below, err = below(); err != nil {
 					return err
 				}
-				cursorBelow = s.below.cursor()
+				cursorBelow = s.below.Cursor()
 			}
-			span := cursorBelow.at(at)
-			end = min(end, span.end)
-			if spanA.kind == extent.Unallocated {
+			span := cursorBelow.At(at)
+			end = min(end, span.End)
+			if spanA.Kind == extent.Unallocated {
 				ofA = s.place(span)
 			} else {
 				ofB = s.place(span)
@@ -317,12 +318,12 @@ func (s *diffSides) compare(below func() (*region, error), start, stop int64, ad
 }
 
 // place says where the bytes of a span lie.
-func (s *diffSides) place(at regionSpan) string {
-	if at.kind == extent.Zero || at.kind == extent.Unallocated {
+func (s *diffSides) place(at view.Span) string {
+	if at.Kind == extent.Zero || at.Kind == extent.Unallocated {
 		return InZeros
 	}
-	if at.kind == extent.Damaged {
-		return InDamage + s.names[at.layer]
+	if at.Kind == extent.Damaged {
+		return InDamage + s.names[at.Layer]
 	}
-	return s.names[at.layer]
+	return s.names[at.Layer]
 }

@@ -170,7 +170,7 @@ func TestDiffPlaces(t *testing.T) {
 	// Growing: the part behind the shorter one's end.
 	must(t, d.Revert("same"))
 	must(t, d.Resize(size+1<<20+512))
-	want := []Difference{{size, 1<<20 + 512, InEnd, d.leaf.Load().id}}
+	want := []Difference{{size, 1<<20 + 512, InEnd, d.leaf.Load().ID}}
 	if got := diffOf(t, d, "same", "leaf"); !slices.Equal(got, want) {
 		t.Errorf("grown: %v, want %v", got, want)
 	}
@@ -428,7 +428,7 @@ func TestPeekAndCount(t *testing.T) {
 	if !bytes.Equal(p, append(bytes.Clone(base[len(base)-50:]), make([]byte, 50)...)) {
 		t.Errorf("%v", p)
 	}
-	wantError(t, d.PeekView(d.leaf.Load().id, p, 0), ErrNotExist)
+	wantError(t, d.PeekView(d.leaf.Load().ID, p, 0), ErrNotExist)
 	wantError(t, d.PeekView("000099", p, 0), ErrNotExist)
 	for _, c := range []struct{ off, end, want int64 }{
 		{0, 40 << 20, 3<<20 + 1<<20 + 17<<20}, {0, 3 << 20, 3 << 20}, {3 << 20, 21 << 20, 0}, {2<<20 + 7, 21<<20 + 8, 1<<20 - 7 + 8},

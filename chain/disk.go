@@ -14,6 +14,7 @@ import (
 
 	"varve/chain/dirlock"
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 )
@@ -61,7 +62,7 @@ func (o OpenOptions) withDefaults() OpenOptions {
 // Locks, in the order in which they are taken: opMu, handles.mu, gate, then
 // those of overlay; the locks of a leaf's figures before those of overlay too.
 // flushGroup.mu, figures.mu, stateMu and jobMu are taken last, in this order, and held
-// for moments. A grace section is never left open while synchronize is called.
+// for moments. A grace section is never left open while Synchronize is called.
 type Disk struct {
 	fs       hostfs.FS
 	dir      string
@@ -86,15 +87,15 @@ type Disk struct {
 	// nodes, both changed under opMu only.
 	stateMu  sync.RWMutex
 	manifest *manifest.Manifest
-	nodes    map[string]*node // by layer id
+	nodes    map[string]*view.Node // by layer id
 	listed   atomic.Pointer[listedLayers]
 
 	// gate: writes to the leaf hold it shared, the swap of a snapshot owns it.
 	gate    sync.RWMutex
-	leaf    atomic.Pointer[node] // changes while the gate is owned
-	move    *leafMove            // guarded by gate; nil unless a merge moves the leaf down
-	readers grace
-	cache   *regionCache
+	leaf    atomic.Pointer[view.Node] // changes while the gate is owned
+	move    *leafMove                 // guarded by gate; nil unless a merge moves the leaf down
+	readers view.Grace
+	cache   *view.Cache
 
 	// punchMu is held while the background punches the leaf. kept is a leaf that
 	// is being moved down: the job punches it, when its readers are gone.
@@ -154,7 +155,7 @@ func (d *Disk) Dir() string { return d.dir }
 func (d *Disk) ReadOnly() bool { return d.readOnly }
 
 // Size is the disk's size in bytes.
-func (d *Disk) Size() int64 { return d.leaf.Load().size() }
+func (d *Disk) Size() int64 { return d.leaf.Load().Size() }
 
 // ModTime is the time of the last write, or of the last revert.
 func (d *Disk) ModTime() time.Time { return time.Unix(0, d.modified.Load()) }
@@ -166,7 +167,7 @@ func (d *Disk) touch() { d.modified.Store(time.Now().UnixNano()) }
 
 // tree gives the manifest and nodes of this moment, which are not changed any
 // more.
-func (d *Disk) tree() (*manifest.Manifest, map[string]*node) {
+func (d *Disk) tree() (*manifest.Manifest, map[string]*view.Node) {
 	d.stateMu.RLock()
 	defer d.stateMu.RUnlock()
 	return d.manifest, d.nodes
@@ -174,12 +175,12 @@ func (d *Disk) tree() (*manifest.Manifest, map[string]*node) {
 
 // install puts a committed manifest in force; edit changes a copy of nodes.
 // Called with opMu held.
-func (d *Disk) install(m *manifest.Manifest, edit func(nodes map[string]*node)) {
+func (d *Disk) install(m *manifest.Manifest, edit func(nodes map[string]*view.Node)) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
 	d.manifest = m
 	if edit != nil {
-		nodes := make(map[string]*node, len(d.nodes)+1)
+		nodes := make(map[string]*view.Node, len(d.nodes)+1)
 		for id, n := range d.nodes {
 			nodes[id] = n
 		}
@@ -228,7 +229,7 @@ func (d *Disk) takeBack(m *manifest.Manifest, err error) error {
 		err = errors.Join(err, failed)
 		d.log.Error("it is not known which chain.json is on disk; the disk takes no writes until it is mounted again", "error", err)
 		if leaf := d.leaf.Load(); leaf != nil {
-			if o := leaf.layer().over(); o != nil {
+			if o := leaf.Layer().Over(); o != nil {
 				o.Fail(err)
 			}
 		}
@@ -258,8 +259,8 @@ func (d *Disk) unlink(file string) {
 }
 
 // forgetNodes lets go of all that is remembered of nodes that the tree has not any more.
-func (d *Disk) forgetNodes(gone map[*node]bool) {
-	d.cache.forget(gone)
+func (d *Disk) forgetNodes(gone map[*view.Node]bool) {
+	d.cache.Forget(gone)
 	d.figures.gone(gone)
 }
 
@@ -327,10 +328,10 @@ func (d *Disk) Close() error {
 	if !d.readOnly {
 		err = d.shut()
 	}
-	d.readers.synchronize()
+	d.readers.Synchronize()
 	for _, n := range d.nodes {
-		if l := n.layer(); l != nil {
-			err = errors.Join(err, l.close())
+		if l := n.Layer(); l != nil {
+			err = errors.Join(err, l.Close())
 		}
 	}
 	if d.lock != nil {
@@ -349,7 +350,7 @@ func (d *Disk) shut() error {
 		return err
 	}
 	// Settling punches what a job has moved.
-	d.readers.synchronize()
+	d.readers.Synchronize()
 	m := d.edit()
 	var errs []error
 	for _, l := range m.Layers {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 )
@@ -152,7 +153,7 @@ func TestDeleteIsRefusedWhileOpen(t *testing.T) {
 	v.Close()
 	id, err := d.Delete("one")
 	finish(t, d, id, err)
-	if _, err := d.OpenView(context.Background(), v.node.id, Opener{}); !errors.Is(err, ErrNotExist) {
+	if _, err := d.OpenView(context.Background(), v.node.ID, Opener{}); !errors.Is(err, ErrNotExist) {
 		t.Errorf("opening a deleted layer: %v", err)
 	}
 	if at(t, d, 0) != 1 {
@@ -573,4 +574,4 @@ func TestRemovalAfterCrash(t *testing.T) {
 	}
 }
 
-var _ overlay.Backing = (*node)(nil)
+var _ overlay.Backing = (*view.Node)(nil)

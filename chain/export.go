@@ -25,7 +25,7 @@ func (d *Disk) ExportSource(name string) (overlay.Source, int64, error) {
 		}
 		n = nodes[rec.ID]
 	}
-	return n, n.size(), nil
+	return n, n.Size(), nil
 }
 
 // LeafHolds says whether the leaf holds anything that would be gone with it: what was
@@ -36,6 +36,6 @@ func (d *Disk) LeafHolds() (bool, error) {
 	}
 	defer d.opMu.Unlock()
 	leaf := d.manifest.Layer(d.manifest.Leaf)
-	own, err := d.nodes[leaf.ID].layer().ownBytes()
+	own, err := d.nodes[leaf.ID].Layer().OwnBytes()
 	return own > 0 || !d.manifest.StandsOnNamed(leaf), err
 }

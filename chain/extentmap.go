@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/chain/view"
 	"varve/overlay/extent"
 	"varve/overlay/qcow2"
 )
@@ -42,7 +43,7 @@ const (
 	mapBins  = 1024    // at most, in a map
 	mapCells = 1 << 18 // bins of all layers together: 3 MiB
 	leastBin = 4 << 10
-	mapChunk = qcow2.TouchedSpans * regionSize // 1 GiB
+	mapChunk = qcow2.TouchedSpans * view.RegionSize // 1 GiB
 )
 
 // mapRow has the figures of a layer, see MapLayer.
@@ -74,7 +75,7 @@ type mapper struct {
 
 // unit is how much of the disk is looked at together: a bin, or a region where that
 // is more.
-func (c *mapper) unit() int64 { return max(int64(1)<<c.binBits, regionSize) }
+func (c *mapper) unit() int64 { return max(int64(1)<<c.binBits, view.RegionSize) }
 
 // step is a unit, or what Touched tells of at a time where that is more.
 func (c *mapper) step() int64 { return max(c.unit(), mapChunk) }
@@ -112,7 +113,7 @@ func (f *figures) drawMap(ctx context.Context, most time.Duration) (*ExtentMap, 
 
 func (c *mapper) draw(ctx context.Context, f *figures, deadline time.Time) (*ExtentMap, error) {
 	path := f.mapPath(f.leaf())
-	size := f.leaf().size()
+	size := f.leaf().Size()
 	c.follow(path, size)
 	steps := int((size + c.step() - 1) / c.step())
 	for looked := range steps {
@@ -133,15 +134,15 @@ func (c *mapper) draw(ctx context.Context, f *figures, deadline time.Time) (*Ext
 }
 
 // mapPath is the chain of a node, bottom first.
-func (f *figures) mapPath(tip *node) (path []passLayer) {
-	for n := tip; n != nil; n = n.parent() {
-		l := n.place()
-		if l.layer == nil {
+func (f *figures) mapPath(tip *view.Node) (path []passLayer) {
+	for n := tip; n != nil; n = n.Parent() {
+		l := n.Link()
+		if l.Layer == nil {
 			continue
 		}
 		c := f.of(n)
-		p := passLayer{node: n, counts: c, link: l, layer: l.layer, over: l.layer.over(), ownOf: c.own.forgotten.Load()}
-		p.raw = l.layer.raw()
+		p := passLayer{node: n, counts: c, link: l, layer: l.Layer, over: l.Layer.Over(), ownOf: c.own.forgotten.Load()}
+		p.raw = l.Layer.Raw()
 		path = append(path, p)
 	}
 	slices.Reverse(path)
@@ -151,10 +152,10 @@ func (f *figures) mapPath(tip *node) (path []passLayer) {
 // frozenPart is how many layers of a path, from the bottom, nobody writes.
 func frozenPart(path []passLayer) (keys []mapKey) {
 	for i := range path {
-		if path[i].over != nil || path[i].node.isAbsorbing() {
+		if path[i].over != nil || path[i].node.Absorbing() {
 			break
 		}
-		keys = append(keys, mapKey{path[i].node.id, path[i].ownOf})
+		keys = append(keys, mapKey{path[i].node.ID, path[i].ownOf})
 	}
 	return keys
 }
@@ -169,7 +170,7 @@ func (c *mapper) follow(path []passLayer, size int64) {
 		c.frozen, c.ids, c.rows = nil, nil, nil
 		c.known, c.upTo = make([]bool, units), make([]int, units)
 	}
-	same := slices.EqualFunc(c.ids, path, func(id string, p passLayer) bool { return id == p.node.id })
+	same := slices.EqualFunc(c.ids, path, func(id string, p passLayer) bool { return id == p.node.ID })
 	if same && len(c.frozen) == len(frozen) {
 		return
 	}
@@ -177,7 +178,7 @@ func (c *mapper) follow(path []passLayer, size int64) {
 	bins := int((size-1)>>binBits) + 1
 	c.rows, c.ids = c.rows[:len(c.frozen)], nil
 	for i := range path {
-		c.ids = append(c.ids, path[i].node.id)
+		c.ids = append(c.ids, path[i].node.ID)
 		if i >= len(c.rows) {
 			c.rows = append(c.rows, mapRow{make([]float32, bins), make([]float32, bins), make([]float32, bins), make([]float32, bins)})
 		}
@@ -232,9 +233,9 @@ func (c *mapper) look(f *figures, path []passLayer, off int64) error {
 	}
 	regions := func(visit func(u *mapUnit, at int64, layer func(i int) bool) error) error {
 		for _, chunk := range chunks {
-			f.cache.step()
+			f.cache.Step()
 			for bit := range int64(qcow2.TouchedSpans) {
-				at := chunk.off + bit<<regionBits
+				at := chunk.off + bit<<view.RegionBits
 				if at >= end {
 					break
 				}
@@ -295,10 +296,10 @@ type mapPiece struct {
 
 // mapChunks finds the pieces between two offsets.
 func (f *figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, err error) {
-	section := f.readers.enter()
-	defer f.readers.exit(section)
+	section := f.readers.Enter()
+	defer f.readers.Exit(section)
 	for i := range path {
-		if path[i].node.place() != path[i].link {
+		if path[i].node.Link() != path[i].link {
 			return nil, errTreeChanged
 		}
 	}
@@ -306,7 +307,7 @@ func (f *figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, 
 		if at, err = nextOfPath(path, at); err != nil || at >= end {
 			break
 		}
-		f.cache.step()
+		f.cache.Step()
 		at = off + (at-off)&^(mapChunk-1)
 		list = append(list, mapPiece{at, make([]uint64, len(path))})
 		at += mapChunk
@@ -339,10 +340,10 @@ func (c *mapper) clear(unit int) {
 // mapTouched asks some layers of a path in which regions from off on they hold
 // something, see Touched.
 func (f *figures) mapTouched(path []passLayer, from, to int, off int64, masks []uint64) error {
-	section := f.readers.enter()
-	defer f.readers.exit(section)
+	section := f.readers.Enter()
+	defer f.readers.Exit(section)
 	for i := from; i < to; i++ {
-		if path[i].node.place() != path[i].link {
+		if path[i].node.Link() != path[i].link {
 			return errTreeChanged
 		}
 		if err := touched(path, i, off); err != nil {
@@ -355,22 +356,22 @@ func (f *figures) mapTouched(path []passLayer, from, to int, off int64, masks []
 
 // mapRegion adds what stands in one region, of the layers that hold something there.
 func (c *mapper) mapRegion(f *figures, path []passLayer, at int64, layer func(i int) bool) error {
-	section := f.readers.enter()
-	defer f.readers.exit(section)
-	b := buildRegion(at >> regionBits)
+	section := f.readers.Enter()
+	defer f.readers.Exit(section)
+	b := view.Build(at >> view.RegionBits)
 	for i := range slices.Backward(path) {
 		if !layer(i) {
 			continue
 		}
 		p := &path[i]
-		if p.node.place() != p.link {
+		if p.node.Link() != p.link {
 			return errTreeChanged
 		}
 		var err error
-		if c.extents, err = p.layer.extents(c.extents[:0], at, regionSize); err != nil {
+		if c.extents, err = p.layer.Extents(c.extents[:0], at, view.RegionSize); err != nil {
 			return err
 		}
-		size := min(c.size, p.node.size())
+		size := min(c.size, p.node.Size())
 		for _, e := range c.extents {
 			switch {
 			case e.Kind == extent.Unallocated, e.Kind == extent.Zero && p.raw:
@@ -383,16 +384,16 @@ func (c *mapper) mapRegion(f *figures, path []passLayer, at int64, layer func(i 
 				c.add(c.rows[i].data, e.Start, min(e.End(), size))
 			}
 		}
-		if b.open() {
-			b.fill(p.layer, c.extents)
+		if b.Open() {
+			b.Fill(p.layer, c.extents)
 		}
 	}
-	for s := range b.finish(extent.Zero).each(at, c.size) {
-		if s.kind == extent.Zero || s.kind == extent.Damaged {
+	for s := range b.Finish(extent.Zero).Each(at, c.size) {
+		if s.Kind == extent.Zero || s.Kind == extent.Damaged {
 			continue
 		}
-		i := slices.IndexFunc(path, func(p passLayer) bool { return p.layer == s.layer })
-		c.add(c.rows[i].seen, s.start, s.end)
+		i := slices.IndexFunc(path, func(p passLayer) bool { return p.layer == s.Layer })
+		c.add(c.rows[i].seen, s.Start, s.End)
 	}
 	return nil
 }
@@ -429,7 +430,7 @@ func (c *mapper) result(f *figures, path []passLayer) *ExtentMap {
 	for i := range slices.Backward(path) {
 		row := &c.rows[i]
 		m.Layers = append(m.Layers, MapLayer{
-			LayerStatus: byID[path[i].node.id],
+			LayerStatus: byID[path[i].node.ID],
 			Data:        slices.Clone(row.data), Zero: slices.Clone(row.zero), Seen: slices.Clone(row.seen),
 			Lost: lostBins(row.lost),
 		})

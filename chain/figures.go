@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 )
 
 // figures are what people are told of bytes: how many a view has, how many a layer maps,
@@ -18,19 +19,19 @@ import (
 // told by the operations is only that something is not right any more.
 // Safe for concurrent use.
 type figures struct {
-	tree    func() (*manifest.Manifest, map[string]*node)
-	leaf    func() *node
+	tree    func() (*manifest.Manifest, map[string]*view.Node)
+	leaf    func() *view.Node
 	layers  func() []LayerStatus // as Disk.Layers
 	store   func()               // has what was counted recorded
-	readers *grace
-	cache   *regionCache
+	readers *view.Grace
+	cache   *view.Cache
 	log     *slog.Logger
 
 	counter counter
 	mapper  mapper
 
 	mu     sync.Mutex
-	byNode map[*node]*nodeFigures // of nodes of the tree; guarded by mu
+	byNode map[*view.Node]*nodeFigures // of nodes of the tree; guarded by mu
 }
 
 // nodeFigures are what was counted of one node.
@@ -45,7 +46,7 @@ func newFigures(d *Disk) *figures {
 	f := &figures{
 		tree: d.tree, leaf: d.leaf.Load, layers: d.Layers, store: d.storeCounts,
 		readers: &d.readers, cache: d.cache, log: d.log,
-		byNode: make(map[*node]*nodeFigures),
+		byNode: make(map[*view.Node]*nodeFigures),
 	}
 	f.counter.init(f)
 	return f
@@ -56,13 +57,13 @@ func (f *figures) close() { f.counter.close() }
 
 // of gives what is remembered of a node; of one that the tree has not, or not any more,
 // something that is soon forgotten.
-func (f *figures) of(n *node) *nodeFigures {
+func (f *figures) of(n *view.Node) *nodeFigures {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.byNode[n]
 	if c == nil {
 		c = new(nodeFigures)
-		if _, nodes := f.tree(); nodes[n.id] == n {
+		if _, nodes := f.tree(); nodes[n.ID] == n {
 			f.byNode[n] = c
 		}
 	}
@@ -70,7 +71,7 @@ func (f *figures) of(n *node) *nodeFigures {
 }
 
 // gone forgets nodes that the tree has not any more.
-func (f *figures) gone(nodes map[*node]bool) {
+func (f *figures) gone(nodes map[*view.Node]bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for n := range nodes {
@@ -79,13 +80,13 @@ func (f *figures) gone(nodes map[*node]bool) {
 }
 
 // settled is told when the file of a node's layer was brought to rest.
-func (f *figures) settled(n *node) {
+func (f *figures) settled(n *view.Node) {
 	f.of(n).own.forget()
 	f.hidesOthers(n)
 }
 
 // replaced is told when a node has got another file or another parent.
-func (f *figures) replaced(n *node) {
+func (f *figures) replaced(n *view.Node) {
 	c := f.of(n)
 	c.live.forget() // it knows the parent that was
 	c.own.forget()
@@ -94,21 +95,21 @@ func (f *figures) replaced(n *node) {
 
 // moving is told when a merge begins, or ceases, to write into x what c holds, which
 // stands on x.
-func (f *figures) moving(x, c *node) {
+func (f *figures) moving(x, c *view.Node) {
 	f.of(x).view.forget()
 	f.of(c).live.forget() // it is relative to x
 }
 
 // viewChanged is told when what a node's view has as data, or how much of it is a hole,
 // may be another.
-func (f *figures) viewChanged(n *node) { f.of(n).view.forget() }
+func (f *figures) viewChanged(n *view.Node) { f.of(n).view.forget() }
 
 // hidesOthers has counted anew what a node's layer hides and what is hidden of it: the
 // layer was written, or stands on another one.
-func (f *figures) hidesOthers(n *node) {
+func (f *figures) hidesOthers(n *view.Node) {
 	f.of(n).hides.forget()
 	m, nodes := f.tree()
-	for _, l := range m.Children(n.id) {
+	for _, l := range m.Children(n.ID) {
 		if on := nodes[l.ID]; on != nil {
 			c := f.of(on)
 			c.hides.forget()
@@ -118,7 +119,7 @@ func (f *figures) hidesOthers(n *node) {
 }
 
 // keep takes over the counts of a layer that does not change any more.
-func (c *nodeFigures) keep(l *layer, s *manifest.Counts) {
+func (c *nodeFigures) keep(l *view.Layer, s *manifest.Counts) {
 	c.own.set(l, c.own.forgotten.Load(), s.Own)
 	c.view.set(l, c.view.forgotten.Load(), s.View)
 	if s.Hides >= 0 {
@@ -128,11 +129,11 @@ func (c *nodeFigures) keep(l *layer, s *manifest.Counts) {
 
 // froze is told when the leaf has become a frozen layer, with what ofTheLeaf gave of it;
 // nil where that was not known.
-func (f *figures) froze(n *node, counts *manifest.Counts) {
+func (f *figures) froze(n *view.Node, counts *manifest.Counts) {
 	c := f.of(n)
 	c.live.forget()
 	if counts != nil {
-		c.keep(n.layer(), counts)
+		c.keep(n.Layer(), counts)
 	}
 }
 
@@ -142,8 +143,8 @@ func (f *figures) believe() {
 	m, nodes := f.tree()
 	in := m.CountedIn()
 	for _, l := range m.Layers {
-		if s, n := l.Counts, nodes[l.ID]; s != nil && s.Of == in[l.ID] && n.frozen() {
-			f.of(n).keep(n.layer(), s)
+		if s, n := l.Counts, nodes[l.ID]; s != nil && s.Of == in[l.ID] && n.Frozen() {
+			f.of(n).keep(n.Layer(), s)
 		}
 	}
 }
@@ -155,7 +156,7 @@ func (f *figures) believe() {
 func (f *figures) note(m *manifest.Manifest) {
 	inForce, nodes := f.tree()
 	in, before := m.CountedIn(), inForce.CountedIn()
-	damaged := slices.ContainsFunc(m.Layers, func(l *manifest.Layer) bool { return nodes[l.ID] != nil && nodes[l.ID].damaged() })
+	damaged := slices.ContainsFunc(m.Layers, func(l *manifest.Layer) bool { return nodes[l.ID] != nil && nodes[l.ID].Damaged() })
 	for _, l := range m.Layers {
 		of := in[l.ID]
 		if l.Counts != nil && (of == "" || l.Counts.Of != of) {
@@ -168,11 +169,11 @@ func (f *figures) note(m *manifest.Manifest) {
 		if of == "" || l.Counts != nil && l.Counts.Hides >= 0 || before[l.ID] != of {
 			continue
 		}
-		if n := nodes[l.ID]; n != nil && n.frozen() {
+		if n := nodes[l.ID]; n != nil && n.Frozen() {
 			c := f.of(n)
-			own, ownKnown := c.own.get(n.layer())
-			view, viewKnown := c.view.get(n.layer())
-			hides, hidesKnown := c.hides.get(n.layer())
+			own, ownKnown := c.own.get(n.Layer())
+			view, viewKnown := c.view.get(n.Layer())
+			hides, hidesKnown := c.hides.get(n.Layer())
 			if !hidesKnown {
 				hides = -1
 			}
@@ -228,19 +229,19 @@ func (f *figures) countAll(ctx context.Context) error {
 
 // ownKnown is how many bytes a layer itself maps, where that was counted; of the leaf
 // what is known of it now.
-func (f *figures) ownKnown(n *node) (int64, bool) {
-	l := n.layer()
+func (f *figures) ownKnown(n *view.Node) (int64, bool) {
+	l := n.Layer()
 	if l == nil {
 		return 0, false
 	}
 	c := f.of(n)
-	if n != f.leaf() || n.frozen() {
+	if n != f.leaf() || n.Frozen() {
 		bytes, ok := c.own.get(l)
-		return bytes, ok && n.frozen()
+		return bytes, ok && n.Frozen()
 	}
 	c.live.mu.Lock()
 	defer c.live.mu.Unlock()
-	parent := n.parent()
+	parent := n.Parent()
 	_, err := f.recountLive(&c.live, n, l, parent, time.Now().Add(recountBudget))
 	return c.live.mapped, err == nil && c.live.of(l, parent)
 }
@@ -248,7 +249,7 @@ func (f *figures) ownKnown(n *node) (int64, bool) {
 // again runs a look at what the tree holds, and once more when it met a layer that was
 // closed meanwhile because the tree lost it. A look has a section for each layer, or
 // less: one for all would hold up jobs.
-func again(tree func() (*manifest.Manifest, map[string]*node), look func() error) error {
+func again(tree func() (*manifest.Manifest, map[string]*view.Node), look func() error) error {
 	for {
 		before, _ := tree()
 		err := look()
@@ -259,9 +260,9 @@ func again(tree func() (*manifest.Manifest, map[string]*node), look func() error
 }
 
 // pathDamaged says whether a layer or one below it was found damaged.
-func pathDamaged(m *manifest.Manifest, nodes map[string]*node, l *manifest.Layer) bool {
+func pathDamaged(m *manifest.Manifest, nodes map[string]*view.Node, l *manifest.Layer) bool {
 	for ; l != nil; l = m.Layer(l.Parent) {
-		if n := nodes[l.ID]; n != nil && n.damaged() {
+		if n := nodes[l.ID]; n != nil && n.Damaged() {
 			return true
 		}
 	}

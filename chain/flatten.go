@@ -1,6 +1,10 @@
 package chain
 
-import "time"
+import (
+	"time"
+
+	"varve/chain/view"
+)
 
 // A flatten copies into one layer all that it needs from below. It gives nothing back
 // before its end: what it copies other layers may still need.
@@ -12,8 +16,10 @@ func (d *Disk) flattenLayer(j *job) error {
 	if err != nil || n == nil {
 		return err
 	}
-	over, source := n.layer().over(), n.parent()
-	held := func(off int64) (int64, error) { return source.regionHeld(&d.readers, off>>regionBits, over.Size()) }
+	over, source := n.Layer().Over(), n.Parent()
+	held := func(off int64) (int64, error) {
+		return source.RegionHeld(&d.readers, off>>view.RegionBits, over.Size())
+	}
 	part, fill := d.filling(j, over, source, nil)
 	settle := func(_, _ int64) error {
 		forget := over.Copied()
@@ -32,13 +38,13 @@ func (d *Disk) flattenLayer(j *job) error {
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	rec := m.Layer(n.id)
+	rec := m.Layer(n.ID)
 	if err := over.SetBacking("", ""); err != nil {
 		return err
 	}
 	rec.Parent = ""
-	if n.id != m.Leaf {
-		if err := d.settleFile(n.layer(), rec); err != nil {
+	if n.ID != m.Leaf {
+		if err := d.settleFile(n.Layer(), rec); err != nil {
 			return err
 		}
 	}
@@ -49,16 +55,16 @@ func (d *Disk) flattenLayer(j *job) error {
 	if err := d.commit(m); err != nil {
 		return err
 	}
-	n.replace(n.layer(), nil)
+	n.Replace(n.Layer(), nil)
 	d.figures.replaced(n)
-	d.dropRegions(n, 0, n.size())
+	d.dropRegions(n, 0, n.Size())
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
 	d.changed(Change{Layers: true})
 	return nil
 }
 
-func (d *Disk) prepareFlatten(j *job) (*node, error) {
+func (d *Disk) prepareFlatten(j *job) (*view.Node, error) {
 	// How much there is to copy, counted before anybody has to wait for us.
 	if err := d.CountAll(j.ctx); err != nil {
 		return nil, err
@@ -79,7 +85,7 @@ func (d *Disk) prepareFlatten(j *job) (*node, error) {
 		return nil, nil
 	}
 	n := d.nodes[rec.ID]
-	total, _, err := d.figures.view(n.parent(), time.Time{})
+	total, _, err := d.figures.view(n.Parent(), time.Time{})
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -63,7 +64,7 @@ func deletionOf(m *manifest.Manifest, id string) (del deletion) {
 
 // frees fills in what a delete of each layer would give back. counted is false
 // where that is not known and counting would tell.
-func (f *figures) frees(m *manifest.Manifest, nodes map[string]*node, layers []LayerStatus) (counted bool) {
+func (f *figures) frees(m *manifest.Manifest, nodes map[string]*view.Node, layers []LayerStatus) (counted bool) {
 	counted = true
 	host := make(map[string]int64, len(layers))
 	for _, l := range layers {
@@ -81,7 +82,7 @@ func (f *figures) frees(m *manifest.Manifest, nodes map[string]*node, layers []L
 				continue
 			}
 			hidden, known, busy := f.hidden(x, c)
-			if x.damaged() || c.damaged() { // what its merge would free nobody knows
+			if x.Damaged() || c.Damaged() { // what its merge would free nobody knows
 				continue
 			}
 			if !known {
@@ -99,14 +100,14 @@ func (f *figures) frees(m *manifest.Manifest, nodes map[string]*node, layers []L
 // hidden is how many bytes of data of x the layer c, which stands on it, hides;
 // of the leaf as it was at the last look; a leaf that is only read is counted as a
 // frozen layer is. busy: it cannot be known before a job ends.
-func (f *figures) hidden(x, c *node) (bytes int64, known, busy bool) {
-	l := c.layer()
-	if l == nil || c.parent() != x || !x.frozen() {
+func (f *figures) hidden(x, c *view.Node) (bytes int64, known, busy bool) {
+	l := c.Layer()
+	if l == nil || c.Parent() != x || !x.Frozen() {
 		return 0, false, true
 	}
-	if c != f.leaf() || c.frozen() {
+	if c != f.leaf() || c.Frozen() {
 		bytes, known = f.of(c).hides.get(l)
-		return bytes, known && c.frozen(), !c.frozen()
+		return bytes, known && c.Frozen(), !c.Frozen()
 	}
 	live := &f.of(c).live
 	live.mu.Lock()
@@ -119,18 +120,18 @@ func (f *figures) hidden(x, c *node) (bytes int64, known, busy bool) {
 
 // hiddenIn is how many bytes of data of the layer below a node's own layer hides, in
 // the region that begins at off.
-func (f *figures) hiddenIn(n *node, off int64) (int64, error) {
-	section := f.readers.enter()
-	defer f.readers.exit(section)
-	link := n.place()
-	if link.layer == nil || link.parent == nil || link.parent.layer() == nil {
+func (f *figures) hiddenIn(n *view.Node, off int64) (int64, error) {
+	section := f.readers.Enter()
+	defer f.readers.Exit(section)
+	link := n.Link()
+	if link.Layer == nil || link.Parent == nil || link.Parent.Layer() == nil {
 		return 0, nil
 	}
-	below, err := link.parent.alone().Map(nil, off, regionSize)
+	below, err := link.Parent.Alone().Map(nil, off, view.RegionSize)
 	if err != nil {
 		return 0, err
 	}
-	own, err := link.layer.extents(nil, off, regionSize)
+	own, err := link.Layer.Extents(nil, off, view.RegionSize)
 	return hiddenBytes(below, own), err
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 )
 
 // checkFrees compares what status says of deletes with the tables, region by region.
@@ -27,7 +28,7 @@ func checkFrees(t *testing.T, d *Disk, st Status, when string) {
 		}
 		if del.merged != "" {
 			c, hidden := nodes[del.into], int64(0)
-			for at := int64(0); at < nodes[del.merged].size(); at += regionSize {
+			for at := int64(0); at < nodes[del.merged].Size(); at += view.RegionSize {
 				bytes, err := d.figures.hiddenIn(c, at)
 				must(t, err)
 				hidden += bytes
@@ -207,7 +208,7 @@ func TestFreesIsKept(t *testing.T) {
 	m.ByName("two").Counts.Hides = -1
 	must(t, m.Commit(OpenOptions{}.withDefaults().FS, dir))
 	d = openDisk(t, dir)
-	if _, known := d.figures.of(d.nodes[m.ByName("two").ID]).hides.get(d.nodes[m.ByName("two").ID].layer()); known {
+	if _, known := d.figures.of(d.nodes[m.ByName("two").ID]).hides.get(d.nodes[m.ByName("two").ID].Layer()); known {
 		t.Error("a figure that is not there is believed")
 	}
 	if frees := freesOf(t, d, "one"); frees != 2<<20 {

@@ -195,7 +195,7 @@ func TestHiddenGoesWhenItIsDurable(t *testing.T) {
 	below, leaf := layerPath(g.d, "one"), layerPath(g.d, "")
 	must(t, g.write(0, 64*kib, false)) // not flushed
 	g.host.Limit(16<<10, false)
-	section := g.d.readers.enter() // a reader that has looked, and not read yet
+	section := g.d.readers.Enter() // a reader that has looked, and not read yet
 	var mu sync.Mutex
 	dirty, gone := true, false
 	g.host.SetHook(false, func(op powercut.Op) error {
@@ -220,7 +220,7 @@ func TestHiddenGoesWhenItIsDurable(t *testing.T) {
 	mu.Lock()
 	early := gone
 	mu.Unlock()
-	g.d.readers.exit(section)
+	g.d.readers.Exit(section)
 	if early {
 		t.Error("blocks were given back under a reader")
 	}

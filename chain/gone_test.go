@@ -7,6 +7,7 @@ import (
 	"time"
 	"weak"
 
+	"varve/chain/view"
 	"varve/integration/patience"
 )
 
@@ -69,7 +70,7 @@ func TestGoneLayersAreForgotten(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d, _ := testDisk(t, 20<<20)
-			seen := map[weak.Pointer[layer]]string{}
+			seen := map[weak.Pointer[view.Layer]]string{}
 			look := func() {
 				p := make([]byte, d.Size())
 				must(t, d.ReadAt(p, 0))
@@ -78,7 +79,7 @@ func TestGoneLayersAreForgotten(t *testing.T) {
 					if n != d.leaf.Load() { // that one is never resolved
 						must(t, n.ReadAt(p, 0))
 					}
-					seen[weak.Make(n.layer())] = id
+					seen[weak.Make(n.Layer())] = id
 				}
 			}
 			for n := range 5 {
@@ -94,7 +95,7 @@ func TestGoneLayersAreForgotten(t *testing.T) {
 					}
 					there := false
 					for _, n := range nodes {
-						there = there || n.layer() == l
+						there = there || n.Layer() == l
 					}
 					if !there {
 						left = append(left, id)

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/chain/view"
 	"varve/overlay/hostfs"
 	"varve/overlay/procs"
 )
@@ -171,7 +172,7 @@ func (h *Handle) Close() { h.disk.handles.remove(h.h) }
 // changes. Safe for concurrent use.
 type View struct {
 	disk *Disk
-	node *node
+	node *view.Node
 	h    *handle
 }
 
@@ -195,19 +196,19 @@ func (d *Disk) OpenView(ctx context.Context, id string, who Opener) (*View, erro
 
 // ReadAt fills p from the view; bytes past the end read as zeros.
 func (v *View) ReadAt(p []byte, off int64) error {
-	section := v.disk.readers.enter()
-	defer v.disk.readers.exit(section)
+	section := v.disk.readers.Enter()
+	defer v.disk.readers.Exit(section)
 	return v.node.ReadAt(p, off)
 }
 
 // Size is the view's size in bytes.
-func (v *View) Size() int64 { return v.node.size() }
+func (v *View) Size() int64 { return v.node.Size() }
 
 // SeekData is Disk.SeekData for the view.
-func (v *View) SeekData(off int64) (int64, error) { return v.node.seek(&v.disk.readers, off, true) }
+func (v *View) SeekData(off int64) (int64, error) { return v.node.Seek(&v.disk.readers, off, true) }
 
 // SeekHole is Disk.SeekHole for the view.
-func (v *View) SeekHole(off int64) (int64, error) { return v.node.seek(&v.disk.readers, off, false) }
+func (v *View) SeekHole(off int64) (int64, error) { return v.node.Seek(&v.disk.readers, off, false) }
 
 // Close ends the open.
 func (v *View) Close() { v.disk.handles.remove(v.h) }
@@ -216,15 +217,15 @@ func (v *View) Close() { v.disk.handles.remove(v.h) }
 // images, by their ids. The files stay the disk's, are not closed before f returns, and
 // have the disk's locks: who reads one later opens it anew (M18).
 func (d *Disk) EachHostFile(f func(id string, file hostfs.File)) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
 	m, nodes := d.tree()
 	for _, rec := range m.Layers {
 		n := nodes[rec.ID]
-		if n == nil || n.layer() == nil {
+		if n == nil || n.Layer() == nil {
 			continue
 		}
-		if i := n.layer().image(); i != nil && i.Header() == nil {
+		if i := n.Layer().Image(); i != nil && i.Header() == nil {
 			f(rec.ID, i.File())
 		}
 	}

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -15,23 +16,23 @@ const hiddenBatch = 4096
 // c, whose entries never go again before the merge has written x there (copyDown) or
 // x is gone. x's tables stay as they are, as in punchSource. Called while a job merges
 // both, before it copies anything.
-func (d *Disk) punchHidden(j *job, x, c *node) error {
+func (d *Disk) punchHidden(j *job, x, c *view.Node) error {
 	m, _ := d.tree()
-	if m.Layer(x.id).Foreign {
+	if m.Layer(x.ID).Foreign {
 		return nil
 	}
 	var hidden []extent.Extent
-	for off, size := int64(0), min(x.size(), c.size()); off < size; off += regionSize {
-		next, err := d.nextOfAny([]*node{x}, off)
+	for off, size := int64(0), min(x.Size(), c.Size()); off < size; off += view.RegionSize {
+		next, err := d.nextOfAny([]*view.Node{x}, off)
 		if err != nil {
 			return err
 		}
-		if off = min(next, size-1) &^ (regionSize - 1); next < size {
-			if hidden, err = d.hiddenExtents(hidden, x, c, off, min(regionSize, size-off)); err != nil {
+		if off = min(next, size-1) &^ (view.RegionSize - 1); next < size {
+			if hidden, err = d.hiddenExtents(hidden, x, c, off, min(view.RegionSize, size-off)); err != nil {
 				return err
 			}
 		}
-		if len(hidden) < hiddenBatch && off+regionSize < size || len(hidden) == 0 {
+		if len(hidden) < hiddenBatch && off+view.RegionSize < size || len(hidden) == 0 {
 			continue
 		}
 		if j.ctx.Err() != nil {
@@ -40,11 +41,11 @@ func (d *Disk) punchHidden(j *job, x, c *node) error {
 		// M1: what hides it is durable first, and who looked before it was hidden has read.
 		err = d.withRoom(j, func() error {
 			return d.survive(j, func() error {
-				if err := c.layer().over().Flush(); err != nil {
+				if err := c.Layer().Over().Flush(); err != nil {
 					return err
 				}
-				d.readers.synchronize()
-				return d.punchExtents(x.layer(), hidden)
+				d.readers.Synchronize()
+				return d.punchExtents(x.Layer(), hidden)
 			})
 		})
 		if err != nil {
@@ -56,14 +57,14 @@ func (d *Disk) punchHidden(j *job, x, c *node) error {
 }
 
 // hiddenExtents adds to dst the pieces of x's data in a range that c hides.
-func (d *Disk) hiddenExtents(dst []extent.Extent, x, c *node, off, length int64) ([]extent.Extent, error) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
-	below, err := x.alone().Map(nil, off, length)
+func (d *Disk) hiddenExtents(dst []extent.Extent, x, c *view.Node, off, length int64) ([]extent.Extent, error) {
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
+	below, err := x.Alone().Map(nil, off, length)
 	if err != nil {
 		return nil, err
 	}
-	above, err := c.alone().Map(nil, off, length)
+	above, err := c.Alone().Map(nil, off, length)
 	if err != nil {
 		return nil, err
 	}

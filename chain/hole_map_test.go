@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/integration/interleave"
 	"varve/overlay/extent"
 )
@@ -46,15 +47,15 @@ func appendRun(runs []run, start, end int64) []run {
 }
 
 // seekRuns is what seeking finds in a view.
-func seekRuns(t *testing.T, d *Disk, n *node) (runs []run) {
+func seekRuns(t *testing.T, d *Disk, n *view.Node) (runs []run) {
 	t.Helper()
 	for off := int64(0); ; {
-		start, err := n.seek(&d.readers, off, true)
+		start, err := n.Seek(&d.readers, off, true)
 		if err == io.EOF {
 			return runs
 		}
 		must(t, err)
-		off, err = n.seek(&d.readers, start, false)
+		off, err = n.Seek(&d.readers, start, false)
 		must(t, err)
 		runs = appendRun(runs, start, off)
 	}
@@ -137,27 +138,27 @@ func TestHolesAgainstQEMU(t *testing.T) {
 }
 
 // compareHoles holds what there is to ask about a view's holes against its runs of data.
-func compareHoles(t *testing.T, d *Disk, n *node, want []run, rnd *rand.Rand, places []int64) {
+func compareHoles(t *testing.T, d *Disk, n *view.Node, want []run, rnd *rand.Rand, places []int64) {
 	t.Helper()
-	size := n.size()
+	size := n.Size()
 	if got := seekRuns(t, d, n); !slices.Equal(got, want) {
-		t.Errorf("layer %s: seeking finds %v, qemu-img %v", n.id, got, want)
+		t.Errorf("layer %s: seeking finds %v, qemu-img %v", n.ID, got, want)
 	}
-	if n.frozen() {
+	if n.Frozen() {
 		var got []run
 		extents, err := n.Map(nil, 0, size)
 		must(t, err)
 		at := int64(0)
 		for _, e := range extents {
 			if e.Start != at {
-				t.Errorf("layer %s: an extent begins at %d, not at %d", n.id, e.Start, at)
+				t.Errorf("layer %s: an extent begins at %d, not at %d", n.ID, e.Start, at)
 			}
 			if at = e.End(); e.Kind == extent.Data {
 				got = appendRun(got, e.Start, e.End())
 			}
 		}
 		if at != size || !slices.Equal(got, want) {
-			t.Errorf("layer %s: Map gives %v to %d, want %v to %d", n.id, got, at, want, size)
+			t.Errorf("layer %s: Map gives %v to %d, want %v to %d", n.ID, got, at, want, size)
 		}
 	}
 	for range 20 {
@@ -174,24 +175,24 @@ func compareHoles(t *testing.T, d *Disk, n *node, want []run, rnd *rand.Rand, pl
 		}
 		zero, err := n.IsZero(from, to-from)
 		must(t, err)
-		if n.frozen() && zero != (data == 0) {
-			t.Errorf("layer %s: [%d, %d) is zero: %v, want %v", n.id, from, to, zero, data == 0)
+		if n.Frozen() && zero != (data == 0) {
+			t.Errorf("layer %s: [%d, %d) is zero: %v, want %v", n.ID, from, to, zero, data == 0)
 		}
-		if m, _ := d.tree(); n == d.leaf.Load() || m.Layer(n.id).Name != "" {
-			id := n.id
+		if m, _ := d.tree(); n == d.leaf.Load() || m.Layer(n.ID).Name != "" {
+			id := n.ID
 			if n == d.leaf.Load() {
 				id = ""
 			}
 			bytes, _, err := d.DataBytes(id, from, to, time.Time{})
 			must(t, err)
 			if bytes != data {
-				t.Errorf("layer %s: [%d, %d) has %d bytes of data, want %d", n.id, from, to, bytes, data)
+				t.Errorf("layer %s: [%d, %d) has %d bytes of data, want %d", n.ID, from, to, bytes, data)
 			}
 		}
-		next, err := n.nextHeld(from)
+		next, err := n.NextHeld(from)
 		must(t, err)
 		if first >= 0 && next > first {
-			t.Errorf("layer %s: from %d on %d is next, and %d is data", n.id, from, next, first)
+			t.Errorf("layer %s: from %d on %d is next, and %d is data", n.ID, from, next, first)
 		}
 	}
 }

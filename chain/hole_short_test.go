@@ -43,7 +43,7 @@ func TestHolesBehindAShorterBase(t *testing.T) {
 			if l.Format == formatQcow2 {
 				places := []int64{0, 2 << 30, 5 << 30, 6 << 30, 20 << 30, 21 << 30, 30 << 30}
 				for i := range places {
-					places[i] = min(places[i], nodes[l.ID].size()-1<<20)
+					places[i] = min(places[i], nodes[l.ID].Size()-1<<20)
 				}
 				compareHoles(t, d, nodes[l.ID], qemuRuns(t, d.path(l)), rnd, places)
 			}

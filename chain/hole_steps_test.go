@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 )
@@ -88,24 +89,24 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 	}
 	must(t, d.Flush())
 	m, nodes := d.tree()
-	view := nodes[m.ByName("s1").ID]
+	one := nodes[m.ByName("s1").ID]
 	ctx := context.Background()
 	steps = make(map[string]int64)
 	do := func(name string, f func()) {
-		before := d.cache.stepsTaken() + host.looks.Load()
+		before := d.cache.Steps() + host.looks.Load()
 		f()
 		names = append(names, name)
-		steps[name] = d.cache.stepsTaken() + host.looks.Load() - before
+		steps[name] = d.cache.Steps() + host.looks.Load() - before
 	}
-	walk := func(n *node, extents int) {
+	walk := func(n *view.Node, extents int) {
 		found := 0
 		for off := int64(0); ; found++ {
-			at, err := n.seek(&d.readers, off, true)
+			at, err := n.Seek(&d.readers, off, true)
 			if err == io.EOF {
 				break
 			}
 			must(t, err)
-			off, err = n.seek(&d.readers, at, false)
+			off, err = n.Seek(&d.readers, at, false)
 			must(t, err)
 		}
 		if found < extents {
@@ -117,7 +118,7 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 		waitJobs(t, d)
 	}
 	do("seek in the leaf", func() { walk(d.leaf.Load(), extents) })
-	do("seek in a view", func() { walk(view, extents/2) })
+	do("seek in a one", func() { walk(one, extents/2) })
 	do("seek behind the last data", func() {
 		for range 100 {
 			if _, err := d.SeekData(size - 4096); err != io.EOF {
@@ -128,13 +129,13 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 	do("is zero", func() {
 		for i := range extents {
 			from := place(i) + 1<<20
-			if zero, err := view.IsZero(from, size/extents-2<<20); err != nil || !zero {
+			if zero, err := one.IsZero(from, size/extents-2<<20); err != nil || !zero {
 				t.Errorf("zero %v, %v", zero, err)
 			}
 		}
 	})
 	do("map of all", func() {
-		_, err := view.Map(nil, 0, size)
+		_, err := one.Map(nil, 0, size)
 		must(t, err)
 	})
 	do("count", func() { must(t, d.CountAll(ctx)) })
@@ -162,7 +163,7 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 	do("export", func() {
 		f, err := host.FS.Open(filepath.Join(dir, "out.qcow2"), os.O_RDWR|os.O_CREATE, 0o600)
 		must(t, err)
-		must(t, overlay.Export{Source: view, Size: size}.Qcow2(ctx, f, false))
+		must(t, overlay.Export{Source: one, Size: size}.Qcow2(ctx, f, false))
 		must(t, f.Close())
 	})
 	do("plan of a delete", func() {

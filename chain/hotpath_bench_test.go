@@ -54,7 +54,7 @@ func BenchmarkHotPath(b *testing.B) {
 		{"read of zeros", true, func(d *Disk, off int64) error { return d.ReadAt(p, off+128<<20) }},
 		{"write in place", false, func(d *Disk, off int64) error { return d.WriteAt(p, off) }},
 		{"look up in the leaf", false, func(d *Disk, off int64) error {
-			_, err := d.leaf.Load().layer().over().Lookup(off, 4096)
+			_, err := d.leaf.Load().Layer().Over().Lookup(off, 4096)
 			return err
 		}},
 	} {

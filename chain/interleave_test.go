@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/integration/interleave"
 )
 
@@ -17,7 +18,7 @@ import (
 
 // readyMerge records the delete of a snapshot without running it and prepares
 // its merge, so that a test can make its steps one by one.
-func readyMerge(t *testing.T, d *Disk, name, wantDirection string) (j *job, x, c *node) {
+func readyMerge(t *testing.T, d *Disk, name, wantDirection string) (j *job, x, c *view.Node) {
 	t.Helper()
 	d.holdJob = true
 	_, err := d.Delete(name)
@@ -32,7 +33,7 @@ func readyMerge(t *testing.T, d *Disk, name, wantDirection string) (j *job, x, c
 }
 
 // mergeSteps are the copying and the end of a merge in either direction.
-func (d *Disk) mergeSteps(direction string) (copyAll, finish func(*job, *node, *node) error) {
+func (d *Disk) mergeSteps(direction string) (copyAll, finish func(*job, *view.Node, *view.Node) error) {
 	if direction == manifest.Up {
 		return d.copyUp, d.finishUp
 	}
@@ -86,7 +87,7 @@ func (m mergeCase) build(t *testing.T) (*Disk, *watchedFS) {
 }
 
 // source is the node that gives up its blocks, and where it holds what.
-func (m mergeCase) source(x, c *node) (n *node, value byte, off int64) {
+func (m mergeCase) source(x, c *view.Node) (n *view.Node, value byte, off int64) {
 	if m.direction == manifest.Up {
 		return x, 1, 0
 	}
@@ -107,7 +108,7 @@ func TestReaderAcrossAMerge(t *testing.T) {
 			j, x, c := readyMerge(t, d, "one", m.direction)
 			must(t, reading(t, d, 1, 0, length).Wait()) // what is below a leaf that moves changes
 			source, value, off := m.source(x, c)
-			path := source.layer().path
+			path := source.Layer().Path
 			early := false
 			stop := fs.StopAt(t, func(call interleave.Call) bool {
 				return call.Op == "read" && call.Path == path && !call.Done && call.Length == length
@@ -150,7 +151,7 @@ func TestResolvingAcrossAMerge(t *testing.T) {
 	m := mergeCases[0]
 	d, fs := m.build(t)
 	j, x, c := readyMerge(t, d, "one", m.direction)
-	path := x.layer().path
+	path := x.Layer().Path
 	// It has asked c and is asking x, whose tables it reads.
 	stop := fs.StopAt(t, on("read", path))
 	reader := reading(t, d, 1, 0, 4096)
@@ -226,7 +227,7 @@ func TestWriteMeetsAMove(t *testing.T) {
 	m := mergeCases[3]
 	d, fs := m.build(t)
 	j, x, c := readyMerge(t, d, "one", m.direction)
-	into := x.layer().path
+	into := x.Layer().Path
 	stop := fs.StopAt(t, func(call interleave.Call) bool { return call.Op == "write" && call.Path == into && call.Done })
 	move := interleave.Start(t, func() error { return d.copyDown(j, x, c) })
 	t.Cleanup(func() { // also when the test fails: before the disk is closed
@@ -253,7 +254,7 @@ func TestMoveIsDurableBelowFirst(t *testing.T) {
 		t.Run(m.name, func(t *testing.T) {
 			d, fs := m.build(t)
 			j, x, c := readyMerge(t, d, "one", m.direction)
-			into, from := x.layer().path, c.layer().path
+			into, from := x.Layer().Path, c.Layer().Path
 			early, writes := false, 0
 			fs.Watch(func(call interleave.Call) {
 				if call.Op == "write" && call.Path == from && !call.Done {
@@ -286,7 +287,7 @@ func TestGrowthMeetsAMerge(t *testing.T) {
 			if m.direction == manifest.Down {
 				target = x
 			}
-			path := target.layer().path
+			path := target.Layer().Path
 			stop := fs.StopAt(t, on("write", path))
 			merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
 			stop.Reached()
@@ -352,8 +353,8 @@ func TestCancelMeetsAReader(t *testing.T) {
 	m := mergeCases[3]
 	d, fs := m.build(t)
 	j, x, c := readyMerge(t, d, "one", m.direction)
-	into, from := x.layer().over(), c.layer().over()
-	path := c.layer().path
+	into, from := x.Layer().Over(), c.Layer().Over()
+	path := c.Layer().Path
 	stop := fs.StopAt(t, func(call interleave.Call) bool {
 		return call.Op == "read" && call.Path == path && !call.Done && call.Length == 20000
 	})
@@ -362,7 +363,7 @@ func TestCancelMeetsAReader(t *testing.T) {
 	reader := reading(t, d, 2, 4<<20, 20000)
 	stop.Reached()
 	must(t, d.moveStep(4<<20+moveStep, func() error {
-		if _, err := into.Overwrite(c.aloneLive(), 4<<20, moveStep, x.backing()); err != nil {
+		if _, err := into.Overwrite(c.AloneLive(), 4<<20, moveStep, x.Backing()); err != nil {
 			return err
 		}
 		return from.Unmap(4<<20, moveStep)
@@ -383,9 +384,9 @@ func TestCancelMeetsAReader(t *testing.T) {
 
 // stoppedMove starts moving the leaf down and stops when the piece at a guest offset
 // has been copied, and not been taken out of the leaf yet.
-func stoppedMove(t *testing.T, d *Disk, fs *watchedFS, j *job, x, c *node, pieces int) (move *interleave.Op, stop *interleave.Stop) {
+func stoppedMove(t *testing.T, d *Disk, fs *watchedFS, j *job, x, c *view.Node, pieces int) (move *interleave.Op, stop *interleave.Stop) {
 	t.Helper()
-	path := x.layer().path
+	path := x.Layer().Path
 	stop = fs.StopAt(t, func(call interleave.Call) bool {
 		if call.Op != "write" || call.Path != path || !call.Done || call.Length < 64<<10 {
 			return false

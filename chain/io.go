@@ -8,28 +8,29 @@ import (
 	"sync"
 	"time"
 
+	"varve/chain/view"
 	"varve/overlay"
 )
 
 // discardPiece is how much of a long discard or reservation passes the gate at
 // a time, so that a snapshot waits for no more than that (M11).
-const discardPiece = regionSize
+const discardPiece = view.RegionSize
 
 // ReadAt fills p from the leaf's view; bytes past the end read as zeros.
 func (d *Disk) ReadAt(p []byte, off int64) error {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
-	return d.leaf.Load().readLive(p, off)
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
+	return d.leaf.Load().ReadLive(p, off)
 }
 
 // SeekData finds the first offset at or behind off that is not in a hole of
 // the leaf's view; io.EOF when only a hole follows, or off is at or past the
 // end.
-func (d *Disk) SeekData(off int64) (int64, error) { return d.leaf.Load().seek(&d.readers, off, true) }
+func (d *Disk) SeekData(off int64) (int64, error) { return d.leaf.Load().Seek(&d.readers, off, true) }
 
 // SeekHole finds the first offset at or behind off that is in a hole of the
 // leaf's view, the size at the latest; io.EOF when off is at or past the end.
-func (d *Disk) SeekHole(off int64) (int64, error) { return d.leaf.Load().seek(&d.readers, off, false) }
+func (d *Disk) SeekHole(off int64) (int64, error) { return d.leaf.Load().Seek(&d.readers, off, false) }
 
 // leafWrite changes a range of one layer; below completes subclusters.
 type leafWrite func(o *overlay.Overlay, off, length int64, below overlay.Backing) error
@@ -39,10 +40,10 @@ type leafWrite func(o *overlay.Overlay, off, length int64, below overlay.Backing
 func (d *Disk) write(off, length int64, f leafWrite) error {
 	d.gate.RLock()
 	defer d.gate.RUnlock()
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
 	leaf := d.leaf.Load()
-	o := leaf.layer().over()
+	o := leaf.Layer().Over()
 	if o == nil {
 		return fmt.Errorf("%s: %w", d.dir, os.ErrClosed)
 	}
@@ -51,7 +52,7 @@ func (d *Disk) write(off, length int64, f leafWrite) error {
 	if move := d.move; move != nil {
 		err, dirty = move.write(off, length, f), move.into
 	} else {
-		err = f(o, off, length, leaf.backing())
+		err = f(o, off, length, leaf.Backing())
 	}
 	if max(o.DirtyBytes(), dirty.DirtyBytes()) > dirtyLimit {
 		d.background.kickFlush()
@@ -86,9 +87,9 @@ func (d *Disk) WriteAt(p []byte, off int64) error {
 // gives its blocks back.
 func (d *Disk) Discard(off, length int64) error {
 	return d.inPieces(off, length, (*overlay.Overlay).Discard, func(off int64) (int64, error) {
-		section := d.readers.enter()
-		defer d.readers.exit(section)
-		return d.leaf.Load().nextHeld(off)
+		section := d.readers.Enter()
+		defer d.readers.Exit(section)
+		return d.leaf.Load().NextHeld(off)
 	})
 }
 
@@ -108,7 +109,7 @@ func (d *Disk) inPieces(off, length int64, f leafWrite, next func(off int64) (in
 	}
 	defer d.touch()
 	for end := off + length; off < end; {
-		d.cache.step()
+		d.cache.Step()
 		n := min(end-off, discardPiece-off%discardPiece)
 		if err := d.write(off, n, f); err != nil {
 			return err
@@ -169,7 +170,7 @@ func (g *flushGroup) writeBack() error {
 	frozen := g.frozen
 	leaf := g.disk.leaf.Load()
 	g.mu.Unlock()
-	top := leaf.layer().over()
+	top := leaf.Layer().Over()
 	for _, o := range append(slices.Clip(frozen), top) {
 		if o == nil {
 			continue
@@ -194,7 +195,7 @@ func (g *flushGroup) writeBack() error {
 
 // swap makes another node the leaf, and has the next flush cover the old one.
 // The gate is the caller's.
-func (g *flushGroup) swap(old *overlay.Overlay, leaf *node) {
+func (g *flushGroup) swap(old *overlay.Overlay, leaf *view.Node) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if old != nil {
@@ -293,7 +294,7 @@ func (b *background) punchLoop() {
 func (d *Disk) punchLeaf() {
 	d.punchMu.Lock()
 	defer d.punchMu.Unlock()
-	if o := d.leaf.Load().layer().over(); o != nil && o != d.kept {
+	if o := d.leaf.Load().Layer().Over(); o != nil && o != d.kept {
 		if err := o.Punch(); err != nil && !errors.Is(err, overlay.ErrFailed) && !errors.Is(err, os.ErrClosed) {
 			d.log.Warn("cannot give back discarded blocks", "error", err)
 		}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/integration/interleave"
 	"varve/integration/powercut"
 	"varve/integration/turn"
@@ -106,7 +107,7 @@ func TestCloseDuringDelete(t *testing.T) {
 
 // heldMerge records the delete of a snapshot without running it, and prepares
 // its merge.
-func heldMerge(t *testing.T, d *Disk, name string) (j *job, x, c *node, direction string) {
+func heldMerge(t *testing.T, d *Disk, name string) (j *job, x, c *view.Node, direction string) {
 	t.Helper()
 	d.holdJob = true
 	_, err := d.Delete(name)
@@ -131,7 +132,7 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 	if direction != manifest.Down {
 		t.Fatalf("the merge goes %s", direction)
 	}
-	path := c.layer().path
+	path := c.Layer().Path
 	punched := false
 	var mu sync.Mutex
 	g.host.SetHook(false, func(op powercut.Op) error {
@@ -140,10 +141,10 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 		punched = punched || op.Kind == powercut.Punch && op.Path == path
 		return nil
 	})
-	section := d.readers.enter() // a reader that has looked, and not read yet
-	into, from := x.layer().over(), c.layer().over()
+	section := d.readers.Enter() // a reader that has looked, and not read yet
+	into, from := x.Layer().Over(), c.Layer().Over()
 	must(t, d.moveStep(moveStep, func() error {
-		if _, err := into.Overwrite(c.aloneLive(), 0, moveStep, x.backing()); err != nil {
+		if _, err := into.Overwrite(c.AloneLive(), 0, moveStep, x.Backing()); err != nil {
 			return err
 		}
 		return from.Unmap(0, moveStep)
@@ -161,7 +162,7 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 	mu.Lock()
 	early := punched
 	mu.Unlock()
-	d.readers.exit(section)
+	d.readers.Exit(section)
 	<-ended
 	if early {
 		t.Error("blocks were given back under a reader")
@@ -239,7 +240,7 @@ func TestMergeOfAChangedLeaf(t *testing.T) {
 	d, _ := testDisk(t, 4<<20)
 	put(t, d, 1, 0, 1<<20)
 	m, nodes := d.tree()
-	leaf := nodes[m.Leaf].layer().path
+	leaf := nodes[m.Leaf].Layer().Path
 	must(t, d.Close())
 	if out, err := exec.Command("qemu-img", "snapshot", "-c", "inside", leaf).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -324,14 +325,14 @@ func (f *rowOfFaults) run(t *testing.T, n int) bool {
 	d.window = 1
 	small := func(value byte) {
 		put(t, d, value, 0, 64<<10)
-		put(t, d, value, regionSize+256<<10, 64<<10)
-		put(t, d, value, regionSize+1<<20+100, 300)
-		must(t, d.Discard(2*regionSize+3<<20, 1<<20))
+		put(t, d, value, view.RegionSize+256<<10, 64<<10)
+		put(t, d, value, view.RegionSize+1<<20+100, 300)
+		must(t, d.Discard(2*view.RegionSize+3<<20, 1<<20))
 		put(t, d, value, 40<<20+100, 1000)
 	}
 	large := func(value byte) {
 		put(t, d, value, 24<<20, 5<<20)
-		must(t, d.Discard(regionSize+256<<10, 16<<10))
+		must(t, d.Discard(view.RegionSize+256<<10, 16<<10))
 		put(t, d, value, 0, 8192)
 	}
 	lower, upper := large, small
@@ -347,7 +348,7 @@ func (f *rowOfFaults) run(t *testing.T, n int) bool {
 		must(t, d.Snapshot("two"))
 		put(t, d, 3, 100, 5000)
 		must(t, d.Snapshot("three"))
-		put(t, d, 4, regionSize+300<<10, 5000)
+		put(t, d, 4, view.RegionSize+300<<10, 5000)
 	}
 	must(t, d.Flush())
 	if f.views == nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/extent"
 )
@@ -53,7 +54,7 @@ func (d *Disk) mergeLayer(j *job) error {
 
 // prepareMerge records what will be written, durably, before the first byte is
 // (M16), and opens it for writing. A nil x: nothing is left to do.
-func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
+func (d *Disk) prepareMerge(j *job) (x, c *view.Node, direction string, err error) {
 	if err := d.begin(); err != nil {
 		return nil, nil, "", err
 	}
@@ -77,12 +78,12 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 		if direction, total, err = d.chooseDirection(m, xr, cr); err != nil {
 			return nil, nil, "", err
 		}
-	} else if source := map[string]*node{manifest.Up: x, manifest.Down: c}[direction]; source != nil {
-		if total, err = source.layer().ownBytes(); err != nil {
+	} else if source := map[string]*view.Node{manifest.Up: x, manifest.Down: c}[direction]; source != nil {
+		if total, err = source.Layer().OwnBytes(); err != nil {
 			return nil, nil, "", err
 		}
 	}
-	if err := plain(c.layer()); err != nil {
+	if err := plain(c.Layer()); err != nil {
 		return nil, nil, "", fmt.Errorf("merge into %s: %w", cr.Label(), err)
 	}
 	j.totalBytes.Store(total)
@@ -104,7 +105,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 	case direction == manifest.Down:
 		err = d.withRoom(j, func() error { return d.beginAbsorbing(x, c) })
 	case !xr.Foreign:
-		err = x.layer().claim() // before it is punched
+		err = x.Layer().Claim() // before it is punched
 	}
 	if err != nil {
 		return nil, nil, "", err
@@ -113,8 +114,8 @@ func (d *Disk) prepareMerge(j *job) (x, c *node, direction string, err error) {
 }
 
 // plain says why a layer cannot be written in place (M17), nil when it can.
-func plain(l *layer) error {
-	if h := l.header(); h != nil {
+func plain(l *view.Layer) error {
+	if h := l.Header(); h != nil {
 		return overlay.Plain(h)
 	}
 	return overlay.ErrNotPlain
@@ -124,14 +125,14 @@ func plain(l *layer) error {
 // written, nor one that another tool has changed. Moving a leaf down costs its
 // writers something as well, and must be worth it.
 func (d *Disk) chooseDirection(m *manifest.Manifest, x, c *manifest.Layer) (string, int64, error) {
-	up, err := d.nodes[x.ID].layer().ownBytes()
+	up, err := d.nodes[x.ID].Layer().OwnBytes()
 	if err != nil {
 		return "", 0, err
 	}
-	if x.Foreign || plain(d.nodes[x.ID].layer()) != nil {
+	if x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {
 		return manifest.Up, up, nil
 	}
-	down, err := d.nodes[c.ID].layer().ownBytes()
+	down, err := d.nodes[c.ID].Layer().OwnBytes()
 	if err != nil {
 		return "", 0, err
 	}
@@ -178,11 +179,11 @@ func (w regionWork) look(off int64) (end, held int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if end = min(next, w.size()+regionSize-1) &^ (regionSize - 1); end > off {
+	if end = min(next, w.size()+view.RegionSize-1) &^ (view.RegionSize - 1); end > off {
 		return end, 0, nil
 	}
 	held, err = w.held(off)
-	return off + regionSize, held, err
+	return off + view.RegionSize, held, err
 }
 
 // copyRegions walks the target region by region. A window is settled while the next
@@ -201,7 +202,7 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 	}()
 	var from, copied, held int64 // of the window
 	for off, upTo := int64(0), int64(0); ; off = upTo {
-		d.cache.step()
+		d.cache.Step()
 		atEnd, next := off >= w.size(), int64(0)
 		if !atEnd {
 			if upTo, next, err = w.look(off); err != nil {
@@ -247,8 +248,8 @@ func (d *Disk) copyRegions(j *job, w regionWork) (err error) {
 // within has f run within a grace section.
 func (d *Disk) within(f func(off int64) (int64, error)) func(off int64) (int64, error) {
 	return func(off int64) (int64, error) {
-		section := d.readers.enter()
-		defer d.readers.exit(section)
+		section := d.readers.Enter()
+		defer d.readers.Exit(section)
 		return f(off)
 	}
 }
@@ -257,7 +258,7 @@ func (d *Disk) within(f func(off int64) (int64, error)) func(off int64) (int64, 
 // and whether it is to go on: a region where the host shares blocks.
 func jobPiece(target *overlay.Overlay) int64 {
 	if target.Shares() {
-		return regionSize
+		return view.RegionSize
 	}
 	return 1 << 20
 }
@@ -265,8 +266,8 @@ func jobPiece(target *overlay.Overlay) int64 {
 // filling copies up into over, in parts and in regions of these.
 func (d *Disk) filling(j *job, over *overlay.Overlay, source overlay.Source, below overlay.Backing) (part func(off, n int64) (int64, error), region func(off, end, held int64) (int64, error)) {
 	part = func(off, length int64) (int64, error) {
-		section := d.readers.enter()
-		defer d.readers.exit(section) // also when it panics: others wait for it
+		section := d.readers.Enter()
+		defer d.readers.Exit(section) // also when it panics: others wait for it
 		return over.Fill(source, off, length, below)
 	}
 	region = func(off, _, held int64) (int64, error) {
@@ -281,8 +282,8 @@ func (d *Disk) filling(j *job, over *overlay.Overlay, source overlay.Source, bel
 // fillRegion copies one region up, in pieces.
 func fillRegion(j *job, over *overlay.Overlay, off int64, part func(off, length int64) (int64, error)) (int64, error) {
 	var copied int64
-	for at, piece := off, int64(0); at < min(off+regionSize, over.Size()); at += piece {
-		piece = min(jobPiece(over), off+regionSize-at)
+	for at, piece := off, int64(0); at < min(off+view.RegionSize, over.Size()); at += piece {
+		piece = min(jobPiece(over), off+view.RegionSize-at)
 		n, err := part(at, piece)
 		copied += n
 		if err != nil {
@@ -296,14 +297,14 @@ func fillRegion(j *job, over *overlay.Overlay, off int64, part func(off, length 
 	return copied, nil
 }
 
-func (d *Disk) copyUp(j *job, x, c *node) error {
-	over := c.layer().over()
-	source := x.alone()
-	below := x.backing()
+func (d *Disk) copyUp(j *job, x, c *view.Node) error {
+	over := c.Layer().Over()
+	source := x.Alone()
+	below := x.Backing()
 	j.covered = over.Size()
 	held := func(off int64) (int64, error) {
-		section := d.readers.enter()
-		defer d.readers.exit(section)
+		section := d.readers.Enter()
+		defer d.readers.Exit(section)
 		held, idle, err := heldBytes(source, below, off)
 		if idle {
 			held = 0
@@ -312,18 +313,18 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 	}
 	part, region := d.filling(j, over, source, below)
 	// Behind its end x holds nothing and hides what is below it (M2).
-	ends := x.layer().fileSize()
+	ends := x.Layer().FileSize()
 	next := func(off int64) (int64, error) {
 		next, err := source.Next(off)
-		if behind := max(off, ends); err == nil && next > behind && x.parent() != nil {
+		if behind := max(off, ends); err == nil && next > behind && x.Parent() != nil {
 			var hidden int64
-			hidden, err = x.parent().nextHeld(behind)
+			hidden, err = x.Parent().NextHeld(behind)
 			next = min(next, hidden)
 		}
 		return next, err
 	}
 	fill := func(off, end, held int64) (int64, error) {
-		if held == 0 && below != nil && end > ends && end-off == regionSize {
+		if held == 0 && below != nil && end > ends && end-off == view.RegionSize {
 			return fillRegion(j, over, off, part)
 		}
 		return region(off, end, held)
@@ -336,7 +337,7 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 			return err
 		}
 		d.dropRegions(c, from, to-from)
-		d.readers.synchronize()
+		d.readers.Synchronize()
 		forget()
 		return d.punchSource(x, from, to)
 	}
@@ -346,26 +347,26 @@ func (d *Disk) copyUp(j *job, x, c *node) error {
 // coverGrowth copies up what lies behind the size that c had when the job looked
 // at its end. x may be shorter than what is below it, whose bytes would show
 // through there (M2). Called with opMu held: c grows no more.
-func (d *Disk) coverGrowth(j *job, x, c *node) error {
-	over := c.layer().over()
+func (d *Disk) coverGrowth(j *job, x, c *view.Node) error {
+	over := c.Layer().Over()
 	if over.Size() <= j.covered {
 		return nil
 	}
-	section := d.readers.enter()
-	defer d.readers.exit(section)
-	from := j.covered &^ (regionSize - 1)
-	_, err := over.Fill(x.alone(), from, over.Size()-from, x.backing())
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
+	from := j.covered &^ (view.RegionSize - 1)
+	_, err := over.Fill(x.Alone(), from, over.Size()-from, x.Backing())
 	return err
 }
 
 // heldBytes is how much of a region a layer maps, and whether a merge can pass
 // it over: it maps nothing, or only zeros where below is zero too.
-func heldBytes(source ownSource, below overlay.Backing, off int64) (held int64, idle bool, err error) {
-	extents, err := source.Map(nil, off, regionSize)
+func heldBytes(source view.Own, below overlay.Backing, off int64) (held int64, idle bool, err error) {
+	extents, err := source.Map(nil, off, view.RegionSize)
 	if err != nil {
 		return 0, false, err
 	}
-	size := source.layer().size()
+	size := source.Layer().Size()
 	data, zero := false, false
 	for _, e := range extents {
 		switch e.Kind {
@@ -384,20 +385,20 @@ func heldBytes(source ownSource, below overlay.Backing, off int64) (held int64, 
 	if below == nil {
 		return held, true, nil
 	}
-	idle, err = below.IsZero(off, regionSize)
+	idle, err = below.IsZero(off, view.RegionSize)
 	return held, idle, err
 }
 
 // punchSource gives back the blocks of a layer that was merged upwards, in a
 // range: c has it all, durably, and no reader looks at them any more. x's
 // tables stay as they are; c covers what they say.
-func (d *Disk) punchSource(x *node, from, to int64) error {
+func (d *Disk) punchSource(x *view.Node, from, to int64) error {
 	m, _ := d.tree()
-	if m.Layer(x.id).Foreign {
+	if m.Layer(x.ID).Foreign {
 		return nil
 	}
-	l := x.layer()
-	extents, err := l.extents(nil, from, to-from)
+	l := x.Layer()
+	extents, err := l.Extents(nil, from, to-from)
 	if err != nil {
 		return err
 	}
@@ -405,7 +406,7 @@ func (d *Disk) punchSource(x *node, from, to int64) error {
 }
 
 // punchExtents punches what extents of a layer have as data.
-func (d *Disk) punchExtents(l *layer, extents []extent.Extent) error {
+func (d *Disk) punchExtents(l *view.Layer, extents []extent.Extent) error {
 	// As they stand in the file: a hole for each 128 KiB takes several times as long.
 	extents = slices.DeleteFunc(extents, func(e extent.Extent) bool { return e.Kind != extent.Data })
 	slices.SortFunc(extents, func(a, b extent.Extent) int { return cmp.Compare(a.Host, b.Host) })
@@ -415,19 +416,19 @@ func (d *Disk) punchExtents(l *layer, extents []extent.Extent) error {
 			i++
 			e.Length += extents[i].Length
 		}
-		err := l.file.PunchHole(e.Host, e.Length)
+		err := l.File.PunchHole(e.Host, e.Length)
 		if errors.Is(err, errors.ErrUnsupported) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("give back %d bytes at 0x%x of %s: %w", e.Length, e.Host, l.path, err)
+			return fmt.Errorf("give back %d bytes at 0x%x of %s: %w", e.Length, e.Host, l.Path, err)
 		}
 		d.measures.activity.Punched.Add(e.Length)
 	}
 	return nil
 }
 
-func (d *Disk) finishUp(j *job, x, c *node) error {
+func (d *Disk) finishUp(j *job, x, c *view.Node) error {
 	if err := d.begin(); err != nil {
 		return err
 	}
@@ -436,25 +437,25 @@ func (d *Disk) finishUp(j *job, x, c *node) error {
 		return err
 	}
 	m := d.edit()
-	xr, cr := m.Layer(x.id), m.Layer(c.id)
+	xr, cr := m.Layer(x.ID), m.Layer(c.ID)
 	// The same view already, whether chain.json still says x or not (M15).
 	name, format := m.Layer(xr.Parent).BackingName()
-	if err := d.withRoom(j, func() error { return c.layer().over().SetBacking(name, format) }); err != nil {
+	if err := d.withRoom(j, func() error { return c.Layer().Over().SetBacking(name, format) }); err != nil {
 		return err
 	}
 	cr.Parent = xr.Parent
 	m.RemoveWithFile(xr)
-	return d.finishWithout(j, m, c, x.parent(), c.layer(), xr)
+	return d.finishWithout(j, m, c, x.Parent(), c.Layer(), xr)
 }
 
-func (d *Disk) finishDown(j *job, x, c *node) error {
+func (d *Disk) finishDown(j *job, x, c *view.Node) error {
 	if err := d.begin(); err != nil {
 		return err
 	}
 	defer d.opMu.Unlock()
 	m := d.edit()
-	children := m.Children(c.id)
-	writes := append(m.MarkWriting(children...), x.id, c.id)
+	children := m.Children(c.ID)
+	writes := append(m.MarkWriting(children...), x.ID, c.ID)
 	if err := d.commit(m); err != nil {
 		return err
 	}
@@ -462,12 +463,12 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	j.writes.Store(&writes)
 
 	// x is larger when it grew and c could not.
-	if err := d.withRoom(j, func() error { return d.shrinkWithin(x.layer().over(), c.size(), x.backing()) }); err != nil {
+	if err := d.withRoom(j, func() error { return d.shrinkWithin(x.Layer().Over(), c.Size(), x.Backing()) }); err != nil {
 		return err
 	}
 	m = d.edit()
-	xr, cr := m.Layer(x.id), m.Layer(c.id)
-	for _, child := range m.Children(c.id) {
+	xr, cr := m.Layer(x.ID), m.Layer(c.ID)
+	for _, child := range m.Children(c.ID) {
 		over, err := d.thaw(d.nodes[child.ID])
 		if err != nil {
 			return err
@@ -485,14 +486,14 @@ func (d *Disk) finishDown(j *job, x, c *node) error {
 	m.Remove(xr.ID)
 	m.Removing = append(m.Removing, cr.File)
 	cr.File, cr.Parent = xr.File, xr.Parent
-	return d.finishWithout(j, m, c, x.parent(), x.layer(), xr)
+	return d.finishWithout(j, m, c, x.Parent(), x.Layer(), xr)
 }
 
 // finishWithout commits the tree after a merge: node n is now file over
 // parent, and the record gone is no longer in m. Afterwards the other file goes.
-func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *node, parent *node, file *layer, gone *manifest.Layer) error {
-	rec := m.Layer(n.id)
-	if n.id != m.Leaf {
+func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *view.Node, parent *view.Node, file *view.Layer, gone *manifest.Layer) error {
+	rec := m.Layer(n.ID)
+	if n.ID != m.Leaf {
 		if err := d.withRoom(j, func() error { return d.settleFile(file, rec) }); err != nil {
 			return err
 		}
@@ -500,7 +501,7 @@ func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *node, parent *node
 	m.Job = nil
 	dead := m.RemoveDead()
 	m.QueueMerge(nil, func(l *manifest.Layer) (int64, bool) {
-		if l.ID == n.id {
+		if l.ID == n.ID {
 			return d.fileCost(l, file) // which it gets below
 		}
 		return d.mergeCost(l)
@@ -509,20 +510,20 @@ func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *node, parent *node
 		return err
 	}
 	goneNode := d.nodes[gone.ID]
-	other := goneNode.layer()
+	other := goneNode.Layer()
 	if other == file {
-		other = n.layer()
+		other = n.Layer()
 	}
 	d.gate.Lock()
-	n.replace(file, parent)
+	n.Replace(file, parent)
 	d.move = nil
 	d.gate.Unlock()
 	d.figures.replaced(n)
-	d.dropRegions(n, 0, n.size())
-	d.install(m, func(nodes map[string]*node) { delete(nodes, gone.ID) })
+	d.dropRegions(n, 0, n.Size())
+	d.install(m, func(nodes map[string]*view.Node) { delete(nodes, gone.ID) })
 	d.keepBlocks(nil)
 	d.discardLayer(other, gone.Foreign)
-	d.forgetNodes(map[*node]bool{goneNode: true})
+	d.forgetNodes(map[*view.Node]bool{goneNode: true})
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
 	d.changed(Change{Layers: true})
@@ -531,10 +532,10 @@ func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *node, parent *node
 
 // dropRegions forgets what is resolved, in a range, for a node's view and for
 // all that stand on it.
-func (d *Disk) dropRegions(n *node, off, length int64) {
+func (d *Disk) dropRegions(n *view.Node, off, length int64) {
 	for m, nodes := d.tree(); ; {
-		affected := map[*node]bool{n: true}
-		for _, l := range m.Above(n.id) {
+		affected := map[*view.Node]bool{n: true}
+		for _, l := range m.Above(n.ID) {
 			if a := nodes[l.ID]; a != nil {
 				affected[a] = true
 			}
@@ -543,7 +544,7 @@ func (d *Disk) dropRegions(n *node, off, length int64) {
 			// Their content stays, but not always what of it is a hole.
 			d.figures.viewChanged(a)
 		}
-		d.cache.drop(affected, off, length)
+		d.cache.Drop(affected, off, length)
 		// What is resolved from here on is right; a node that came before may have
 		// something older.
 		before := m

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"varve/chain/view"
 )
 
 // A layer that is shorter than what is below it hides that behind its end. When it is
@@ -19,7 +21,7 @@ func TestMergeOfAShorterLayer(t *testing.T) {
 			f, err := os.Create(base)
 			must(t, err)
 			must(t, f.Truncate(8*gib))
-			hidden := []int64{gib, gib + 4096, gib + regionSize, 3 * gib, 8*gib - 65536}
+			hidden := []int64{gib, gib + 4096, gib + view.RegionSize, 3 * gib, 8*gib - 65536}
 			for _, off := range append([]int64{gib - 65536}, hidden...) {
 				_, err := f.WriteAt(bytes.Repeat([]byte("base"), 1024), off)
 				must(t, err)

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/measure"
 )
@@ -79,7 +80,7 @@ type Metrics struct {
 
 // CacheMetrics are those of the resolved regions: what was found in all layers but
 // the leaf.
-type CacheMetrics = cacheMetrics
+type CacheMetrics = view.CacheMetrics
 
 // LayerMetrics are a layer's. Own is nil where nobody has counted it yet, Host where
 // the file cannot be asked, Frees as in LayerStatus.
@@ -97,15 +98,15 @@ func (d *Disk) Metrics() Metrics {
 	a := &d.measures.activity
 	m := Metrics{
 		Size: d.Size(), ReadOnly: d.readOnly,
-		Cache:    d.cache.metrics(),
+		Cache:    d.cache.Metrics(),
 		Clusters: a.Clusters.Load(), Allocated: a.Allocated.Load(), Discarded: a.Discarded.Load(), Punched: a.Punched.Load(),
 		Flushes: a.Flushes.Load(), FlushErrors: a.FlushErrors.Load(),
 		Stalls: d.measures.stall.Load(),
 		Jobs:   d.measures.endedJobs(),
 		Layers: d.layerMetrics(),
 	}
-	if l := d.leaf.Load().layer(); l != nil {
-		if o := l.over(); o != nil {
+	if l := d.leaf.Load().Layer(); l != nil {
+		if o := l.Over(); o != nil {
 			m.Unflushed, m.Failed = o.DirtyBytes(), o.Failed() != nil
 		}
 	}
@@ -134,7 +135,7 @@ func (d *Disk) layerMetrics() []LayerMetrics {
 		l := &layers[i]
 		list[i] = LayerMetrics{ID: l.ID, Name: l.Name, State: l.State, Depth: l.Depth, SetAside: l.SetAside, Damaged: l.DamagedBytes()}
 		n := nodes[l.ID]
-		if n == nil || n.layer() == nil {
+		if n == nil || n.Layer() == nil {
 			continue
 		}
 		host, err := d.hostBytes(n)

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/integration/powercut"
 )
 
@@ -40,7 +41,7 @@ func TestMetricsMove(t *testing.T) {
 	d.background.stop()
 	d.background = nil
 	const sub = 4 << 10
-	cluster := d.leaf.Load().layer().over().ClusterSize()
+	cluster := d.leaf.Load().Layer().Over().ClusterSize()
 	for _, step := range []struct {
 		what string
 		do   func()
@@ -256,7 +257,7 @@ func TestOpenAndCacheMetrics(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	for i := range int64(4) {
-		at(t, d, i*regionSize)
+		at(t, d, i*view.RegionSize)
 	}
 	c := d.Metrics().Cache
 	if c.Misses != 4 || c.Evictions != 3 || c.Bytes <= 0 || c.Limit != 1 {

@@ -118,7 +118,7 @@ func (d *diskTarget) kill() {
 	d.d.background.stop()
 	d.d.background = nil
 	for _, n := range d.d.nodes {
-		n.layer().close()
+		n.Layer().Close()
 	}
 	d.d.lock.Failed = errors.New("killed")
 	d.d.lock.Unlock()

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/integration/interleave"
 )
 
@@ -16,7 +17,7 @@ import (
 // the growth writes its last subcluster into the layer that was emptied already.
 func TestUnevenDiskGrowsBehindAMove(t *testing.T) {
 	const size = 8<<20 + 1536
-	build := func(t *testing.T) (*Disk, *job, *node, *node) {
+	build := func(t *testing.T) (*Disk, *job, *view.Node, *view.Node) {
 		d, _ := watchedDisk(t, size)
 		put(t, d, 1, 0, 4<<20)
 		must(t, d.Snapshot("one"))
@@ -41,9 +42,9 @@ func TestUnevenDiskGrowsBehindAMove(t *testing.T) {
 	})
 	t.Run("before the move is sealed", func(t *testing.T) {
 		d, j, x, c := build(t)
-		into, from := x.layer().over(), c.layer().over()
-		must(t, d.moveStep(regionSize, func() error {
-			if _, err := into.Overwrite(c.aloneLive(), 0, size, x.backing()); err != nil {
+		into, from := x.Layer().Over(), c.Layer().Over()
+		must(t, d.moveStep(view.RegionSize, func() error {
+			if _, err := into.Overwrite(c.AloneLive(), 0, size, x.Backing()); err != nil {
 				return err
 			}
 			return from.Unmap(0, size)
@@ -72,7 +73,7 @@ func TestRefusedGrowthStaysRefused(t *testing.T) {
 		put(t, d, 2, 5<<20, 1<<20)
 		must(t, d.Flush())
 		j, x, c := readyMerge(t, d, "one", manifest.Down)
-		path := c.layer().path
+		path := c.Layer().Path
 		fs.failing(func(call interleave.Call) error {
 			if call.Path == path && (call.Op == "allocate" || call.Op == "write" || call.Op == "truncate") {
 				return unix.ENOSPC
@@ -83,8 +84,8 @@ func TestRefusedGrowthStaysRefused(t *testing.T) {
 			t.Fatalf("Resize gives %v", err)
 		}
 		fs.failing(nil)
-		if x.layer().size() != more {
-			t.Fatalf("the layer below has %d bytes: this tests nothing", x.layer().size())
+		if x.Layer().Size() != more {
+			t.Fatalf("the layer below has %d bytes: this tests nothing", x.Layer().Size())
 		}
 		if snapshot {
 			must(t, d.Snapshot("two"))
@@ -181,7 +182,7 @@ func TestWritesDuringGrowthBehindAMove(t *testing.T) {
 	put(t, d, 2, 5<<20, 1<<20)
 	must(t, d.Flush())
 	j, x, c := readyMerge(t, d, "one", manifest.Down)
-	stop := fs.StopAt(t, on("sync", c.layer().path))
+	stop := fs.StopAt(t, on("sync", c.Layer().Path))
 	grow := interleave.Start(t, func() error { return d.Resize(24 << 20) })
 	stop.Reached()
 	merge := interleave.Start(t, func() error { return d.copyDown(j, x, c) })

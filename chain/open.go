@@ -10,6 +10,7 @@ import (
 	"varve/chain/diskdir"
 	"varve/chain/manifest"
 	"varve/chain/parallel"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/check"
 	"varve/overlay/hostfs"
@@ -122,8 +123,8 @@ func (d *Disk) setModified(m *manifest.Manifest) error {
 func newDisk(dir string, o OpenOptions) *Disk {
 	d := &Disk{
 		fs: o.FS, dir: dir, readOnly: o.ReadOnly, log: o.Log,
-		nodes: make(map[string]*node),
-		cache: newRegionCache(o.CacheBytes),
+		nodes: make(map[string]*view.Node),
+		cache: view.NewCache(o.CacheBytes),
 	}
 	d.flushes.disk = d
 	d.handles.init()
@@ -140,8 +141,8 @@ func (d *Disk) overlayOptions(unclean bool) overlay.OverlayOptions {
 // abandon closes what a failed Open has opened.
 func (d *Disk) abandon() {
 	for _, n := range d.nodes {
-		if l := n.layer(); l != nil {
-			l.close()
+		if l := n.Layer(); l != nil {
+			l.Close()
 		}
 	}
 	if d.lock != nil {
@@ -208,7 +209,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	files := make(map[string]hostfs.File)
 	records := d.manifest.Layers
 	workers := openWorkers(o.FS)
-	layers := make([]*layer, len(records))
+	layers := make([]*view.Layer, len(records))
 	err := parallel.Do(workers, len(records), func(i int) (err error) {
 		err = d.withReserve(func() (err error) {
 			layers[i], err = d.openLayer(records[i])
@@ -221,9 +222,9 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	})
 	for i, l := range layers {
 		if l != nil { // also when another one failed: abandon closes them
-			l.logTo(d.log)
-			d.nodes[records[i].ID] = newNode(records[i].ID, l, nil, d.cache)
-			files[records[i].ID] = l.file
+			l.LogTo(d.log)
+			d.nodes[records[i].ID] = view.NewNode(records[i].ID, l, nil, d.cache)
+			files[records[i].ID] = l.File
 		}
 	}
 	if err != nil {
@@ -234,24 +235,24 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	for _, rec := range d.manifest.Layers {
 		n := d.nodes[rec.ID]
 		// A file that is two layers would change under one of them.
-		info, err := n.layer().file.Stat()
+		info, err := n.Layer().File.Stat()
 		if err != nil {
 			return fmt.Errorf("open %s: %w", rec.Label(), err)
 		}
 		at := identity{info.Device, info.Inode}
 		if other := seen[at]; other != nil {
-			return fmt.Errorf("%w: %s and %s are the same file, %s", manifest.ErrCorrupt, other.Label(), rec.Label(), n.layer().path)
+			return fmt.Errorf("%w: %s and %s are the same file, %s", manifest.ErrCorrupt, other.Label(), rec.Label(), n.Layer().Path)
 		}
 		seen[at] = rec
 	}
 	for _, rec := range d.manifest.Layers {
 		n := d.nodes[rec.ID]
-		n.replace(n.layer(), d.nodes[rec.Parent])
+		n.Replace(n.Layer(), d.nodes[rec.Parent])
 	}
 	d.leaf.Store(d.nodes[d.manifest.Leaf])
 	for _, rec := range d.manifest.Layers {
 		if rec.Foreign && rec.Parent != "" {
-			hideTail(d.nodes[rec.ID].layer(), d.nodes[rec.Parent].layer())
+			hideTail(d.nodes[rec.ID].Layer(), d.nodes[rec.Parent].Layer())
 		}
 	}
 	if err := d.manifest.CheckFingerprints(d.log, d.dir, files, workers); err != nil {
@@ -269,7 +270,7 @@ func (d *Disk) checkForeignHeaders() error {
 		if !rec.Foreign {
 			continue
 		}
-		if err := sameBacking(d.manifest, rec, d.nodes[rec.ID].layer().header()); err != nil {
+		if err := sameBacking(d.manifest, rec, d.nodes[rec.ID].Layer().Header()); err != nil {
 			return fmt.Errorf("check %s: %w", rec.Label(), err)
 		}
 	}
@@ -279,7 +280,7 @@ func (d *Disk) checkForeignHeaders() error {
 // openLayer opens one layer as its record says. What was being written when
 // varve was killed is recovered; a leaf that another tool has changed is opened
 // frozen, and gets a new leaf on top (M17).
-func (d *Disk) openLayer(rec *manifest.Layer) (*layer, error) {
+func (d *Disk) openLayer(rec *manifest.Layer) (*view.Layer, error) {
 	path := d.path(rec)
 	if d.readOnly || rec.Foreign || (rec.ID != d.manifest.Leaf && !rec.Writing) {
 		return openFrozen(d.fs, path, rec.Format, rec.Foreign, d.readOnly)
@@ -300,7 +301,7 @@ func (d *Disk) openLayer(rec *manifest.Layer) (*layer, error) {
 		}
 		unclean = changed
 	}
-	l, err := newWritable(path, f, d.overlayOptions(unclean))
+	l, err := view.NewWritable(path, f, d.overlayOptions(unclean))
 	if errors.Is(err, hostfs.ErrUnreadable) { // once is no damage
 		l, err = openWritable(d.fs, path, d.overlayOptions(unclean))
 	}
@@ -355,7 +356,7 @@ func (d *Disk) putInOrder() error {
 			return fmt.Errorf("bring %s in order: %w", rec.Label(), err)
 		}
 	}
-	if leaf := m.Layer(m.Leaf); d.nodes[m.Leaf].layer().over() == nil {
+	if leaf := m.Layer(m.Leaf); d.nodes[m.Leaf].Layer().Over() == nil {
 		if err := d.coverLeaf(m, leaf); err != nil {
 			return err
 		}
@@ -396,7 +397,7 @@ func (d *Disk) markAstray() error {
 // isAstray says whether a layer's header names another backing file than m.
 func (d *Disk) isAstray(m *manifest.Manifest, rec *manifest.Layer) bool {
 	name, format := m.Layer(rec.Parent).BackingName()
-	h := d.nodes[rec.ID].layer().header()
+	h := d.nodes[rec.ID].Layer().Header()
 	return h.BackingName != name || h.BackingFormat != format
 }
 
@@ -404,18 +405,18 @@ func (d *Disk) isAstray(m *manifest.Manifest, rec *manifest.Layer) bool {
 // says, makes its size whole sectors, and settles a frozen layer that was being written.
 func (d *Disk) followRecord(m *manifest.Manifest, rec *manifest.Layer) error {
 	n := d.nodes[rec.ID]
-	l := n.layer()
+	l := n.Layer()
 	name, format := m.Layer(rec.Parent).BackingName()
 	if d.isAstray(m, rec) {
-		if rec.ID == m.Leaf && l.over() == nil {
-			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", l.header().BackingName, name, manifest.ErrCorrupt)
+		if rec.ID == m.Leaf && l.Over() == nil {
+			return fmt.Errorf("its header names the backing file %q and chain.json %q: %w", l.Header().BackingName, name, manifest.ErrCorrupt)
 		}
-		d.log.Info("setting a backing name to what chain.json says", "file", l.path, "was", l.header().BackingName, "is", name)
+		d.log.Info("setting a backing name to what chain.json says", "file", l.Path, "was", l.Header().BackingName, "is", name)
 		o, err := d.thaw(n)
 		switch {
 		case qcow2.IsDamage(err):
 			// varve goes by chain.json; the header tells QEMU alone.
-			d.log.Error("a damaged layer keeps a header that does not follow chain.json: QEMU shows another disk through it", "file", l.path, "reason", err)
+			d.log.Error("a damaged layer keeps a header that does not follow chain.json: QEMU shows another disk through it", "file", l.Path, "reason", err)
 		case err != nil:
 			return err
 		default:
@@ -438,17 +439,17 @@ func (d *Disk) followRecord(m *manifest.Manifest, rec *manifest.Layer) error {
 // coverLeaf freezes a leaf that another tool has changed, as an unnamed layer,
 // under a new leaf; m is to be committed.
 func (d *Disk) coverLeaf(m *manifest.Manifest, old *manifest.Layer) error {
-	l := d.nodes[old.ID].layer()
-	print, err := manifest.TakeFingerprint(l.file, old.Format)
+	l := d.nodes[old.ID].Layer()
+	print, err := manifest.TakeFingerprint(l.File, old.Format)
 	if err != nil {
 		return err
 	}
-	old.Fingerprint, old.Writing, old.Frozen, old.Size = print, false, now(), l.size()
-	leaf, file, err := d.newLeaf(m, old, l.size())
+	old.Fingerprint, old.Writing, old.Frozen, old.Size = print, false, now(), l.Size()
+	leaf, file, err := d.newLeaf(m, old, l.Size())
 	if err != nil {
 		return err
 	}
-	n := newNode(leaf.ID, file, d.nodes[old.ID], d.cache)
+	n := view.NewNode(leaf.ID, file, d.nodes[old.ID], d.cache)
 	d.nodes[leaf.ID] = n
 	d.leaf.Store(n)
 	return nil
@@ -501,12 +502,12 @@ func OpenImage(image, format string, o OpenOptions) (*Disk, error) {
 		files[i.path] = i
 	}
 	for _, rec := range m.Layers { // bottom first
-		var l *layer
+		var l *view.Layer
 		if i := files[rec.File]; rec.Foreign && i != nil {
-			l = newFrozen(i.path, i.image)
-			l.logTo(d.log)
+			l = view.NewFrozen(i.path, i.image)
+			l.LogTo(d.log)
 		}
-		d.nodes[rec.ID] = newNode(rec.ID, l, d.nodes[rec.Parent], d.cache)
+		d.nodes[rec.ID] = view.NewNode(rec.ID, l, d.nodes[rec.Parent], d.cache)
 	}
 	d.leaf.Store(d.nodes[m.Leaf])
 	if given := images[0].image.Size(); given != d.Size() {

@@ -3,6 +3,7 @@ package chain
 import (
 	"os"
 
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -12,13 +13,13 @@ import (
 // foreign one in no way that could write it (D18).
 // Layers of ours are opened read-write when the disk is: a job may write them
 // later, and a second open of the same file would conflict with our own lock.
-func openFrozen(fs hostfs.FS, path, format string, foreign, readOnly bool) (*layer, error) {
+func openFrozen(fs hostfs.FS, path, format string, foreign, readOnly bool) (*view.Layer, error) {
 	if foreign || readOnly {
 		image, err := qcow2.OpenImage(fs, path, format, hostfs.LockFrozen)
 		if err != nil {
 			return nil, err
 		}
-		return newFrozen(path, image), nil
+		return view.NewFrozen(path, image), nil
 	}
 	f, err := openLocked(fs, path, hostfs.LockFrozen)
 	if err != nil {
@@ -29,16 +30,16 @@ func openFrozen(fs hostfs.FS, path, format string, foreign, readOnly bool) (*lay
 		f.Close()
 		return nil, err
 	}
-	return newFrozen(path, image), nil
+	return view.NewFrozen(path, image), nil
 }
 
 // openWritable opens a layer of ours for writing.
-func openWritable(fs hostfs.FS, path string, o overlay.OverlayOptions) (*layer, error) {
+func openWritable(fs hostfs.FS, path string, o overlay.OverlayOptions) (*view.Layer, error) {
 	f, err := openLocked(fs, path, hostfs.LockWritable)
 	if err != nil {
 		return nil, err
 	}
-	return newWritable(path, f, o)
+	return view.NewWritable(path, f, o)
 }
 
 func openLocked(fs hostfs.FS, path string, mode hostfs.LockMode) (hostfs.File, error) {

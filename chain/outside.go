@@ -190,10 +190,10 @@ func (d *Disk) orderClone(m *manifest.Manifest, top *manifest.Layer, dir string)
 			return order, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.Label())
 		}
 		n := d.nodes[rec.ID]
-		if n == nil || n.layer() == nil {
+		if n == nil || n.Layer() == nil {
 			return order, fmt.Errorf("layer %s: %w", rec.ID, os.ErrNotExist)
 		}
-		info, err := n.layer().file.Stat()
+		info, err := n.Layer().File.Stat()
 		if err != nil {
 			return order, err
 		}

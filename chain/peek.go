@@ -3,14 +3,16 @@ package chain
 import (
 	"fmt"
 	"time"
+
+	"varve/chain/view"
 )
 
 // PeekView fills p from a layer's view, by layer id, without opening it: a delete
 // does not wait for it, and it waits for nothing. Bytes past the end read as zeros.
 // ErrNotExist when there is no named layer with that id.
 func (d *Disk) PeekView(id string, p []byte, off int64) error {
-	section := d.readers.enter() // before the tree is looked at: what it has stays open
-	defer d.readers.exit(section)
+	section := d.readers.Enter() // before the tree is looked at: what it has stays open
+	defer d.readers.Exit(section)
 	n, err := d.namedNode(id)
 	if err != nil {
 		return err
@@ -19,7 +21,7 @@ func (d *Disk) PeekView(id string, p []byte, off int64) error {
 }
 
 // namedNode is the node of a layer that has a name.
-func (d *Disk) namedNode(id string) (*node, error) {
+func (d *Disk) namedNode(id string) (*view.Node, error) {
 	m, nodes := d.tree()
 	rec := m.Layer(id)
 	if rec == nil || rec.Name == "" || nodes[id] == nil {
@@ -48,21 +50,21 @@ func (d *Disk) DataBytes(id string, off, end int64, until time.Time) (bytes, at 
 
 // dataBytesOfRegion counts up to the end of one region, or to end.
 func (d *Disk) dataBytesOfRegion(id string, off, end int64) (bytes, next int64, err error) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
 	n := d.leaf.Load()
 	if id != "" {
 		if n, err = d.namedNode(id); err != nil {
 			return 0, off, err
 		}
 	}
-	if next, err := n.nextHeld(off); err != nil || next > off {
+	if next, err := n.NextHeld(off); err != nil || next > off {
 		return 0, min(next, end), err
 	}
-	r, err := n.peek(off >> regionBits)
+	r, err := n.Peek(off >> view.RegionBits)
 	if err != nil {
 		return 0, off, err
 	}
-	next = min(end, (off>>regionBits+1)<<regionBits)
-	return r.dataBetween(off, next), next, nil
+	next = min(end, (off>>view.RegionBits+1)<<view.RegionBits)
+	return r.DataBetween(off, next), next, nil
 }

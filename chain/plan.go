@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -89,12 +90,12 @@ func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
 func (d *Disk) plan(operation string, names []string) (Plan, error) {
 	m, nodes := d.tree()
 	s := &planner{
-		d: d, before: m, m: m.Copy(), parts: make(map[string][]*node), own: make(map[string]int64), share: d.sharesBlocks(),
+		d: d, before: m, m: m.Copy(), parts: make(map[string][]*view.Node), own: make(map[string]int64), share: d.sharesBlocks(),
 		runs: make(map[string]planRun),
 		Plan: Plan{Version: 1, Operation: operation, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: -1},
 	}
 	for id, n := range nodes {
-		s.parts[id] = []*node{n}
+		s.parts[id] = []*view.Node{n}
 	}
 	s.free = math.MaxInt64 / 2
 	if free, ok := d.hostFree(); ok {
@@ -126,7 +127,7 @@ type planner struct {
 	m      *manifest.Manifest
 	// parts are the layers, top first, whose content a layer's file has after the
 	// merges so far.
-	parts map[string][]*node
+	parts map[string][]*view.Node
 	own   map[string]int64 // bytes that they map together, where that is known
 	runs  map[string]planRun
 	share bool
@@ -244,8 +245,8 @@ func (s *planner) cost(l *manifest.Layer) (own int64, writable bool) {
 	if !known {
 		n := s.parts[l.ID][0]
 		bytes, counted, err := s.d.figures.own(n, time.Time{})
-		if err == nil && !counted && n.layer() != nil {
-			bytes, _ = n.layer().ownBytes() // an error comes again where it is looked at
+		if err == nil && !counted && n.Layer() != nil {
+			bytes, _ = n.Layer().OwnBytes() // an error comes again where it is looked at
 		}
 		own, s.own[l.ID] = bytes, bytes
 	}
@@ -253,7 +254,7 @@ func (s *planner) cost(l *manifest.Layer) (own int64, writable bool) {
 }
 
 func (s *planner) writable(l *manifest.Layer) bool {
-	return !l.Foreign && len(s.parts[l.ID]) > 0 && plain(s.parts[l.ID][0].layer()) == nil
+	return !l.Foreign && len(s.parts[l.ID]) > 0 && plain(s.parts[l.ID][0].Layer()) == nil
 }
 
 // merge plays the merge of x with what stands on it, c (see mergeLayer).
@@ -360,7 +361,7 @@ func (s *planner) layer(id string) (PlanLayer, error) {
 	l := PlanLayer{ID: id, Name: rec.Name}
 	_, nodes := s.d.tree()
 	n := nodes[id]
-	if n == nil || n.layer() == nil {
+	if n == nil || n.Layer() == nil {
 		return l, nil
 	}
 	var err error
@@ -372,22 +373,22 @@ func (s *planner) layer(id string) (PlanLayer, error) {
 }
 
 // ownBytes is how many bytes a layer maps that there was before.
-func (s *planner) ownBytes(n *node) (int64, error) {
-	if n.frozen() {
-		if bytes, known := s.d.figures.of(n).own.get(n.layer()); known {
+func (s *planner) ownBytes(n *view.Node) (int64, error) {
+	if n.Frozen() {
+		if bytes, known := s.d.figures.of(n).own.get(n.Layer()); known {
 			return bytes, nil
 		}
 	}
-	section := s.d.readers.enter()
-	defer s.d.readers.exit(section)
-	return n.layer().ownBytes()
+	section := s.d.readers.Enter()
+	defer s.d.readers.Exit(section)
+	return n.Layer().OwnBytes()
 }
 
 // hostBytesOf is what a file of ours takes on the host.
 func (d *Disk) hostBytesOf(m *manifest.Manifest, file string) (int64, error) {
 	_, nodes := d.tree()
 	for _, l := range m.Layers {
-		if n := nodes[l.ID]; l.File == file && n != nil && n.layer() != nil {
+		if n := nodes[l.ID]; l.File == file && n != nil && n.Layer() != nil {
 			return d.hostBytes(n)
 		}
 	}
@@ -437,42 +438,42 @@ func changedChains(a, b *manifest.Manifest) (before, after [][]string) {
 
 // missing is how many bytes of data of the views below a node its layer does not hide:
 // what a flatten copies.
-func (d *Disk) missing(n *node) (total int64, err error) {
-	parent := n.parent()
+func (d *Disk) missing(n *view.Node) (total int64, err error) {
+	parent := n.Parent()
 	if parent == nil {
 		return 0, nil
 	}
 	var extents []extent.Extent
-	size := min(n.size(), parent.size())
+	size := min(n.Size(), parent.Size())
 	count := func(off int64) (next int64, err error) {
-		section := d.readers.enter()
-		defer d.readers.exit(section)
-		if off, err = parent.nextHeld(off); err != nil || off >= size {
+		section := d.readers.Enter()
+		defer d.readers.Exit(section)
+		if off, err = parent.NextHeld(off); err != nil || off >= size {
 			return off, err
 		}
-		off &^= regionSize - 1
-		next = off + regionSize
-		r, err := parent.peek(off >> regionBits)
+		off &^= view.RegionSize - 1
+		next = off + view.RegionSize
+		r, err := parent.Peek(off >> view.RegionBits)
 		if err != nil {
 			return off, err
 		}
-		if r.dataBytes(size) == 0 {
+		if r.DataBytes(size) == 0 {
 			return next, nil
 		}
-		extents, err = n.layer().extents(extents[:0], off, min(regionSize, size-off))
+		extents, err = n.Layer().Extents(extents[:0], off, min(view.RegionSize, size-off))
 		if err != nil {
 			return off, err
 		}
 		for _, e := range extents {
 			if e.Kind == extent.Unallocated {
-				total += r.dataBetween(e.Start, e.End())
+				total += r.DataBetween(e.Start, e.End())
 			}
 		}
 		return next, nil
 	}
 	for off := int64(0); off < size; {
 		if off, err = count(off); err != nil {
-			return 0, fmt.Errorf("count layer %s: %w", n.id, err)
+			return 0, fmt.Errorf("count layer %s: %w", n.ID, err)
 		}
 	}
 	return total, nil

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -78,7 +79,7 @@ func (s *planner) scan(x, c *manifest.Layer) error {
 	for at := x; at != nil && len(list) < scanUnits && (at == x || s.m.CanMerge(at)); at = s.m.Layer(at.Parent) {
 		list = append(list, at)
 	}
-	units := make([][]*node, len(list))
+	units := make([][]*view.Node, len(list))
 	for i, rec := range list {
 		units[i] = s.parts[rec.ID]
 	}
@@ -94,7 +95,7 @@ func (s *planner) scan(x, c *manifest.Layer) error {
 
 // scanLayer is one layer of a scan.
 type scanLayer struct {
-	node *node
+	node *view.Node
 	unit int
 	next int64 // where it may hold something, at what is scanned or behind it
 }
@@ -117,7 +118,7 @@ type unitScan struct {
 }
 
 // scanUnits makes the sums of units, the top one first.
-func (d *Disk) scanUnits(units [][]*node) (*planScan, error) {
+func (d *Disk) scanUnits(units [][]*view.Node) (*planScan, error) {
 	n := len(units)
 	w := &unitScan{planScan: &planScan{units: n,
 		mapped: make([]int64, (n+1)*n), data: make([]int64, (n+1)*n), below: make([]int64, (n+1)*n)}}
@@ -140,9 +141,9 @@ func (d *Disk) scanUnits(units [][]*node) (*planScan, error) {
 // scanRegion looks at the first region at or behind off of which a layer says
 // something, and says where to go on.
 func (d *Disk) scanRegion(w *unitScan, off int64) (int64, error) {
-	d.cache.step()
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+	d.cache.Step()
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
 	next := int64(math.MaxInt64)
 	for i := range w.layers {
 		l := &w.layers[i]
@@ -156,12 +157,12 @@ func (d *Disk) scanRegion(w *unitScan, off int64) (int64, error) {
 	if next == math.MaxInt64 {
 		return next, nil
 	}
-	off = next &^ (regionSize - 1)
+	off = next &^ (view.RegionSize - 1)
 	w.edges = w.edges[:0]
 	for i := range w.layers {
-		if w.layers[i].next < off+regionSize {
+		if w.layers[i].next < off+view.RegionSize {
 			if err := w.look(i, off); err != nil {
-				return 0, fmt.Errorf("count layer %s: %w", w.layers[i].node.id, err)
+				return 0, fmt.Errorf("count layer %s: %w", w.layers[i].node.ID, err)
 			}
 		}
 	}
@@ -182,26 +183,26 @@ func (d *Disk) scanRegion(w *unitScan, off int64) (int64, error) {
 			w.add(w.edges[i+1].at - e.at)
 		}
 	}
-	return off + regionSize, nil
+	return off + view.RegionSize, nil
 }
 
 func (l *scanLayer) find(off int64) (err error) {
-	l.next, err = l.node.nextOwn(off)
+	l.next, err = l.node.NextOwn(off)
 	return err
 }
 
 // look notes what a layer maps in a region. A hole of a raw image is nothing that it
 // maps.
 func (w *unitScan) look(i int, off int64) (err error) {
-	l := w.layers[i].node.layer()
-	if l == nil || l.size() <= off {
+	l := w.layers[i].node.Layer()
+	if l == nil || l.Size() <= off {
 		return nil
 	}
-	end := min(off+regionSize, l.size())
-	if w.extents, err = l.extents(w.extents[:0], off, end-off); err != nil {
+	end := min(off+view.RegionSize, l.Size())
+	if w.extents, err = l.Extents(w.extents[:0], off, end-off); err != nil {
 		return err
 	}
-	raw := l.raw()
+	raw := l.Raw()
 	open := false
 	for _, e := range w.extents {
 		if e.Kind == extent.Unallocated || raw && e.Kind == extent.Zero {

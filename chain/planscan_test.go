@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"varve/chain/view"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
 )
@@ -24,11 +25,11 @@ func TestScanAgainstSectors(t *testing.T) {
 			}
 			const sector = 512
 			sectors := int(d.Size() / sector)
-			var units [][]*node
+			var units [][]*view.Node
 			var kinds [][]extent.Kind // of each unit, by sector
-			for n := d.leaf.Load(); n.parent() != nil; n = n.parent() {
-				size := min(n.size(), d.Size())
-				extents, err := n.alone().Map(nil, 0, size)
+			for n := d.leaf.Load(); n.Parent() != nil; n = n.Parent() {
+				size := min(n.Size(), d.Size())
+				extents, err := n.Alone().Map(nil, 0, size)
 				must(t, err)
 				if len(units) == 0 || rnd.IntN(4) > 0 {
 					units = append(units, nil)

@@ -62,7 +62,7 @@ func TestPiecesAreReadAhead(t *testing.T) {
 			n := nodes[m.ByName(name).ID]
 			_, host, _, err := n.Place(4<<20+i*piece, piece)
 			must(t, err)
-			want = append(want, fmt.Sprintf("%s %d+%d", filepath.Base(n.layer().path), host, piece))
+			want = append(want, fmt.Sprintf("%s %d+%d", filepath.Base(n.Layer().Path), host, piece))
 		}
 	}
 	must(t, plain.Close())

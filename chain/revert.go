@@ -8,6 +8,7 @@ import (
 
 	"varve/chain/manifest"
 	"varve/chain/refusal"
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -42,11 +43,11 @@ func (d *Disk) Revert(name string) error {
 	if err != nil {
 		return fmt.Errorf("make a new leaf: %w", err)
 	}
-	var parent *node
+	var parent *view.Node
 	if target != nil {
 		parent = d.nodes[target.ID]
 	}
-	if err := d.replaceLeaf(m, old, newNode(rec.ID, l, parent, d.cache)); err != nil {
+	if err := d.replaceLeaf(m, old, view.NewNode(rec.ID, l, parent, d.cache)); err != nil {
 		d.dropLeaf(l, err)
 		return err
 	}
@@ -69,8 +70,8 @@ func (d *Disk) Undo() error {
 		return err
 	}
 	aside := d.nodes[d.manifest.SetAside]
-	if err := plain(aside.layer()); err != nil {
-		return fmt.Errorf("%w: the leaf that was set aside (%s) cannot be written any more: %w", ErrInvalid, aside.layer().path, err)
+	if err := plain(aside.Layer()); err != nil {
+		return fmt.Errorf("%w: the leaf that was set aside (%s) cannot be written any more: %w", ErrInvalid, aside.Layer().Path, err)
 	}
 	unblock, err := d.blockDisk()
 	if err != nil {
@@ -78,17 +79,17 @@ func (d *Disk) Undo() error {
 	}
 	defer unblock()
 	if err := d.reviveLeaf(aside); err != nil {
-		d.settleFrozen(aside.id)
+		d.settleFrozen(aside.ID)
 		return err
 	}
-	d.cache.forget(map[*node]bool{aside: true}) // what is resolved of a view that changes again
+	d.cache.Forget(map[*view.Node]bool{aside: true}) // what is resolved of a view that changes again
 	return nil
 }
 
 // reviveLeaf makes a layer writable, and the leaf. When it fails, settle the layer.
-func (d *Disk) reviveLeaf(aside *node) error {
+func (d *Disk) reviveLeaf(aside *view.Node) error {
 	m := d.edit()
-	m.MarkWriting(m.Layer(aside.id)) // before a byte of it is written (M16)
+	m.MarkWriting(m.Layer(aside.ID)) // before a byte of it is written (M16)
 	if err := d.commit(m); err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func (d *Disk) reviveLeaf(aside *node) error {
 	if err != nil {
 		return err
 	}
-	rec := m.Layer(aside.id)
+	rec := m.Layer(aside.ID)
 	rec.Frozen, rec.Size, rec.Fingerprint, rec.Counts = time.Time{}, 0, nil, nil
 	m.Leaf = rec.ID
 	return d.replaceLeaf(m, old, aside)
@@ -172,12 +173,12 @@ func (d *Disk) setAside(m *manifest.Manifest) (old *manifest.Layer, err error) {
 		return nil, err
 	}
 	old = m.Layer(m.Leaf)
-	l := d.nodes[old.ID].layer()
-	own, err := l.ownBytes()
+	l := d.nodes[old.ID].Layer()
+	own, err := l.OwnBytes()
 	if err != nil {
 		return nil, err
 	}
-	old.Frozen, old.Size = now(), l.size()
+	old.Frozen, old.Size = now(), l.Size()
 	old.Writing, old.Fingerprint = true, nil // as after a crash, until it is settled
 	parent := m.Layer(old.Parent)
 	empty := own == 0 && m.StandsOnNamed(old) && (parent == nil || extent.WholeSectors(parent.Size) == old.Size)
@@ -190,7 +191,7 @@ func (d *Disk) setAside(m *manifest.Manifest) (old *manifest.Layer, err error) {
 // replaceLeaf commits m, in which leaf is the leaf and old no more, and puts it in
 // force. The guest sees the new content from the commit on, should we be killed. When
 // there is an error leaf is not the leaf.
-func (d *Disk) replaceLeaf(m *manifest.Manifest, old *manifest.Layer, leaf *node) error {
+func (d *Disk) replaceLeaf(m *manifest.Manifest, old *manifest.Layer, leaf *view.Node) error {
 	gone := m.RemoveDead()
 	queued := d.queueMerge(m, d.manifest.Mergeable())
 	modified := d.modified.Load()
@@ -219,19 +220,19 @@ func (d *Disk) replaceLeaf(m *manifest.Manifest, old *manifest.Layer, leaf *node
 // new leaf or nil, and then closes and unlinks their files: last, when no
 // header and no chain.json names them (M15), and nobody reads them (M1).
 // Foreign files are only closed. Called with opMu held.
-func (d *Disk) installWithout(m *manifest.Manifest, gone []*manifest.Layer, leaf *node) {
-	var layers []*layer
-	nodes := make(map[*node]bool, len(gone))
+func (d *Disk) installWithout(m *manifest.Manifest, gone []*manifest.Layer, leaf *view.Node) {
+	var layers []*view.Layer
+	nodes := make(map[*view.Node]bool, len(gone))
 	for _, rec := range gone {
 		n := d.nodes[rec.ID]
-		layers, nodes[n] = append(layers, n.layer()), true
+		layers, nodes[n] = append(layers, n.Layer()), true
 	}
-	d.install(m, func(nodes map[string]*node) {
+	d.install(m, func(nodes map[string]*view.Node) {
 		for _, rec := range gone {
 			delete(nodes, rec.ID)
 		}
 		if leaf != nil {
-			nodes[leaf.id] = leaf
+			nodes[leaf.ID] = leaf
 		}
 	})
 	for i, rec := range gone {
@@ -242,14 +243,14 @@ func (d *Disk) installWithout(m *manifest.Manifest, gone []*manifest.Layer, leaf
 
 // discardLayer closes a layer that nothing refers to any more, and unlinks its
 // file unless it is foreign. Called with opMu held and no grace section open.
-func (d *Disk) discardLayer(l *layer, foreign bool) {
-	d.flushes.forget(l.over())
-	d.readers.synchronize()
-	if err := l.close(); err != nil {
-		d.log.Warn("closing a layer that is no longer needed", "file", l.path, "error", err)
+func (d *Disk) discardLayer(l *view.Layer, foreign bool) {
+	d.flushes.forget(l.Over())
+	d.readers.Synchronize()
+	if err := l.Close(); err != nil {
+		d.log.Warn("closing a layer that is no longer needed", "file", l.Path, "error", err)
 	}
 	if foreign {
 		return
 	}
-	d.unlink(manifest.LayersDir + "/" + filepath.Base(l.path))
+	d.unlink(manifest.LayersDir + "/" + filepath.Base(l.Path))
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay/extent"
 )
 
@@ -33,8 +34,8 @@ func (d *Disk) sharesBlocks() bool {
 	}
 	m, nodes := d.tree()
 	for _, l := range m.Layers {
-		if n := nodes[l.ID]; l.Foreign && n != nil && n.layer() != nil {
-			if info, err := n.layer().file.Stat(); err != nil || info.Device != own.Device {
+		if n := nodes[l.ID]; l.Foreign && n != nil && n.Layer() != nil {
+			if info, err := n.Layer().File.Stat(); err != nil || info.Device != own.Device {
 				return false
 			}
 		}
@@ -102,7 +103,7 @@ func (d *Disk) bestDelete() (*Plan, error) {
 	host := make(map[*manifest.Layer]int64)
 	for _, l := range m.Layers {
 		n := nodes[l.ID]
-		if _, err := m.Deletable([]string{l.Name}); err != nil || l.Foreign || n == nil || n.layer() == nil {
+		if _, err := m.Deletable([]string{l.Name}); err != nil || l.Foreign || n == nil || n.Layer() == nil {
 			continue
 		}
 		bytes, err := d.hostBytes(n)
@@ -156,23 +157,23 @@ func (d *Disk) flattenBound(name string) int64 {
 	if bytes, known, err := d.figures.view(parent, time.Time{}); err == nil && known {
 		return bytes
 	}
-	return parent.size()
+	return parent.Size()
 }
 
 // tablesMissing is how many bytes of L2 tables the file of target has not yet for what
 // source maps; both are layers whose content is merged into one, top first.
-func (d *Disk) tablesMissing(target, source []*node) (total int64, err error) {
+func (d *Disk) tablesMissing(target, source []*view.Node) (total int64, err error) {
 	if len(target) == 0 || len(source) == 0 {
 		return 0, nil
 	}
 	cluster := int64(64 << 10)
-	if h := target[0].layer().header(); h != nil {
+	if h := target[0].Layer().Header(); h != nil {
 		cluster = h.ClusterSize()
 	}
 	span := cluster / 16 * cluster // what a table maps: 16 bytes for each cluster
 	size := int64(0)
 	for _, n := range source {
-		size = max(size, n.size())
+		size = max(size, n.Size())
 	}
 	for off := int64(0); off < size; off += span {
 		next, err := d.nextOfAny(source, off)
@@ -197,14 +198,14 @@ func (d *Disk) tablesMissing(target, source []*node) (total int64, err error) {
 
 // nextOfAny is where, at off or behind it, one of some layers may hold something itself,
 // math.MaxInt64 when nothing follows.
-func (d *Disk) nextOfAny(nodes []*node, off int64) (int64, error) {
-	section := d.readers.enter()
-	defer d.readers.exit(section)
+func (d *Disk) nextOfAny(nodes []*view.Node, off int64) (int64, error) {
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
 	best := int64(math.MaxInt64)
 	for _, n := range nodes {
-		next, err := n.nextOwn(off)
+		next, err := n.NextOwn(off)
 		if err != nil {
-			return 0, fmt.Errorf("count layer %s: %w", n.id, err)
+			return 0, fmt.Errorf("count layer %s: %w", n.ID, err)
 		}
 		best = min(best, next)
 	}
@@ -212,17 +213,17 @@ func (d *Disk) nextOfAny(nodes []*node, off int64) (int64, error) {
 }
 
 // mapsAny says whether one of some layers maps anything in a range itself.
-func (d *Disk) mapsAny(nodes []*node, off, length int64) (bool, error) {
+func (d *Disk) mapsAny(nodes []*view.Node, off, length int64) (bool, error) {
 	for _, n := range nodes {
-		for at := off; at < off+length; at += regionSize {
-			section := d.readers.enter()
-			l, extents, err := n.layer(), []extent.Extent(nil), error(nil)
-			if l != nil && at < l.size() {
-				extents, err = l.extents(nil, at, min(regionSize, l.size()-at))
+		for at := off; at < off+length; at += view.RegionSize {
+			section := d.readers.Enter()
+			l, extents, err := n.Layer(), []extent.Extent(nil), error(nil)
+			if l != nil && at < l.Size() {
+				extents, err = l.Extents(nil, at, min(view.RegionSize, l.Size()-at))
 			}
-			d.readers.exit(section)
+			d.readers.Exit(section)
 			if err != nil {
-				return false, fmt.Errorf("count layer %s: %w", n.id, err)
+				return false, fmt.Errorf("count layer %s: %w", n.ID, err)
 			}
 			if slices.ContainsFunc(extents, func(e extent.Extent) bool { return e.Kind != extent.Unallocated }) {
 				return true, nil
@@ -237,7 +238,7 @@ func (d *Disk) mapsAny(nodes []*node, off, length int64) (bool, error) {
 type needs struct{ up, down int64 }
 
 // needsOf are the needs of the merge of what stands in lower with what stands in upper.
-func (d *Disk) needsOf(upper, lower []*node) (n needs, err error) {
+func (d *Disk) needsOf(upper, lower []*view.Node) (n needs, err error) {
 	if n.up, err = d.tablesMissing(upper, lower); err != nil {
 		return n, err
 	}
@@ -246,12 +247,12 @@ func (d *Disk) needsOf(upper, lower []*node) (n needs, err error) {
 }
 
 // turn is goesUp for the merge of x with c, where what is free is little.
-func (d *Disk) turn(up bool, x, c *node) (bool, error) {
+func (d *Disk) turn(up bool, x, c *view.Node) (bool, error) {
 	free, ok := d.available()
 	if !ok || free >= windowExtra {
 		return up, nil
 	}
-	need, err := d.needsOf([]*node{c}, []*node{x})
+	need, err := d.needsOf([]*view.Node{c}, []*view.Node{x})
 	return need.goesUp(up, true, free), err
 }
 

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -30,65 +31,65 @@ func unevenWords(size int64) string {
 
 // canGrowWhole says whether a layer is one of ours whose size is to become whole sectors.
 func (d *Disk) canGrowWhole(m *manifest.Manifest, rec *manifest.Layer) bool {
-	l := d.nodes[rec.ID].layer()
-	h := l.header()
+	l := d.nodes[rec.ID].Layer()
+	h := l.Header()
 	if rec.Foreign || h == nil || !extent.Uneven(h.Size) || overlay.Plain(h) != nil {
 		return false
 	}
-	return rec.ID != m.Leaf && !m.Pinned()[rec.ID] || l.over() != nil
+	return rec.ID != m.Leaf && !m.Pinned()[rec.ID] || l.Over() != nil
 }
 
 // growWhole makes a layer's size whole sectors. A frozen one that cannot be opened for
 // writing stays as it is: varve reads it all the same. Called with its record marked as
 // being written.
-func (d *Disk) growWhole(n *node) error {
-	l := n.layer()
-	frozen, was := l.over() == nil, l.header().Size
+func (d *Disk) growWhole(n *view.Node) error {
+	l := n.Layer()
+	frozen, was := l.Over() == nil, l.Header().Size
 	if _, err := d.thaw(n); err != nil {
-		if frozen && l.over() == nil {
-			d.log.Warn("a layer keeps a size that is no whole number of sectors: it cannot be opened for writing", "file", l.path, "size", was, "error", err)
+		if frozen && l.Over() == nil {
+			d.log.Warn("a layer keeps a size that is no whole number of sectors: it cannot be opened for writing", "file", l.Path, "size", was, "error", err)
 			return nil
 		}
 		return err
 	}
-	d.log.Info("a layer has whole sectors now", "file", l.path, "was", was, "size", l.size())
+	d.log.Info("a layer has whole sectors now", "file", l.Path, "was", was, "size", l.Size())
 	return nil
 }
 
 // keepTail gives a leaf that stands on a qcow2 of an uneven size what of it QEMU leaves
 // out, durably, so that QEMU reads the leaf as varve does (D15).
-func (d *Disk) keepTail(leaf *node) error {
-	o, below := leaf.layer().over(), leaf.parent()
-	if o == nil || below == nil || below.layer() == nil {
+func (d *Disk) keepTail(leaf *view.Node) error {
+	o, below := leaf.Layer().Over(), leaf.Parent()
+	if o == nil || below == nil || below.Layer() == nil {
 		return nil
 	}
-	h := below.layer().header()
+	h := below.Layer().Header()
 	if h == nil || !extent.Uneven(h.Size) || h.Size >= o.Size() {
 		return nil
 	}
 	changes := o.Changes()
-	section := d.readers.enter()
+	section := d.readers.Enter()
 	err := o.KeepTail(h.Size, below)
-	d.readers.exit(section)
+	d.readers.Exit(section)
 	if qcow2.IsDamage(err) {
-		d.log.Warn("the last sector cannot be copied; QEMU would read zeros there", "file", below.layer().path, "error", err)
+		d.log.Warn("the last sector cannot be copied; QEMU would read zeros there", "file", below.Layer().Path, "error", err)
 		return nil
 	}
 	if err == nil && o.Changes() != changes {
 		err = o.Flush()
 	}
 	if err != nil {
-		return fmt.Errorf("copy the last sector of %s: %w", below.layer().path, err)
+		return fmt.Errorf("copy the last sector of %s: %w", below.Layer().Path, err)
 	}
 	return nil
 }
 
 // hideTail has a layer of others show what QEMU does where the one below it ends.
-func hideTail(over, below *layer) {
-	if isOwnFile(over.path) {
+func hideTail(over, below *view.Layer) {
+	if isOwnFile(over.Path) {
 		return
 	}
-	if im, under := over.image(), below.image(); im != nil && under != nil {
+	if im, under := over.Image(), below.Image(); im != nil && under != nil {
 		im.HideTail(under)
 	}
 }
@@ -101,11 +102,11 @@ func isOwnFile(path string) bool {
 }
 
 // viewOfImages is the view of a chain of open images, top first; nil for none.
-func viewOfImages(images []*foreignImage) *node {
-	var top *node
-	cache := newRegionCache(defaultCacheBytes)
+func viewOfImages(images []*foreignImage) *view.Node {
+	var top *view.Node
+	cache := view.NewCache(defaultCacheBytes)
 	for i := len(images) - 1; i >= 0; i-- {
-		top = newNode("", newFrozen(images[i].path, images[i].image), top, cache)
+		top = view.NewNode("", view.NewFrozen(images[i].path, images[i].image), top, cache)
 	}
 	return top
 }
@@ -115,7 +116,7 @@ func (l ownLayer) keepTail(fs hostfs.FS, path string) (err error) {
 	if l.below == nil {
 		return nil
 	}
-	h := l.below.layer().header()
+	h := l.below.Layer().Header()
 	if h == nil || !extent.Uneven(h.Size) {
 		return nil
 	}
@@ -125,7 +126,7 @@ func (l ownLayer) keepTail(fs hostfs.FS, path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
 	if err := o.KeepTail(h.Size, l.below); err != nil {
-		return fmt.Errorf("copy the last sector of %s: %w", l.below.layer().path, err)
+		return fmt.Errorf("copy the last sector of %s: %w", l.below.Layer().Path, err)
 	}
 	return o.Settle()
 }
@@ -138,7 +139,7 @@ func (d *Disk) Uneven() int64 { return d.uneven }
 // noteUneven sets what Uneven says.
 func (d *Disk) noteUneven() {
 	for _, rec := range d.manifest.Layers {
-		h := d.nodes[rec.ID].layer().header()
+		h := d.nodes[rec.ID].Layer().Header()
 		if !rec.Foreign && h != nil && extent.Uneven(h.Size) {
 			d.uneven = max(d.uneven, h.Size)
 		}

@@ -412,9 +412,9 @@ func (g *simGuest) revert(name string) error {
 func (g *simGuest) leafIsEmpty() bool {
 	m, nodes := g.d.tree()
 	leaf := nodes[m.Leaf]
-	own, err := leaf.layer().ownBytes()
-	parent := leaf.parent()
-	return err == nil && own == 0 && (parent == nil || parent.size() == leaf.size())
+	own, err := leaf.Layer().OwnBytes()
+	parent := leaf.Parent()
+	return err == nil && own == 0 && (parent == nil || parent.Size() == leaf.Size())
 }
 
 func (g *simGuest) undo() error {

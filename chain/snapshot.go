@@ -11,6 +11,7 @@ import (
 
 	"varve/chain/manifest"
 	"varve/chain/refusal"
+	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -22,7 +23,7 @@ func now() time.Time { return time.Now().UTC() }
 // newLeaf makes the file of a new leaf on a parent (nil for none) and its
 // record in m, which is to be committed. The file is durable and open. Called
 // with opMu held; where the commit fails, undo it with dropLeaf.
-func (d *Disk) newLeaf(m *manifest.Manifest, parent *manifest.Layer, size int64) (*manifest.Layer, *layer, error) {
+func (d *Disk) newLeaf(m *manifest.Manifest, parent *manifest.Layer, size int64) (*manifest.Layer, *view.Layer, error) {
 	number := m.NewNumber()
 	d.numbers = max(d.numbers, m.Next) // never used twice, also when this fails
 	rec := &manifest.Layer{ID: manifest.LayerID(number), Format: formatQcow2, File: manifest.LayerFile(number), Created: now(), Writing: true}
@@ -46,7 +47,7 @@ func (d *Disk) newLeaf(m *manifest.Manifest, parent *manifest.Layer, size int64)
 	if err == nil {
 		err = d.fs.SyncDir(filepath.Dir(path))
 		if err != nil {
-			l.close()
+			l.Close()
 		}
 	}
 	if err != nil {
@@ -54,7 +55,7 @@ func (d *Disk) newLeaf(m *manifest.Manifest, parent *manifest.Layer, size int64)
 	}
 	m.Add(rec)
 	m.Leaf = rec.ID
-	l.logTo(d.log)
+	l.LogTo(d.log)
 	return rec, l, nil
 }
 
@@ -69,14 +70,14 @@ const newLeafPoll = 20 * time.Millisecond
 // dropLeaf takes newLeaf back after a commit failed with err. When it is not
 // known whether chain.json names the file, the file stays until a later commit
 // says that it does not.
-func (d *Disk) dropLeaf(l *layer, err error) {
-	l.close()
+func (d *Disk) dropLeaf(l *view.Layer, err error) {
+	l.Close()
 	if errors.Is(err, manifest.ErrUnknown) {
-		d.mayComeBack(l.path)
+		d.mayComeBack(l.Path)
 		return
 	}
-	if err := d.drop(l.path); err != nil {
-		d.log.Warn("cannot remove a file that no layer owns", "file", l.path, "error", err)
+	if err := d.drop(l.Path); err != nil {
+		d.log.Warn("cannot remove a file that no layer owns", "file", l.Path, "error", err)
 	}
 }
 
@@ -125,10 +126,10 @@ func (d *Disk) freezeLeaf(name string) error {
 		d.dropLeaf(l, err)
 		return err
 	}
-	leaf := newNode(rec.ID, l, oldNode, d.cache)
-	over := oldNode.layer().over()
+	leaf := view.NewNode(rec.ID, l, oldNode, d.cache)
+	over := oldNode.Layer().Over()
 	d.swapLeaf(over, leaf)
-	d.install(m, func(nodes map[string]*node) { nodes[leaf.id] = leaf })
+	d.install(m, func(nodes map[string]*view.Node) { nodes[leaf.ID] = leaf })
 	d.changed(Change{Layers: true})
 	if err := d.Flush(); err != nil {
 		return fmt.Errorf("the layer is frozen, but writing it back failed: %w", err)
@@ -140,7 +141,7 @@ func (d *Disk) freezeLeaf(name string) error {
 // swapLeaf closes the gate: the writes in flight finish, the leaf is swapped,
 // the next ones go to the new leaf. Nothing in here can fail or touches the
 // disk. A merge that was moving the old leaf down goes on with a frozen layer.
-func (d *Disk) swapLeaf(old *overlay.Overlay, leaf *node) {
+func (d *Disk) swapLeaf(old *overlay.Overlay, leaf *view.Node) {
 	if old != nil { // a snapshot
 		begun := measure.Now()
 		defer func() { d.measures.stall.Observe(measure.Now() - begun) }()
@@ -214,11 +215,11 @@ func (d *Disk) Rename(oldName, newName string) error {
 // growLeaf grows the layer into which the leaf is being moved first: it must
 // take every write that is routed to it. Where the end of the disk has moved there, the
 // leaf gets nothing of its own, which would hide what is written there.
-func (d *Disk) growLeaf(leaf *node, size int64) error {
+func (d *Disk) growLeaf(leaf *view.Node, size int64) error {
 	d.gate.RLock()
 	move := d.move
 	d.gate.RUnlock()
-	over, below := leaf.layer().over(), leaf.backing()
+	over, below := leaf.Layer().Over(), leaf.Backing()
 	if move != nil {
 		if err := d.growWithin(move.into, size, move.below); err != nil {
 			return err
@@ -233,8 +234,8 @@ func (d *Disk) growLeaf(leaf *node, size int64) error {
 }
 
 // checkGrowth says whether a leaf can have a size: ErrTooLarge.
-func checkGrowth(leaf *node, size int64) error {
-	if most := min(maxDiskBytes, leaf.layer().over().MaxSize()); size > most {
+func checkGrowth(leaf *view.Node, size int64) error {
+	if most := min(maxDiskBytes, leaf.Layer().Over().MaxSize()); size > most {
 		return refusal.Of(ErrTooLarge, fmt.Errorf("%d bytes are more than the disk can have (%d)", size, most))
 	}
 	return nil
@@ -267,7 +268,7 @@ func (d *Disk) Resize(size int64) error {
 	defer d.opMu.Unlock()
 	leaf := d.leaf.Load()
 	size = extent.WholeSectors(size)
-	switch old := leaf.size(); {
+	switch old := leaf.Size(); {
 	case size < old:
 		return fmt.Errorf("%w: the disk has %d bytes and cannot shrink to %d", ErrInvalid, old, size)
 	case size == old:

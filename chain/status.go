@@ -1,6 +1,10 @@
 package chain
 
-import "time"
+import (
+	"time"
+
+	"varve/chain/view"
+)
 
 // Status is the document of status.json and of every --json listing. Fields
 // are added, never changed in meaning.
@@ -41,7 +45,7 @@ type LayerStatus struct {
 	Frees *int64 `json:"frees_bytes"`
 	// Damage are the guest bytes that cannot be read from this layer, as far as
 	// somebody has looked. OwnBytes is what it has at least, then.
-	Damage []Damage `json:"damage"`
+	Damage []view.Damage `json:"damage"`
 }
 
 // Title is what people call the layer: "leaf", its name, or its id in parentheses.
@@ -70,6 +74,9 @@ func (l *LayerStatus) DamagedBytes() (total int64) {
 	}
 	return total
 }
+
+// Damage is a run of guest bytes that cannot be read from a layer.
+type Damage = view.Damage
 
 // OpenStatus describes one open file of the mount.
 type OpenStatus struct {

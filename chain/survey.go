@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 )
 
 // Layers lists the layers without counting anything: cheap, from memory.
@@ -24,8 +25,8 @@ func (d *Disk) Layers() []LayerStatus {
 		if list[i].ID == m.Leaf {
 			list[i].Size = d.Size() // grows without a new manifest
 		}
-		if n := nodes[list[i].ID]; n != nil && n.damaged() {
-			list[i].Damage = n.layer().all()
+		if n := nodes[list[i].ID]; n != nil && n.Damaged() {
+			list[i].Damage = n.Layer().Damages()
 		}
 	}
 	return list
@@ -37,7 +38,7 @@ type listedLayers struct {
 	layers   []LayerStatus
 }
 
-func (d *Disk) listLayers(m *manifest.Manifest, nodes map[string]*node) []LayerStatus {
+func (d *Disk) listLayers(m *manifest.Manifest, nodes map[string]*view.Node) []LayerStatus {
 	depth := make(map[string]int, len(m.Layers))
 	children := make(map[string][]string, len(m.Layers))
 	byID := make(map[string]*manifest.Layer, len(m.Layers))
@@ -61,8 +62,8 @@ func (d *Disk) listLayers(m *manifest.Manifest, nodes map[string]*node) []LayerS
 			s.Parent = &parent
 		}
 		if n := nodes[l.ID]; n != nil {
-			s.Size = n.size()
-			if n.layer() == nil {
+			s.Size = n.Size()
+			if n.Layer() == nil {
 				s.File = "" // the leaf that an image shown read-only has not
 			}
 		}
@@ -116,7 +117,7 @@ func (d *Disk) survey(until time.Time) (s Status, counted bool, err error) {
 		l := &s.Layers[i]
 		names[l.ID] = l.Name
 		n := nodes[l.ID]
-		if n == nil || n.layer() == nil {
+		if n == nil || n.Layer() == nil {
 			l.Counted = true // there is no file to count
 			continue
 		}
@@ -149,12 +150,12 @@ func (d *Disk) survey(until time.Time) (s Status, counted bool, err error) {
 // whether that is what it is now; otherwise it is the best figure so far, and
 // counting goes on in the background. It takes some 100 ms at most.
 func (d *Disk) AllocatedBytes() (bytes int64, counted bool, err error) {
-	return d.viewBytes(func() (*node, error) { return d.leaf.Load(), nil })
+	return d.viewBytes(func() (*view.Node, error) { return d.leaf.Load(), nil })
 }
 
 // LayerAllocatedBytes is the same for a layer's view, by layer id. ErrNotExist.
 func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, counted bool, err error) {
-	return d.viewBytes(func() (*node, error) {
+	return d.viewBytes(func() (*view.Node, error) {
 		_, nodes := d.tree()
 		if n := nodes[id]; n != nil {
 			return n, nil
@@ -163,7 +164,7 @@ func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, counted bool, err er
 	})
 }
 
-func (d *Disk) viewBytes(find func() (*node, error)) (bytes int64, counted bool, err error) {
+func (d *Disk) viewBytes(find func() (*view.Node, error)) (bytes int64, counted bool, err error) {
 	err = again(d.tree, func() error {
 		counted, err = d.figures.waiting(func(until time.Time) (ok bool, err error) {
 			n, err := find()
@@ -214,9 +215,9 @@ func (d *Disk) storeCounts() {
 }
 
 // hostBytes is what a layer's file takes on the host.
-func (d *Disk) hostBytes(n *node) (int64, error) {
-	section := d.readers.enter() // the file stays open
-	defer d.readers.exit(section)
-	info, err := n.layer().file.Stat()
+func (d *Disk) hostBytes(n *view.Node) (int64, error) {
+	section := d.readers.Enter() // the file stays open
+	defer d.readers.Exit(section)
+	info, err := n.Layer().File.Stat()
 	return info.Blocks, err
 }

@@ -1,6 +1,10 @@
 package chain
 
-import "context"
+import (
+	"context"
+
+	"varve/chain/view"
+)
 
 // A merge on a host with next to no room frees before it needs (M13, D25):
 //
@@ -16,7 +20,7 @@ import "context"
 
 // mergeRegions makes the copies of a merge of x with c, in the steps that the host has
 // the room for.
-func (d *Disk) mergeRegions(j *job, x, c *node, w regionWork) error {
+func (d *Disk) mergeRegions(j *job, x, c *view.Node, w regionWork) error {
 	if !d.isShort(j) {
 		err := d.copyRegions(j, w)
 		if !isFull(err) || j.ctx.Err() != nil {
@@ -89,7 +93,7 @@ func (t *tightCopy) run() error {
 			_, err = w.copy(off, upTo, 0)
 		}
 		if held > 0 || isFull(err) { // the guest may have written there since
-			upTo = off + regionSize
+			upTo = off + view.RegionSize
 			err = t.region(off, held)
 		}
 		if err != nil {
@@ -108,7 +112,7 @@ func (t *tightCopy) run() error {
 
 // region deals with a region in pieces.
 func (t *tightCopy) region(off, held int64) error {
-	end := off + regionSize
+	end := off + view.RegionSize
 	for at := off; at < min(end, t.work.size()); {
 		n := min(t.nextPiece(), end-at)
 		copied, err := t.work.part(at, n)

@@ -89,7 +89,7 @@ func TestUndoOfAnEmptyLeaf(t *testing.T) {
 	if at(t, d, 0) != 1 || asideOf(d) != "" || states(d) != "base base, leaf" {
 		t.Errorf("%d, set aside %q, %s", at(t, d, 0), asideOf(d), states(d))
 	}
-	if leaf := d.leaf.Load().id; leaf != aside {
+	if leaf := d.leaf.Load().ID; leaf != aside {
 		t.Errorf("the leaf is %s, not %s", leaf, aside)
 	}
 	checkDisk(t, d)

@@ -248,7 +248,7 @@ func layerPath(d *Disk, name string) string {
 	if name != "" {
 		id = m.ByName(name).ID
 	}
-	return nodes[id].layer().path
+	return nodes[id].Layer().Path
 }
 
 // on matches calls of a kind to a file, before they are made.

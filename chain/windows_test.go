@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/manifest"
+	"varve/chain/view"
 	"varve/integration/interleave"
 )
 
@@ -19,7 +20,7 @@ func windowedMerge(t *testing.T, direction string) (d *Disk, fs *watchedFS, valu
 	t.Helper()
 	d, fs = watchedDisk(t, 40<<20)
 	d.window = 1
-	second = regionSize + 256<<10
+	second = view.RegionSize + 256<<10
 	small, large := func(value byte) {
 		put(t, d, value, 0, 64<<10)
 		put(t, d, value, second, 64<<10)
@@ -58,7 +59,7 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 			if direction == manifest.Down {
 				source = c
 			}
-			path := source.layer().path
+			path := source.Layer().Path
 			place := func(off int64) int64 {
 				_, host, _, err := source.Place(off, length)
 				must(t, err)
@@ -66,7 +67,7 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 			}
 			if direction == manifest.Down {
 				place = func(off int64) int64 {
-					_, host, _, err := source.aloneLive().Place(off, length)
+					_, host, _, err := source.AloneLive().Place(off, length)
 					must(t, err)
 					return host
 				}
@@ -91,7 +92,7 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 			firstStop, first := lookedUp(0)
 			copyAll, finish := d.mergeSteps(direction)
 			merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
-			merge.WaitsWith(").synchronize(") // the first window for its reader, and the copying for that
+			merge.WaitsWith(").Synchronize(") // the first window for its reader, and the copying for that
 			secondStop, late := lookedUp(second)
 			must(t, d.Flush())
 			if firstGone.Passed() || secondGone.Passed() {
@@ -100,7 +101,7 @@ func TestNextWindowKeepsItsBlocks(t *testing.T) {
 			firstStop.Go()
 			first.Must()
 			firstGone.Reached()
-			merge.WaitsWith(").synchronize(") // the second one for its own
+			merge.WaitsWith(").Synchronize(") // the second one for its own
 			if secondGone.Passed() {
 				t.Error("a block of the next window was given back with the first")
 			}
@@ -126,12 +127,12 @@ func TestDiscardBehindTheFrontier(t *testing.T) {
 	put(t, d, 1, 0, 8<<20)
 	must(t, d.Snapshot("one"))
 	put(t, d, 2, 0, 128<<10)
-	put(t, d, 2, regionSize, 64<<10)
-	put(t, d, 2, 2*regionSize, 64<<10)
+	put(t, d, 2, view.RegionSize, 64<<10)
+	put(t, d, 2, 2*view.RegionSize, 64<<10)
 	must(t, d.Flush())
 	j, x, c := readyMerge(t, d, "one", manifest.Down)
-	into := x.layer().over()
-	stop := fs.StopAt(t, on("sync", x.layer().path))
+	into := x.Layer().Over()
+	stop := fs.StopAt(t, on("sync", x.Layer().Path))
 	copyAll, finish := d.mergeSteps(manifest.Down)
 	merge := interleave.Start(t, func() error { return copyAll(j, x, c) })
 	stop.Reached()  // the first window is settled
@@ -143,7 +144,7 @@ func TestDiscardBehindTheFrontier(t *testing.T) {
 		t.Error("the discarded blocks were not given back")
 	}
 	must(t, finish(j, x, c))
-	if a, b := at(t, d, 0), at(t, d, regionSize); a != 0 || b != 2 {
+	if a, b := at(t, d, 0), at(t, d, view.RegionSize); a != 0 || b != 2 {
 		t.Errorf("got %d and %d, want 0 and 2", a, b)
 	}
 }
@@ -205,7 +206,7 @@ func windowCannotSettle(t *testing.T, direction, op string, failure error, once 
 	if direction == manifest.Down {
 		target, source = x, c
 	}
-	written, given := target.layer().path, source.layer().path
+	written, given := target.Layer().Path, source.Layer().Path
 	stop := fs.StopAt(t, on("sync", written))
 	var punched atomic.Bool
 	copyAll, _ := d.mergeSteps(direction)
@@ -245,14 +246,14 @@ func TestCancelledMoveOnAFullHost(t *testing.T) {
 		must(t, reading(t, d, value, off, length).Wait())
 	}
 	j, x, c := readyMerge(t, d, "one", manifest.Down)
-	into, from := x.layer().over(), c.layer().over()
+	into, from := x.Layer().Over(), c.Layer().Over()
 	must(t, d.moveStep(moveStep, func() error {
-		if _, err := into.Overwrite(c.aloneLive(), 0, moveStep, x.backing()); err != nil {
+		if _, err := into.Overwrite(c.AloneLive(), 0, moveStep, x.Backing()); err != nil {
 			return err
 		}
 		return from.Unmap(0, moveStep)
 	}))
-	path := c.layer().path
+	path := c.Layer().Path
 	var once atomic.Bool
 	fs.failing(func(call interleave.Call) error {
 		if call.Op == "write" && call.Path == path && once.CompareAndSwap(false, true) { // of its tables

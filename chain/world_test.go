@@ -89,10 +89,10 @@ func simView(d *Disk, name string) (read powercut.Reader, size int64) {
 	}
 	n := nodes[id]
 	return func(p []byte, off int64) error {
-		section := d.readers.enter()
-		defer d.readers.exit(section)
+		section := d.readers.Enter()
+		defer d.readers.Exit(section)
 		return n.ReadAt(p, off)
-	}, n.size()
+	}, n.Size()
 }
 
 func (w world) check(d *Disk, exact bool) error {

@@ -8,9 +8,9 @@ func TestNothingIsLookedAtPastTheEnd(t *testing.T) {
 	d, err := Open(hostileDir, OpenOptions{FS: hostileDisks(t)[0], CacheBytes: 4096})
 	must(t, err)
 	defer func() { must(t, d.Close()) }()
-	below := d.leaf.Load().parent()
+	below := d.leaf.Load().Parent()
 	if n := testing.AllocsPerRun(1, func() {
-		zero, err := below.IsZero(below.size(), 1<<40)
+		zero, err := below.IsZero(below.Size(), 1<<40)
 		if err != nil || !zero {
 			t.Errorf("zero %v, %v", zero, err)
 		}

@@ -197,7 +197,7 @@ func (o *Op) Settles() {
 // in one of some further states, or for readers to go.
 func (o *Op) blocked(states ...string) bool {
 	stack, ok := o.stack(stacks())
-	return ok && (hasPrefix(stack, append(states, "sync.", "semacquire")) || strings.Contains(stack, ".synchronize("))
+	return ok && (hasPrefix(stack, append(states, "sync.", "semacquire")) || strings.Contains(stack, ".Synchronize("))
 }
 
 // stack finds the goroutine's among all; it begins with its state.
@@ -215,7 +215,7 @@ func hasPrefix(s string, prefixes []string) bool {
 }
 
 // WaitsWith returns when the operation waits for word of another goroutine (for a
-// lock it may wait on its way there), which is in a function, such as ".synchronize(".
+// lock it may wait on its way there), which is in a function, such as ".Synchronize(".
 func (o *Op) WaitsWith(function string) {
 	o.tb.Helper()
 	for end := time.Now().Add(patience.Hang); time.Now().Before(end); time.Sleep(time.Millisecond) {

@@ -2,7 +2,7 @@ package main
 
 // damageMutants: what is damaged costs its own bytes, M22.
 var damageMutants = []mutant{
-	one("M22", "what is damaged in the leaf reads as zeros", "chain/io.go",
+	one("M22", "what is damaged in the leaf reads as zeros", "chain/view/live.go",
 		"		case e.Kind == extent.Damaged:", "		case false && e.Kind == extent.Damaged:",
 		"chain.TestDamageStaysWhereItIs"),
 	one("M22", "what lies below shows through a damaged entry", "overlay/extent/extent.go",
@@ -15,7 +15,7 @@ var damageMutants = []mutant{
 		"a.Kind == extent.Unallocated || a.Kind == extent.Damaged {", "a.Kind == extent.Unallocated {",
 		"chain.TestDamageHidesNothing"),
 	one("M22", "a flatten leaves out a region with nothing but damage", "chain/flatten.go",
-		"return source.regionHeld(", "return source.regionBytes(",
+		"return source.RegionHeld(", "return source.RegionBytes(",
 		"chain.TestJobsStopAtDamage"),
 	one("M22", "a damaged entry is changed by the flush of what stands beside it", "overlay/slice.go",
 		"		if e == badEntry { // it stays", "		if false && e == badEntry { // it stays",
@@ -35,7 +35,7 @@ var damageMutants = []mutant{
 	one("M22", "a refcount block that is missing is made anew", "overlay/alloc.go",
 		"a.end%a.perBlock() != 0 && (b >=", "false && (b >=",
 		"chain.TestDamagedLeafIsCovered"),
-	one("M22", "what the host can read again stays lost", "chain/node.go",
+	one("M22", "what the host can read again stays lost", "chain/view/node.go",
 		"		if errors.Is(err, qcow2.ErrReadable) {", "		if false && errors.Is(err, qcow2.ErrReadable) {",
 		"chain.TestUnreadableTableComesBack"),
 	one("M22", "counts of what is damaged are kept, and the damage is not found again", "chain/figures.go",

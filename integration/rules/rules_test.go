@@ -63,7 +63,7 @@ func hasTest(t *testing.T, pkg, name string) bool {
 // A row whose place is gone, or is there twice, is stale and says so.
 func TestStaleRows(t *testing.T) {
 	for _, old := range []string{"this text is nowhere", "return"} {
-		m := one("M1", "nothing", "chain/grace.go", old, "x", "chain.TestNames")
+		m := one("M1", "nothing", "chain/view/grace.go", old, "x", "chain.TestNames")
 		if _, err := m.sources(root); err == nil || !strings.Contains(err.Error(), "stale") {
 			t.Errorf("%q: %v", old, err)
 		}

@@ -1,4 +1,4 @@
-package chain
+package view
 
 import (
 	"sync"
@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// grace lets a job wait until everybody who might still use what it took out
+// Grace lets a job wait until everybody who might still use what it took out
 // of sight has finished, without a lock on the reading side: a merge punches
-// its source, and a layer's file is closed, only after synchronize (M1).
+// its source, and a layer's file is closed, only after Synchronize (M1).
 //
-// Readers count themselves in one of two counters. synchronize turns new
+// Readers count themselves in one of two counters. Synchronize turns new
 // readers to the other counter and waits for the old one to run empty.
-type grace struct {
-	mu    sync.Mutex // one synchronize at a time
+type Grace struct {
+	mu    sync.Mutex // one Synchronize at a time
 	phase atomic.Uint32
 	count [2]struct {
 		n atomic.Int64
@@ -21,13 +21,13 @@ type grace struct {
 	}
 }
 
-// enter begins a reading section; what was taken out of sight before is not
+// Enter begins a reading section; what was taken out of sight before is not
 // seen in it. Its result goes to exit.
-func (g *grace) enter() uint32 {
+func (g *Grace) Enter() uint32 {
 	for {
 		p := g.phase.Load() & 1
 		g.count[p].n.Add(1)
-		// The phase turned between the two: synchronize may not have seen us.
+		// The phase turned between the two: Synchronize may not have seen us.
 		if g.phase.Load()&1 == p {
 			return p
 		}
@@ -35,11 +35,11 @@ func (g *grace) enter() uint32 {
 	}
 }
 
-func (g *grace) exit(p uint32) { g.count[p].n.Add(-1) }
+func (g *Grace) Exit(p uint32) { g.count[p].n.Add(-1) }
 
-// synchronize returns when every section that had begun before the call has
+// Synchronize returns when every section that had begun before the call has
 // ended. Not to be called from within a section.
-func (g *grace) synchronize() {
+func (g *Grace) Synchronize() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	old := g.phase.Add(1) - 1

@@ -1,4 +1,4 @@
-package chain
+package view
 
 import (
 	"cmp"
@@ -61,7 +61,7 @@ type foundDamage struct {
 }
 
 // all are the damages, in the order of the guest's bytes.
-func (d *damages) all() []Damage {
+func (d *damages) Damages() []Damage {
 	if !d.found.Load() {
 		return nil
 	}
@@ -75,7 +75,7 @@ func (d *damages) all() []Damage {
 }
 
 // mapped takes note of what a Map of [off, off+length) has said.
-func (l *layer) mapped(extents []extent.Extent, off, length int64) {
+func (l *Layer) mapped(extents []extent.Extent, off, length int64) {
 	d := &l.damages
 	i := slices.IndexFunc(extents, func(e extent.Extent) bool { return e.Kind == extent.Damaged })
 	if i < 0 && !d.found.Load() {
@@ -96,12 +96,12 @@ func (l *layer) mapped(extents []extent.Extent, off, length int64) {
 
 // lookAround takes note of the damage in the region around a Damaged extent of a layer
 // that is written, of which a read has only met a part.
-func (l *layer) lookAround(e extent.Extent) {
-	_, _ = l.extents(nil, e.Start&^(regionSize-1), regionSize) // the read has its own error
+func (l *Layer) lookAround(e extent.Extent) {
+	_, _ = l.Extents(nil, e.Start&^(RegionSize-1), RegionSize) // the read has its own error
 }
 
 // whyDamaged is what the file says of a Damaged extent.
-func (l *layer) whyDamaged(e extent.Extent) string {
+func (l *Layer) whyDamaged(e extent.Extent) string {
 	var p [1]byte
 	err := l.state.Load().ReadExtent(p[:], e, e.Start)
 	if err == nil {
@@ -117,7 +117,7 @@ func (f foundDamage) part(start, end int64) foundDamage {
 
 // put adds a damage, joined with its neighbours, and has the log say it unless it is, or
 // touches, one of before. Called with mu held.
-func (d *damages) put(l *layer, f foundDamage, before []foundDamage) {
+func (d *damages) put(l *Layer, f foundDamage, before []foundDamage) {
 	known := slices.ContainsFunc(slices.Concat(before, d.list), func(o foundDamage) bool { return o.Start <= f.End() && f.Start <= o.End() })
 	i, _ := slices.BinarySearchFunc(d.list, f.Start, func(o foundDamage, at int64) int { return cmp.Compare(o.Start, at) })
 	if i > 0 && d.list[i-1].End() >= f.Start && d.list[i-1].read == f.read {
@@ -135,17 +135,17 @@ func (d *damages) put(l *layer, f foundDamage, before []foundDamage) {
 		return
 	}
 	if d.said++; d.said > mostDamagesSaid {
-		d.log.Error("a layer has more damaged places; check lists them all", "file", l.path)
+		d.log.Error("a layer has more damaged places; check lists them all", "file", l.Path)
 		return
 	}
 	d.log.Error("a layer is damaged: these bytes of the disk cannot be read, all others can",
-		"file", l.path, "guest_offset", f.Start, "bytes", f.Length, "reason", f.Reason)
+		"file", l.Path, "guest_offset", f.Start, "bytes", f.Length, "reason", f.Reason)
 }
 
 // failedRead takes note of a read of n guest bytes at off that failed although the
 // tables are right, and gives the error back. A shorter one that fails later says
 // better where it is.
-func (l *layer) failedRead(off, n int64, kind extent.Kind, err error) error {
+func (l *Layer) failedRead(off, n int64, kind extent.Kind, err error) error {
 	if kind == extent.Damaged || !qcow2.IsDamage(err) || errors.Is(err, qcow2.ErrReadable) {
 		return err
 	}
@@ -167,7 +167,7 @@ func (l *layer) failedRead(off, n int64, kind extent.Kind, err error) error {
 
 // readWell takes note of a read of n guest bytes at off that the host has answered: where it
 // failed before, the host could not read for a while, and can again.
-func (l *layer) readWell(off, n int64) {
+func (l *Layer) readWell(off, n int64) {
 	d := &l.damages
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -199,8 +199,8 @@ func without(list []foundDamage, start, end int64, match func(foundDamage) bool)
 	return left
 }
 
-// extents is Map of the layer's file, which takes note of damage.
-func (l *layer) extents(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+// Extents is Map of the layer's file, which takes note of damage.
+func (l *Layer) Extents(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
 	first := len(dst)
 	list, err := l.state.Load().Map(dst, off, length)
 	if err == nil {
@@ -210,25 +210,25 @@ func (l *layer) extents(dst []extent.Extent, off, length int64) ([]extent.Extent
 }
 
 // isDamaged says whether something of the layer was found damaged.
-func (l *layer) isDamaged() bool { return l.damages.found.Load() }
+func (l *Layer) isDamaged() bool { return l.damages.found.Load() }
 
 // readAnew reads p again after a table could not be read and now can: the regions of
 // the view and of those below it are looked up once more.
-func (n *node) readAnew(p []byte, off int64) error {
-	affected := make(map[*node]bool)
-	for at := n; at != nil; at = at.parent() {
+func (n *Node) readAnew(p []byte, off int64) error {
+	affected := make(map[*Node]bool)
+	for at := n; at != nil; at = at.Parent() {
 		affected[at] = true
 	}
-	n.cache.drop(affected, off, int64(len(p)))
-	r, err := n.region(off >> regionBits)
+	n.cache.Drop(affected, off, int64(len(p)))
+	r, err := n.region(off >> RegionBits)
 	if err != nil {
 		return err
 	}
-	return r.read(p, off, uint32(off&(regionSize-1)))
+	return r.read(p, off, uint32(off&(RegionSize-1)))
 }
 
-// damaged says whether something of the node's own layer was found damaged.
-func (n *node) damaged() bool {
-	l := n.layer()
+// Damaged says whether something of the node's own layer was found damaged.
+func (n *Node) Damaged() bool {
+	l := n.Layer()
 	return l != nil && l.isDamaged()
 }

@@ -1,4 +1,4 @@
-package chain
+package view
 
 import (
 	"varve/overlay"
@@ -11,24 +11,24 @@ import (
 // the grace section in which it was given.
 
 var (
-	_ overlay.Placed = (*node)(nil)
-	_ overlay.Placed = ownSource{}
-	_ overlay.Placed = liveSource{}
+	_ overlay.Placed = (*Node)(nil)
+	_ overlay.Placed = Own{}
+	_ overlay.Placed = Live{}
 )
 
 // Place implements overlay.Placed for the node's view.
-func (n *node) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
+func (n *Node) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
 	if n.absorbing.Load() {
 		return n.placeLive(off, length)
 	}
-	r, err := n.region(off >> regionBits)
+	r, err := n.region(off >> RegionBits)
 	if err != nil {
 		return nil, 0, 0, err
 	}
 	s := r.whole(r.find(uint32(off - r.base)))
-	run = min(length, s.end-off)
-	if s.kind != extent.Data {
+	run = min(length, s.End-off)
+	if s.Kind != extent.Data {
 		return nil, 0, run, nil
 	}
-	return s.layer.file, s.host + off - s.start, run, nil
+	return s.Layer.File, s.Host + off - s.Start, run, nil
 }

@@ -1,4 +1,4 @@
-package chain
+package view
 
 import (
 	"math"
@@ -20,16 +20,16 @@ import (
 // and what it copies up stays where it was until its readers are gone (M1). A place at
 // which a table was once made stays one: the layer may hold something there.
 
-// nextHeld is where, at off or behind it, one of a view's layers may hold something:
+// NextHeld is where, at off or behind it, one of a view's layers may hold something:
 // before that the view reads as zeros. It is math.MaxInt64 when nothing follows. It costs
 // as much as the chain is deep. Called within a grace section.
-func (n *node) nextHeld(off int64) (int64, error) {
-	n.cache.step()
+func (n *Node) NextHeld(off int64) (int64, error) {
+	n.cache.Step()
 	best, limit := int64(math.MaxInt64), int64(math.MaxInt64)
 	for at := n; at != nil && best > off; {
 		l := at.link.Load()
-		if l.layer != nil {
-			state := l.layer.state.Load()
+		if l.Layer != nil {
+			state := l.Layer.state.Load()
 			// What this layer and those below hold shows no further than it goes (M2); what
 			// those above hold does.
 			limit = min(limit, state.Size())
@@ -44,23 +44,23 @@ func (n *node) nextHeld(off int64) (int64, error) {
 				best = min(best, next)
 			}
 		}
-		at = l.parent
+		at = l.Parent
 	}
 	return best, nil
 }
 
-// nextOwn is nextHeld of one layer alone.
-func (n *node) nextOwn(off int64) (int64, error) {
-	l := n.layer()
+// NextOwn is NextHeld of one layer alone.
+func (n *Node) NextOwn(off int64) (int64, error) {
+	l := n.Layer()
 	if l == nil {
 		return math.MaxInt64, nil
 	}
-	return l.nextOwn(off)
+	return l.NextOwn(off)
 }
 
-// nextOwn is where, at off or behind it, a layer may hold something itself, math.MaxInt64
+// NextOwn is where, at off or behind it, a layer may hold something itself, math.MaxInt64
 // when nothing follows.
-func (l *layer) nextOwn(off int64) (int64, error) {
+func (l *Layer) NextOwn(off int64) (int64, error) {
 	state := l.state.Load()
 	next, err := state.Next(off)
 	if err == nil && next >= state.Size() {
@@ -74,13 +74,13 @@ const nextRegions = 64
 
 // Next implements overlay.Skipper for the view: it goes over zeros that a layer says
 // too, as far as some regions reach.
-func (n *node) Next(off int64) (int64, error) {
+func (n *Node) Next(off int64) (int64, error) {
 	for range nextRegions {
 		var err error
-		if off, err = n.nextHeld(off); err != nil || off == math.MaxInt64 || n.absorbing.Load() {
+		if off, err = n.NextHeld(off); err != nil || off == math.MaxInt64 || n.absorbing.Load() {
 			return off, err
 		}
-		r, err := n.region(off >> regionBits)
+		r, err := n.region(off >> RegionBits)
 		if err != nil {
 			return 0, err
 		}
@@ -89,15 +89,15 @@ func (n *node) Next(off int64) (int64, error) {
 				return max(off, r.base+int64(r.spans[i].start)), nil
 			}
 		}
-		off = r.base + regionSize
+		off = r.base + RegionSize
 	}
 	return off, nil
 }
 
 // Next is where the layer alone may hold something.
-func (s ownSource) Next(off int64) (int64, error) { return s.nextOwn(off) }
+func (s Own) Next(off int64) (int64, error) { return s.NextOwn(off) }
 
 var (
-	_ overlay.Skipper = (*node)(nil)
-	_ overlay.Skipper = ownSource{}
+	_ overlay.Skipper = (*Node)(nil)
+	_ overlay.Skipper = Own{}
 )

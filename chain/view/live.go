@@ -1,4 +1,4 @@
-package chain
+package view
 
 import (
 	"varve/overlay/extent"
@@ -8,14 +8,14 @@ import (
 // A view whose layer is being written, or may be, is not resolved: its own tables are
 // asked first, at each read, and then what is below.
 
-// readLive reads the view of a layer that is being written: its own tables
+// ReadLive reads the view of a layer that is being written: its own tables
 // first, then what is below. It is right for a frozen one too.
-func (n *node) readLive(p []byte, off int64) error {
+func (n *Node) ReadLive(p []byte, off int64) error {
 	l := n.link.Load()
-	if l.layer == nil {
-		return l.parent.ReadAt(p, off)
+	if l.Layer == nil {
+		return l.Parent.ReadAt(p, off)
 	}
-	o := l.layer.over()
+	o := l.Layer.Over()
 	if o == nil {
 		return n.readResolved(p, off)
 	}
@@ -42,12 +42,12 @@ func (n *node) readLive(p []byte, off int64) error {
 		switch {
 		case e.Kind == extent.Data:
 			if err = o.ReadHost(part, e.Host); err != nil {
-				err = l.layer.failedRead(off, e.Length, e.Kind, err)
+				err = l.Layer.failedRead(off, e.Length, e.Kind, err)
 			}
-		case e.Kind == extent.Unallocated && l.parent != nil:
-			err = l.parent.ReadAt(part, off)
+		case e.Kind == extent.Unallocated && l.Parent != nil:
+			err = l.Parent.ReadAt(part, off)
 		case e.Kind == extent.Damaged:
-			l.layer.lookAround(e)
+			l.Layer.lookAround(e)
 			err = o.ReadExtent(part, e, off)
 		default:
 			clear(part)
@@ -61,17 +61,17 @@ func (n *node) readLive(p []byte, off int64) error {
 }
 
 // isZeroLive is IsZero for a layer that is being written.
-func (n *node) isZeroLive(off, length int64) (bool, error) {
+func (n *Node) isZeroLive(off, length int64) (bool, error) {
 	l := n.link.Load()
-	extents, err := l.layer.extents(nil, off, length)
+	extents, err := l.Layer.Extents(nil, off, length)
 	if err != nil {
 		return false, err
 	}
 	for _, e := range extents {
 		switch {
-		case e.Kind == extent.Zero || e.Kind == extent.Unallocated && l.parent == nil:
+		case e.Kind == extent.Zero || e.Kind == extent.Unallocated && l.Parent == nil:
 		case e.Kind == extent.Unallocated:
-			if zero, err := l.parent.IsZero(e.Start, e.Length); err != nil || !zero {
+			if zero, err := l.Parent.IsZero(e.Start, e.Length); err != nil || !zero {
 				return false, err
 			}
 		default:
@@ -82,12 +82,12 @@ func (n *node) isZeroLive(off, length int64) (bool, error) {
 }
 
 // placeLive is Place for a layer that is, or may be, written meanwhile.
-func (n *node) placeLive(off, length int64) (f hostfs.File, host, run int64, err error) {
+func (n *Node) placeLive(off, length int64) (f hostfs.File, host, run int64, err error) {
 	l := n.link.Load()
-	if l.layer == nil {
-		return l.parent.Place(off, length)
+	if l.Layer == nil {
+		return l.Parent.Place(off, length)
 	}
-	o := l.layer.over()
+	o := l.Layer.Over()
 	if o == nil || off >= o.Size() {
 		return nil, 0, length, nil
 	}
@@ -99,29 +99,29 @@ func (n *node) placeLive(off, length int64) (f hostfs.File, host, run int64, err
 	if e.Kind != extent.Data {
 		return nil, 0, e.Length, nil
 	}
-	return l.layer.file, e.Host, e.Length, nil
+	return l.Layer.File, e.Host, e.Length, nil
 }
 
-// Place is that of the content as liveSource reads it.
-func (s liveSource) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
+// Place is that of the content as Live reads it.
+func (s Live) Place(off, length int64) (f hostfs.File, host, run int64, err error) {
 	return s.placeLive(off, length)
 }
 
-// ownSource is a node as the source of a merge of its layer alone: the
+// Own is a node as the source of a merge of its layer alone: the
 // layer's own extents, with the content as the node's view has it.
-type ownSource struct{ *node }
+type Own struct{ *Node }
 
-// alone is the node as the source of a merge of its layer alone.
-func (n *node) alone() ownSource { return ownSource{n} }
+// Alone is the node as the source of a merge of its layer alone.
+func (n *Node) Alone() Own { return Own{n} }
 
-// aloneLive is the same of a layer that is, or may be, written meanwhile.
-func (n *node) aloneLive() liveSource { return liveSource{ownSource{n}} }
+// AloneLive is the same of a layer that is, or may be, written meanwhile.
+func (n *Node) AloneLive() Live { return Live{Own{n}} }
 
-func (s ownSource) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
-	return s.layer().extents(dst, off, length)
+func (s Own) Map(dst []extent.Extent, off, length int64) ([]extent.Extent, error) {
+	return s.Layer().Extents(dst, off, length)
 }
 
-// liveSource is ownSource for a layer that is, or may be, written meanwhile.
-type liveSource struct{ ownSource }
+// Live is Own for a layer that is, or may be, written meanwhile.
+type Live struct{ Own }
 
-func (s liveSource) ReadAt(p []byte, off int64) error { return s.readLive(p, off) }
+func (s Live) ReadAt(p []byte, off int64) error { return s.ReadLive(p, off) }
