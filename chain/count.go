@@ -211,7 +211,7 @@ func (f *figures) recountRegion(c *liveCount, n *view.Node, l *view.Layer, i int
 		}
 		more -= less
 	}
-	hides, err := f.hiddenIn(n, i<<view.RegionBits)
+	hides, err := n.HiddenIn(f.readers, i<<view.RegionBits)
 	if err != nil {
 		return err
 	}

@@ -380,7 +380,7 @@ func countPassRegion(path []passLayer, at int64, r int) error {
 			p.own += own
 			hides := int64(0)
 			if i > 0 {
-				hides = hiddenBytes(path[i-1].extents, p.extents)
+				hides = view.HiddenBytes(path[i-1].extents, p.extents)
 			}
 			p.hides += hides
 			if p.live && at < p.node.Size() {

@@ -19,13 +19,7 @@ import (
 // told by the operations is only that something is not right any more.
 // Safe for concurrent use.
 type figures struct {
-	tree    func() (*manifest.Manifest, map[string]*view.Node)
-	leaf    func() *view.Node
-	layers  func() []LayerStatus // as Disk.Layers
-	store   func()               // has what was counted recorded
-	readers *view.Grace
-	cache   *view.Cache
-	log     *slog.Logger
+	source
 
 	counter counter
 	mapper  mapper
@@ -42,14 +36,29 @@ type nodeFigures struct {
 	live  liveCount
 }
 
-func newFigures(d *Disk) *figures {
-	f := &figures{
-		tree: d.tree, leaf: d.leaf.Load, layers: d.Layers, store: d.storeCounts,
-		readers: &d.readers, cache: d.cache, log: d.log,
-		byNode: make(map[*view.Node]*nodeFigures),
-	}
+// source is what figures are made of.
+type source struct {
+	// tree gives the manifest in force and its nodes, by layer id, which are not changed
+	// any more; leaf the node that is written, or would be.
+	tree    func() (*manifest.Manifest, map[string]*view.Node)
+	leaf    func() *view.Node
+	readers *view.Grace
+	cache   *view.Cache
+	store   func() // has what was counted recorded, as note gives it
+	log     *slog.Logger
+}
+
+func newFigures(s source) *figures {
+	f := &figures{source: s, byNode: make(map[*view.Node]*nodeFigures)}
 	f.counter.init(f)
 	return f
+}
+
+// counting says whether tables are counted in the background.
+func (f *figures) counting() bool {
+	f.counter.mu.Lock()
+	defer f.counter.mu.Unlock()
+	return f.counter.pass != nil
 }
 
 // close ends what counts in the background.

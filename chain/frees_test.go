@@ -21,19 +21,19 @@ func checkFrees(t *testing.T, d *Disk, st Status, when string) {
 		host[l.ID] = l.HostBytes
 	}
 	for _, l := range st.Layers {
-		del := deletionOf(m, l.ID)
+		del := m.DeletionOf(l.ID)
 		want := int64(0)
-		for _, id := range del.files {
+		for _, id := range del.Files {
 			want += host[id]
 		}
-		if del.merged != "" {
-			c, hidden := nodes[del.into], int64(0)
-			for at := int64(0); at < nodes[del.merged].Size(); at += view.RegionSize {
-				bytes, err := d.figures.hiddenIn(c, at)
+		if del.Merged != "" {
+			c, hidden := nodes[del.Into], int64(0)
+			for at := int64(0); at < nodes[del.Merged].Size(); at += view.RegionSize {
+				bytes, err := c.HiddenIn(&d.readers, at)
 				must(t, err)
 				hidden += bytes
 			}
-			want += min(hidden, host[del.merged])
+			want += min(hidden, host[del.Merged])
 		}
 		switch {
 		case l.Frees == nil:
@@ -208,7 +208,8 @@ func TestFreesIsKept(t *testing.T) {
 	m.ByName("two").Counts.Hides = -1
 	must(t, m.Commit(OpenOptions{}.withDefaults().FS, dir))
 	d = openDisk(t, dir)
-	if _, known := d.figures.of(d.nodes[m.ByName("two").ID]).hides.get(d.nodes[m.ByName("two").ID].Layer()); known {
+	two := d.nodes[m.ByName("two").ID]
+	if _, known, _ := d.figures.hidden(two.Parent(), two); known {
 		t.Error("a figure that is not there is believed")
 	}
 	if frees := freesOf(t, d, "one"); frees != 2<<20 {

@@ -147,7 +147,7 @@ func (d *Disk) layerMetrics() []LayerMetrics {
 			list[i].Own = &own
 		}
 	}
-	d.figures.frees(m, nodes, layers)
+	d.tellFrees(m, nodes, layers)
 	for i := range layers {
 		if list[i].Host != nil {
 			list[i].Frees = layers[i].Frees

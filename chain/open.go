@@ -128,10 +128,15 @@ func newDisk(dir string, o OpenOptions) *Disk {
 	}
 	d.flushes.disk = d
 	d.handles.init()
-	d.figures = newFigures(d)
+	d.figures = d.newFigures()
 	d.holdJob, d.pacer, d.window = o.HoldJob, newPacer(o.JobRate), o.window
 	d.maxSlices = int(o.CacheBytes / 4 / 4096)
 	return d
+}
+
+// newFigures are figures that have counted nothing yet.
+func (d *Disk) newFigures() *figures {
+	return newFigures(source{tree: d.tree, leaf: d.leaf.Load, readers: &d.readers, cache: d.cache, store: d.storeCounts, log: d.log})
 }
 
 func (d *Disk) overlayOptions(unclean bool) overlay.OverlayOptions {

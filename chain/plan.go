@@ -374,10 +374,8 @@ func (s *planner) layer(id string) (PlanLayer, error) {
 
 // ownBytes is how many bytes a layer maps that there was before.
 func (s *planner) ownBytes(n *view.Node) (int64, error) {
-	if n.Frozen() {
-		if bytes, known := s.d.figures.of(n).own.get(n.Layer()); known {
-			return bytes, nil
-		}
+	if bytes, known, err := s.d.figures.own(n, time.Time{}); err == nil && known && n.Frozen() {
+		return bytes, nil
 	}
 	section := s.d.readers.Enter()
 	defer s.d.readers.Exit(section)

@@ -129,7 +129,7 @@ func (d *Disk) survey(until time.Time) (s Status, counted bool, err error) {
 		}
 		counted = counted && l.Counted
 	}
-	counted = d.figures.frees(m, nodes, s.Layers) && counted
+	counted = d.tellFrees(m, nodes, s.Layers) && counted
 	for _, h := range d.handles.list() {
 		s.Open = append(s.Open, OpenStatus{File: h.file(names[h.id]), PID: h.who.PID, Command: h.who.Command, Write: h.write})
 	}
@@ -212,6 +212,22 @@ func (d *Disk) storeCounts() {
 		return
 	}
 	d.install(m, nil)
+}
+
+// tellFrees fills in what a delete of each layer would give back. counted is false where
+// that is not known and counting would tell.
+func (d *Disk) tellFrees(m *manifest.Manifest, nodes map[string]*view.Node, layers []LayerStatus) (counted bool) {
+	host := make(map[string]int64, len(layers))
+	for _, l := range layers {
+		host[l.ID] = l.HostBytes
+	}
+	frees, counted := d.figures.frees(m, nodes, host)
+	for i := range layers {
+		if total, known := frees[layers[i].ID]; known {
+			layers[i].Frees = &total
+		}
+	}
+	return counted
 }
 
 // hostBytes is what a layer's file takes on the host.

@@ -114,3 +114,41 @@ func (r *Region) DataBetween(from, to int64) (total int64) {
 	}
 	return total
 }
+
+// HiddenIn is how many bytes of data of the layer directly below the node's own layer
+// hides, in the region that begins at off.
+func (n *Node) HiddenIn(readers *Grace, off int64) (int64, error) {
+	section := readers.Enter()
+	defer readers.Exit(section)
+	link := n.Link()
+	if link.Layer == nil || link.Parent == nil || link.Parent.Layer() == nil {
+		return 0, nil
+	}
+	below, err := link.Parent.Alone().Map(nil, off, RegionSize)
+	if err != nil {
+		return 0, err
+	}
+	own, err := link.Layer.Extents(nil, off, RegionSize)
+	return HiddenBytes(below, own), err
+}
+
+// HiddenBytes is how much data of below lies where above maps something, both being
+// in order and without gaps. Map gives zeros past a layer's size, so what a shorter
+// layer cuts off is hidden too (M2).
+func HiddenBytes(below, above []extent.Extent) (total int64) {
+	i := 0
+	for _, e := range below {
+		if e.Kind != extent.Data && e.Kind != extent.Compressed {
+			continue
+		}
+		for i < len(above) && above[i].End() <= e.Start {
+			i++
+		}
+		for k := i; k < len(above) && above[k].Start < e.End(); k++ {
+			if above[k].Kind != extent.Unallocated && above[k].Kind != extent.Damaged {
+				total += min(e.End(), above[k].End()) - max(e.Start, above[k].Start)
+			}
+		}
+	}
+	return total
+}
