@@ -83,7 +83,7 @@ func (d *Disk) beginAbsorbing(x, c *view.Node) error {
 	}
 	from := c.Layer().Over()
 	x.SetAbsorbing(true)
-	d.figures.moving(x, c)
+	d.figures.Moving(x, c)
 	d.readers.Synchronize() // nobody is about to keep a region of x
 	d.cache.Drop(map[*view.Node]bool{x: true}, 0, math.MaxInt64/2)
 	// The disk may grow meanwhile: what x holds behind the leaf's end must not be seen.
@@ -150,7 +150,7 @@ func (d *Disk) stopAbsorbing(m *manifest.Manifest) (failed error) {
 		// Nobody writes x any more, and nobody may look for what moved where it
 		// was: settling punches it, also when only that flush succeeds.
 		parent.SetAbsorbing(false)
-		d.figures.moving(parent, d.nodes[rec.ID])
+		d.figures.Moving(parent, d.nodes[rec.ID])
 		d.dropRegions(d.nodes[rec.ID], 0, math.MaxInt64/2)
 		d.readers.Synchronize()
 	}

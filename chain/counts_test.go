@@ -122,7 +122,7 @@ func TestCounts(t *testing.T) {
 	d = openDisk(t, dir)
 	m, nodes := d.tree()
 	for _, l := range m.Layers {
-		if _, ok, err := d.figures.view(nodes[l.ID], time.Time{}); err != nil || l.ID != m.Leaf && !ok {
+		if _, ok, err := d.figures.View(nodes[l.ID], time.Time{}); err != nil || l.ID != m.Leaf && !ok {
 			t.Errorf("the stored count of %s is not used", l.ID)
 		}
 	}

@@ -93,7 +93,7 @@ func (d *Disk) mergeCost(l *manifest.Layer) (own int64, writable bool) {
 	if n == nil || n.Layer() == nil {
 		return 0, false
 	}
-	if own, known, err := d.figures.own(n, time.Time{}); err == nil && known {
+	if own, known, err := d.figures.Own(n, time.Time{}); err == nil && known {
 		return own, !l.Foreign && plain(n.Layer()) == nil
 	}
 	return d.fileCost(l, n.Layer())

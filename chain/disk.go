@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/chain/dirlock"
+	"varve/chain/figures"
 	"varve/chain/manifest"
 	"varve/chain/view"
 	"varve/overlay"
@@ -113,7 +114,7 @@ type Disk struct {
 	outside atomic.Pointer[Outside]
 
 	reserve    reserve
-	figures    *figures
+	figures    *figures.Figures
 	measures   measures
 	modified   atomic.Int64 // UnixNano of the last write
 	background *background
@@ -195,7 +196,7 @@ func (d *Disk) commit(m *manifest.Manifest) error {
 	m.Next = max(m.Next, d.numbers)
 	m.Modified = d.ModTime().UTC()
 	m.Removing = append(m.Removing, d.orphans...)
-	d.figures.note(m)
+	d.figures.Note(m)
 	if err := d.commitWithReserve(m); err != nil {
 		return d.takeBack(m, err)
 	}
@@ -261,7 +262,7 @@ func (d *Disk) unlink(file string) {
 // forgetNodes lets go of all that is remembered of nodes that the tree has not any more.
 func (d *Disk) forgetNodes(gone map[*view.Node]bool) {
 	d.cache.Forget(gone)
-	d.figures.gone(gone)
+	d.figures.Gone(gone)
 }
 
 // edit gives a copy of the manifest to be changed and committed. Of the files under
@@ -314,7 +315,7 @@ func (d *Disk) Flush() error {
 // second Close does nothing.
 func (d *Disk) Close() error {
 	d.stopJob()
-	d.figures.close()
+	d.figures.Close()
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
 	if d.closed {

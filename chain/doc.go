@@ -9,6 +9,7 @@
 //	snapshot        a frozen layer with a name; unnamed ones are kept for what stands on them
 //	view            what a layer shows: itself over all layers below it (chain/view)
 //	manifest        what chain.json says: layers, names, parents, the job to go on with
+//	                (chain/manifest)
 //	merge           a layer's content goes up into the one that stands on it, or that one's
 //	                down into it; a delete is a merge, and then a file less
 //	job             a delete or a flatten under way; a restart goes on with it
@@ -19,7 +20,7 @@
 //	set aside       the leaf that a revert replaced, kept for undo
 //	fingerprint     by which a layer that somebody else changed is known
 //	reserve         blocks kept so that a full host can still commit chain.json
-//	figures         what people are told of bytes
+//	figures         what people are told of bytes (chain/figures)
 //
 // The order of locks stands at Disk.
 package chain

@@ -35,7 +35,7 @@ func (m *ExtentMap) Complete() bool { return !slices.Contains(m.Known, false) }
 // did not come to is not Known; the next call goes on there. Errors: those of reading
 // the tables, and ctx's cause. It opens no file and reads no data.
 func (d *Disk) ExtentMap(ctx context.Context, most time.Duration) (*ExtentMap, error) {
-	drawn, err := d.figures.drawMap(ctx, most)
+	drawn, err := d.figures.DrawMap(ctx, most)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func (d *Disk) flattenLayer(j *job) error {
 		return err
 	}
 	n.Replace(n.Layer(), nil)
-	d.figures.replaced(n)
+	d.figures.Replaced(n)
 	d.dropRegions(n, 0, n.Size())
 	d.installWithout(m, dead, nil)
 	d.finished(j, m)
@@ -85,7 +85,7 @@ func (d *Disk) prepareFlatten(j *job) (*view.Node, error) {
 		return nil, nil
 	}
 	n := d.nodes[rec.ID]
-	total, _, err := d.figures.view(n.Parent(), time.Time{})
+	total, _, err := d.figures.View(n.Parent(), time.Time{})
 	if err != nil {
 		return nil, err
 	}

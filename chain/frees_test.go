@@ -209,7 +209,7 @@ func TestFreesIsKept(t *testing.T) {
 	must(t, m.Commit(OpenOptions{}.withDefaults().FS, dir))
 	d = openDisk(t, dir)
 	two := d.nodes[m.ByName("two").ID]
-	if _, known, _ := d.figures.hidden(two.Parent(), two); known {
+	if _, known, _ := d.figures.Hidden(two.Parent(), two); known {
 		t.Error("a figure that is not there is believed")
 	}
 	if frees := freesOf(t, d, "one"); frees != 2<<20 {

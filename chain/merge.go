@@ -518,7 +518,7 @@ func (d *Disk) finishWithout(j *job, m *manifest.Manifest, n *view.Node, parent 
 	n.Replace(file, parent)
 	d.move = nil
 	d.gate.Unlock()
-	d.figures.replaced(n)
+	d.figures.Replaced(n)
 	d.dropRegions(n, 0, n.Size())
 	d.install(m, func(nodes map[string]*view.Node) { delete(nodes, gone.ID) })
 	d.keepBlocks(nil)
@@ -542,7 +542,7 @@ func (d *Disk) dropRegions(n *view.Node, off, length int64) {
 		}
 		for a := range affected {
 			// Their content stays, but not always what of it is a hole.
-			d.figures.viewChanged(a)
+			d.figures.ViewChanged(a)
 		}
 		d.cache.Drop(affected, off, length)
 		// What is resolved from here on is right; a node that came before may have

@@ -143,7 +143,7 @@ func (d *Disk) layerMetrics() []LayerMetrics {
 			continue // it was deleted a moment ago
 		}
 		l.HostBytes, list[i].Host = host, &host
-		if own, ok := d.figures.ownKnown(n); ok {
+		if own, ok := d.figures.OwnKnown(n); ok {
 			list[i].Own = &own
 		}
 	}

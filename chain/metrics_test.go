@@ -229,7 +229,7 @@ func TestMetricsCountNothing(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	if d.figures.counting() {
+	if d.figures.Counting() {
 		t.Error("a pass was begun")
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"varve/chain/dirlock"
 	"varve/chain/diskdir"
+	"varve/chain/figures"
 	"varve/chain/manifest"
 	"varve/chain/parallel"
 	"varve/chain/view"
@@ -135,8 +136,8 @@ func newDisk(dir string, o OpenOptions) *Disk {
 }
 
 // newFigures are figures that have counted nothing yet.
-func (d *Disk) newFigures() *figures {
-	return newFigures(source{tree: d.tree, leaf: d.leaf.Load, readers: &d.readers, cache: d.cache, store: d.storeCounts, log: d.log})
+func (d *Disk) newFigures() *figures.Figures {
+	return figures.New(figures.Source{Tree: d.tree, Leaf: d.leaf.Load, Readers: &d.readers, Cache: d.cache, Store: d.storeCounts, Log: d.log})
 }
 
 func (d *Disk) overlayOptions(unclean bool) overlay.OverlayOptions {
@@ -263,7 +264,7 @@ func (d *Disk) openLayers(o OpenOptions) error {
 	if err := d.manifest.CheckFingerprints(d.log, d.dir, files, workers); err != nil {
 		return err
 	}
-	d.figures.believe()
+	d.figures.Believe()
 	return d.checkForeignHeaders()
 }
 

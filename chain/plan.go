@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"varve/chain/figures"
 	"varve/chain/manifest"
 	"varve/chain/view"
 	"varve/overlay/extent"
@@ -80,7 +81,7 @@ func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
 		}
 		return *best, nil
 	}
-	err = again(d.tree, func() error {
+	err = figures.Again(d.tree, func() error {
 		p, err = d.plan(operation, names)
 		return err
 	})
@@ -244,7 +245,7 @@ func (s *planner) cost(l *manifest.Layer) (own int64, writable bool) {
 	own, known := s.own[l.ID]
 	if !known {
 		n := s.parts[l.ID][0]
-		bytes, counted, err := s.d.figures.own(n, time.Time{})
+		bytes, counted, err := s.d.figures.Own(n, time.Time{})
 		if err == nil && !counted && n.Layer() != nil {
 			bytes, _ = n.Layer().OwnBytes() // an error comes again where it is looked at
 		}
@@ -374,7 +375,7 @@ func (s *planner) layer(id string) (PlanLayer, error) {
 
 // ownBytes is how many bytes a layer maps that there was before.
 func (s *planner) ownBytes(n *view.Node) (int64, error) {
-	if bytes, known, err := s.d.figures.own(n, time.Time{}); err == nil && known && n.Frozen() {
+	if bytes, known, err := s.d.figures.Own(n, time.Time{}); err == nil && known && n.Frozen() {
 		return bytes, nil
 	}
 	section := s.d.readers.Enter()

@@ -97,7 +97,7 @@ func (d *Disk) reviveLeaf(aside *view.Node) error {
 	if _, err := d.thaw(aside); err != nil {
 		return err
 	}
-	d.figures.viewChanged(aside) // the other counts go when it is settled again
+	d.figures.ViewChanged(aside) // the other counts go when it is settled again
 	m = d.edit()
 	m.SetAside = ""
 	old, err := d.setAside(m)

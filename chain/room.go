@@ -154,7 +154,7 @@ func (d *Disk) flattenBound(name string) int64 {
 		return 0
 	}
 	parent := nodes[rec.Parent]
-	if bytes, known, err := d.figures.view(parent, time.Time{}); err == nil && known {
+	if bytes, known, err := d.figures.View(parent, time.Time{}); err == nil && known {
 		return bytes
 	}
 	return parent.Size()

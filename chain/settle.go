@@ -53,7 +53,7 @@ func (d *Disk) settleFile(file *view.Layer, l *manifest.Layer) error {
 	}
 	l.Fingerprint, l.Writing = print, false
 	if n := d.nodes[l.ID]; n != nil {
-		d.figures.settled(n)
+		d.figures.Settled(n)
 	}
 	return nil
 }

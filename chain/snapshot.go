@@ -166,7 +166,7 @@ func (d *Disk) settleFrozen(id string) {
 	}
 	// What is known of the leaf is known of the frozen layer: it never changes again.
 	n := d.nodes[id]
-	counts, counted := d.figures.ofTheLeaf(n)
+	counts, counted := d.figures.OfTheLeaf(n)
 	err := d.settle(rec)
 	if err == nil {
 		if counted {
@@ -179,7 +179,7 @@ func (d *Disk) settleFrozen(id string) {
 		d.log.Warn("a frozen layer is not settled yet", "layer", rec.Label(), "error", err)
 		return
 	}
-	d.figures.froze(n, rec.Counts)
+	d.figures.Froze(n, rec.Counts)
 	d.install(m, nil)
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"varve/chain/figures"
 	"varve/chain/manifest"
 	"varve/chain/view"
 )
@@ -95,8 +96,8 @@ func depthOf(byID map[string]*manifest.Layer, l *manifest.Layer, known map[strin
 // is known after some 100 ms at most. Counted says of each layer whether OwnBytes
 // is what it is now, or the best figure so far.
 func (d *Disk) Status() (s Status, err error) {
-	err = again(d.tree, func() error {
-		_, err := d.figures.waiting(func(until time.Time) (bool, error) {
+	err = figures.Again(d.tree, func() error {
+		_, err := d.figures.Await(func(until time.Time) (bool, error) {
 			var counted bool
 			s, counted, err = d.survey(until)
 			return counted, err
@@ -122,7 +123,7 @@ func (d *Disk) survey(until time.Time) (s Status, counted bool, err error) {
 			continue
 		}
 		if l.HostBytes, err = d.hostBytes(n); err == nil {
-			l.OwnBytes, l.Counted, err = d.figures.own(n, until)
+			l.OwnBytes, l.Counted, err = d.figures.Own(n, until)
 		}
 		if err != nil {
 			return Status{}, false, fmt.Errorf("count layer %s: %w", l.ID, err)
@@ -165,11 +166,11 @@ func (d *Disk) LayerAllocatedBytes(id string) (bytes int64, counted bool, err er
 }
 
 func (d *Disk) viewBytes(find func() (*view.Node, error)) (bytes int64, counted bool, err error) {
-	err = again(d.tree, func() error {
-		counted, err = d.figures.waiting(func(until time.Time) (ok bool, err error) {
+	err = figures.Again(d.tree, func() error {
+		counted, err = d.figures.Await(func(until time.Time) (ok bool, err error) {
 			n, err := find()
 			if err == nil {
-				bytes, ok, err = d.figures.view(n, until)
+				bytes, ok, err = d.figures.View(n, until)
 			}
 			return ok, err
 		})
@@ -186,7 +187,7 @@ func (d *Disk) viewBytes(find func() (*view.Node, error)) (bytes int64, counted 
 
 // CountAll returns when all that can be counted is: Status and the AllocatedBytes
 // then tell it. Errors: those of reading the tables, and ctx's cause.
-func (d *Disk) CountAll(ctx context.Context) error { return d.figures.countAll(ctx) }
+func (d *Disk) CountAll(ctx context.Context) error { return d.figures.CountAll(ctx) }
 
 // storeCounts commits what a pass has counted, unless an operation is under way:
 // its commit, the next one, or Close does it then.
@@ -199,7 +200,7 @@ func (d *Disk) storeCounts() {
 		return
 	}
 	m := d.edit()
-	d.figures.note(m)
+	d.figures.Note(m)
 	changed := false
 	for i, l := range m.Layers {
 		changed = changed || l.Counts != d.manifest.Layers[i].Counts
@@ -221,7 +222,7 @@ func (d *Disk) tellFrees(m *manifest.Manifest, nodes map[string]*view.Node, laye
 	for _, l := range layers {
 		host[l.ID] = l.HostBytes
 	}
-	frees, counted := d.figures.frees(m, nodes, host)
+	frees, counted := d.figures.Frees(m, nodes, host)
 	for i := range layers {
 		if total, known := frees[layers[i].ID]; known {
 			layers[i].Frees = &total

@@ -38,7 +38,7 @@ var damageMutants = []mutant{
 	one("M22", "what the host can read again stays lost", "chain/view/node.go",
 		"		if errors.Is(err, qcow2.ErrReadable) {", "		if false && errors.Is(err, qcow2.ErrReadable) {",
 		"chain.TestUnreadableTableComesBack"),
-	one("M22", "counts of what is damaged are kept, and the damage is not found again", "chain/figures.go",
+	one("M22", "counts of what is damaged are kept, and the damage is not found again", "chain/figures/figures.go",
 		"		if damaged && pathDamaged(m, nodes, l) {", "		if false && damaged && pathDamaged(m, nodes, l) {",
 		"chain.TestDamageIsFoundAgain"),
 	one("M22", "what an export skips is not told", "overlay/salvage.go",

@@ -1,4 +1,4 @@
-package chain
+package figures
 
 import (
 	"varve/chain/manifest"
@@ -13,12 +13,12 @@ import (
 //	file would be written
 //
 // How much data of the layer below each layer hides is counted with the other counts
-// (countpass.go), for a frozen layer once, and kept in chain.json.
+// (pass.go), for a frozen layer once, and kept in chain.json.
 
 // Frees is what a delete of each layer would give back, by layer id, of what the files
 // take on the host: 0 where nothing can be deleted, none while it is not known. counted is
 // false where counting would tell more.
-func (f *figures) frees(m *manifest.Manifest, nodes map[string]*view.Node, host map[string]int64) (frees map[string]int64, counted bool) {
+func (f *Figures) Frees(m *manifest.Manifest, nodes map[string]*view.Node, host map[string]int64) (frees map[string]int64, counted bool) {
 	frees, counted = make(map[string]int64, len(m.Layers)), true
 	for _, l := range m.Layers {
 		del := m.DeletionOf(l.ID)
@@ -31,7 +31,7 @@ func (f *figures) frees(m *manifest.Manifest, nodes map[string]*view.Node, host 
 			if x == nil || c == nil {
 				continue
 			}
-			hidden, known, busy := f.hidden(x, c)
+			hidden, known, busy := f.Hidden(x, c)
 			if x.Damaged() || c.Damaged() { // what its merge would free nobody knows
 				continue
 			}
@@ -47,15 +47,15 @@ func (f *figures) frees(m *manifest.Manifest, nodes map[string]*view.Node, host 
 	return frees, counted
 }
 
-// hidden is how many bytes of data of x the layer c, which stands on it, hides;
+// Hidden is how many bytes of data of x the layer c, which stands on it, hides;
 // of the leaf as it was at the last look; a leaf that is only read is counted as a
 // frozen layer is. busy: it cannot be known before a job ends.
-func (f *figures) hidden(x, c *view.Node) (bytes int64, known, busy bool) {
+func (f *Figures) Hidden(x, c *view.Node) (bytes int64, known, busy bool) {
 	l := c.Layer()
 	if l == nil || c.Parent() != x || !x.Frozen() {
 		return 0, false, true
 	}
-	if c != f.leaf() || c.Frozen() {
+	if c != f.in.Leaf() || c.Frozen() {
 		bytes, known = f.of(c).hides.get(l)
 		return bytes, known && c.Frozen(), !c.Frozen()
 	}

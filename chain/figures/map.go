@@ -1,4 +1,4 @@
-package chain
+package figures
 
 import (
 	"context"
@@ -40,8 +40,8 @@ const (
 	mapChunk = qcow2.TouchedSpans * view.RegionSize // 1 GiB
 )
 
-// mapRow has the figures of a layer, see MapLayer.
-type mapRow struct{ data, zero, seen, lost []float32 }
+// rowBins has the figures of a layer, see MapLayer.
+type rowBins struct{ data, zero, seen, lost []float32 }
 
 // mapKey says what of a frozen layer a row was made of.
 type mapKey struct {
@@ -55,10 +55,10 @@ type mapper struct {
 	mu      sync.Mutex
 	size    int64
 	binBits int
-	frozen  []mapKey // bottom first
-	ids     []string // of rows
-	rows    []mapRow // bottom first; above those of frozen are layers that are written
-	known   []bool   // by unit: the rows have it
+	frozen  []mapKey  // bottom first
+	ids     []string  // of rows
+	rows    []rowBins // bottom first; above those of frozen are layers that are written
+	known   []bool    // by unit: the rows have it
 	// upTo is, by unit, how many of the frozen layers, from the bottom, the rows were
 	// made of when no other one held something there; 0 where one did.
 	upTo []int
@@ -77,7 +77,7 @@ func (c *mapper) step() int64 { return max(c.unit(), mapChunk) }
 // DrawMap makes a map, in about that time at most; 0 is as long as it takes. What it
 // did not come to is not Known; the next call goes on there. Errors: those of reading
 // the tables, and ctx's cause.
-func (f *figures) drawMap(ctx context.Context, most time.Duration) (*Map, error) {
+func (f *Figures) DrawMap(ctx context.Context, most time.Duration) (*Map, error) {
 	var deadline time.Time
 	if most > 0 {
 		deadline = time.Now().Add(most)
@@ -86,7 +86,7 @@ func (f *figures) drawMap(ctx context.Context, most time.Duration) (*Map, error)
 	defer f.mapper.mu.Unlock()
 	for {
 		var m *Map
-		err := again(f.tree, func() (err error) {
+		err := Again(f.in.Tree, func() (err error) {
 			m, err = f.mapper.draw(ctx, f, deadline)
 			return err
 		})
@@ -96,9 +96,9 @@ func (f *figures) drawMap(ctx context.Context, most time.Duration) (*Map, error)
 	}
 }
 
-func (c *mapper) draw(ctx context.Context, f *figures, deadline time.Time) (*Map, error) {
-	path := f.mapPath(f.leaf())
-	size := f.leaf().Size()
+func (c *mapper) draw(ctx context.Context, f *Figures, deadline time.Time) (*Map, error) {
+	path := f.mapPath(f.in.Leaf())
+	size := f.in.Leaf().Size()
 	c.follow(path, size)
 	steps := int((size + c.step() - 1) / c.step())
 	for looked := range steps {
@@ -119,7 +119,7 @@ func (c *mapper) draw(ctx context.Context, f *figures, deadline time.Time) (*Map
 }
 
 // mapPath is the chain of a node, bottom first.
-func (f *figures) mapPath(tip *view.Node) (path []passLayer) {
+func (f *Figures) mapPath(tip *view.Node) (path []passLayer) {
 	for n := tip; n != nil; n = n.Parent() {
 		l := n.Link()
 		if l.Layer == nil {
@@ -165,7 +165,7 @@ func (c *mapper) follow(path []passLayer, size int64) {
 	for i := range path {
 		c.ids = append(c.ids, path[i].node.ID)
 		if i >= len(c.rows) {
-			c.rows = append(c.rows, mapRow{make([]float32, bins), make([]float32, bins), make([]float32, bins), make([]float32, bins)})
+			c.rows = append(c.rows, rowBins{make([]float32, bins), make([]float32, bins), make([]float32, bins), make([]float32, bins)})
 		}
 	}
 	c.frozen = frozen
@@ -188,7 +188,7 @@ func mapBinBits(size int64, layers int) int {
 }
 
 // look brings the rows up to date in the step that begins at off.
-func (c *mapper) look(f *figures, path []passLayer, off int64) error {
+func (c *mapper) look(f *Figures, path []passLayer, off int64) error {
 	end := min(off+c.step(), c.size)
 	units := make([]mapUnit, (end-off+c.unit()-1)/c.unit())
 	lowest := len(path)
@@ -218,7 +218,7 @@ func (c *mapper) look(f *figures, path []passLayer, off int64) error {
 	}
 	regions := func(visit func(u *mapUnit, at int64, layer func(i int) bool) error) error {
 		for _, chunk := range chunks {
-			f.cache.Step()
+			f.in.Cache.Step()
 			for bit := range int64(qcow2.TouchedSpans) {
 				at := chunk.off + bit<<view.RegionBits
 				if at >= end {
@@ -280,9 +280,9 @@ type mapPiece struct {
 }
 
 // mapChunks finds the pieces between two offsets.
-func (f *figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, err error) {
-	section := f.readers.Enter()
-	defer f.readers.Exit(section)
+func (f *Figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, err error) {
+	section := f.in.Readers.Enter()
+	defer f.in.Readers.Exit(section)
 	for i := range path {
 		if path[i].node.Link() != path[i].link {
 			return nil, errTreeChanged
@@ -292,7 +292,7 @@ func (f *figures) mapChunks(path []passLayer, off, end int64) (list []mapPiece, 
 		if at, err = nextOfPath(path, at); err != nil || at >= end {
 			break
 		}
-		f.cache.Step()
+		f.in.Cache.Step()
 		at = off + (at-off)&^(mapChunk-1)
 		list = append(list, mapPiece{at, make([]uint64, len(path))})
 		at += mapChunk
@@ -324,9 +324,9 @@ func (c *mapper) clear(unit int) {
 
 // mapTouched asks some layers of a path in which regions from off on they hold
 // something, see Touched.
-func (f *figures) mapTouched(path []passLayer, from, to int, off int64, masks []uint64) error {
-	section := f.readers.Enter()
-	defer f.readers.Exit(section)
+func (f *Figures) mapTouched(path []passLayer, from, to int, off int64, masks []uint64) error {
+	section := f.in.Readers.Enter()
+	defer f.in.Readers.Exit(section)
 	for i := from; i < to; i++ {
 		if path[i].node.Link() != path[i].link {
 			return errTreeChanged
@@ -340,9 +340,9 @@ func (f *figures) mapTouched(path []passLayer, from, to int, off int64, masks []
 }
 
 // mapRegion adds what stands in one region, of the layers that hold something there.
-func (c *mapper) mapRegion(f *figures, path []passLayer, at int64, layer func(i int) bool) error {
-	section := f.readers.Enter()
-	defer f.readers.Exit(section)
+func (c *mapper) mapRegion(f *Figures, path []passLayer, at int64, layer func(i int) bool) error {
+	section := f.in.Readers.Enter()
+	defer f.in.Readers.Exit(section)
 	b := view.Build(at >> view.RegionBits)
 	for i := range slices.Backward(path) {
 		if !layer(i) {

@@ -1,4 +1,4 @@
-package chain
+package figures
 
 import (
 	"context"
@@ -13,13 +13,13 @@ import (
 	"varve/chain/view"
 )
 
-// figures are what people are told of bytes: how many a view has, how many a layer maps,
+// Figures are what people are told of bytes: how many a view has, how many a layer maps,
 // what a delete would give back, and the picture of it all. They look at the layers'
 // tables alone, change nothing but what they remember, and hold nobody up. What they are
 // told by the operations is only that something is not right any more.
 // Safe for concurrent use.
-type figures struct {
-	source
+type Figures struct {
+	in Source
 
 	counter counter
 	mapper  mapper
@@ -36,51 +36,51 @@ type nodeFigures struct {
 	live  liveCount
 }
 
-// source is what figures are made of.
-type source struct {
-	// tree gives the manifest in force and its nodes, by layer id, which are not changed
+// Source is what figures are made of.
+type Source struct {
+	// Tree gives the manifest in force and its nodes, by layer id, which are not changed
 	// any more; leaf the node that is written, or would be.
-	tree    func() (*manifest.Manifest, map[string]*view.Node)
-	leaf    func() *view.Node
-	readers *view.Grace
-	cache   *view.Cache
-	store   func() // has what was counted recorded, as note gives it
-	log     *slog.Logger
+	Tree    func() (*manifest.Manifest, map[string]*view.Node)
+	Leaf    func() *view.Node
+	Readers *view.Grace
+	Cache   *view.Cache
+	Store   func() // has what was counted recorded, as note gives it
+	Log     *slog.Logger
 }
 
-func newFigures(s source) *figures {
-	f := &figures{source: s, byNode: make(map[*view.Node]*nodeFigures)}
+func New(s Source) *Figures {
+	f := &Figures{in: s, byNode: make(map[*view.Node]*nodeFigures)}
 	f.counter.init(f)
 	return f
 }
 
-// counting says whether tables are counted in the background.
-func (f *figures) counting() bool {
+// Counting says whether tables are counted in the background.
+func (f *Figures) Counting() bool {
 	f.counter.mu.Lock()
 	defer f.counter.mu.Unlock()
 	return f.counter.pass != nil
 }
 
-// close ends what counts in the background.
-func (f *figures) close() { f.counter.close() }
+// Close ends what counts in the background.
+func (f *Figures) Close() { f.counter.close() }
 
 // of gives what is remembered of a node; of one that the tree has not, or not any more,
 // something that is soon forgotten.
-func (f *figures) of(n *view.Node) *nodeFigures {
+func (f *Figures) of(n *view.Node) *nodeFigures {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.byNode[n]
 	if c == nil {
 		c = new(nodeFigures)
-		if _, nodes := f.tree(); nodes[n.ID] == n {
+		if _, nodes := f.in.Tree(); nodes[n.ID] == n {
 			f.byNode[n] = c
 		}
 	}
 	return c
 }
 
-// gone forgets nodes that the tree has not any more.
-func (f *figures) gone(nodes map[*view.Node]bool) {
+// Gone forgets nodes that the tree has not any more.
+func (f *Figures) Gone(nodes map[*view.Node]bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for n := range nodes {
@@ -88,36 +88,36 @@ func (f *figures) gone(nodes map[*view.Node]bool) {
 	}
 }
 
-// settled is told when the file of a node's layer was brought to rest.
-func (f *figures) settled(n *view.Node) {
+// Settled is told when the file of a node's layer was brought to rest.
+func (f *Figures) Settled(n *view.Node) {
 	f.of(n).own.forget()
 	f.hidesOthers(n)
 }
 
-// replaced is told when a node has got another file or another parent.
-func (f *figures) replaced(n *view.Node) {
+// Replaced is told when a node has got another file or another parent.
+func (f *Figures) Replaced(n *view.Node) {
 	c := f.of(n)
 	c.live.forget() // it knows the parent that was
 	c.own.forget()
 	f.hidesOthers(n)
 }
 
-// moving is told when a merge begins, or ceases, to write into x what c holds, which
+// Moving is told when a merge begins, or ceases, to write into x what c holds, which
 // stands on x.
-func (f *figures) moving(x, c *view.Node) {
+func (f *Figures) Moving(x, c *view.Node) {
 	f.of(x).view.forget()
 	f.of(c).live.forget() // it is relative to x
 }
 
-// viewChanged is told when what a node's view has as data, or how much of it is a hole,
+// ViewChanged is told when what a node's view has as data, or how much of it is a hole,
 // may be another.
-func (f *figures) viewChanged(n *view.Node) { f.of(n).view.forget() }
+func (f *Figures) ViewChanged(n *view.Node) { f.of(n).view.forget() }
 
 // hidesOthers has counted anew what a node's layer hides and what is hidden of it: the
 // layer was written, or stands on another one.
-func (f *figures) hidesOthers(n *view.Node) {
+func (f *Figures) hidesOthers(n *view.Node) {
 	f.of(n).hides.forget()
-	m, nodes := f.tree()
+	m, nodes := f.in.Tree()
 	for _, l := range m.Children(n.ID) {
 		if on := nodes[l.ID]; on != nil {
 			c := f.of(on)
@@ -136,9 +136,9 @@ func (c *nodeFigures) keep(l *view.Layer, s *manifest.Counts) {
 	}
 }
 
-// froze is told when the leaf has become a frozen layer, with what ofTheLeaf gave of it;
+// Froze is told when the leaf has become a frozen layer, with what OfTheLeaf gave of it;
 // nil where that was not known.
-func (f *figures) froze(n *view.Node, counts *manifest.Counts) {
+func (f *Figures) Froze(n *view.Node, counts *manifest.Counts) {
 	c := f.of(n)
 	c.live.forget()
 	if counts != nil {
@@ -146,10 +146,10 @@ func (f *figures) froze(n *view.Node, counts *manifest.Counts) {
 	}
 }
 
-// believe takes over the counts of the chain.json in force, whose fingerprints were just
+// Believe takes over the counts of the chain.json in force, whose fingerprints were just
 // found right.
-func (f *figures) believe() {
-	m, nodes := f.tree()
+func (f *Figures) Believe() {
+	m, nodes := f.in.Tree()
 	in := m.CountedIn()
 	for _, l := range m.Layers {
 		if s, n := l.Counts, nodes[l.ID]; s != nil && s.Of == in[l.ID] && n.Frozen() {
@@ -158,12 +158,12 @@ func (f *figures) believe() {
 	}
 }
 
-// note puts into m, which is about to be committed, the counts that are known,
+// Note puts into m, which is about to be committed, the counts that are known,
 // and takes out those that are not right any more. Only of layers that stand in m
 // as in the manifest in force, on the same files, nothing of them being written: of
-// others it is not sure when they were counted. Called with opMu held.
-func (f *figures) note(m *manifest.Manifest) {
-	inForce, nodes := f.tree()
+// others it is not sure when they were counted. No operation may change the tree meanwhile.
+func (f *Figures) Note(m *manifest.Manifest) {
+	inForce, nodes := f.in.Tree()
 	in, before := m.CountedIn(), inForce.CountedIn()
 	damaged := slices.ContainsFunc(m.Layers, func(l *manifest.Layer) bool { return nodes[l.ID] != nil && nodes[l.ID].Damaged() })
 	for _, l := range m.Layers {
@@ -195,7 +195,7 @@ func (f *figures) note(m *manifest.Manifest) {
 
 // waiting looks until a figure is known, at most for countPatience from the start of
 // the pass on that counts it in the background: of many looks only the first wait.
-func (f *figures) waiting(look func(until time.Time) (ok bool, err error)) (ok bool, err error) {
+func (f *Figures) Await(look func(until time.Time) (ok bool, err error)) (ok bool, err error) {
 	// One pass may have been under way already, on what was there when it began.
 	for range 3 {
 		if ok, err = look(time.Now().Add(recountBudget)); ok || err != nil {
@@ -212,9 +212,9 @@ func (f *figures) waiting(look func(until time.Time) (ok bool, err error)) (ok b
 	return look(time.Now().Add(recountBudget))
 }
 
-// countAll returns when all that can be counted is: Status and the AllocatedBytes
+// CountAll returns when all that can be counted is: Status and the AllocatedBytes
 // then tell it. Errors: those of reading the tables, and ctx's cause.
-func (f *figures) countAll(ctx context.Context) error {
+func (f *Figures) CountAll(ctx context.Context) error {
 	for range 2 { // the pass under way may have begun before what we want
 		p := f.counter.start()
 		if p == nil {
@@ -236,15 +236,15 @@ func (f *figures) countAll(ctx context.Context) error {
 	return nil
 }
 
-// ownKnown is how many bytes a layer itself maps, where that was counted; of the leaf
+// OwnKnown is how many bytes a layer itself maps, where that was counted; of the leaf
 // what is known of it now.
-func (f *figures) ownKnown(n *view.Node) (int64, bool) {
+func (f *Figures) OwnKnown(n *view.Node) (int64, bool) {
 	l := n.Layer()
 	if l == nil {
 		return 0, false
 	}
 	c := f.of(n)
-	if n != f.leaf() || n.Frozen() {
+	if n != f.in.Leaf() || n.Frozen() {
 		bytes, ok := c.own.get(l)
 		return bytes, ok && n.Frozen()
 	}
@@ -255,10 +255,10 @@ func (f *figures) ownKnown(n *view.Node) (int64, bool) {
 	return c.live.mapped, err == nil && c.live.of(l, parent)
 }
 
-// again runs a look at what the tree holds, and once more when it met a layer that was
+// Again runs a look at what the tree holds, and once more when it met a layer that was
 // closed meanwhile because the tree lost it. A look has a section for each layer, or
 // less: one for all would hold up jobs.
-func again(tree func() (*manifest.Manifest, map[string]*view.Node), look func() error) error {
+func Again(tree func() (*manifest.Manifest, map[string]*view.Node), look func() error) error {
 	for {
 		before, _ := tree()
 		err := look()

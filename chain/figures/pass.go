@@ -1,4 +1,4 @@
-package chain
+package figures
 
 import (
 	"context"
@@ -22,7 +22,7 @@ import (
 // counter runs passes over the tables, one at a time, when a look needs one. It
 // has no goroutine while nobody looks.
 type counter struct {
-	figures *figures
+	figures *Figures
 	done    sync.WaitGroup
 	// waiting is how many looks wait for the pass, which then does not pause.
 	waiting atomic.Int64
@@ -41,7 +41,7 @@ type pass struct {
 	err     error
 }
 
-func (c *counter) init(f *figures) {
+func (c *counter) init(f *Figures) {
 	c.figures = f
 	c.ctx, c.stop = context.WithCancel(context.Background())
 }
@@ -71,13 +71,13 @@ func (c *counter) run(p *pass) {
 	defer func() {
 		// A bug, or a table that shows one, costs a figure and not the mount.
 		if bug := recover(); bug != nil {
-			c.figures.log.Error("counting failed by a bug in varve; please report it", "panic", bug, "stack", string(debug.Stack()))
+			c.figures.in.Log.Error("counting failed by a bug in varve; please report it", "panic", bug, "stack", string(debug.Stack()))
 			p.err = fmt.Errorf("counting failed: %v", bug)
 		}
 	}()
 	p.err = c.figures.countAllViews(c.ctx)
 	if p.err == nil {
-		c.figures.store()
+		c.figures.in.Store()
 	}
 }
 
@@ -117,10 +117,10 @@ func (c *counter) rest(worked time.Duration) {
 
 // countAllViews counts what is not counted yet, the leaf's chain first and then
 // what stands beside it.
-func (f *figures) countAllViews(ctx context.Context) error {
+func (f *Figures) countAllViews(ctx context.Context) error {
 	for {
-		before, nodes := f.tree()
-		tips := []*view.Node{f.leaf()}
+		before, nodes := f.in.Tree()
+		tips := []*view.Node{f.in.Leaf()}
 		for _, l := range before.Layers {
 			if n := nodes[l.ID]; n != nil && len(before.Children(l.ID)) == 0 && n != tips[0] {
 				tips = append(tips, n)
@@ -135,7 +135,7 @@ func (f *figures) countAllViews(ctx context.Context) error {
 		if err == nil {
 			err = f.recountLeaf(ctx)
 		}
-		if now, _ := f.tree(); err == nil || now == before || !errors.Is(err, os.ErrClosed) && !errors.Is(err, errTreeChanged) {
+		if now, _ := f.in.Tree(); err == nil || now == before || !errors.Is(err, os.ErrClosed) && !errors.Is(err, errTreeChanged) {
 			if errors.Is(err, errTreeChanged) {
 				err = nil // by a job that has not ended: the next look tries again
 			}
@@ -146,9 +146,9 @@ func (f *figures) countAllViews(ctx context.Context) error {
 
 // recountLeaf counts what changed in the leaf, in pieces: a look that comes meanwhile
 // waits for one of them.
-func (f *figures) recountLeaf(ctx context.Context) error {
+func (f *Figures) recountLeaf(ctx context.Context) error {
 	for ctx.Err() == nil {
-		n := f.leaf()
+		n := f.in.Leaf()
 		l := n.Layer()
 		if l == nil {
 			return nil
@@ -168,7 +168,7 @@ func (f *figures) recountLeaf(ctx context.Context) error {
 
 // recountPiece counts for a moment; known is false where all of the leaf is yet to
 // be counted.
-func (f *figures) recountPiece(n *view.Node, l *view.Layer) (known, done bool, err error) {
+func (f *Figures) recountPiece(n *view.Node, l *view.Layer) (known, done bool, err error) {
 	c := &f.of(n).live
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,7 +204,7 @@ type passLayer struct {
 // countPath counts the views of a node and all below it that are not known, in one
 // pass over guest space: the layers are asked from the top down, since a merge
 // moves things down, and a set of sectors that are data is built from the bottom up.
-func (f *figures) countPath(ctx context.Context, tip *view.Node) error {
+func (f *Figures) countPath(ctx context.Context, tip *view.Node) error {
 	path, need := f.passPath(tip)
 	if !need {
 		return nil
@@ -235,7 +235,7 @@ func (f *figures) countPath(ctx context.Context, tip *view.Node) error {
 
 // passPath is the path from a node to the bottom, bottom first, and whether there
 // is something to count.
-func (f *figures) passPath(tip *view.Node) (path []passLayer, need bool) {
+func (f *Figures) passPath(tip *view.Node) (path []passLayer, need bool) {
 	for n := tip; n != nil; n = n.Parent() {
 		if n.Absorbing() {
 			return nil, false // until the merge ends
@@ -247,7 +247,7 @@ func (f *figures) passPath(tip *view.Node) (path []passLayer, need bool) {
 		c := f.of(n)
 		p := passLayer{node: n, counts: c, link: link, layer: link.Layer, over: link.Layer.Over(),
 			view: c.view.forgotten.Load(), ownOf: c.own.forgotten.Load(), hidesOf: c.hides.forgotten.Load()}
-		p.live = p.over != nil && n == f.leaf()
+		p.live = p.over != nil && n == f.in.Leaf()
 		p.raw = link.Layer.Raw()
 		if p.live {
 			c.live.mu.Lock()
@@ -270,10 +270,10 @@ func (f *figures) passPath(tip *view.Node) (path []passLayer, need bool) {
 // countSpans counts, of the first 1 GiB at or behind off in which a layer holds
 // anything, the regions in which one that is to be counted does, and says where to go
 // on.
-func (f *figures) countSpans(path []passLayer, off, size int64) (next int64, err error) {
-	f.cache.Step()
-	section := f.readers.Enter()
-	defer f.readers.Exit(section)
+func (f *Figures) countSpans(path []passLayer, off, size int64) (next int64, err error) {
+	f.in.Cache.Step()
+	section := f.in.Readers.Enter()
+	defer f.in.Readers.Exit(section)
 	for i := range path {
 		if p := &path[i]; p.node.Link() != p.link || p.node.Absorbing() {
 			return off, errTreeChanged
@@ -410,7 +410,7 @@ func tellSoFar(path []passLayer) {
 }
 
 // keepCounts keeps what a pass has counted, of layers that nobody wrote meanwhile.
-func (f *figures) keepCounts(path []passLayer) {
+func (f *Figures) keepCounts(path []passLayer) {
 	below := int64(0)
 	for i := range path {
 		p := &path[i]

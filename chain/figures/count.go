@@ -1,4 +1,4 @@
-package chain
+package figures
 
 import (
 	"sync"
@@ -13,11 +13,11 @@ import (
 // What stat and status tell of bytes stands in tables that may be many: of a disk
 // of 1 TiB with 128 layers hundreds of MiB. Nobody waits for them.
 //
-//	frozen view, frozen layer   counted once, kept in chain.json (counts_store.go)
+//	frozen view, frozen layer   counted once, kept in chain.json (Note)
 //	leaf                        its regions counted once after the open, then only
 //	                            those that changed
 //	not counted yet             a pass goes through the tables in the background
-//	                            (countpass.go); until it ends the figure so far is told
+//	                            (pass.go); until it ends the figure so far is told
 //	layer that a job writes,    the last figure is told, and that it is old
 //	and what stands on it
 const (
@@ -106,15 +106,15 @@ func (c *liveCount) put(i int64, now regionCount) {
 	*was = now
 }
 
-// view is how many bytes of a view are data. When it is not known, it is the
+// View is how many bytes of a view are data. When it is not known, it is the
 // last or partial figure, and ok is false.
-func (f *figures) view(n *view.Node, until time.Time) (bytes int64, ok bool, err error) {
+func (f *Figures) View(n *view.Node, until time.Time) (bytes int64, ok bool, err error) {
 	l, parent := n.Layer(), n.Parent()
 	if l == nil {
-		return f.view(parent, until)
+		return f.View(parent, until)
 	}
 	c := f.of(n)
-	if n != f.leaf() || n.Frozen() {
+	if n != f.in.Leaf() || n.Frozen() {
 		if bytes, ok = c.view.get(l); ok {
 			return bytes, true, nil
 		}
@@ -138,8 +138,8 @@ func (f *figures) view(n *view.Node, until time.Time) (bytes int64, ok bool, err
 	return bytes, done, nil
 }
 
-// ofTheLeaf is what is known of the leaf, for the moment in which it is frozen.
-func (f *figures) ofTheLeaf(n *view.Node) (counts manifest.Counts, ok bool) {
+// OfTheLeaf is what is known of the leaf, for the moment in which it is frozen.
+func (f *Figures) OfTheLeaf(n *view.Node) (counts manifest.Counts, ok bool) {
 	l, parent := n.Layer(), n.Parent()
 	if parent != nil {
 		if counts.View, ok = f.of(parent).view.get(parent.Layer()); !ok {
@@ -170,14 +170,14 @@ func (c *liveCount) of(l *view.Layer, parent *view.Node) bool {
 // recountLive counts the regions of the leaf that changed; false when that is not
 // done, for want of time or because all of it is yet to be counted. Called with
 // c.mu held.
-func (f *figures) recountLive(c *liveCount, n *view.Node, l *view.Layer, parent *view.Node, until time.Time) (done bool, err error) {
+func (f *Figures) recountLive(c *liveCount, n *view.Node, l *view.Layer, parent *view.Node, until time.Time) (done bool, err error) {
 	over := l.Over()
 	if over == nil || !c.of(l, parent) || parent != nil && parent.Absorbing() {
 		return false, nil
 	}
 	size := n.Size()
 	for at, more := over.NextChanged(0); more; at, more = over.NextChanged(at + view.RegionSize) {
-		f.cache.Step()
+		f.in.Cache.Step()
 		// Asked before it is counted: a change while it is makes the next look
 		// count again.
 		if !over.TakeChanged(at) {
@@ -195,23 +195,23 @@ func (f *figures) recountLive(c *liveCount, n *view.Node, l *view.Layer, parent 
 	return true, nil
 }
 
-func (f *figures) recountRegion(c *liveCount, n *view.Node, l *view.Layer, i int64, size int64) error {
+func (f *Figures) recountRegion(c *liveCount, n *view.Node, l *view.Layer, i int64, size int64) error {
 	own, err := f.mappedBytes(l, i<<view.RegionBits, size)
 	if err != nil {
 		return err
 	}
-	more, err := n.RegionBytes(f.readers, i, size)
+	more, err := n.RegionBytes(f.in.Readers, i, size)
 	if err != nil {
 		return err
 	}
 	if parent := n.Parent(); parent != nil {
-		less, err := parent.RegionBytes(f.readers, i, parent.Size())
+		less, err := parent.RegionBytes(f.in.Readers, i, parent.Size())
 		if err != nil {
 			return err
 		}
 		more -= less
 	}
-	hides, err := n.HiddenIn(f.readers, i<<view.RegionBits)
+	hides, err := n.HiddenIn(f.in.Readers, i<<view.RegionBits)
 	if err != nil {
 		return err
 	}
@@ -220,9 +220,9 @@ func (f *figures) recountRegion(c *liveCount, n *view.Node, l *view.Layer, i int
 }
 
 // mappedBytes is how much of a region a layer itself maps.
-func (f *figures) mappedBytes(l *view.Layer, off, size int64) (total int64, err error) {
-	section := f.readers.Enter()
-	defer f.readers.Exit(section)
+func (f *Figures) mappedBytes(l *view.Layer, off, size int64) (total int64, err error) {
+	section := f.in.Readers.Enter()
+	defer f.in.Readers.Exit(section)
 	extents, err := l.Extents(nil, off, min(view.RegionSize, max(0, size-off)))
 	for _, e := range extents {
 		if e.Kind != extent.Unallocated && e.Kind != extent.Damaged {
@@ -232,14 +232,14 @@ func (f *figures) mappedBytes(l *view.Layer, off, size int64) (total int64, err 
 	return total, err
 }
 
-// own is how many bytes a layer itself maps, as view tells it.
-func (f *figures) own(n *view.Node, until time.Time) (bytes int64, ok bool, err error) {
+// Own is how many bytes a layer itself maps, as view tells it.
+func (f *Figures) Own(n *view.Node, until time.Time) (bytes int64, ok bool, err error) {
 	l := n.Layer()
 	if l == nil {
 		return 0, true, nil
 	}
 	c := f.of(n)
-	if n != f.leaf() || n.Frozen() {
+	if n != f.in.Leaf() || n.Frozen() {
 		if bytes, ok = c.own.get(l); ok && n.Frozen() {
 			return bytes, true, nil
 		}
