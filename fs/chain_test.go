@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/control"
 )
 
 // realMount mounts a disk directory and gives the mountpoint and what
@@ -95,7 +96,7 @@ func TestRealChain(t *testing.T) {
 	}
 	dir, done := realMount(t, disk)
 	at := func(name string) string { return filepath.Join(dir, name) }
-	control := func(name, line string) {
+	do := func(name, line string) {
 		t.Helper()
 		if err := write(t, at("control/"+name), line+"\n"); err != nil {
 			text, _ := os.ReadFile(at("control/" + name))
@@ -130,7 +131,7 @@ func TestRealChain(t *testing.T) {
 	}
 	put(one, 5000, "first")
 	put(one, size-5, "last!")
-	control("snapshot", "one")
+	do("snapshot", "one")
 	two := bytes.Clone(one)
 	put(two, 5002, "second")
 	if err := unix.Fallocate(int(out.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, mib, mib); err != nil {
@@ -148,14 +149,14 @@ func TestRealChain(t *testing.T) {
 	if err := write(t, at("control/revert"), "one"); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("revert while disk.raw is open: %v, want EBUSY", err)
 	}
-	if o, ok := ParseOutcome(string(content(t, at("control/revert")))); !ok || o.Errno != unix.EBUSY || o.Reason == "" {
+	if o, ok := control.ParseOutcome(string(content(t, at("control/revert")))); !ok || o.Errno != unix.EBUSY || o.Reason == "" {
 		t.Errorf("%+v", o)
 	}
-	control("snapshot", "two")
+	do("snapshot", "two")
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
-	control("revert", "one")
+	do("revert", "one")
 	same(nameDisk, one)
 	same("layers/two.raw", two)
 	if got := runHelper(t, "mmap", at("layers/two.raw")); len(got) != 65 {
@@ -206,8 +207,8 @@ func TestRealChain(t *testing.T) {
 	}
 
 	for _, c := range []struct{ command, line string }{{"flatten", "leaf"}, {"delete", "branch"}} {
-		control(c.command, c.line)
-		o, ok := ParseOutcome(string(content(t, at("control/"+c.command))))
+		do(c.command, c.line)
+		o, ok := control.ParseOutcome(string(content(t, at("control/"+c.command))))
 		if !ok {
 			t.Fatal("no outcome")
 		}
@@ -366,15 +367,15 @@ func TestRealPartitions(t *testing.T) {
 		if err := write(t, at("control/"+command), line); !errors.Is(err, unix.EBUSY) {
 			t.Errorf("%s while a partition is open: %v, want EBUSY", command, err)
 		}
-		if o, _ := ParseOutcome(string(content(t, at("control/"+command)))); !strings.Contains(o.Reason, "its partition p") {
+		if o, _ := control.ParseOutcome(string(content(t, at("control/"+command)))); !strings.Contains(o.Reason, "its partition p") {
 			t.Errorf("%s says %q", command, o.Reason)
 		}
 	}
-	control := open(t, at("control/diff"), os.O_RDWR)
-	if _, err := control.WriteString("uno two\n"); err != nil {
+	diff := open(t, at("control/diff"), os.O_RDWR)
+	if _, err := diff.WriteString("uno two\n"); err != nil {
 		t.Fatal(err)
 	}
-	text, err := io.ReadAll(control)
+	text, err := io.ReadAll(diff)
 	if want := "\n2097152 4096 000001 000002\n# end: 1 differences, 4096 bytes\n"; err != nil || !strings.HasSuffix(string(text), want) {
 		t.Errorf("%v\n%s", err, text)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/control"
 	"varve/fs/show"
 )
 
@@ -28,45 +29,38 @@ type command struct {
 	answer func(d disk, line string) (text string, err error)
 }
 
-// unnamedLayers is what delete takes instead of a name; a name cannot begin
-// with '-'.
-const unnamedLayers = "--unnamed"
-
-// forgetAside is what undo takes to remove the leaf that was set aside.
-const forgetAside = "--forget"
-
 // commands lists the control files. Their order decides their node ids: new
 // ones go to the end.
 func commands() []command {
 	return []command{
 		{
-			"snapshot", "NAME to freeze the leaf under that name and go on in a new leaf", "before-upgrade",
+			control.Snapshot, "NAME to freeze the leaf under that name and go on in a new leaf", "before-upgrade",
 			func(d disk, line string) (string, error) { return "", d.Snapshot(line) }, nil, nil,
 		}, {
-			"revert", "NAME to set the leaf aside and start a new one on that snapshot, or on base", "before-upgrade",
+			control.Revert, "NAME to set the leaf aside and start a new one on that snapshot, or on base", "before-upgrade",
 			func(d disk, line string) (string, error) { return "", d.Revert(line) }, nil, nil,
 		}, {
-			"delete", "NAME, or several, to remove snapshots; what newer layers need of them is merged into them", "before-upgrade",
+			control.Delete, "NAME, or several, to remove snapshots; what newer layers need of them is merged into them", "before-upgrade",
 			func(d disk, line string) (string, error) {
-				if line == unnamedLayers {
+				if line == control.Unnamed {
 					return d.DeleteUnnamed()
 				}
-				return d.Delete(strings.Split(line, " ")...)
+				return d.Delete(control.Words(line)...)
 			}, nil, nil,
 		}, {
-			"flatten", "NAME of a snapshot, or leaf, to copy into it all that it needs of the layers below", "leaf",
+			control.Flatten, "NAME of a snapshot, or leaf, to copy into it all that it needs of the layers below", "leaf",
 			func(d disk, line string) (string, error) { return d.Flatten(line) }, nil, nil,
 		}, {
-			"rename", "OLD NEW to rename a snapshot", "before-upgrade upgrade-1",
+			control.Rename, "OLD NEW to rename a snapshot", "before-upgrade upgrade-1",
 			func(d disk, line string) (string, error) {
-				words := strings.Split(line, " ")
+				words := control.Words(line)
 				if len(words) != 2 {
 					return "", refuse(unix.EINVAL, "rename takes two names with one space between them")
 				}
 				return "", d.Rename(words[0], words[1])
 			}, nil, nil,
 		}, {
-			"resize", "a size in bytes, or with K, M, G or T, to grow the disk", "40G",
+			control.Resize, "a size in bytes, or with K, M, G or T, to grow the disk", "40G",
 			func(d disk, line string) (string, error) {
 				size, err := chain.ParseSize(line)
 				if err != nil {
@@ -75,10 +69,10 @@ func commands() []command {
 				return "", d.Resize(size)
 			}, nil, nil,
 		}, {
-			"cancel", "the number of a job to stop it", "3",
+			control.Cancel, "the number of a job to stop it", "3",
 			func(d disk, line string) (string, error) { return "", d.Cancel(line) }, nil, nil,
 		}, {
-			"rate", "a size to let jobs copy no more than that in a second, or 0 or max for no limit", "100M",
+			control.Rate, "a size to let jobs copy no more than that in a second, or 0 or max for no limit", "100M",
 			func(d disk, line string) (string, error) {
 				rate, err := chain.ParseRate(line)
 				if err != nil {
@@ -88,24 +82,24 @@ func commands() []command {
 			},
 			func(d disk) string { return rateWords(d.JobRate()) }, nil,
 		}, {
-			"undo", "leaf to make the leaf that the last revert set aside the leaf again, or --forget to remove it", "leaf",
+			control.Undo, "leaf to make the leaf that the last revert set aside the leaf again, or --forget to remove it", "leaf",
 			func(d disk, line string) (string, error) {
 				switch line {
-				case "leaf":
+				case control.Leaf:
 					return "", d.Undo()
-				case forgetAside:
+				case control.ForgetAside:
 					return d.Forget()
 				}
-				return "", refuse(unix.EINVAL, "write leaf, or "+forgetAside)
+				return "", refuse(unix.EINVAL, "write leaf, or "+control.ForgetAside)
 			}, nil, nil,
 		}, {
-			"hold", "NAME to keep a snapshot from being deleted", "before-upgrade",
+			control.Hold, "NAME to keep a snapshot from being deleted", "before-upgrade",
 			func(d disk, line string) (string, error) { return "", d.Hold(line) }, nil, nil,
 		}, {
-			"release", "NAME to let a snapshot that is held be deleted again", "before-upgrade",
+			control.Release, "NAME to let a snapshot that is held be deleted again", "before-upgrade",
 			func(d disk, line string) (string, error) { return "", d.Release(line) }, nil, nil,
 		}, {
-			"clone", "NAME DIR to make a new disk directory, by its absolute path, on that snapshot", "golden /srv/vm2.varve",
+			control.Clone, "NAME DIR to make a new disk directory, by its absolute path, on that snapshot", "golden /srv/vm2.varve",
 			func(d disk, line string) (string, error) {
 				name, dir, ok := strings.Cut(line, " ")
 				if !ok {
@@ -115,10 +109,10 @@ func commands() []command {
 				return "", err
 			}, nil, nil,
 		}, {
-			"plan", "delete NAME, flatten NAME or revert NAME and read what that would do; it does nothing", "delete before-upgrade", nil, nil,
+			control.Plan, "delete NAME, flatten NAME or revert NAME and read what that would do; it does nothing", "delete before-upgrade", nil, nil,
 			func(d disk, line string) (string, error) {
-				words := strings.Split(line, " ")
-				if line == "" || words[0] != "delete" && len(words) != 2 {
+				words := control.Words(line)
+				if line == "" || words[0] != control.Delete && len(words) != 2 {
 					return "", refuse(unix.EINVAL, "plan takes delete and names, or none for the best one, or flatten or revert and one name")
 				}
 				p, err := d.Plan(words[0], words[1:])
@@ -129,7 +123,7 @@ func commands() []command {
 				return string(text), err
 			},
 		}, {
-			diffCommand, "A B, two of base, leaf and the snapshots, and read on for where they differ", "before-upgrade leaf",
+			control.Diff, "A B, two of base, leaf and the snapshots, and read on for where they differ", "before-upgrade leaf",
 			func(d disk, line string) (string, error) { return "", nil }, nil, nil, // see beginDiff
 		},
 	}

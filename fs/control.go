@@ -1,12 +1,13 @@
 package fs
 
 import (
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"varve/fs/control"
 )
 
 // controlFile is an open of a file in control/.
@@ -38,26 +39,12 @@ func (o *controlFile) text() []byte {
 	return o.content
 }
 
-// answerMark begins the line with the answer to the last write to an open file.
-const answerMark = "# answer: "
-
-// ParseAnswer is the answer in what a control file reads; ok is false where there is
-// none.
-func ParseAnswer(text string) (answer string, ok bool) {
-	for line := range strings.Lines(text) {
-		if answer, ok = strings.CutPrefix(line, answerMark); ok {
-			return strings.TrimSuffix(answer, "\n"), true
-		}
-	}
-	return "", false
-}
-
 func (f *fileSystem) openControl(node uint64, c command) openFile {
 	last := f.last[node-nodeCommand].Load()
 	return &controlFile{node: node, command: c, content: controlText(f.disk, c, last)}
 }
 
-func controlText(d disk, c command, last *Outcome) []byte {
+func controlText(d disk, c command, last *control.Outcome) []byte {
 	text := c.usageText(d)
 	if last == nil {
 		return []byte(text + "# nothing was written here since the disk was mounted\n")
@@ -81,13 +68,13 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 	default:
 		job, err = o.run(f.disk, line)
 	}
-	if err == nil && o.name == diffCommand {
+	if err == nil && o.name == control.Diff {
 		err = f.beginDiff(o, line, in.Pid)
 	}
 	o.accepted(err == nil && data[len(data)-1] == '\n')
 
 	errno, expected := errnoOf(err)
-	outcome := &Outcome{Time: time.Now(), PID: openerOf(in.Pid).PID, Line: line, Job: job, Errno: errno}
+	outcome := &control.Outcome{Time: time.Now(), PID: openerOf(in.Pid).PID, Line: line, Job: job, Errno: errno}
 	if err != nil {
 		outcome.Reason = err.Error()
 	}
@@ -101,9 +88,9 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 	case err == nil:
 		f.log.Info("control write", attrs...)
 	case expected:
-		f.log.Info("control write refused", append(attrs, "errno", errnoName(errno), "reason", outcome.Reason)...)
+		f.log.Info("control write refused", append(attrs, "errno", control.ErrnoName(errno), "reason", outcome.Reason)...)
 	default:
-		f.log.Error("control write failed", append(attrs, "errno", errnoName(errno), "error", err)...)
+		f.log.Error("control write failed", append(attrs, "errno", control.ErrnoName(errno), "error", err)...)
 	}
 	if err != nil {
 		return 0, fuse.Status(errno)
@@ -123,10 +110,10 @@ func (o *controlFile) accepted(whole bool) {
 	o.whole = whole
 }
 
-func (o *controlFile) show(d disk, last *Outcome, answer string) {
+func (o *controlFile) show(d disk, last *control.Outcome, answer string) {
 	text := controlText(d, o.command, last)
 	if answer != "" {
-		text = append(text, (answerMark + answer + "\n")...)
+		text = control.AppendAnswer(text, answer)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/control"
 )
 
 func TestControlWrites(t *testing.T) {
@@ -138,21 +139,21 @@ func TestControlOutcome(t *testing.T) {
 		}
 		return string(text)
 	}
-	if o, ok := ParseOutcome(read(path)); ok {
+	if o, ok := control.ParseOutcome(read(path)); ok {
 		t.Errorf("an outcome before any write: %+v", o)
 	}
 	start := time.Now().Truncate(time.Second)
 	if err := write(t, path, "one\n"); err != nil {
 		t.Fatal(err)
 	}
-	o, ok := ParseOutcome(read(path))
+	o, ok := control.ParseOutcome(read(path))
 	if !ok || o.Time.Before(start) || o.Time.After(time.Now()) || o.PID != os.Getpid() || o.Line != "one" || o.Errno != 0 || o.Job != "" {
 		t.Errorf("%+v in %q", o, read(path))
 	}
 	if err := write(t, path, "one\n"); err == nil {
 		t.Fatal("no error")
 	}
-	if o, ok = ParseOutcome(read(path)); !ok || o.Errno != unix.EEXIST || o.Reason != "layer one exists already" {
+	if o, ok = control.ParseOutcome(read(path)); !ok || o.Errno != unix.EEXIST || o.Reason != "layer one exists already" {
 		t.Errorf("%+v", o)
 	}
 	// Bad input is quoted, not passed on to somebody's terminal.
@@ -160,16 +161,16 @@ func TestControlOutcome(t *testing.T) {
 		t.Fatal("no error")
 	}
 	text := read(path)
-	if o, ok = ParseOutcome(text); !ok || o.Errno != unix.EINVAL || o.Line != "\x1b[31mred\nx" || strings.Contains(text, "\x1b") {
+	if o, ok = control.ParseOutcome(text); !ok || o.Errno != unix.EINVAL || o.Line != "\x1b[31mred\nx" || strings.Contains(text, "\x1b") {
 		t.Errorf("%+v in %q", o, text)
 	}
 	if err := write(t, filepath.Join(dir, "control/delete"), "one"); err != nil {
 		t.Fatal(err)
 	}
-	if o, ok = ParseOutcome(read(filepath.Join(dir, "control/delete"))); !ok || o.Job != "3" {
+	if o, ok = control.ParseOutcome(read(filepath.Join(dir, "control/delete"))); !ok || o.Job != "3" {
 		t.Errorf("%+v", o)
 	}
-	if o, ok = ParseOutcome(read(path)); !ok || o.Errno != unix.EINVAL {
+	if o, ok = control.ParseOutcome(read(path)); !ok || o.Errno != unix.EINVAL {
 		t.Errorf("another file's write changed this one: %+v", o)
 	}
 }
@@ -195,10 +196,10 @@ func TestControlOutcomeOfOnesOwn(t *testing.T) {
 		}
 		return string(buf[:n])
 	}
-	if o, ok := ParseOutcome(content(mine)); !ok || o.Line != "-bad" || o.Errno != unix.EINVAL {
+	if o, ok := control.ParseOutcome(content(mine)); !ok || o.Line != "-bad" || o.Errno != unix.EINVAL {
 		t.Errorf("%+v", o)
 	}
-	if _, ok := ParseOutcome(content(early)); ok {
+	if _, ok := control.ParseOutcome(content(early)); ok {
 		t.Error("what an open file reads changed under it")
 	}
 }
@@ -226,7 +227,7 @@ func TestCommandOutlivesItsWriter(t *testing.T) {
 	waitFor(t, "the snapshot", func() bool { return d.named("slow") != nil })
 	waitFor(t, "its outcome", func() bool {
 		text, err := os.ReadFile(filepath.Join(dir, "control/snapshot"))
-		o, ok := ParseOutcome(string(text))
+		o, ok := control.ParseOutcome(string(text))
 		return err == nil && ok && o.Line == "slow" && o.Errno == 0
 	})
 }

@@ -3,8 +3,6 @@ package fs
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -13,39 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
-	"varve/fs/show"
-)
-
-// control/diff takes the names of two views and gives, to who reads on from the same
-// open file, where they differ by the tables: after the lines of every control file
-//
-//	# a: before-upgrade 000002 21474836480
-//	# b: leaf 000005 21474836480
-//	# start length a b
-//	1048576 65536 000001 000005
-//	8388608 4096 000002 zeros
-//	# at 5368709120
-//	# end: 2 differences, 69632 bytes
-//
-// a and b are the layer in which each view has the bytes, or zeros, or end where it
-// has ended. A line "# at" says how far it is when nothing was found for a while; one
-// of "# end" or "# error" comes last. It is made as it is read, so it can be as long
-// as it has to be, and is read from front to end.
-const diffCommand = "diff"
-
-// DiffStream is how programs tell the lines of control/diff that are not data.
-const (
-	DiffViewA = "# a: "
-	DiffViewB = "# b: "
-	DiffAt    = "# at "
-	DiffEnd   = "# end: "
-	DiffError = "# error "
+	"varve/fs/control"
 )
 
 // diffPatience is how long a read waits for the next difference.
 const diffPatience = 100 * time.Millisecond
 
-// diffStream is what is read after a write to control/diff.
+// diffStream is what is read after a write to control/diff, line by line as package control
+// has them. It is made as it is read, so it can be as long as it has to be, and is read from
+// front to end.
 type diffStream struct {
 	mu      sync.Mutex // guards all below; held while the chain compares
 	diff    diff       // nil when it is closed
@@ -60,7 +34,7 @@ type diffStream struct {
 
 // beginDiff opens two views; what they differ in follows on what the file reads.
 func (f *fileSystem) beginDiff(o *controlFile, line string, pid uint32) error {
-	words := strings.Split(line, " ")
+	words := control.Words(line)
 	if len(words) != 2 {
 		return refuse(unix.EINVAL, "diff takes two names with one space between them")
 	}
@@ -70,8 +44,7 @@ func (f *fileSystem) beginDiff(o *controlFile, line string, pid uint32) error {
 	}
 	a, b := d.Views()
 	s := &diffStream{diff: d, base: -1}
-	s.pending = fmt.Appendf(nil, "%s%s %s %d\n%s%s %s %d\n# start length a b\n",
-		DiffViewA, a.Name, a.ID, a.Size, DiffViewB, b.Name, b.ID, b.Size)
+	s.pending = control.AppendDiffHead(nil, a, b)
 	o.setStream(s)
 	return nil
 }
@@ -145,18 +118,18 @@ func (s *diffStream) more(log func(error) fuse.Status) {
 	s.list = list
 	s.pending = nil
 	for _, d := range list {
-		s.pending = fmt.Appendf(s.pending, "%d %d %s %s\n", d.Start, d.Length, d.A, d.B)
+		s.pending = control.AppendDifference(s.pending, d)
 		s.bytes += d.Length
 	}
 	s.count += int64(len(list))
 	switch {
 	case err != nil:
-		s.pending = fmt.Appendf(s.pending, "%s%s: %s\n", DiffError, errnoName(syscall.Errno(log(err))), show.OneLine(err.Error()))
+		s.pending = control.AppendDiffError(s.pending, syscall.Errno(log(err)), err.Error())
 		s.end()
 	case !more:
-		s.pending = fmt.Appendf(s.pending, "%s%d differences, %d bytes\n", DiffEnd, s.count, s.bytes)
+		s.pending = control.AppendDiffEnd(s.pending, s.count, s.bytes)
 		s.end()
 	case len(list) == 0:
-		s.pending = fmt.Appendf(s.pending, "%s%d\n", DiffAt, s.diff.Done())
+		s.pending = control.AppendDiffAt(s.pending, s.diff.Done())
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/control"
 	"varve/overlay/qcow2"
 )
 
@@ -118,7 +119,7 @@ func TestDiffStreamEndsEarly(t *testing.T) {
 	}
 	text := make([]byte, 4096)
 	n, err := f.ReadAt(text, 0)
-	if outcome, ok := ParseOutcome(string(text[:n])); err != io.EOF || !ok || outcome.Errno != unix.EINVAL || outcome.Reason != "diff takes two names with one space between them" {
+	if outcome, ok := control.ParseOutcome(string(text[:n])); err != io.EOF || !ok || outcome.Errno != unix.EINVAL || outcome.Reason != "diff takes two names with one space between them" {
 		t.Errorf("%+v, %v", outcome, err)
 	}
 

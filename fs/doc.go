@@ -12,7 +12,8 @@
 // and the method says why that is right. "M1" to "M22" are the rules in
 // docs/inside.md.
 //
-// What is shown of a disk, as text or as a picture, is package show's.
+// What is shown of a disk, as text or as a picture, is package show's. What is written to control
+// files and read back is package control's language.
 //
 // A handler holds no lock of this package while it calls the chain, and never
 // touches a path inside its own mount.

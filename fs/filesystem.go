@@ -9,6 +9,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"varve/fs/control"
 	"varve/fs/device"
 )
 
@@ -39,7 +40,7 @@ type fileSystem struct {
 
 	// last holds the outcome of the last write to each control file, in the
 	// order of commands.
-	last []atomic.Pointer[Outcome]
+	last []atomic.Pointer[control.Outcome]
 	// textSize holds how long status, status.json, map.svg and metrics were when
 	// they were last opened, in bytes.
 	textSize [nodeMetrics - nodeStatus + 1]atomic.Int64
@@ -60,7 +61,7 @@ func newFileSystem(d disk, o Options) *fileSystem {
 		umask:         uint32(o.Umask.Perm()),
 		mounted:       time.Now(),
 		version:       o.Version,
-		last:          make([]atomic.Pointer[Outcome], len(commands())),
+		last:          make([]atomic.Pointer[control.Outcome], len(commands())),
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)

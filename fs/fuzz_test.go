@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/control"
 	"varve/integration/patience"
 )
 
@@ -107,7 +108,7 @@ func FuzzControlWrite(f *testing.F) {
 					t.Fatalf("the file reads %q", text)
 				}
 			}
-			outcome, ok := ParseOutcome(text)
+			outcome, ok := control.ParseOutcome(text)
 			if !ok || fuse.Status(outcome.Errno) != status {
 				t.Fatalf("%q to %s: %v, and the file reads %q", part, o.name, status, text)
 			}

@@ -13,7 +13,7 @@ import (
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/control"
 )
 
 // control writes a line to a control file of a mounted disk. It gives the id of
@@ -23,7 +23,7 @@ func (t target) control(command, line string) (job string, err error) {
 	// What is read from the same open file is the outcome of this write, and
 	// not of somebody else's.
 	defer waiting.For(t.changeWait())()
-	f, err := t.openToWrite("control", command)
+	f, err := t.openToWrite(control.Dir, command)
 	if err != nil {
 		return "", err
 	}
@@ -52,7 +52,7 @@ func (t target) openToWrite(elements ...string) (*os.File, error) {
 func (t target) exchange(f *os.File, line string) (text, job string, err error) {
 	_, writeErr := f.WriteString(line + "\n")
 	content, readErr := t.place().ReadOpen(f, mountfile.MostAnswer)
-	outcome, ok := fs.ParseOutcome(string(content))
+	outcome, ok := control.ParseOutcome(string(content))
 	switch {
 	case writeErr == nil && readErr == nil && ok:
 		return string(content), outcome.Job, nil

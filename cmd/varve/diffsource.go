@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,7 +15,7 @@ import (
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/control"
 )
 
 // differences gives where two views differ, some at a time.
@@ -139,7 +138,7 @@ type mountedDifferences struct {
 
 func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 	defer waiting.For(t.readWait())()
-	f, err := t.openToWrite("control", "diff")
+	f, err := t.openToWrite(control.Dir, control.Diff)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.mountpoint)
 	}
@@ -152,9 +151,9 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	if _, err := f.WriteString(a + " " + b + "\n"); err != nil {
+	if _, err := f.WriteString(control.Line(a, b) + "\n"); err != nil {
 		text, readErr := t.place().ReadOpen(f, mountfile.MostAnswer)
-		if outcome, ok := fs.ParseOutcome(string(text)); readErr == nil && ok && errors.Is(err, outcome.Errno) {
+		if outcome, ok := control.ParseOutcome(string(text)); readErr == nil && ok && errors.Is(err, outcome.Errno) {
 			return nil, refusedError{outcome.Reason, outcome.Errno}
 		}
 		return nil, t.explain(err)
@@ -164,13 +163,11 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if v, ok := strings.CutPrefix(line, fs.DiffViewA); ok {
-			d.a, err = parseView(v)
-		} else if v, ok := strings.CutPrefix(line, fs.DiffViewB); ok {
-			d.b, err = parseView(v)
-		}
-		if err != nil {
-			return nil, err
+		switch line.Kind {
+		case control.DiffViewA:
+			d.a = line.View
+		case control.DiffViewB:
+			d.b = line.View
 		}
 	}
 	_, st, err := t.document()
@@ -182,44 +179,36 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 }
 
 // line reads a line, and makes an error of one that says so.
-func (d *mountedDifferences) line() (string, error) {
+func (d *mountedDifferences) line() (control.DiffLine, error) {
 	answered := func() {}
 	if d.lines.Buffered() == 0 {
 		answered = waiting.For(d.t.readWait())
 	}
 	text, err := d.lines.ReadSlice('\n') // a copy is made below
 	answered()
+	none := control.DiffLine{}
 	switch {
 	case errors.Is(err, io.EOF):
-		return "", fmt.Errorf("read %s: it ends before the list does", d.file.Name())
+		return none, fmt.Errorf("read %s: it ends before the list does", d.file.Name())
 	case errors.Is(err, bufio.ErrBufferFull):
-		return "", notUnderstood(string(text))
+		return none, notUnderstood(string(text))
 	case err != nil:
-		return "", d.t.explain(err)
+		return none, d.t.explain(err)
 	}
-	line := strings.TrimSuffix(string(text), "\n")
-	if words, ok := strings.CutPrefix(line, fs.DiffError); ok {
-		_, reason, _ := strings.Cut(words, ": ")
-		return "", errors.New(reason)
+	words := strings.TrimSuffix(string(text), "\n")
+	switch line, ok := control.ParseDiffLine(words); {
+	case !ok:
+		return none, notUnderstood(words)
+	case line.Kind == control.DiffError:
+		return none, errors.New(line.Reason)
+	default:
+		return line, nil
 	}
-	return line, nil
 }
 
 // notUnderstood is for a line of another varve's.
 func notUnderstood(line string) error {
 	return fmt.Errorf("the daemon gives a line that is not understood: %.100q", line)
-}
-
-func parseView(words string) (chain.DiffView, error) {
-	f := strings.Fields(words)
-	if len(f) != 3 {
-		return chain.DiffView{}, notUnderstood(words)
-	}
-	size, err := strconv.ParseInt(f[2], 10, 64)
-	if err != nil {
-		return chain.DiffView{}, notUnderstood(words)
-	}
-	return chain.DiffView{Name: f[0], ID: f[1], Size: size}, nil
 }
 
 func (d *mountedDifferences) Views() (a, b chain.DiffView) { return d.a, d.b }
@@ -236,42 +225,22 @@ func (d *mountedDifferences) Next() (list []chain.Difference, done int64, more b
 		if err != nil {
 			return nil, d.done, false, err
 		}
-		switch at, isAt := strings.CutPrefix(line, fs.DiffAt); {
-		case isAt:
-			if d.done, err = strconv.ParseInt(at, 10, 64); err != nil {
-				return nil, d.done, false, notUnderstood(line)
-			}
+		switch line.Kind {
+		case control.DiffAt:
+			d.done = line.Done
 			return d.list, d.done, true, nil
-		case strings.HasPrefix(line, fs.DiffEnd):
+		case control.DiffEnd:
 			return d.list, max(d.a.Size, d.b.Size), false, nil
-		case strings.HasPrefix(line, "#"):
+		case control.DiffFound:
+		default:
 			continue
 		}
-		x, err := parseDifference(line)
-		if err != nil {
-			return nil, d.done, false, err
-		}
-		d.list, d.done = append(d.list, x), x.End()
+		d.list, d.done = append(d.list, line.Found), line.Found.End()
 		if d.lines.Buffered() == 0 { // the next one may take a while
 			break
 		}
 	}
 	return d.list, d.done, true, nil
-}
-
-func parseDifference(line string) (x chain.Difference, err error) {
-	f := strings.Fields(line)
-	if len(f) != 4 {
-		return x, notUnderstood(line)
-	}
-	x.A, x.B = f[2], f[3]
-	if x.Start, err = strconv.ParseInt(f[0], 10, 64); err != nil {
-		return x, notUnderstood(line)
-	}
-	if x.Length, err = strconv.ParseInt(f[1], 10, 64); err != nil || x.Start < 0 || x.Length <= 0 {
-		return x, notUnderstood(line)
-	}
-	return x, nil
 }
 
 // Read reads through the mount.

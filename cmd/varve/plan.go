@@ -14,7 +14,7 @@ import (
 	"varve/chain"
 	"varve/chain/bounded"
 	"varve/cmd/varve/internal/waiting"
-	"varve/fs"
+	"varve/fs/control"
 	"varve/fs/show"
 )
 
@@ -91,7 +91,7 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 // ask writes a line to a control file and gives the answer.
 func (t target) ask(command, line string) (string, error) {
 	defer waiting.For(t.readWait())()
-	f, err := t.openToWrite("control", command)
+	f, err := t.openToWrite(control.Dir, command)
 	if err != nil {
 		return "", err
 	}
@@ -100,7 +100,7 @@ func (t target) ask(command, line string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	answer, ok := fs.ParseAnswer(text)
+	answer, ok := control.ParseAnswer(text)
 	if !ok {
 		return "", fmt.Errorf("%s gave no answer", f.Name())
 	}

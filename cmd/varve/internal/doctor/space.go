@@ -14,7 +14,7 @@ import (
 	"varve/chain/bounded"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/mountfile"
-	"varve/fs"
+	"varve/fs/control"
 	"varve/fs/show"
 	"varve/overlay/hostfs"
 )
@@ -194,7 +194,7 @@ func (s *Scope) wayOut(ctx context.Context) string {
 		if m.ReadOnly || i < len(s.answers) && s.answers[i].err != nil {
 			continue
 		}
-		text, err := aside.Ask(ctx, bestErrand, mountfile.At(m).Errand("control", "plan"), examineTime)
+		text, err := aside.Ask(ctx, bestErrand, mountfile.At(m).Errand(control.Dir, control.Plan), examineTime)
 		var p chain.Plan
 		if err != nil || bounded.JSON(text, &p) != nil {
 			continue
@@ -219,14 +219,14 @@ func bestDelete(word string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close() // nothing is held back until then
-	if _, err := f.WriteString("delete\n"); err != nil {
+	if _, err := f.WriteString(control.Delete + "\n"); err != nil {
 		return nil, err
 	}
 	text, err := at.ReadOpen(f, mountfile.MostAnswer)
 	if err != nil {
 		return nil, err
 	}
-	answer, ok := fs.ParseAnswer(string(text))
+	answer, ok := control.ParseAnswer(string(text))
 	if !ok {
 		return nil, fmt.Errorf("%s gave no answer", f.Name())
 	}

@@ -1,4 +1,4 @@
-package fs
+package control
 
 import (
 	"fmt"
@@ -38,7 +38,7 @@ func (o Outcome) String() string {
 	head := fmt.Sprintf("%s%s pid %d: %s: ", outcomePrefix, o.Time.UTC().Format(time.RFC3339), o.PID, strconv.Quote(o.Line))
 	switch {
 	case o.Errno != 0:
-		return head + "error " + errnoName(o.Errno) + ": " + show.OneLine(o.Reason)
+		return head + "error " + ErrnoName(o.Errno) + ": " + show.OneLine(o.Reason)
 	case o.Job != "":
 		return head + "ok job " + o.Job
 	}
@@ -105,15 +105,15 @@ func parseOutcome(rest string) (o Outcome, ok bool) {
 	return o, true
 }
 
-// errnoName is an errno's symbol, such as EBUSY; its number where it has none.
-func errnoName(no syscall.Errno) string {
+// ErrnoName is an errno's symbol, such as EBUSY; its number where it has none.
+func ErrnoName(no syscall.Errno) string {
 	if name := unix.ErrnoName(no); name != "" {
 		return name
 	}
 	return strconv.Itoa(int(no))
 }
 
-// errnoNamed is errnoName's inverse; 0 where there is no such errno.
+// errnoNamed is ErrnoName's inverse; 0 where there is no such errno.
 func errnoNamed(name string) syscall.Errno {
 	if n, err := strconv.Atoi(name); err == nil && n > 0 {
 		return syscall.Errno(n)
