@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -34,5 +35,5 @@ func acceptLayer(cmd *cobra.Command, arg, layer string) error {
 		return err
 	}
 	defer waiting.For(pathWait(t.dir))()
-	return chain.Accept(t.dir, layer, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), LockWait: lockWait})
+	return chain.Accept(t.dir, layer, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), LockWait: lockWait})
 }

@@ -10,6 +10,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 )
 
 func newCheckCommand() *cobra.Command {
@@ -54,7 +55,7 @@ func checkDisk(cmd *cobra.Command, arg string, repair, asJSON bool) error {
 	defer stop()
 	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
 	report, err := chain.Check(ctx, t.dir, chain.CheckOptions{
-		Repair: repair, LockWait: lockWait, Log: warnings(cmd.ErrOrStderr()), Progress: bar.Update,
+		Repair: repair, LockWait: lockWait, Log: tell.Warnings(cmd.ErrOrStderr()), Progress: bar.Update,
 	})
 	bar.Clear()
 	if errors.Is(err, context.Canceled) {
@@ -105,16 +106,5 @@ func writeReport(out io.Writer, r chain.CheckReport) error {
 
 // counts says how much is wrong in a few words.
 func counts(r chain.CheckReport) string {
-	return some(r.Errors, "error", "errors") + ", " + some(r.Leaks, "leaked cluster", "leaked clusters")
-}
-
-// some is a number of things in words.
-func some(n int64, one, many string) string {
-	switch n {
-	case 0:
-		return "no " + many
-	case 1:
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
+	return tell.Count(r.Errors, "error", "errors") + ", " + tell.Count(r.Leaks, "leaked cluster", "leaked clusters")
 }

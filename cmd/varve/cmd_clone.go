@@ -7,6 +7,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/tell"
 	"varve/overlay/extent"
 )
 
@@ -52,14 +53,14 @@ func clone(cmd *cobra.Command, arg, name, newDisk string) error {
 	if err != nil {
 		return err
 	}
-	say(cmd.ErrOrStderr(), "made %s on %s of %s, whose files it reads: they must stay where they are", newDisk, name, t.arg)
+	tell.Line(cmd.ErrOrStderr(), "made %s on %s of %s, whose files it reads: they must stay where they are", newDisk, name, t.arg)
 	layers, err := t.layers()
 	if err != nil {
 		return nil // the clone is there
 	}
 	for _, l := range layers {
 		if l.Name == name {
-			sayRounded(cmd.ErrOrStderr(), l.Size, extent.WholeSectors(l.Size))
+			tell.Rounded(cmd.ErrOrStderr(), l.Size, extent.WholeSectors(l.Size))
 		}
 	}
 	return nil

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"varve/chain"
 	"varve/cmd/varve/internal/libvirt"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -52,7 +55,7 @@ the first time, and puts the disk directory beside it.`,
 			if err != nil {
 				return wrapped(cmd, args[0], explainInUse(err))
 			}
-			sayCreated(cmd.ErrOrStderr(), made)
+			tell.Created(cmd.ErrOrStderr(), made)
 			return nil
 		},
 	}
@@ -60,4 +63,13 @@ the first time, and puts the disk directory beside it.`,
 	c.Flags().StringVar(&base, "base", "", "the `IMAGE` at the bottom")
 	c.Flags().StringVar(&format, "format", "", "the image's `FORMAT`: raw or qcow2")
 	return c
+}
+
+// checkFormat checks a --format or format= value.
+func checkFormat(format string) error {
+	switch format {
+	case "", "raw", "qcow2":
+		return nil
+	}
+	return fmt.Errorf("the format %q is neither raw nor qcow2", format)
 }

@@ -9,6 +9,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 )
 
 type diffFlags struct {
@@ -61,7 +62,7 @@ func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) (err error
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	source, err := t.differences(a, b, warnings(cmd.ErrOrStderr()))
+	source, err := t.differences(a, b, tell.Warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}

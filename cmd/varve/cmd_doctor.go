@@ -18,6 +18,7 @@ import (
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/tell"
 )
 
 func newDoctorCommand() *cobra.Command {
@@ -92,7 +93,7 @@ func consult(cmd *cobra.Command, args []string, asJSON bool) error {
 		err = writeDoctor(out, report, scopes)
 	}
 	if err == nil && report.Problems > 0 {
-		err = fmt.Errorf("%s; each says the way out", some(int64(report.Problems), "problem", "problems"))
+		err = fmt.Errorf("%s; each says the way out", tell.Count(int64(report.Problems), "problem", "problems"))
 	}
 	return err
 }
@@ -299,7 +300,7 @@ func writeDoctor(out io.Writer, r doctor.Report, scopes []*doctor.Scope) error {
 	color := treeOptions(out).Color
 	for i, f := range r.Findings {
 		if i == 0 || f.Subject != r.Findings[i-1].Subject {
-			w.line(visible(titleOf(f.Subject, scopes)))
+			w.line(tell.Visible(titleOf(f.Subject, scopes)))
 		}
 		word := fmt.Sprintf("%-7s", f.Severity)
 		w.wrappedAs("  "+word+"  ", "  "+severityColor(f.Severity, word, color)+"  ", f.What)
@@ -308,15 +309,15 @@ func writeDoctor(out io.Writer, r doctor.Report, scopes []*doctor.Scope) error {
 		}
 		// For a shell: nothing before a line, and none is cut.
 		for line := range strings.Lines(f.Commands) {
-			w.line(visible(strings.TrimSuffix(line, "\n")))
+			w.line(tell.Visible(strings.TrimSuffix(line, "\n")))
 		}
 	}
 	if len(r.Findings) == 0 {
-		w.line("no trouble found (" + some(int64(r.Checks), "check", "checks") + ")")
+		w.line("no trouble found (" + tell.Count(int64(r.Checks), "check", "checks") + ")")
 		return w.err
 	}
-	w.line(fmt.Sprintf("%s, %s, %s", some(int64(r.Problems), "problem", "problems"),
-		some(int64(r.Warnings), "warning", "warnings"), some(int64(r.Notes), "note", "notes")))
+	w.line(fmt.Sprintf("%s, %s, %s", tell.Count(int64(r.Problems), "problem", "problems"),
+		tell.Count(int64(r.Warnings), "warning", "warnings"), tell.Count(int64(r.Notes), "note", "notes")))
 	return w.err
 }
 

@@ -15,6 +15,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs/show"
 	"varve/overlay"
@@ -106,7 +107,7 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 			return err
 		}
 	}
-	e, closeSource, err := t.exportSource(name, !stream && !isDevice && !flags.compress && !flags.skip, warnings(cmd.ErrOrStderr()))
+	e, closeSource, err := t.exportSource(name, !stream && !isDevice && !flags.compress && !flags.skip, tell.Warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 	}
 	bar.Finish(e.Size)
 	if rest > 0 {
-		say(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, show.Size(rest))
+		tell.Line(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, show.Size(rest))
 	}
 	if salvage != nil {
 		return sayLost(cmd.ErrOrStderr(), cmd.Name()+" "+arg, out, salvage, e.Size)

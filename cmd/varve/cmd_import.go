@@ -10,6 +10,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs/show"
 )
@@ -131,7 +132,7 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 	}
 	bar.Finish(copied)
 	if rest := to.size() - copied; rest > 0 {
-		say(cmd.ErrOrStderr(), "%s has %s; the rest of the disk, %s, is zeros", source.name, show.Size(copied), show.Size(rest))
+		tell.Line(cmd.ErrOrStderr(), "%s has %s; the rest of the disk, %s, is zeros", source.name, show.Size(copied), show.Size(rest))
 	}
 	return nil
 }
@@ -157,7 +158,7 @@ func (t target) keep(stderr io.Writer, to importTarget, flags importFlags) (back
 		return "import again; what it held before is gone", false, nil
 	case holds:
 		if parent, err = byTime(to.snapshot); err == nil {
-			say(stderr, "what the disk held is snapshot %s", parent)
+			tell.Line(stderr, "what the disk held is snapshot %s", parent)
 		}
 	}
 	if err != nil {

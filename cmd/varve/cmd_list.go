@@ -14,6 +14,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 	"varve/fs/show"
 )
 
@@ -147,22 +148,22 @@ func writeMounts(out io.Writer, doc mountsDocument) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MOUNTPOINT\tDISK\tSIZE\tLAYERS\tJOB")
 	for _, m := range doc.Mounts {
-		disk := visible(claim.Words(mounts.Mount{Source: m.Disk, UID: m.UID}, m.Believed))
+		disk := tell.Visible(claim.Words(mounts.Mount{Source: m.Disk, UID: m.UID}, m.Believed))
 		if m.Error != "" {
-			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(m.Mountpoint), disk, visible(m.Error))
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", tell.Visible(m.Mountpoint), disk, tell.Visible(m.Error))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", visible(m.Mountpoint), disk, show.Size(m.Size), m.Layers, visible(jobWords(m.Job)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", tell.Visible(m.Mountpoint), disk, show.Size(m.Size), m.Layers, tell.Visible(jobWords(m.Job)))
 	}
 	for _, p := range doc.Parts {
-		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", visible(p.Mountpoint), visible(p.Disk), visible(partOf(p.place).Error()))
+		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", tell.Visible(p.Mountpoint), tell.Visible(p.Disk), tell.Visible(partOf(p.place).Error()))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	for _, m := range doc.Mounts {
 		for _, words := range bindWords(m.Binds) {
-			if _, err := fmt.Fprintf(out, "%s can also be seen: %s\n", visible(m.Mountpoint), visible(words)); err != nil {
+			if _, err := fmt.Fprintf(out, "%s can also be seen: %s\n", tell.Visible(m.Mountpoint), tell.Visible(words)); err != nil {
 				return err
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs/show"
 )
@@ -104,7 +105,7 @@ func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error
 			}
 		}
 	}
-	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(stderr)})
+	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
 	if err != nil {
 		return nil, err
 	}

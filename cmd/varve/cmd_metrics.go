@@ -18,6 +18,7 @@ import (
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/output"
+	"varve/cmd/varve/internal/tell"
 	"varve/fs/prom"
 )
 
@@ -180,7 +181,7 @@ func askMetrics(stderr io.Writer, list []metricsTarget, all bool) (page []byte, 
 			return nil, false, fmt.Errorf("metrics %s: %w", t.arg, err)
 		default:
 			silent = true
-			say(stderr, "metrics %s: %v", t.arg, err)
+			tell.Line(stderr, "metrics %s: %v", t.arg, err)
 		}
 		up.Bool(err == nil, t.labels()...)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/keep"
+	"varve/cmd/varve/internal/tell"
 	"varve/fs/show"
 )
 
@@ -145,10 +146,10 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 		}
 	}
 	if len(names) == 0 {
-		say(out, "prune %s: nothing to delete, %d kept", t.name(), len(list))
+		tell.Line(out, "prune %s: nothing to delete, %d kept", t.name(), len(list))
 		return nil
 	}
-	say(out, "prune %s: deleting %d of %d snapshots: %s", t.name(), len(names), len(list), strings.Join(names, " "))
+	tell.Line(out, "prune %s: deleting %d of %d snapshots: %s", t.name(), len(names), len(list), strings.Join(names, " "))
 	return runJob(cmd, arg, job{"delete", strings.Join(names, " "), func(d *chain.Disk) (string, error) {
 		return d.Delete(names...)
 	}}, flags.background, flags.rate)

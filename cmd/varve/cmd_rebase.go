@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -45,13 +46,13 @@ func rebase(cmd *cobra.Command, arg, base string, accept bool) error {
 	}
 	defer waiting.For(pathWait(t.dir))()
 	files, err := chain.Rebase(t.dir, base, chain.RebaseOptions{
-		OpenOptions: chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), LockWait: lockWait},
+		OpenOptions: chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), LockWait: lockWait},
 		AcceptTime:  accept,
 	})
 	if err != nil {
 		return err
 	}
-	say(cmd.ErrOrStderr(), "%s now reads:", t.arg)
-	sayFiles(cmd.ErrOrStderr(), files)
+	tell.Line(cmd.ErrOrStderr(), "%s now reads:", t.arg)
+	tell.Files(cmd.ErrOrStderr(), files)
 	return nil
 }

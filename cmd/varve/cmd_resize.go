@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/tell"
 	"varve/overlay/extent"
 )
 
@@ -35,7 +36,7 @@ A running VM sees the new size once it is told, with QEMU's block_resize or
 				return d.Resize(whole)
 			}})
 			if err == nil {
-				sayRounded(cmd.ErrOrStderr(), size, whole)
+				tell.Rounded(cmd.ErrOrStderr(), size, whole)
 			}
 			return err
 		},

@@ -16,6 +16,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/mountfile"
+	"varve/cmd/varve/internal/tell"
 )
 
 // completeDisk offers what DISK can be: the varve mounts of this host, and in
@@ -33,7 +34,7 @@ func completeDisk(_ []string, prefix string) ([]cobra.Completion, cobra.ShellCom
 	}
 	candidates, allOpen := disksIn(prefix, mounted)
 	for _, m := range mounted {
-		if visible(m.Mountpoint) == m.Mountpoint && strings.HasPrefix(m.Mountpoint, prefix) && !shownIn(prefix, m.Mountpoint) {
+		if tell.Visible(m.Mountpoint) == m.Mountpoint && strings.HasPrefix(m.Mountpoint, prefix) && !shownIn(prefix, m.Mountpoint) {
 			candidates = append(candidates, described(m.Mountpoint, "mount of "+m.Source))
 			allOpen = false
 		}
@@ -110,7 +111,7 @@ func disksIn(prefix string, mounted []mounts.Mount) (candidates []cobra.Completi
 
 // described is a candidate with what the shell shows beside it, where it does.
 func described(candidate, words string) cobra.Completion {
-	return cobra.CompletionWithDesc(candidate, visible(words))
+	return cobra.CompletionWithDesc(candidate, tell.Visible(words))
 }
 
 // completeNames offers the snapshots of the disk that the first argument names,
@@ -147,7 +148,7 @@ func completeJob(args []string, prefix string) ([]cobra.Completion, cobra.ShellC
 	if err != nil || c.Job == nil || !strings.HasPrefix(c.Job.ID, prefix) {
 		return nil, onlyThese
 	}
-	if visible(c.Job.ID) != c.Job.ID {
+	if tell.Visible(c.Job.ID) != c.Job.ID {
 		return nil, onlyThese
 	}
 	return []cobra.Completion{described(c.Job.ID, fmt.Sprintf("%s of layer %s", c.Job.Kind, c.Job.Layer))}, onlyThese

@@ -17,6 +17,7 @@ import (
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/overlay"
 	"varve/overlay/extent"
@@ -148,11 +149,11 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		return newImageSource(newRawView(image), image.Size(), image.File().SeekData, image.Close), nil
 	}
 	defer waiting.For(pathWait(path))()
-	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})
+	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})
 	if err != nil {
 		return nil, err
 	}
-	sayNotes(cmd.ErrOrStderr(), d.Adopted().Notes)
+	tell.Notes(cmd.ErrOrStderr(), d.Adopted().Notes)
 	view, size, err := d.ExportSource("leaf")
 	if err != nil {
 		return nil, errors.Join(err, d.Close())

@@ -13,6 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/mountfile"
+	"varve/cmd/varve/internal/tell"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/procs"
@@ -42,7 +43,7 @@ func (t target) openTarget(cmd *cobra.Command) (importTarget, error) {
 	if t.mountpoint != "" {
 		return t.openMounted()
 	}
-	d, err := t.open(chain.OpenOptions{Log: warnings(cmd.ErrOrStderr()), HoldJob: true})
+	d, err := t.open(chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), HoldJob: true})
 	if err != nil {
 		return nil, err
 	}

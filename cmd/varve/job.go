@@ -14,6 +14,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -101,7 +102,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		return nil
 	}
 	if background {
-		say(w.out, "%s: job %s runs in the background; \"varve status %s\" shows how far it is", w.title, id, chain.ShellWord(w.target.arg))
+		tell.Line(w.out, "%s: job %s runs in the background; \"varve status %s\" shows how far it is", w.title, id, chain.ShellWord(w.target.arg))
 		return nil
 	}
 	bar := progress.New(w.out, w.title)
@@ -145,7 +146,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 }
 
 func (w waiter) direct(ctx context.Context, j job, background bool) error {
-	d, err := w.target.open(chain.OpenOptions{Log: warnings(w.out), HoldJob: background, JobRate: int64(w.rate.value)})
+	d, err := w.target.open(chain.OpenOptions{Log: tell.Warnings(w.out), HoldJob: background, JobRate: int64(w.rate.value)})
 	if err != nil {
 		return err
 	}
@@ -162,7 +163,7 @@ func (w waiter) direct(ctx context.Context, j job, background bool) error {
 	case id == "":
 		progress.New(w.out, w.title).Finish(0)
 	case background:
-		say(w.out, "%s: job %s is recorded; the disk is not mounted, so it goes on at the next mount", w.title, id)
+		tell.Line(w.out, "%s: job %s is recorded; the disk is not mounted, so it goes on at the next mount", w.title, id)
 	}
 	return nil
 }

@@ -11,13 +11,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/outside"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -47,7 +47,7 @@ func main() {
 	}
 	os.Exit(waiting.Main(
 		func() int { return run(os.Args[1:], os.Stdout, os.Stderr) },
-		func(text string) { say(os.Stderr, "%s", text) },
+		func(text string) { tell.Line(os.Stderr, "%s", text) },
 		exitFailed,
 	))
 }
@@ -93,18 +93,10 @@ func report(stderr io.Writer, err error) int {
 	case errors.As(err, &said):
 		return said.code
 	case errors.As(err, &usage):
-		say(stderr, "%v", err)
+		tell.Line(stderr, "%v", err)
 		return exitUsage
 	default:
-		say(stderr, "%v", err)
+		tell.Line(stderr, "%v", err)
 		return exitFailed
 	}
-}
-
-// say writes one line for people, beginning with the program's name. What
-// several errors that were joined say on lines of their own is put on one. Names of
-// others stand in it, of files and of programs.
-func say(w io.Writer, format string, args ...any) {
-	text := strings.TrimSpace(fmt.Sprintf(format, args...))
-	fmt.Fprintf(w, "varve: %s\n", visible(strings.ReplaceAll(text, "\n", "; ")))
 }

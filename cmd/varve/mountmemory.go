@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/tell"
 	"varve/fs"
 )
 
@@ -86,14 +87,14 @@ func (m *server) recallMount() error {
 	}
 	for _, owner := range last.Owners {
 		if owner != 0 && owner != os.Geteuid() {
-			say(m.stderr, "mount %s: the options of its last mount are not used, for uid %d can have changed them; they were: -o %s", m.source, owner, chain.ShellWord(last.Options))
+			tell.Line(m.stderr, "mount %s: the options of its last mount are not used, for uid %d can have changed them; they were: -o %s", m.source, owner, chain.ShellWord(last.Options))
 			return nil
 		}
 	}
 	if err := m.flags.recall(last.Options); err != nil {
 		return fmt.Errorf("chain.json remembers options of the last mount that cannot be used, %q: %w; give others, or mount with --defaults", last.Options, err)
 	}
-	say(m.stderr, "mount %s: as it was last mounted, with -o %s (--defaults mounts it without)", m.source, chain.ShellWord(last.Options))
+	tell.Line(m.stderr, "mount %s: as it was last mounted, with -o %s (--defaults mounts it without)", m.source, chain.ShellWord(last.Options))
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -59,7 +60,7 @@ func (t target) perform(stderr io.Writer, op operation) error {
 		return err
 	}
 	// A job that was left to go on later is not this command's business.
-	d, err := t.open(chain.OpenOptions{Log: warnings(stderr), HoldJob: true})
+	d, err := t.open(chain.OpenOptions{Log: tell.Warnings(stderr), HoldJob: true})
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/bounded"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs/control"
 	"varve/fs/show"
@@ -70,7 +71,7 @@ func writeJSON(out io.Writer, v any) error {
 // plan asks the daemon, or looks at a disk that is not mounted.
 func (t target) plan(stderr io.Writer, operation string, names []string) (chain.Plan, error) {
 	if t.mountpoint == "" {
-		d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(stderr)})
+		d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
 		if err != nil {
 			return chain.Plan{}, err
 		}

@@ -5,12 +5,11 @@ import (
 	"io"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/tell"
 )
 
 // reportWriter writes findings. The first error of writing stays.
@@ -52,7 +51,7 @@ func (w *reportWriter) findings(list []chain.CheckFinding, ways bool) {
 	for i := 0; i < len(list); {
 		f, n := list[i], alike(list[i:])
 		if i == 0 || f.File != list[i-1].File {
-			w.line(visible(w.title(f)))
+			w.line(tell.Visible(w.title(f)))
 		}
 		shown := n
 		if n > fewLike {
@@ -109,7 +108,7 @@ func (w *reportWriter) wrappedAs(head, shown, text string) {
 		w.line(line)
 	}
 	indent := strings.Repeat(" ", utf8.RuneCountInString(head))
-	for _, word := range reportWord.FindAllString(visible(text), -1) {
+	for _, word := range reportWord.FindAllString(tell.Visible(text), -1) {
 		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > reportWidth {
 			write()
 			line, empty = indent, true
@@ -125,20 +124,3 @@ func (w *reportWriter) wrappedAs(head, shown, text string) {
 // reportWord is what a line is not ended in: also a word that is quoted for a shell
 // (chain.ShellWord), which would be another name with a line's end in it.
 var reportWord = regexp.MustCompile(`\$?'[^']*'(?:\\''[^']*')*\S*|\S+`)
-
-// visible has what a terminal would not show as text, but obey, written as in Go: names
-// and headers may hold anything.
-func visible(s string) string {
-	var b strings.Builder
-	for i, r := range s {
-		switch {
-		case r == utf8.RuneError && !strings.HasPrefix(s[i:], string(utf8.RuneError)):
-			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case unicode.IsPrint(r):
-			b.WriteRune(r)
-		default:
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-	}
-	return b.String()
-}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 
+	"varve/cmd/varve/internal/tell"
 	"varve/fs"
 	"varve/overlay"
 	"varve/overlay/qcow2"
@@ -24,14 +25,14 @@ func sayLost(stderr io.Writer, what, out string, s *overlay.Salvage, size int64)
 		if name := partitions.At(l.Start); name != "" {
 			where = " (" + name + ")"
 		}
-		say(stderr, "%s: %d bytes at %d%s cannot be read, and are zeros: %v", what, l.Length, l.Start, where, l.Reason)
+		tell.Line(stderr, "%s: %d bytes at %d%s cannot be read, and are zeros: %v", what, l.Length, l.Start, where, l.Reason)
 	}
 	place := "in " + out
 	if out == toStdout {
 		place = "in what was written"
 	}
-	n := some(int64(len(lost)), "place", "places")
-	say(stderr, "%s: %s of %d bytes in all could not be read, and are zeros %s", what, n, total, place)
+	n := tell.Count(int64(len(lost)), "place", "places")
+	tell.Line(stderr, "%s: %s of %d bytes in all could not be read, and are zeros %s", what, n, total, place)
 	return reportedError{exitSkipped}
 }
 

@@ -20,6 +20,7 @@ import (
 	"varve/cmd/varve/internal/background"
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/logfile"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 	"varve/overlay/hostfs"
@@ -170,8 +171,8 @@ func (m *server) makeDisk() error {
 	case err != nil:
 		return explainInUse(err)
 	default:
-		sayCreated(m.stderr, made)
-		sayDomains(m.stderr, libvirt.ThisHost().With(made.Files[0].Path), m.plan.mountpoint)
+		tell.Created(m.stderr, made)
+		tell.Domains(m.stderr, libvirt.ThisHost().With(made.Files[0].Path), m.plan.mountpoint)
 	}
 	return nil
 }
@@ -240,13 +241,13 @@ func (m *server) openDisk() (*chain.Disk, error) {
 		}
 		image := d.Adopted()
 		if len(image.Files) > 1 {
-			say(m.stderr, "reading a chain of %d files, top first:", len(image.Files))
-			sayFiles(m.stderr, image.Files)
+			tell.Line(m.stderr, "reading a chain of %d files, top first:", len(image.Files))
+			tell.Files(m.stderr, image.Files)
 		}
-		sayNotes(m.stderr, image.Notes)
-		sayNotes(m.stderr, image.Naming)
+		tell.Notes(m.stderr, image.Notes)
+		tell.Notes(m.stderr, image.Naming)
 		if was := d.Uneven(); was > 0 {
-			sayRounded(m.stderr, was, d.Size())
+			tell.Rounded(m.stderr, was, d.Size())
 		}
 		return d, nil
 	}
@@ -258,7 +259,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	if was := d.Uneven(); was > 0 && m.pipe != nil { // else the log says it
-		sayRounded(m.stderr, was, d.Size())
+		tell.Rounded(m.stderr, was, d.Size())
 	}
 	return d, nil
 }
@@ -338,7 +339,7 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 	if errors.Is(err, syscall.EBUSY) {
 		who := m.whoUses(mount)
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
-		m.notify("STATUS=in use, not unmounted: " + visible(who))
+		m.notify("STATUS=in use, not unmounted: " + tell.Visible(who))
 		if m.scope != "" {
 			go askAgain(mount, done)
 		}

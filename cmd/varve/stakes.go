@@ -17,6 +17,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/tell"
 )
 
 // A VM that is off can still have its memory kept, to be resumed with the disk as it
@@ -106,7 +107,7 @@ func discardState(k doctor.Stake, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("give up the saved memory with %q: %w: %s", strings.Join(words, " "), err, strings.TrimSpace(string(out)))
 	}
-	say(stderr, "gave up saved memory: %s", k.What)
+	tell.Line(stderr, "gave up saved memory: %s", k.What)
 	return nil
 }
 
@@ -144,11 +145,11 @@ func warnOfOverlays(cmd *cobra.Command, arg string) {
 	}
 	stakes, err := t.stakes()
 	if err != nil {
-		say(cmd.ErrOrStderr(), "%s %s: whether an image stands on disk.raw is not known: %v", cmd.Name(), arg, err)
+		tell.Line(cmd.ErrOrStderr(), "%s %s: whether an image stands on disk.raw is not known: %v", cmd.Name(), arg, err)
 	}
 	for _, k := range stakes {
 		if !k.Saved {
-			say(cmd.ErrOrStderr(), "%s %s: %s: what the guest wrote there is not in the snapshot; %s", cmd.Name(), arg, k.What, k.Fix)
+			tell.Line(cmd.ErrOrStderr(), "%s %s: %s: what the guest wrote there is not in the snapshot; %s", cmd.Name(), arg, k.What, k.Fix)
 		}
 	}
 }

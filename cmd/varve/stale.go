@@ -10,6 +10,7 @@ import (
 	"varve/chain"
 	"varve/chain/dirlock"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/tell"
 )
 
 // A daemon that was killed leaves its mount behind: whoever touches it is told
@@ -46,7 +47,7 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 	if !stale.ReadOnly {
 		lost = "; what the guest had not flushed then is lost, and the disk is in order again"
 	}
-	say(stderr, "mount %s: at %s was a mount of this disk whose daemon was gone; unmounted it%s", arg, p.mountpoint, lost)
+	tell.Line(stderr, "mount %s: at %s was a mount of this disk whose daemon was gone; unmounted it%s", arg, p.mountpoint, lost)
 	_, another, err := checkMountpoint(p.mountpoint)
 	if another != nil {
 		err = fmt.Errorf("at %s was another such mount below the first, of %s; clear it with \"varve umount %s\"", p.mountpoint, another.Source, chain.ShellWord(p.mountpoint))
@@ -65,10 +66,10 @@ func detach(stderr io.Writer, what, mountpoint string, device uint64) error {
 		return err
 	}
 	if len(who.uses) > 0 || len(who.places) == 0 {
-		say(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, usersOf(who.uses))
+		tell.Line(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, usersOf(who.uses))
 	}
 	if len(who.places) > 0 {
-		say(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, placesOf(who.places))
+		tell.Line(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, placesOf(who.places))
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/claim"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs"
 )
@@ -255,7 +256,7 @@ func (t target) status(cmd *cobra.Command) (chain.Status, error) {
 		_, st, err := t.document()
 		return st, err
 	}
-	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(cmd.ErrOrStderr())})
+	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(cmd.ErrOrStderr())})
 	if err != nil {
 		return chain.Status{}, err
 	}

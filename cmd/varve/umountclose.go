@@ -11,6 +11,7 @@ import (
 	"varve/chain/dirlock"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/tell"
 )
 
 // closing is how umount learns what becomes of a disk that it unmounts: from the daemon
@@ -101,7 +102,7 @@ func (c *closing) check(stderr io.Writer) error {
 		case err != nil:
 			return err
 		case c.dead && !clean:
-			say(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", c.t.arg)
+			tell.Line(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", c.t.arg)
 			return nil
 		case c.dead || clean && c.held:
 			return nil

@@ -16,6 +16,7 @@ import (
 	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/fs/device"
 )
@@ -169,7 +170,7 @@ func (t target) leaveBehind(stderr io.Writer, daemon process) {
 	switch {
 	case err != nil:
 	case len(u.places) > 0:
-		say(stderr, "umount %s: its daemon goes on, for the mount can also be seen elsewhere: %s", t.arg, placesOf(u.places))
+		tell.Line(stderr, "umount %s: its daemon goes on, for the mount can also be seen elsewhere: %s", t.arg, placesOf(u.places))
 	default:
 		_ = daemon.terminate() // it has ended, or is another user's
 	}
@@ -267,7 +268,7 @@ func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended proce
 				}
 				if what != said {
 					said = what
-					say(stderr, "umount %s: %s", t.arg, what)
+					tell.Line(stderr, "umount %s: %s", t.arg, what)
 				}
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
 
@@ -80,9 +81,9 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 			}
 			if words := who.String(); words != said {
 				said = words
-				say(stderr, "umount %s: in use, waiting: %s", t.arg, words)
+				tell.Line(stderr, "umount %s: in use, waiting: %s", t.arg, words)
 				// Under systemd "systemctl status" shows it; elsewhere nobody listens.
-				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+visible(words))
+				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+tell.Visible(words))
 			}
 			looked = time.Now()
 		}
@@ -138,7 +139,7 @@ func (t target) force(stderr io.Writer) error {
 	if answers(t.mountpoint) {
 		return nil
 	}
-	say(stderr, "umount %s: its daemon does not answer; ending its connection", t.arg)
+	tell.Line(stderr, "umount %s: its daemon does not answer; ending its connection", t.arg)
 	err := mounts.Unmount(t.mountpoint, t.device, unix.MNT_FORCE)
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("only root may unmount by force: %w", err)

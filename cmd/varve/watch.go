@@ -18,6 +18,7 @@ import (
 
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
+	"varve/cmd/varve/internal/tell"
 	"varve/fs/show"
 )
 
@@ -143,7 +144,7 @@ func (w *statusWatch) status(ctx context.Context) (chain.Status, error) {
 	if w.seen.inode != nil && os.SameFile(info, w.seen.inode) && info.ModTime().Equal(w.seen.changed) {
 		return w.cached, nil
 	}
-	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(w.stderr)})
+	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(w.stderr)})
 	if err != nil {
 		return chain.Status{}, err
 	}
