@@ -6,6 +6,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 )
 
 func newAcceptCommand() *cobra.Command {
@@ -27,13 +28,13 @@ base was booted or repaired they usually do not. The disk must not be mounted.`,
 }
 
 func acceptLayer(cmd *cobra.Command, arg, layer string) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
-	if err := t.notMounted(); err != nil {
+	if err := t.NotMounted(); err != nil {
 		return err
 	}
-	defer waiting.For(pathWait(t.dir))()
-	return chain.Accept(t.dir, layer, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), LockWait: lockWait})
+	defer waiting.For(where.PathWait(t.Dir))()
+	return chain.Accept(t.Dir, layer, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), LockWait: where.LockWait})
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/where"
 )
 
 func newCancelCommand() *cobra.Command {
@@ -30,7 +31,7 @@ layer without a name; "varve delete DISK --unnamed" goes on with it.`,
 }
 
 func cancelJob(cmd *cobra.Command, args []string) error {
-	t, err := findTarget(args[0])
+	t, err := where.Find(args[0])
 	if err != nil {
 		return err
 	}
@@ -38,8 +39,8 @@ func cancelJob(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
 		id = args[1]
 	}
-	if t.mountpoint == "" {
-		return t.perform(cmd.ErrOrStderr(), operation{direct: func(d *chain.Disk) error {
+	if t.Mountpoint == "" {
+		return performOn(t, cmd.ErrOrStderr(), operation{direct: func(d *chain.Disk) error {
 			if id == "" {
 				st, err := d.Status()
 				if err != nil {
@@ -53,7 +54,7 @@ func cancelJob(cmd *cobra.Command, args []string) error {
 		}})
 	}
 	if id == "" {
-		_, st, err := t.document()
+		_, st, err := t.Document()
 		if err != nil {
 			return err
 		}
@@ -61,7 +62,7 @@ func cancelJob(cmd *cobra.Command, args []string) error {
 			return err
 		}
 	}
-	_, err = t.control("cancel", id)
+	_, err = controlOf(t, "cancel", id)
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 )
 
 func newCheckCommand() *cobra.Command {
@@ -44,18 +45,18 @@ and shows what is left.`,
 }
 
 func checkDisk(cmd *cobra.Command, arg string, repair, asJSON bool) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
-	if err := t.notMounted(); err != nil {
+	if err := t.NotMounted(); err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
-	report, err := chain.Check(ctx, t.dir, chain.CheckOptions{
-		Repair: repair, LockWait: lockWait, Log: tell.Warnings(cmd.ErrOrStderr()), Progress: bar.Update,
+	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
+	report, err := chain.Check(ctx, t.Dir, chain.CheckOptions{
+		Repair: repair, LockWait: where.LockWait, Log: tell.Warnings(cmd.ErrOrStderr()), Progress: bar.Update,
 	})
 	bar.Clear()
 	if errors.Is(err, context.Canceled) {

@@ -8,6 +8,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 	"varve/overlay/extent"
 )
 
@@ -33,7 +34,7 @@ snapshot cannot be deleted, and the layers below it are not merged or flattened.
 }
 
 func clone(cmd *cobra.Command, arg, name, newDisk string) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
@@ -41,20 +42,20 @@ func clone(cmd *cobra.Command, arg, name, newDisk string) error {
 	if err != nil {
 		return err
 	}
-	if err := t.refuseInside(parent, newDisk); err != nil {
+	if err := t.RefuseInside(parent, newDisk); err != nil {
 		return err
 	}
 	// The daemon has another working directory.
 	dir := filepath.Join(parent, filepath.Base(filepath.Clean(newDisk)))
-	err = t.perform(cmd.ErrOrStderr(), operation{"clone", name + " " + dir, func(d *chain.Disk) error {
+	err = performOn(t, cmd.ErrOrStderr(), operation{"clone", name + " " + dir, func(d *chain.Disk) error {
 		_, err := d.Clone(name, dir)
 		return err
 	}})
 	if err != nil {
 		return err
 	}
-	tell.Line(cmd.ErrOrStderr(), "made %s on %s of %s, whose files it reads: they must stay where they are", newDisk, name, t.arg)
-	layers, err := t.layers()
+	tell.Line(cmd.ErrOrStderr(), "made %s on %s of %s, whose files it reads: they must stay where they are", newDisk, name, t.Arg)
+	layers, err := layersOf(t)
 	if err != nil {
 		return nil // the clone is there
 	}

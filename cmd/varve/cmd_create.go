@@ -9,6 +9,7 @@ import (
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 )
 
 func newCreateCommand() *cobra.Command {
@@ -49,7 +50,7 @@ the first time, and puts the disk directory beside it.`,
 					return wrongUse(cmd, "%w", err)
 				}
 			}
-			begun := waiting.For(pathWait(args[0]))
+			begun := waiting.For(where.PathWait(args[0]))
 			made, err := chain.Create(args[0], o)
 			begun()
 			if err != nil {

@@ -10,6 +10,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 )
 
 type diffFlags struct {
@@ -56,13 +57,13 @@ at. The exit code is 0 whether they differ or not.`,
 }
 
 func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) (err error) {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	source, err := t.differences(a, b, tell.Warnings(cmd.ErrOrStderr()))
+	source, err := differencesOf(t, a, b, tell.Warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) (err error
 	if flags.exact {
 		source = &exactDifferences{differences: source}
 	}
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
+	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
 	defer bar.Clear()
 	shown := bar.Update
 	var out diffWriter

@@ -19,6 +19,7 @@ import (
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 )
 
 func newDoctorCommand() *cobra.Command {
@@ -130,11 +131,11 @@ func hostScopes() ([]*doctor.Scope, error) {
 func diskOfFile(path string) string {
 	// A file in a disk directory, or in layers/ there.
 	for dir, up := filepath.Dir(path), 0; up < 2; dir, up = filepath.Dir(dir), up+1 {
-		if isDiskDirectory(dir) {
+		if where.IsDiskDirectory(dir) {
 			return dir
 		}
 	}
-	if dir, err := chain.DirFor(path); err == nil && isDiskDirectory(dir) {
+	if dir, err := chain.DirFor(path); err == nil && where.IsDiskDirectory(dir) {
 		return dir
 	}
 	return ""
@@ -159,7 +160,7 @@ func lookAtSources(list []mounts.Mount) map[string]look {
 	for i, m := range list {
 		looking.Go(func() {
 			looks[i] = lookSoon(m.Source)
-			believed[i] = claim.BelievedSoon(context.Background(), m, answerTime)
+			believed[i] = claim.BelievedSoon(context.Background(), m, where.AnswerTime)
 		})
 	}
 	looking.Wait()
@@ -214,18 +215,18 @@ func lookElsewhere(s *doctor.Scope) {
 	if err != nil || !held || mountpoint == "" {
 		return
 	}
-	err = heldElsewhere(s.Directory, pid, mountpoint)
-	unseen := unseenError{}
+	err = where.HeldElsewhere(s.Directory, pid, mountpoint)
+	unseen := where.Unseen{}
 	if !errors.As(err, &unseen) {
 		return
 	}
-	s.OutOfSight = unseen.how
-	if t, err := unseen.reach(s.Directory, err); err == nil {
-		s.Mounts = append(s.Mounts, t.mount)
+	s.OutOfSight = unseen.How
+	if t, err := unseen.Reach(s.Directory, err); err == nil {
+		s.Mounts = append(s.Mounts, t.Mount)
 	}
 }
 
-// findScope finds what an argument names, also where findTarget refuses: a mount that
+// findScope finds what an argument names, also where where.Find refuses: a mount that
 // hangs or is gone, a file in one, a layer's own file, any image.
 func findScope(arg string) (*doctor.Scope, error) {
 	abs, err := filepath.Abs(arg)
@@ -242,7 +243,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 	}
 	scopeOf := func(dir string) (*doctor.Scope, error) { return sourceScope(dir, list, lookAtSources(list)), nil }
 	mountScope := func(m mounts.Mount) (*doctor.Scope, error) {
-		if !claim.BelievedSoon(context.Background(), m, answerTime) {
+		if !claim.BelievedSoon(context.Background(), m, where.AnswerTime) {
 			return claimScope(m), nil
 		}
 		return scopeOf(m.Source)
@@ -278,7 +279,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 		return nil, errors.New("it is neither a file nor a block device")
 	case info.IsDir():
 		for _, dir := range []string{path, filepath.Dir(path)} {
-			if isDiskDirectory(dir) {
+			if where.IsDiskDirectory(dir) {
 				return scopeOf(dir)
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
 	"varve/overlay"
 	"varve/overlay/hostfs"
@@ -84,7 +85,7 @@ changes while it is read: take a snapshot and export that.`,
 }
 
 func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err error) {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
@@ -98,16 +99,16 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 			return err
 		}
 		if isDevice {
-			err = t.checkDevice(device, flags)
+			err = checkDevice(t, device, flags)
 		} else if place, err = output.Find(out); err == nil {
 			stream = place.Direct()
-			err = t.checkPlace(place, flags)
+			err = checkPlace(t, place, flags)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	e, closeSource, err := t.exportSource(name, !stream && !isDevice && !flags.compress && !flags.skip, tell.Warnings(cmd.ErrOrStderr()))
+	e, closeSource, err := exportSourceOf(t, name, !stream && !isDevice && !flags.compress && !flags.skip, tell.Warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
@@ -117,7 +118,7 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 		salvage = overlay.NewSalvage(e.Source, e.Size)
 		e.Source = salvage
 	}
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
+	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
 	e.Progress = bar.Update
 	var rest int64
 	switch {
@@ -151,9 +152,9 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 }
 
 // checkPlace refuses a place that cannot take an export.
-func (t target) checkPlace(place output.Place, flags exportFlags) error {
+func checkPlace(t where.Target, place output.Place, flags exportFlags) error {
 	if !place.Direct() {
-		return t.checkOut(place.Path, flags.force)
+		return checkOut(t, place.Path, flags.force)
 	}
 	if flags.format == "qcow2" {
 		return errors.New("a qcow2 cannot go into a pipe or such: its tables are written last and stand in front; name a file")
@@ -178,16 +179,16 @@ func exportStream(ctx context.Context, e overlay.Export, place output.Place) err
 }
 
 // checkOut refuses an OUT that is there, or where it would be in the way.
-func (t target) checkOut(out string, force bool) error {
+func checkOut(t where.Target, out string, force bool) error {
 	dir, err := mounts.Resolve(filepath.Dir(out))
 	if err != nil {
 		return err
 	}
-	if err := t.refuseInside(dir, out); err != nil {
+	if err := t.RefuseInside(dir, out); err != nil {
 		return err
 	}
 	for _, above := range []string{dir, filepath.Dir(dir)} {
-		if isDiskDirectory(above) {
+		if where.IsDiskDirectory(above) {
 			return fmt.Errorf("%s lies in %s, where only that disk's own files are", out, above)
 		}
 	}
@@ -202,7 +203,7 @@ func (t target) checkOut(out string, force bool) error {
 	case !force:
 		return alreadyThere(out)
 	}
-	return t.checkReplaced(out, info)
+	return checkReplaced(t, out, info)
 }
 
 // ofDevices says whether a directory is one of devices: whoever names something new
@@ -216,12 +217,12 @@ func alreadyThere(out string) error {
 	return fmt.Errorf("%s exists already; name another file, or replace it with --force", out)
 }
 
-// exportSource opens the view of a layer. Of a mounted disk it is read through
+// exportSourceOf opens the view of a layer. Of a mounted disk it is read through
 // the mount: the daemon alone knows where content stands while its jobs move it,
 // and an open layer is not deleted. With share its blocks are shared when they rest.
-func (t target) exportSource(name string, share bool, log *slog.Logger) (e overlay.Export, closeSource func() error, err error) {
-	if t.mountpoint == "" {
-		d, err := t.open(chain.OpenOptions{Log: log, ReadOnly: true})
+func exportSourceOf(t where.Target, name string, share bool, log *slog.Logger) (e overlay.Export, closeSource func() error, err error) {
+	if t.Mountpoint == "" {
+		d, err := openDirectly(t, chain.OpenOptions{Log: log, ReadOnly: true})
 		if err != nil {
 			return e, nil, err
 		}
@@ -233,24 +234,24 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 	}
 	file := []string{"layers", name + ".raw"}
 	if name == "leaf" {
-		if !t.readOnly {
-			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", chain.ShellWord(t.arg))
+		if !t.ReadOnly {
+			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", chain.ShellWord(t.Arg))
 		}
 		file = []string{"disk.raw"}
 	} else if err := chain.CheckName(name); err != nil && name != "base" {
 		return e, nil, err
 	}
-	image, err := t.openView(file...)
+	image, err := openView(t, file...)
 	if errors.Is(err, os.ErrNotExist) {
 		return e, nil, fmt.Errorf("snapshot %s: %w", name, chain.ErrNotExist)
 	}
 	if err != nil {
-		return e, nil, t.explain(err)
+		return e, nil, t.Explain(err)
 	}
 	view := newRawView(image)
 	e = overlay.Export{Source: view, Size: image.Size()}
 	// Which files are shared another user's daemon must not say.
-	if !share || t.owner != 0 && t.owner != os.Geteuid() {
+	if !share || t.Owner != 0 && t.Owner != os.Geteuid() {
 		return e, image.Close, nil
 	}
 	shared := &sharedView{rawView: view, file: image.File()}
@@ -260,8 +261,8 @@ func (t target) exportSource(name string, share bool, log *slog.Logger) (e overl
 
 // openView opens a file of the mount. With O_DIRECT it does not go into the page
 // cache a second time, and is read in larger pieces.
-func (t target) openView(elements ...string) (*qcow2.Image, error) {
-	f, err := t.place().OpenDirect(t.readWait(), elements...)
+func openView(t where.Target, elements ...string) (*qcow2.Image, error) {
+	f, err := t.Place().OpenDirect(t.ReadWait(), elements...)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
 )
 
@@ -80,18 +81,18 @@ qcow2, or --format says so. With "-" a raw image comes from standard input.`,
 }
 
 func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err error) {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	source, err := t.openImport(cmd, file, flags.format)
+	source, err := openImport(t, cmd, file, flags.format)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, source.close()) }()
-	to, err := t.openTarget(cmd)
+	to, err := openTarget(t, cmd)
 	if err != nil {
 		return err
 	}
@@ -102,17 +103,17 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 		}
 	}()
 	if source.size > to.size() {
-		return t.tooLarge(source.name, source.size, to.size())
+		return tooLarge(t, source.name, source.size, to.size())
 	}
 	if ctx.Err() != nil {
 		return errors.New("interrupted; nothing was done")
 	}
-	back, kept, err := t.keep(cmd.ErrOrStderr(), to, flags)
+	back, kept, err := keepFirst(t, cmd.ErrOrStderr(), to, flags)
 	if err != nil {
 		return err
 	}
 	defer waiting.Leaves("the disk is half written: " + back)()
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.name())
+	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
 	copied, err := pourAll(ctx, source, to, kept, bar.Update)
 	bar.Clear()
 	closed = true
@@ -122,7 +123,7 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("interrupted; the disk is half written: %s", back)
 	case errors.As(err, new(tooLong)):
-		return fmt.Errorf("%w; the disk is half written: %s; count the image's bytes with \"wc -c\", make the disk as large with \"varve resize %s BYTES\", and import again", err, back, chain.ShellWord(t.arg))
+		return fmt.Errorf("%w; the disk is half written: %s; count the image's bytes with \"wc -c\", make the disk as large with \"varve resize %s BYTES\", and import again", err, back, chain.ShellWord(t.Arg))
 	case errors.As(err, new(givenUp)):
 		return fmt.Errorf("%w; what was imported is discarded again: make room and import again, or %s", err, back)
 	case noRoom(err):
@@ -137,15 +138,15 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 	return nil
 }
 
-func (t target) tooLarge(name string, size, disk int64) error {
+func tooLarge(t where.Target, name string, size, disk int64) error {
 	const sector = 512
 	return fmt.Errorf("%s has %d bytes and the disk %d; make it larger first with \"varve resize %s %d\"",
-		name, size, disk, chain.ShellWord(t.arg), (size+sector-1)/sector*sector)
+		name, size, disk, chain.ShellWord(t.Arg), (size+sector-1)/sector*sector)
 }
 
-// keep takes a snapshot of what would be lost otherwise. back says how to have the
+// keepFirst takes a snapshot of what would be lost otherwise. back says how to have the
 // disk as it is now again; kept is false where that cannot be.
-func (t target) keep(stderr io.Writer, to importTarget, flags importFlags) (back string, kept bool, err error) {
+func keepFirst(t where.Target, stderr io.Writer, to importTarget, flags importFlags) (back string, kept bool, err error) {
 	holds, parent, err := to.holds()
 	if err != nil {
 		return "", false, err
@@ -164,7 +165,7 @@ func (t target) keep(stderr io.Writer, to importTarget, flags importFlags) (back
 	if err != nil {
 		return "", false, fmt.Errorf("take a snapshot first: %w", err)
 	}
-	return fmt.Sprintf("\"varve revert %s %s\" brings back what it held", chain.ShellWord(t.arg), parent), true, nil
+	return fmt.Sprintf("\"varve revert %s %s\" brings back what it held", chain.ShellWord(t.Arg), parent), true, nil
 }
 
 // tooLong says that a stream goes on behind the end of the disk.

@@ -15,6 +15,7 @@ import (
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
 )
 
@@ -98,11 +99,11 @@ func listMounts(out io.Writer, asJSON bool) error {
 	for _, m := range table.List() {
 		s := mountStatus{Mountpoint: m.Mountpoint, Disk: m.Source, UID: m.UID, ReadOnly: m.ReadOnly, Binds: bindsOf(m.Binds, m.Device)}
 		s.Binds = append(s.Binds, bindsOf(elsewhere, m.Device)...)
-		s.Believed, s.place = claim.BelievedSoon(context.Background(), m, answerTime), m
+		s.Believed, s.place = claim.BelievedSoon(context.Background(), m, where.AnswerTime), m
 		if m.Reachable() {
 			s.ask(m)
 		} else {
-			s.Error = hidden(m).Error()
+			s.Error = where.Hidden(m).Error()
 		}
 		doc.Mounts = append(doc.Mounts, s)
 	}
@@ -117,7 +118,7 @@ func listMounts(out io.Writer, asJSON bool) error {
 
 // ask asks a mount's daemon.
 func (s *mountStatus) ask(m mounts.Mount) {
-	st, err := target{arg: m.Mountpoint}.at(m).documentSoon()
+	st, err := where.Target{Arg: m.Mountpoint}.At(m).DocumentSoon()
 	if err != nil {
 		s.Error = err.Error()
 		return
@@ -156,7 +157,7 @@ func writeMounts(out io.Writer, doc mountsDocument) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", tell.Visible(m.Mountpoint), disk, show.Size(m.Size), m.Layers, tell.Visible(jobWords(m.Job)))
 	}
 	for _, p := range doc.Parts {
-		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", tell.Visible(p.Mountpoint), tell.Visible(p.Disk), tell.Visible(partOf(p.place).Error()))
+		fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", tell.Visible(p.Mountpoint), tell.Visible(p.Disk), tell.Visible(where.PartOf(p.place).Error()))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -220,13 +221,13 @@ func statusJSON(out io.Writer, st chain.Status) error {
 
 // printStatus prints a disk's status, as a table made by write or as the document.
 func printStatus(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, chain.Status) error) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
 	out := cmd.OutOrStdout()
-	if t.mountpoint != "" {
-		text, st, err := t.document()
+	if t.Mountpoint != "" {
+		text, st, err := t.Document()
 		if err != nil {
 			return err
 		}
@@ -236,7 +237,7 @@ func printStatus(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writ
 		}
 		return write(out, st)
 	}
-	st, err := t.status(cmd)
+	st, err := diskStatus(t, cmd)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
 )
 
@@ -54,7 +55,7 @@ counted, not drawn.`,
 }
 
 func drawMap(cmd *cobra.Command, arg, out string) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
@@ -67,7 +68,7 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	}
 	if toFile && !place.Direct() {
 		// A picture may be replaced, and nothing else.
-		if err := t.checkOut(place.Path, true); err != nil {
+		if err := checkOut(t, place.Path, true); err != nil {
 			return err
 		}
 		if err := checkPicture(place.Path); err != nil {
@@ -76,7 +77,7 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	picture, err := t.mapPicture(ctx, cmd.ErrOrStderr())
+	picture, err := mapPicture(t, ctx, cmd.ErrOrStderr())
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("interrupted; nothing was drawn")
@@ -90,22 +91,22 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 }
 
 // mapPicture draws the map, all of it.
-func (t target) mapPicture(ctx context.Context, stderr io.Writer) ([]byte, error) {
-	if t.mountpoint != "" {
+func mapPicture(t where.Target, ctx context.Context, stderr io.Writer) ([]byte, error) {
+	if t.Mountpoint != "" {
 		for {
 			// An open draws what it comes to in some seconds, and the next one goes on.
-			answered := waiting.For(t.readWait())
-			picture, err := t.place().Read(mountfile.MostMap, "map.svg")
+			answered := waiting.For(t.ReadWait())
+			picture, err := t.Place().Read(mountfile.MostMap, "map.svg")
 			answered()
 			if err != nil {
-				return nil, t.explain(err)
+				return nil, t.Explain(err)
 			}
 			if show.MapComplete(picture) || ctx.Err() != nil {
 				return picture, nil
 			}
 		}
 	}
-	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
+	d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
 	if err != nil {
 		return nil, err
 	}

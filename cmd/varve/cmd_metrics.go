@@ -19,6 +19,7 @@ import (
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/prom"
 )
 
@@ -85,7 +86,7 @@ varve-metrics.timer keeps up to date.`,
 
 // metricsTarget is a mount to be asked.
 type metricsTarget struct {
-	target
+	where.Target
 	source string // as the mount table names the disk; of another user's mount as claim does
 }
 
@@ -99,7 +100,7 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 		}
 		for _, m := range mounted {
 			if m.Reachable() {
-				list = append(list, metricsTarget{target{arg: m.Mountpoint}.at(m), m.Source})
+				list = append(list, metricsTarget{where.Target{Arg: m.Mountpoint}.At(m), m.Source})
 			}
 		}
 		return list, nil
@@ -107,51 +108,51 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 	seen := map[string]bool{}
 	for _, arg := range args {
 		t, err := findMetricsTarget(arg)
-		if err == nil && t.mountpoint == "" {
+		if err == nil && t.Mountpoint == "" {
 			err = errors.New("it is not mounted, and metrics are a mount's; \"varve status\" shows the disk")
 		}
 		if err != nil {
 			return nil, wrapped(cmd, arg, err)
 		}
-		if seen[t.mountpoint] {
+		if seen[t.Mountpoint] {
 			continue // the same sample twice would be wrong
 		}
-		seen[t.mountpoint] = true
-		list = append(list, metricsTarget{t, t.mount.Source})
+		seen[t.Mountpoint] = true
+		list = append(list, metricsTarget{t, t.Mount.Source})
 	}
 	return list, nil
 }
 
-// findMetricsTarget is findTarget for a disk whose file system may hang. A mountpoint
+// findMetricsTarget is where.Find for a disk whose file system may hang. A mountpoint
 // is known by the mount table alone.
-func findMetricsTarget(arg string) (target, error) {
+func findMetricsTarget(arg string) (where.Target, error) {
 	abs, err := filepath.Abs(arg)
 	if err != nil {
-		return target{}, err
+		return where.Target{}, err
 	}
 	slow, err := mounts.Remote()
 	if err != nil {
-		return target{}, err
+		return where.Target{}, err
 	}
 	path := mounts.ResolveUpTo(abs, slow)
 	if m, ok, err := mounts.At(path); err != nil {
-		return target{}, err
+		return where.Target{}, err
 	} else if ok {
 		if main, ok, err := mounts.Main(m.Device); err == nil && ok && m.Whole() {
 			m = main // the same sample twice would be wrong
 		}
 		switch {
 		case !m.Whole():
-			return target{}, partOf(m)
+			return where.Target{}, where.PartOf(m)
 		case !m.Reachable():
-			return target{}, hidden(m)
+			return where.Target{}, where.Hidden(m)
 		}
-		return target{arg: arg}.at(m), nil
+		return where.Target{Arg: arg}.At(m), nil
 	}
 	if _, err := doctor.StatSoon(path); errors.Is(err, aside.ErrNoAnswer) {
-		return target{}, target{}.explain(err)
+		return where.Target{}, where.Target{}.Explain(err)
 	}
-	return findTarget(arg)
+	return where.Find(arg)
 }
 
 // askMetrics asks all mounts at once and merges what they say. Of all mounts those
@@ -162,8 +163,8 @@ func askMetrics(stderr io.Writer, list []metricsTarget, all bool) (page []byte, 
 	var asked sync.WaitGroup
 	for i, t := range list {
 		asked.Go(func() {
-			believed := claim.BelievedSoon(context.Background(), t.mount, answerTime)
-			list[i].source = claim.Words(t.mount, believed)
+			believed := claim.BelievedSoon(context.Background(), t.Mount, where.AnswerTime)
+			list[i].source = claim.Words(t.Mount, believed)
 			pages[i], failures[i] = list[i].metrics()
 		})
 	}
@@ -178,10 +179,10 @@ func askMetrics(stderr io.Writer, list []metricsTarget, all bool) (page []byte, 
 		case errors.Is(err, os.ErrPermission) && all:
 			continue
 		case errors.Is(err, os.ErrPermission):
-			return nil, false, fmt.Errorf("metrics %s: %w", t.arg, err)
+			return nil, false, fmt.Errorf("metrics %s: %w", t.Arg, err)
 		default:
 			silent = true
-			tell.Line(stderr, "metrics %s: %v", t.arg, err)
+			tell.Line(stderr, "metrics %s: %v", t.Arg, err)
 		}
 		up.Bool(err == nil, t.labels()...)
 	}
@@ -199,7 +200,7 @@ func fitting(list []metricsTarget, pages []*prom.Page, failures []error) []*prom
 	kinds := prom.Kinds{}
 	for _, others := range []bool{false, true} {
 		for i, t := range list {
-			if failures[i] != nil || others != (t.owner != 0 && t.owner != os.Geteuid()) {
+			if failures[i] != nil || others != (t.Owner != 0 && t.Owner != os.Geteuid()) {
 				continue
 			}
 			if failures[i] = kinds.Fit(pages[i]); failures[i] == nil {
@@ -211,12 +212,12 @@ func fitting(list []metricsTarget, pages []*prom.Page, failures []error) []*prom
 }
 
 func (t metricsTarget) labels() []prom.Label {
-	return []prom.Label{{Name: "disk", Value: t.source}, {Name: "mountpoint", Value: t.mountpoint}}
+	return []prom.Label{{Name: "disk", Value: t.source}, {Name: "mountpoint", Value: t.Mountpoint}}
 }
 
 // metrics reads a mount's metrics; a daemon of before there were any has none.
 func (t metricsTarget) metrics() (*prom.Page, error) {
-	text, err := t.readSoon("metrics")
+	text, err := t.ReadSoon("metrics")
 	if errors.Is(err, os.ErrNotExist) {
 		text, err = nil, nil
 	}
@@ -256,11 +257,11 @@ func writeMetricsFile(ctx context.Context, out string, page []byte) error {
 		return err
 	}
 	if inside {
-		return target{mountpoint: m.Mountpoint}.refuseInside(dir, path)
+		return where.Target{Mountpoint: m.Mountpoint}.RefuseInside(dir, path)
 	}
 	for _, above := range []string{dir, filepath.Dir(dir)} {
-		if isDiskDirectory(above) {
-			return target{dir: above}.refuseInside(dir, path)
+		if where.IsDiskDirectory(above) {
+			return where.Target{Dir: above}.RefuseInside(dir, path)
 		}
 	}
 	if err := checkMetricsFile(path); err != nil {

@@ -15,6 +15,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/keep"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
 )
 
@@ -115,11 +116,11 @@ type pruneDocument struct {
 }
 
 func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
-	st, err := t.status(cmd)
+	st, err := diskStatus(t, cmd)
 	if err != nil {
 		return err
 	}
@@ -146,10 +147,10 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 		}
 	}
 	if len(names) == 0 {
-		tell.Line(out, "prune %s: nothing to delete, %d kept", t.name(), len(list))
+		tell.Line(out, "prune %s: nothing to delete, %d kept", t.Name(), len(list))
 		return nil
 	}
-	tell.Line(out, "prune %s: deleting %d of %d snapshots: %s", t.name(), len(names), len(list), strings.Join(names, " "))
+	tell.Line(out, "prune %s: deleting %d of %d snapshots: %s", t.Name(), len(names), len(list), strings.Join(names, " "))
 	return runJob(cmd, arg, job{"delete", strings.Join(names, " "), func(d *chain.Disk) (string, error) {
 		return d.Delete(names...)
 	}}, flags.background, flags.rate)
@@ -208,10 +209,10 @@ func (flags *pruneFlags) forgetsAside(st chain.Status, now time.Time) bool {
 	return false
 }
 
-func (flags *pruneFlags) showPrune(cmd *cobra.Command, t target, list []pruneDecision, names []string, forget bool) error {
+func (flags *pruneFlags) showPrune(cmd *cobra.Command, t where.Target, list []pruneDecision, names []string, forget bool) error {
 	doc := pruneDocument{Version: 1, Snapshots: list, ForgetAside: forget}
 	if len(names) > 0 {
-		p, err := t.plan(cmd.ErrOrStderr(), "delete", names)
+		p, err := planOf(t, cmd.ErrOrStderr(), "delete", names)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 )
 
 func newRebaseCommand() *cobra.Command {
@@ -37,22 +38,22 @@ others are found as its header says. The disk must not be mounted.
 }
 
 func rebase(cmd *cobra.Command, arg, base string, accept bool) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
-	if err := t.notMounted(); err != nil {
+	if err := t.NotMounted(); err != nil {
 		return err
 	}
-	defer waiting.For(pathWait(t.dir))()
-	files, err := chain.Rebase(t.dir, base, chain.RebaseOptions{
-		OpenOptions: chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), LockWait: lockWait},
+	defer waiting.For(where.PathWait(t.Dir))()
+	files, err := chain.Rebase(t.Dir, base, chain.RebaseOptions{
+		OpenOptions: chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), LockWait: where.LockWait},
 		AcceptTime:  accept,
 	})
 	if err != nil {
 		return err
 	}
-	tell.Line(cmd.ErrOrStderr(), "%s now reads:", t.arg)
+	tell.Line(cmd.ErrOrStderr(), "%s now reads:", t.Arg)
 	tell.Files(cmd.ErrOrStderr(), files)
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/where"
 )
 
 func newUmountCommand() *cobra.Command {
@@ -55,31 +56,31 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 	if err := refuseBind(arg); err != nil {
 		return err
 	}
-	t, err := findSeen(arg)
-	if unseen := (unseenError{}); errors.As(err, &unseen) {
+	t, err := where.FindSeen(arg)
+	if unseen := (where.Unseen{}); errors.As(err, &unseen) {
 		return umountUnseen(ctx, cmd.ErrOrStderr(), arg, unseen, flags)
 	}
 	if err != nil {
 		return err
 	}
-	if t.mountpoint == "" {
+	if t.Mountpoint == "" {
 		// The mount of a daemon that is gone stands at its mountpoint still.
-		m, there, err := claim.MountOf(t.dir)
+		m, there, err := claim.MountOf(t.Dir)
 		if err != nil {
 			return err
 		}
 		if !there {
 			return errors.New("it is not mounted")
 		}
-		t = t.at(m)
+		t = t.At(m)
 	}
-	if err := t.isMain(); err != nil {
+	if err := isMain(t); err != nil {
 		return err
 	}
-	if uid := os.Geteuid(); uid != 0 && t.owner >= 0 && t.owner != uid {
-		return t.explain(os.ErrPermission) // fusermount3 says that there is no such mount
+	if uid := os.Geteuid(); uid != 0 && t.Owner >= 0 && t.Owner != uid {
+		return t.Explain(os.ErrPermission) // fusermount3 says that there is no such mount
 	}
-	c, err := t.watchClosing()
+	c, err := watchClosing(t)
 	if err != nil {
 		return err
 	}
@@ -97,21 +98,21 @@ func umountDisk(cmd *cobra.Command, arg string, flags umountFlags) error {
 		}
 	}
 	if flags.force {
-		if err := t.force(cmd.ErrOrStderr()); err != nil {
+		if err := endConnection(t, cmd.ErrOrStderr()); err != nil {
 			return err
 		}
 	}
-	if err := t.takeDown(ctx, cmd.ErrOrStderr(), flags); err != nil {
-		return t.explain(err)
+	if err := takeDown(t, ctx, cmd.ErrOrStderr(), flags); err != nil {
+		return t.Explain(err)
 	}
 	if flags.lazy {
-		t.leaveBehind(cmd.ErrOrStderr(), ended)
+		leaveBehind(t, cmd.ErrOrStderr(), ended)
 		return nil // those who use it decide how long the daemon goes on
 	}
-	if t.dir == "" && c.session == nil {
+	if t.Dir == "" && c.session == nil {
 		return nil // nothing was ever written
 	}
-	if err := waitReleased(ctx, cmd.ErrOrStderr(), &c, ended, flags.wait); err != nil || t.readOnly {
+	if err := waitReleased(ctx, cmd.ErrOrStderr(), &c, ended, flags.wait); err != nil || t.ReadOnly {
 		return err
 	}
 	// Its last words go into the log in the disk directory.

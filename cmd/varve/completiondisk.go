@@ -17,6 +17,7 @@ import (
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 )
 
 // completeDisk offers what DISK can be: the varve mounts of this host, and in
@@ -96,12 +97,12 @@ func disksIn(prefix string, mounted []mounts.Mount) (candidates []cobra.Completi
 		case at >= 0:
 			candidates = append(candidates, described(typed+name, "mount of "+mounted[at].Source))
 			allOpen = false
-		case isDir && isDiskDirectory(path):
+		case isDir && where.IsDiskDirectory(path):
 			candidates = append(candidates, described(typed+name, "disk directory"))
 			allOpen = false
 		case isDir:
 			candidates = append(candidates, typed+name+"/")
-		case isDiskDirectory(path + ".varve"):
+		case where.IsDiskDirectory(path + ".varve"):
 			candidates = append(candidates, described(typed+name, "image with a disk directory"))
 			allOpen = false
 		}
@@ -198,7 +199,7 @@ func snapshotsOf(disk string) []snapshotName {
 }
 
 // whereIs finds the disk directory and the mountpoint of a disk, each "" when it
-// is not known. Unlike findTarget it waits for nobody and needs no rights.
+// is not known. Unlike where.Find it waits for nobody and needs no rights.
 func whereIs(disk string) (dir, mountpoint string) {
 	path, err := mounts.Resolve(disk)
 	if err != nil {
@@ -213,7 +214,7 @@ func whereIs(disk string) (dir, mountpoint string) {
 		}
 		return m.Source, m.Mountpoint
 	}
-	if dir, err = diskDirectory(path); err != nil {
+	if dir, err = where.DiskDirectory(path); err != nil {
 		return "", ""
 	}
 	if m, ok, err := claim.MountOf(dir); err == nil && ok {

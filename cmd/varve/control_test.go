@@ -5,13 +5,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"varve/cmd/varve/internal/where"
 )
 
 // What a command writes into a mount goes nowhere else, whatever answers there: neither a
 // control file nor disk.raw may be a link, nor lie behind one.
 func TestWritesStayInTheMount(t *testing.T) {
 	dir, mnt := mounted(t, 4<<20, 1<<20)
-	at, err := findTarget(mnt)
+	at, err := where.Find(mnt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -20,11 +22,11 @@ func TestWritesStayInTheMount(t *testing.T) {
 		for _, plant := range []string{"ln -s $PWD/victim fake/" + name, "rmdir fake/control; mkdir real; cp victim real/snapshot; cp victim real/disk.raw; ln -s $PWD/real fake/control"} {
 			tool(t, dir, "sh", "-ec", "rm -rf fake real; mkdir -p fake/control; echo precious >victim; "+plant)
 			fake := at
-			fake.mountpoint, fake.mount.Mountpoint = dir+"/fake", dir+"/fake"
+			fake.Mountpoint, fake.Mount.Mountpoint = dir+"/fake", dir+"/fake"
 			if strings.HasPrefix(plant, "rmdir") {
 				name = "control/" + filepath.Base(name)
 			}
-			f, err := fake.openToWrite(strings.Split(name, "/")...)
+			f, err := openToWrite(fake, strings.Split(name, "/")...)
 			if err == nil {
 				f.Close()
 				t.Errorf("%s was opened after %q", name, plant)

@@ -15,6 +15,7 @@ import (
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/control"
 )
 
@@ -32,10 +33,10 @@ type differences interface {
 	Close() error
 }
 
-// differences opens two views. Of a mounted disk the daemon tells them apart: it
+// differencesOf opens two views. Of a mounted disk the daemon tells them apart: it
 // alone knows where content stands while its jobs move it. To a mount that is
 // read-only nothing can be written, nor does anything move.
-func (t target) differences(a, b string, log *slog.Logger) (differences, error) {
+func differencesOf(t where.Target, a, b string, log *slog.Logger) (differences, error) {
 	for _, name := range []string{a, b} {
 		if name == "base" || name == "leaf" {
 			continue
@@ -44,10 +45,10 @@ func (t target) differences(a, b string, log *slog.Logger) (differences, error) 
 			return nil, err
 		}
 	}
-	if t.mountpoint != "" && !t.readOnly {
-		return t.mountedDifferences(a, b)
+	if t.Mountpoint != "" && !t.ReadOnly {
+		return openMountedDifferences(t, a, b)
 	}
-	d, err := t.openReadOnly(log)
+	d, err := openReadOnly(t, log)
 	if err != nil {
 		return nil, err
 	}
@@ -59,14 +60,14 @@ func (t target) differences(a, b string, log *slog.Logger) (differences, error) 
 }
 
 // openReadOnly opens a disk that is not mounted, or mounted read-only.
-func (t target) openReadOnly(log *slog.Logger) (*chain.Disk, error) {
-	if t.dir != "" {
-		return t.open(chain.OpenOptions{Log: log, ReadOnly: true})
+func openReadOnly(t where.Target, log *slog.Logger) (*chain.Disk, error) {
+	if t.Dir != "" {
+		return openDirectly(t, chain.OpenOptions{Log: log, ReadOnly: true})
 	}
-	if t.owner != 0 && t.owner != os.Geteuid() {
-		return nil, fmt.Errorf("uid %d mounted it, and which files it shows is that user's word; become that user, with \"%s varve\" and the same words", t.owner, become(t.owner))
+	if t.Owner != 0 && t.Owner != os.Geteuid() {
+		return nil, fmt.Errorf("uid %d mounted it, and which files it shows is that user's word; become that user, with \"%s varve\" and the same words", t.Owner, where.Become(t.Owner))
 	}
-	_, st, err := t.document()
+	_, st, err := t.Document()
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +79,7 @@ func (t target) openReadOnly(log *slog.Logger) (*chain.Disk, error) {
 			}
 		}
 	}
-	defer waiting.For(pathWait(st.Disk))()
+	defer waiting.For(where.PathWait(st.Disk))()
 	return chain.OpenForeign(st.Disk, format, chain.OpenOptions{Log: log, Witness: libvirt.ThisHost()})
 }
 
@@ -125,7 +126,7 @@ func layerTitles(layers []chain.LayerStatus) map[string]string {
 // mountedDifferences are those that a daemon tells: what is read from control/diff
 // after a write to it (see fs/diffstream.go).
 type mountedDifferences struct {
-	t      target
+	t      where.Target
 	file   *os.File
 	lines  *bufio.Reader
 	a, b   chain.DiffView
@@ -136,11 +137,11 @@ type mountedDifferences struct {
 	views  map[string]*rawView
 }
 
-func (t target) mountedDifferences(a, b string) (_ differences, err error) {
-	defer waiting.For(t.readWait())()
-	f, err := t.openToWrite(control.Dir, control.Diff)
+func openMountedDifferences(t where.Target, a, b string) (_ differences, err error) {
+	defer waiting.For(t.ReadWait())()
+	f, err := openToWrite(t, control.Dir, control.Diff)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.mountpoint)
+		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.Mountpoint)
 	}
 	if err != nil {
 		return nil, err
@@ -152,11 +153,11 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 		}
 	}()
 	if _, err := f.WriteString(control.Line(a, b) + "\n"); err != nil {
-		text, readErr := t.place().ReadOpen(f, mountfile.MostAnswer)
+		text, readErr := t.Place().ReadOpen(f, mountfile.MostAnswer)
 		if outcome, ok := control.ParseOutcome(string(text)); readErr == nil && ok && errors.Is(err, outcome.Errno) {
 			return nil, refusedError{outcome.Reason, outcome.Errno}
 		}
-		return nil, t.explain(err)
+		return nil, t.Explain(err)
 	}
 	for d.b.ID == "" {
 		line, err := d.line()
@@ -170,7 +171,7 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 			d.b = line.View
 		}
 	}
-	_, st, err := t.document()
+	_, st, err := t.Document()
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +183,7 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 func (d *mountedDifferences) line() (control.DiffLine, error) {
 	answered := func() {}
 	if d.lines.Buffered() == 0 {
-		answered = waiting.For(d.t.readWait())
+		answered = waiting.For(d.t.ReadWait())
 	}
 	text, err := d.lines.ReadSlice('\n') // a copy is made below
 	answered()
@@ -193,7 +194,7 @@ func (d *mountedDifferences) line() (control.DiffLine, error) {
 	case errors.Is(err, bufio.ErrBufferFull):
 		return none, notUnderstood(string(text))
 	case err != nil:
-		return none, d.t.explain(err)
+		return none, d.t.Explain(err)
 	}
 	words := strings.TrimSuffix(string(text), "\n")
 	switch line, ok := control.ParseDiffLine(words); {
@@ -251,9 +252,9 @@ func (d *mountedDifferences) Read(v chain.DiffView, p []byte, off int64) error {
 		if v.Name == "leaf" {
 			file = []string{"disk.raw"}
 		}
-		image, err := d.t.openView(file...)
+		image, err := openView(d.t, file...)
 		if err != nil {
-			return d.t.explain(err)
+			return d.t.Explain(err)
 		}
 		view = newRawView(image)
 		d.views[v.Name] = view

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
 	"varve/overlay"
 	"varve/overlay/hostfs"
@@ -144,7 +145,7 @@ func (d blockDevice) users() string {
 
 // checkDevice refuses a device that was not asked for by force, or that is a part of
 // the disk itself.
-func (t target) checkDevice(d blockDevice, flags exportFlags) error {
+func checkDevice(t where.Target, d blockDevice, flags exportFlags) error {
 	if flags.format == "qcow2" {
 		return fmt.Errorf("%s is a block device, which takes a raw image; leave out --format", d.name)
 	}
@@ -156,15 +157,15 @@ func (t target) checkDevice(d blockDevice, flags exportFlags) error {
 		if err != nil {
 			continue // a file that is gone is nobody's
 		}
-		err = t.refuseInside(filepath.Dir(backing), backing)
+		err = t.RefuseInside(filepath.Dir(backing), backing)
 		if err == nil {
-			err = t.checkLayer(backing, info)
+			err = checkLayer(t, backing, info)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", d.name, err)
 		}
 	}
-	layers, err := t.layers()
+	layers, err := layersOf(t)
 	if err != nil {
 		return err
 	}

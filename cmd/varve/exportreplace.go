@@ -6,17 +6,18 @@ import (
 	"os"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/where"
 	"varve/overlay/hostfs"
 )
 
 // checkReplaced refuses an OUT that is there and is needed: as a file of this disk,
 // such as its base, as the image of another disk, or by whoever has it open as an
 // image. Its content would be lost with the name.
-func (t target) checkReplaced(out string, info os.FileInfo) error {
-	if err := t.checkLayer(out, info); err != nil {
+func checkReplaced(t where.Target, out string, info os.FileInfo) error {
+	if err := checkLayer(t, out, info); err != nil {
 		return err
 	}
-	if dir, err := chain.DirFor(out); err == nil && isDiskDirectory(dir) {
+	if dir, err := chain.DirFor(out); err == nil && where.IsDiskDirectory(dir) {
 		return fmt.Errorf("%s is the image of the disk %s; name another file", out, dir)
 	}
 	f, err := hostfs.OS().Open(out, os.O_RDONLY, 0)
@@ -31,8 +32,8 @@ func (t target) checkReplaced(out string, info os.FileInfo) error {
 }
 
 // checkLayer refuses a file that is one of this disk's.
-func (t target) checkLayer(out string, info os.FileInfo) error {
-	layers, err := t.layers()
+func checkLayer(t where.Target, out string, info os.FileInfo) error {
+	layers, err := layersOf(t)
 	if err != nil {
 		return err
 	}
@@ -44,13 +45,13 @@ func (t target) checkLayer(out string, info os.FileInfo) error {
 	return nil
 }
 
-// layers lists a disk's layers.
-func (t target) layers() ([]chain.LayerStatus, error) {
-	if t.mountpoint != "" {
-		_, st, err := t.document()
+// layersOf lists a disk's layers.
+func layersOf(t where.Target) ([]chain.LayerStatus, error) {
+	if t.Mountpoint != "" {
+		_, st, err := t.Document()
 		return st.Layers, err
 	}
-	d, err := t.open(chain.OpenOptions{ReadOnly: true})
+	d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}

@@ -12,17 +12,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/cmd/varve/internal/where"
 	"varve/overlay/qcow2"
 )
 
 // openShared opens a snapshot of a mounted disk as an export does.
 func openShared(t *testing.T, mnt, name string) *sharedView {
 	t.Helper()
-	where, err := findTarget(mnt)
+	where, err := where.Find(mnt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, closeSource, err := where.exportSource(name, true, slog.New(slog.DiscardHandler))
+	e, closeSource, err := exportSourceOf(where, name, true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,16 +44,16 @@ func openShared(t *testing.T, mnt, name string) *sharedView {
 func TestSectionsOfTrustedDaemonsOnly(t *testing.T) {
 	dir, mnt := mounted(t, 8<<20, 1<<20)
 	must(t, dir, "snapshot", "mnt", "one")
-	where, err := findTarget(mnt)
+	where, err := where.Find(mnt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if where.owner != os.Geteuid() {
-		t.Errorf("the mount is of user %d", where.owner)
+	if where.Owner != os.Geteuid() {
+		t.Errorf("the mount is of user %d", where.Owner)
 	}
 	for owner, want := range map[int]bool{os.Geteuid(): true, 0: true, nobody: false} {
-		where.owner = owner
-		e, closeSource, err := where.exportSource("one", true, slog.New(slog.DiscardHandler))
+		where.Owner = owner
+		e, closeSource, err := exportSourceOf(where, "one", true, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/overlay"
 	"varve/overlay/extent"
 	"varve/overlay/hostfs"
@@ -48,7 +49,7 @@ type importSource struct {
 }
 
 // openImport opens FILE, or standard input for "-".
-func (t target) openImport(cmd *cobra.Command, file, format string) (*importSource, error) {
+func openImport(t where.Target, cmd *cobra.Command, file, format string) (*importSource, error) {
 	if file == fromStdin {
 		return openStream(cmd, format)
 	}
@@ -56,7 +57,7 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 	if err != nil {
 		return nil, err
 	}
-	if err := t.refuseOwn(file, path); err != nil {
+	if err := refuseOwn(t, file, path); err != nil {
 		return nil, err
 	}
 	before, err := os.Lstat(path) // it has no link, unless in a mount, where that is refused
@@ -71,7 +72,7 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 	}
 	s, err := openImportFile(cmd, path, format)
 	if err != nil {
-		return nil, t.explainLayer(err)
+		return nil, explainLayer(t, err)
 	}
 	s.name = file
 	s.unchanged = func() error {
@@ -86,14 +87,14 @@ func (t target) openImport(cmd *cobra.Command, file, format string) (*importSour
 
 // refuseOwn refuses a file of the disk itself, or of its mount: what it holds is there
 // without a copy.
-func (t target) refuseOwn(file, path string) error {
-	if t.mountpoint != "" && t.mount.Here() && mounts.Within(path, t.mountpoint) {
-		if filepath.Dir(path) == filepath.Join(t.mountpoint, "layers") && filepath.Ext(path) == ".raw" {
-			return t.refuseLayer(file, filepath.Base(path[:len(path)-len(".raw")]))
+func refuseOwn(t where.Target, file, path string) error {
+	if t.Mountpoint != "" && t.Mount.Here() && mounts.Within(path, t.Mountpoint) {
+		if filepath.Dir(path) == filepath.Join(t.Mountpoint, "layers") && filepath.Ext(path) == ".raw" {
+			return refuseLayer(t, file, filepath.Base(path[:len(path)-len(".raw")]))
 		}
 		return fmt.Errorf("%s is a file of the disk's own mount", file)
 	}
-	layers, err := t.layers()
+	layers, err := layersOf(t)
 	if err != nil {
 		return err
 	}
@@ -106,7 +107,7 @@ func (t target) refuseOwn(file, path string) error {
 		switch {
 		case err != nil || !os.SameFile(own, info):
 		case l.Name != "":
-			return t.refuseLayer(file, l.Name)
+			return refuseLayer(t, file, l.Name)
 		default:
 			return fmt.Errorf("%s is a file of this disk (%s)", file, layerTitles(layers)[l.ID])
 		}
@@ -114,14 +115,14 @@ func (t target) refuseOwn(file, path string) error {
 	return nil
 }
 
-func (t target) refuseLayer(file, name string) error {
+func refuseLayer(t where.Target, file, name string) error {
 	return fmt.Errorf("%s is %s of this disk; \"varve revert %s %s\" goes back to it without a copy",
-		file, name, chain.ShellWord(t.arg), name)
+		file, name, chain.ShellWord(t.Arg), name)
 }
 
 // explainLayer says how the view of another disk's layer is imported, of which the file
 // has a part only.
-func (t target) explainLayer(err error) error {
+func explainLayer(t where.Target, err error) error {
 	layer := (*chain.LayerError)(nil)
 	if !errors.As(err, &layer) {
 		return err
@@ -131,7 +132,7 @@ func (t target) explainLayer(err error) error {
 		name = "NAME"
 	}
 	return fmt.Errorf("%s is %s of the varve disk %s and needs the layers below it; import what they show together: \"varve export %s %s - | varve import - %s\"",
-		layer.File, layer.Label, layer.Disk, chain.ShellWord(layer.Disk), name, chain.ShellWord(t.arg))
+		layer.File, layer.Label, layer.Disk, chain.ShellWord(layer.Disk), name, chain.ShellWord(t.Arg))
 }
 
 // openImportFile opens an image. One in the mount of another disk is raw, and is read
@@ -148,7 +149,7 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		}
 		return newImageSource(newRawView(image), image.Size(), image.File().SeekData, image.Close), nil
 	}
-	defer waiting.For(pathWait(path))()
+	defer waiting.For(where.PathWait(path))()
 	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})
 	if err != nil {
 		return nil, err

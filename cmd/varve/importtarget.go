@@ -14,6 +14,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/procs"
@@ -39,11 +40,11 @@ type importTarget interface {
 }
 
 // openTarget opens the disk for an import, so that nobody else writes it meanwhile.
-func (t target) openTarget(cmd *cobra.Command) (importTarget, error) {
-	if t.mountpoint != "" {
-		return t.openMounted()
+func openTarget(t where.Target, cmd *cobra.Command) (importTarget, error) {
+	if t.Mountpoint != "" {
+		return openMounted(t)
 	}
-	d, err := t.open(chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), HoldJob: true})
+	d, err := openDirectly(t, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), HoldJob: true})
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +71,7 @@ func (d directTarget) holds() (bool, string, error) {
 // mountedTarget is disk.raw of a mount, open and locked as QEMU locks an image that it
 // writes. Who does not look for these locks the daemon's list of open files shows.
 type mountedTarget struct {
-	t      target
+	t      where.Target
 	file   hostfs.File
 	length int64
 	looked time.Time // at who has the disk open
@@ -86,11 +87,11 @@ const (
 	countedSoon = 2 * time.Second
 )
 
-func (t target) openMounted() (importTarget, error) {
-	if t.readOnly {
-		return nil, fmt.Errorf("%s is mounted read-only", t.mountpoint)
+func openMounted(t where.Target) (importTarget, error) {
+	if t.ReadOnly {
+		return nil, fmt.Errorf("%s is mounted read-only", t.Mountpoint)
 	}
-	opened, err := t.openToWrite("disk.raw")
+	opened, err := openToWrite(t, "disk.raw")
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +99,7 @@ func (t target) openMounted() (importTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &mountedTarget{t: t, file: mountfile.Awaited(f, t.changeWait())}
+	m := &mountedTarget{t: t, file: mountfile.Awaited(f, t.ChangeWait())}
 	if err = f.Lock(hostfs.LockWritable); err == nil {
 		err = m.look()
 	}
@@ -118,7 +119,7 @@ func (m *mountedTarget) sizeNow() (int64, error) {
 
 // look fails when somebody else has disk.raw open for writing and keeps it.
 func (m *mountedTarget) look() error {
-	for deadline := time.Now().Add(closeTold); ; time.Sleep(lockPoll) {
+	for deadline := time.Now().Add(closeTold); ; time.Sleep(where.LockPoll) {
 		others, err := m.writers()
 		m.looked = time.Now()
 		if err != nil || len(others) == 0 {
@@ -133,7 +134,7 @@ func (m *mountedTarget) look() error {
 // writers lists who else has disk.raw open for writing. One of those who have is this
 // process, whose pid may be another one where the daemon lives.
 func (m *mountedTarget) writers() (others []string, err error) {
-	_, st, err := m.t.document()
+	_, st, err := m.t.Document()
 	if err != nil {
 		return nil, err
 	}
@@ -180,8 +181,8 @@ func (m *mountedTarget) Flush() error {
 
 // holds believes that the leaf holds something as long as the daemon has not counted.
 func (m *mountedTarget) holds() (yes bool, parent string, err error) {
-	for deadline := time.Now().Add(countedSoon); ; time.Sleep(lockPoll) {
-		_, st, err := m.t.document()
+	for deadline := time.Now().Add(countedSoon); ; time.Sleep(where.LockPoll) {
+		_, st, err := m.t.Document()
 		if err != nil {
 			return false, "", err
 		}
@@ -194,7 +195,7 @@ func (m *mountedTarget) holds() (yes bool, parent string, err error) {
 }
 
 func (m *mountedTarget) snapshot(name string) error {
-	_, err := m.t.control("snapshot", name)
+	_, err := controlOf(m.t, "snapshot", name)
 	return err
 }
 

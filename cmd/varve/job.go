@@ -16,6 +16,7 @@ import (
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 )
 
 // A waiting command looks how far its job is after nextPoll, between firstPoll and
@@ -67,10 +68,10 @@ func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 func runJob(cmd *cobra.Command, arg string, j job, background bool, rate rateFlag) error {
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err == nil {
-		w := waiter{target: t, title: cmd.Name() + " " + t.name(), out: cmd.ErrOrStderr(), rate: rate}
-		if t.mountpoint != "" {
+		w := waiter{target: t, title: cmd.Name() + " " + t.Name(), out: cmd.ErrOrStderr(), rate: rate}
+		if t.Mountpoint != "" {
 			err = w.mounted(ctx, j, background)
 		} else {
 			err = w.direct(ctx, j, background)
@@ -81,7 +82,7 @@ func runJob(cmd *cobra.Command, arg string, j job, background bool, rate rateFla
 
 // waiter waits for a job and shows how far it is.
 type waiter struct {
-	target target
+	target where.Target
 	title  string
 	out    io.Writer
 	rate   rateFlag
@@ -89,11 +90,11 @@ type waiter struct {
 
 func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 	if w.rate.given() {
-		if _, err := w.target.control("rate", w.rate.line()); err != nil {
+		if _, err := controlOf(w.target, "rate", w.rate.line()); err != nil {
 			return err
 		}
 	}
-	id, err := w.target.control(j.command, j.line)
+	id, err := controlOf(w.target, j.command, j.line)
 	if err != nil {
 		return err
 	}
@@ -102,12 +103,12 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		return nil
 	}
 	if background {
-		tell.Line(w.out, "%s: job %s runs in the background; \"varve status %s\" shows how far it is", w.title, id, chain.ShellWord(w.target.arg))
+		tell.Line(w.out, "%s: job %s runs in the background; \"varve status %s\" shows how far it is", w.title, id, chain.ShellWord(w.target.Arg))
 		return nil
 	}
 	bar := progress.New(w.out, w.title)
 	interrupted := func() error {
-		return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, chain.ShellWord(w.target.arg), id)
+		return fmt.Errorf("interrupted; job %s goes on in the background, \"varve cancel %s %s\" stops it", id, chain.ShellWord(w.target.Arg), id)
 	}
 	leaves := func() (forget func()) {
 		return waiting.Leaves(strings.TrimPrefix(interrupted().Error(), "interrupted; "))
@@ -116,10 +117,10 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 	defer func() { forget() }()
 	for start := time.Now(); ; {
 		asked := time.Now()
-		_, st, err := w.target.document()
+		_, st, err := w.target.Document()
 		if err != nil {
 			bar.Clear()
-			return fmt.Errorf("how job %s went on cannot be seen: %w; \"varve status %s\" tells, and one that had not ended goes on, at the next mount if the disk was unmounted", id, err, chain.ShellWord(w.target.arg))
+			return fmt.Errorf("how job %s went on cannot be seen: %w; \"varve status %s\" tells, and one that had not ended goes on, at the next mount if the disk was unmounted", id, err, chain.ShellWord(w.target.Arg))
 		}
 		switch {
 		case st.Job == nil || st.Job.ID != id:
@@ -146,11 +147,11 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 }
 
 func (w waiter) direct(ctx context.Context, j job, background bool) error {
-	d, err := w.target.open(chain.OpenOptions{Log: tell.Warnings(w.out), HoldJob: background, JobRate: int64(w.rate.value)})
+	d, err := openDirectly(w.target, chain.OpenOptions{Log: tell.Warnings(w.out), HoldJob: background, JobRate: int64(w.rate.value)})
 	if err != nil {
 		return err
 	}
-	begun := waiting.For(pathWait(w.target.dir))
+	begun := waiting.For(where.PathWait(w.target.Dir))
 	id, err := j.direct(d)
 	begun()
 	if err == nil && id != "" && !background {
@@ -207,7 +208,7 @@ func (w waiter) ended(bar *progress.Reporter, st chain.JobStatus) error {
 	case jobCancelled:
 		bar.Clear()
 		if st.Kind == jobDelete {
-			return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, chain.ShellWord(w.target.arg))
+			return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, chain.ShellWord(w.target.Arg))
 		}
 		return fmt.Errorf("job %s was cancelled", st.ID)
 	default:

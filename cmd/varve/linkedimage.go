@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/where"
 )
 
 // An image may be named by a symbolic link, such as current.qcow2. Its disk directory
@@ -71,7 +72,7 @@ func (p plan) formerDisks(through []string) []string {
 		}
 	}
 	for _, link := range through {
-		if dir := link + ".varve"; isDiskDirectory(dir) {
+		if dir := link + ".varve"; where.IsDiskDirectory(dir) {
 			found = append(found, dir)
 		}
 	}
@@ -82,7 +83,7 @@ func (p plan) formerDisks(through []string) []string {
 		}
 		for _, e := range entries {
 			disk := filepath.Join(dir, e.Name())
-			if slices.Contains(found, disk) || !e.IsDir() || !isDiskDirectory(disk) {
+			if slices.Contains(found, disk) || !e.IsDir() || !where.IsDiskDirectory(disk) {
 				continue
 			}
 			if last, err := chain.LastMount(disk); err == nil && last.Mountpoint == p.mountpoint {

@@ -19,6 +19,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/dirlock"
+	"varve/cmd/varve/internal/where"
 	testpatience "varve/integration/patience"
 )
 
@@ -350,7 +351,7 @@ func TestDaemonKilled(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the mount is dead", func() bool { return daemonGone(mnt) })
+	eventually(t, "the mount is dead", func() bool { return where.DaemonGone(mnt) })
 	fails(t, dir, exitFailed, []string{"the daemon of " + mnt + " is gone", `"varve umount ` + mnt + `"`}, "snapshot", "mnt", "one")
 	if r := must(t, dir, "list"); !strings.Contains(r.stdout, "is gone") {
 		t.Errorf("list says\n%s", r.stdout)

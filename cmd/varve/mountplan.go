@@ -10,13 +10,12 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
-
 	"varve/chain"
 	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/where"
 )
 
 // plan is what is to be mounted where. All paths are absolute and resolved.
@@ -91,7 +90,7 @@ func checkMountpoint(path string) (at string, stale *mounts.Mount, err error) {
 		if err != nil {
 			return "", nil, err
 		}
-		if !daemonGone(at) && !abandoned(m) {
+		if !where.DaemonGone(at) && !abandoned(m) {
 			return "", nil, fmt.Errorf("at %s the disk %s is mounted already", path, source)
 		}
 		return at, &m, nil
@@ -125,32 +124,10 @@ func checkEmpty(path, at, fsType, source string) error {
 	return nil
 }
 
-// daemonGone says whether a mount is one whose daemon has ended. It asks for the
-// space on the file system, which the kernel always passes on to the daemon;
-// what stat tells may come from its cache. A daemon that does not answer in a
-// moment is there.
-func daemonGone(mountpoint string) bool {
-	answer := make(chan error, 1)
-	go func() {
-		var st unix.Statfs_t
-		err := unix.Statfs(mountpoint, &st)
-		for errors.Is(err, unix.EINTR) {
-			err = unix.Statfs(mountpoint, &st)
-		}
-		answer <- err
-	}()
-	select {
-	case err := <-answer:
-		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
-	case <-time.After(time.Second):
-		return false
-	}
-}
-
 // abandoned says of another user's mount, into which not even root can look,
 // whether nobody holds the disk that it shows for writing: its daemon would.
 func abandoned(m mounts.Mount) bool {
-	if m.UID == os.Geteuid() || m.ReadOnly || !claim.Believed(m) || !isDiskDirectory(m.Source) {
+	if m.UID == os.Geteuid() || m.ReadOnly || !claim.Believed(m) || !where.IsDiskDirectory(m.Source) {
 		return false
 	}
 	_, _, held, err := dirlock.Holder(m.Source)
@@ -166,7 +143,7 @@ func findSource(flags *mountFlags, source string) (plan, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		if isDiskDirectory(path + ".varve") {
+		if where.IsDiskDirectory(path + ".varve") {
 			return plan{}, fmt.Errorf("no such image or disk directory; did you mean %s.varve?", filepath.Base(path))
 		}
 		return plan{}, errors.New("no such image or disk directory")
@@ -180,7 +157,7 @@ func findSource(flags *mountFlags, source string) (plan, error) {
 
 func directorySource(flags *mountFlags, dir string) (plan, error) {
 	switch {
-	case !isDiskDirectory(dir):
+	case !where.IsDiskDirectory(dir):
 		return plan{}, errors.New("it is a directory without chain.json, so neither an image nor a disk directory")
 	case flags.disk != "":
 		return plan{}, errors.New("it is a disk directory itself; --disk goes with an image")
@@ -206,7 +183,7 @@ func imageSource(flags *mountFlags, image string) (plan, error) {
 	default:
 		return plan{}, err
 	}
-	if isDiskDirectory(p.dir) {
+	if where.IsDiskDirectory(p.dir) {
 		return p, nil
 	}
 	if flags.readOnly {
@@ -230,8 +207,8 @@ func (p plan) checkFree() error {
 	if err != nil || !held || mountpoint == "" {
 		return err
 	}
-	m, there, err := mountOfDisk(pid, mountpoint, p.dir)
-	if err != nil || !there || m.Reachable() && daemonGone(m.Mountpoint) {
+	m, there, err := where.MountOfDisk(pid, mountpoint, p.dir)
+	if err != nil || !there || m.Reachable() && where.DaemonGone(m.Mountpoint) {
 		return err
 	}
 	return fmt.Errorf("%s is mounted already at %s (pid %d %s)", p.dir, m.Mountpoint, pid, holders.Command(pid))

@@ -10,6 +10,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 )
 
 // operation is a command that changes a disk at once: what it is written as in
@@ -22,9 +23,9 @@ type operation struct {
 
 // perform runs an operation on the disk that arg names.
 func perform(cmd *cobra.Command, arg string, op operation) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err == nil {
-		err = t.perform(cmd.ErrOrStderr(), op)
+		err = performOn(t, cmd.ErrOrStderr(), op)
 	}
 	return wrapped(cmd, arg, err)
 }
@@ -54,17 +55,17 @@ func (e commandError) Error() string {
 
 func (e commandError) Unwrap() error { return e.err }
 
-func (t target) perform(stderr io.Writer, op operation) error {
-	if t.mountpoint != "" {
-		_, err := t.control(op.command, op.line)
+func performOn(t where.Target, stderr io.Writer, op operation) error {
+	if t.Mountpoint != "" {
+		_, err := controlOf(t, op.command, op.line)
 		return err
 	}
 	// A job that was left to go on later is not this command's business.
-	d, err := t.open(chain.OpenOptions{Log: tell.Warnings(stderr), HoldJob: true})
+	d, err := openDirectly(t, chain.OpenOptions{Log: tell.Warnings(stderr), HoldJob: true})
 	if err != nil {
 		return err
 	}
-	defer waiting.For(pathWait(t.dir))()
+	defer waiting.For(where.PathWait(t.Dir))()
 	err = op.direct(d)
 	// An operation is durable when its call returns; Close tells whether the
 	// disk was left in order.

@@ -15,6 +15,7 @@ import (
 	"varve/chain/bounded"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/control"
 	"varve/fs/show"
 )
@@ -37,15 +38,15 @@ func (r *dryRun) check(cmd *cobra.Command) error {
 
 // show prints what an operation on the disk that arg names would do.
 func (r *dryRun) show(cmd *cobra.Command, arg, operation string, names ...string) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err == nil {
 		err = r.showPlan(cmd, t, operation, names)
 	}
 	return wrapped(cmd, arg, err)
 }
 
-func (r *dryRun) showPlan(cmd *cobra.Command, t target, operation string, names []string) error {
-	p, err := t.plan(cmd.ErrOrStderr(), operation, names)
+func (r *dryRun) showPlan(cmd *cobra.Command, t where.Target, operation string, names []string) error {
+	p, err := planOf(t, cmd.ErrOrStderr(), operation, names)
 	if err != nil {
 		return err
 	}
@@ -68,17 +69,17 @@ func writeJSON(out io.Writer, v any) error {
 	return err
 }
 
-// plan asks the daemon, or looks at a disk that is not mounted.
-func (t target) plan(stderr io.Writer, operation string, names []string) (chain.Plan, error) {
-	if t.mountpoint == "" {
-		d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
+// planOf asks the daemon, or looks at a disk that is not mounted.
+func planOf(t where.Target, stderr io.Writer, operation string, names []string) (chain.Plan, error) {
+	if t.Mountpoint == "" {
+		d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
 		if err != nil {
 			return chain.Plan{}, err
 		}
 		p, err := d.Plan(operation, names)
 		return p, errors.Join(err, d.Close())
 	}
-	text, err := t.ask("plan", strings.Join(append([]string{operation}, names...), " "))
+	text, err := askControl(t, "plan", strings.Join(append([]string{operation}, names...), " "))
 	if err != nil {
 		return chain.Plan{}, err
 	}
@@ -89,15 +90,15 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 	return p, nil
 }
 
-// ask writes a line to a control file and gives the answer.
-func (t target) ask(command, line string) (string, error) {
-	defer waiting.For(t.readWait())()
-	f, err := t.openToWrite(control.Dir, command)
+// askControl writes a line to a control file and gives the answer.
+func askControl(t where.Target, command, line string) (string, error) {
+	defer waiting.For(t.ReadWait())()
+	f, err := openToWrite(t, control.Dir, command)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close() // nothing is held back until then
-	text, _, err := t.exchange(f, line)
+	text, _, err := exchange(t, f, line)
 	if err != nil {
 		return "", err
 	}

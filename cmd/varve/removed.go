@@ -7,6 +7,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
+	"varve/cmd/varve/internal/where"
 )
 
 // checkInPlace refuses to unmount a disk whose files were removed while it was
@@ -16,12 +17,12 @@ import (
 // A directory that was moved as a whole is in order.
 func (c *closing) checkInPlace() error {
 	t := c.t
-	if t.readOnly {
+	if t.ReadOnly {
 		return nil
 	}
 	dir := c.dir()
 	if dir == "" {
-		m, there, err := mounts.At(t.mountpoint)
+		m, there, err := mounts.At(t.Mountpoint)
 		if err != nil || !there || !claim.Believed(m) {
 			return err
 		}
@@ -31,7 +32,7 @@ func (c *closing) checkInPlace() error {
 	switch {
 	case err != nil:
 		return nil // whoever may unmount may not read the directory, or the daemon will say more
-	case len(missing) == 0, daemonGone(t.mountpoint):
+	case len(missing) == 0, where.DaemonGone(t.Mountpoint):
 		return nil
 	}
 	more := ""
@@ -39,5 +40,5 @@ func (c *closing) checkInPlace() error {
 		more = fmt.Sprintf(" (and %d more)", len(missing)-1)
 	}
 	return fmt.Errorf("%s%s is not there any more, and what it holds would be lost with the mount: put it back if it was moved; if it was removed, copy disk.raw and what is needed of layers/ out of %s first, then unmount with --lazy: %w",
-		missing[0], more, t.mountpoint, os.ErrNotExist)
+		missing[0], more, t.Mountpoint, os.ErrNotExist)
 }

@@ -22,6 +22,7 @@ import (
 	"varve/cmd/varve/internal/logfile"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 	"varve/fs"
 	"varve/overlay/hostfs"
 )
@@ -125,7 +126,7 @@ func (m *server) prepare(signals chan os.Signal) (d *chain.Disk, err error) {
 // endWhileWaiting lets a signal end this process while it prepares the mount and waits for a
 // file system that gives no answer. After the call of prepared a signal asks for an unmount.
 func (m *server) endWhileWaiting(signals chan os.Signal) (prepared func()) {
-	done := waiting.For(pathWait(m.source))
+	done := waiting.For(where.PathWait(m.source))
 	stop := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() {
@@ -364,7 +365,7 @@ func (m *server) whoUses(mount *fs.Server) string {
 // usersOfOwn says who uses a mount, from a process that serves it or belongs to the one
 // that does.
 func usersOfOwn(place fs.Place) string {
-	who, err := target{mountpoint: place.Mountpoint, device: place.Device}.users(false)
+	who, err := where.Target{Mountpoint: place.Mountpoint, Device: place.Device}.Users(false)
 	if err != nil {
 		return err.Error()
 	}

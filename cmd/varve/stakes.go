@@ -18,6 +18,7 @@ import (
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/doctor"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 )
 
 // A VM that is off can still have its memory kept, to be resumed with the disk as it
@@ -37,15 +38,15 @@ func (s *savedStateFlag) register(f *pflag.FlagSet) {
 // disk that arg names. With --discard-saved-state it has libvirt remove saved memory.
 // overlays says whether an image on top of disk.raw is a reason too.
 func (s *savedStateFlag) clear(cmd *cobra.Command, arg string, overlays bool) error {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return nil // the command itself says it
 	}
 	return wrapped(cmd, arg, s.clearTarget(t, cmd.ErrOrStderr(), overlays))
 }
 
-func (s *savedStateFlag) clearTarget(t target, stderr io.Writer, overlays bool) error {
-	stakes, err := t.stakes()
+func (s *savedStateFlag) clearTarget(t where.Target, stderr io.Writer, overlays bool) error {
+	stakes, err := stakesOf(t)
 	if err != nil {
 		return err
 	}
@@ -60,7 +61,7 @@ func (s *savedStateFlag) clearTarget(t target, stderr io.Writer, overlays bool) 
 			}
 		}
 	}
-	stakes, err = t.stakes()
+	stakes, err = stakesOf(t)
 	if err == nil && slices.ContainsFunc(stakes, func(k doctor.Stake) bool { return k.Saved }) {
 		err = errors.New("libvirt still keeps the memory of a VM that was saved on this disk")
 	}
@@ -80,17 +81,17 @@ func (s *savedStateFlag) refuse(stakes []doctor.Stake, overlays bool) error {
 	return nil
 }
 
-// stakes are what relies on the content of the disk. The error is that of reading the
+// stakesOf are what relies on the content of the disk. The error is that of reading the
 // mount table, without which nobody knows.
-func (t target) stakes() ([]doctor.Stake, error) {
+func stakesOf(t where.Target) ([]doctor.Stake, error) {
 	list, err := mounts.List()
 	if err != nil {
 		return nil, err
 	}
 	list = slices.DeleteFunc(list, func(m mounts.Mount) bool {
-		return (t.device == 0 || m.Device != t.device) && (t.dir == "" || m.Source != t.dir || !claim.Believed(m))
+		return (t.Device == 0 || m.Device != t.Device) && (t.Dir == "" || m.Source != t.Dir || !claim.Believed(m))
 	})
-	return doctor.Stakes(t.dir, list), nil
+	return doctor.Stakes(t.Dir, list), nil
 }
 
 // discardState has libvirt remove the saved memory of a domain.
@@ -139,11 +140,11 @@ func isDirectory(path string) bool {
 
 // warnOfOverlays says what a snapshot of disk.raw does not have in it.
 func warnOfOverlays(cmd *cobra.Command, arg string) {
-	t, err := findTarget(arg)
+	t, err := where.Find(arg)
 	if err != nil {
 		return
 	}
-	stakes, err := t.stakes()
+	stakes, err := stakesOf(t)
 	if err != nil {
 		tell.Line(cmd.ErrOrStderr(), "%s %s: whether an image stands on disk.raw is not known: %v", cmd.Name(), arg, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 )
 
 // A daemon that was killed leaves its mount behind: whoever touches it is told
@@ -30,7 +31,7 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 	switch {
 	case err != nil:
 		return err
-	case there && (stale.Source != p.name() || !exclusive && !daemonGone(p.mountpoint)):
+	case there && (stale.Source != p.name() || !exclusive && !where.DaemonGone(p.mountpoint)):
 		return fmt.Errorf("at %s the disk %s was mounted meanwhile", p.mountpoint, stale.Source)
 	case !there:
 		_, _, err = checkMountpoint(p.mountpoint)
@@ -58,18 +59,18 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 // detach takes a mount whose daemon is gone from those who have files of it
 // open: they get errors now and will then. It says who they are.
 func detach(stderr io.Writer, what, mountpoint string, device uint64) error {
-	who, err := target{mountpoint: mountpoint, device: device}.users(false)
+	who, err := where.Target{Mountpoint: mountpoint, Device: device}.Users(false)
 	if err != nil {
 		return err
 	}
 	if err := unmount(mountpoint, device, true); err != nil {
 		return err
 	}
-	if len(who.uses) > 0 || len(who.places) == 0 {
-		tell.Line(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, usersOf(who.uses))
+	if len(who.Uses) > 0 || len(who.Places) == 0 {
+		tell.Line(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, where.UseWords(who.Uses))
 	}
-	if len(who.places) > 0 {
-		tell.Line(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, placesOf(who.places))
+	if len(who.Places) > 0 {
+		tell.Line(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, where.PlaceWords(who.Places))
 	}
 	return nil
 }
@@ -84,8 +85,8 @@ func (p plan) explainInUse(err error) error {
 	if holderErr != nil || !held || mountpoint == "" {
 		return err
 	}
-	if _, there, tableErr := mountOfDisk(pid, mountpoint, p.dir); tableErr != nil || there {
+	if _, there, tableErr := where.MountOfDisk(pid, mountpoint, p.dir); tableErr != nil || there {
 		return err
 	}
-	return heldElsewhere(p.dir, pid, mountpoint)
+	return where.HeldElsewhere(p.dir, pid, mountpoint)
 }

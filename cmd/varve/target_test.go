@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/where"
 )
 
 func write(t *testing.T, path, text string) {
@@ -42,13 +43,13 @@ func TestFindTarget(t *testing.T) {
 		{arg: "plain", err: "it is a directory without chain.json, so no disk directory, and no varve mount"},
 		{arg: "lonely.raw", err: `it is an image without a disk directory; "varve mount lonely.raw MOUNTPOINT" makes one`},
 	} {
-		got, err := findTarget(filepath.Join(dir, c.arg))
+		got, err := where.Find(filepath.Join(dir, c.arg))
 		switch {
 		case c.err != "":
 			if err == nil || err.Error() != c.err {
 				t.Errorf("%s: %v, want %q", c.arg, err, c.err)
 			}
-		case err != nil || got.dir != filepath.Join(dir, c.dir) || got.mountpoint != "":
+		case err != nil || got.Dir != filepath.Join(dir, c.dir) || got.Mountpoint != "":
 			t.Errorf("%s: %+v, %v", c.arg, got, err)
 		}
 	}
@@ -161,7 +162,7 @@ func TestUsersOf(t *testing.T) {
 		1: "disk.raw is open (pid 10 qemu-img)",
 		6: "disk.raw is open (pid 13 qemu-img), 2 more",
 	} {
-		if got := usersOf(use(n)); !strings.Contains(got, want) {
+		if got := where.UseWords(use(n)); !strings.Contains(got, want) {
 			t.Errorf("%d: %q, want %q", n, got, want)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 )
 
 // closing is how umount learns what becomes of a disk that it unmounts: from the daemon
@@ -19,7 +20,7 @@ import (
 // that serves the mount, so it does not matter where the disk directory is by then, nor who
 // mounts the disk next.
 type closing struct {
-	t       target
+	t       where.Target
 	pid     int              // of the daemon; 0 where it is gone or cannot be told
 	session *dirlock.Session // nil for a read-only mount, and where pid is 0
 	held    bool             // somebody held the disk
@@ -28,39 +29,39 @@ type closing struct {
 
 // watchClosing finds the daemon of a mount that is to be unmounted. A question to a daemon
 // that hangs would keep the mount busy, so it is asked nothing.
-func (t target) watchClosing() (c closing, err error) {
+func watchClosing(t where.Target) (c closing, err error) {
 	c.t = t
-	for _, pid := range holders.Servers(t.device) {
+	for _, pid := range holders.Servers(t.Device) {
 		c.pid, c.held = pid, true
-		if c.session, err = dirlock.SessionOf(pid); err == nil && !t.readOnly {
+		if c.session, err = dirlock.SessionOf(pid); err == nil && !t.ReadOnly {
 			return c, nil
 		} else if err == nil {
 			c.close()
 		}
 	}
-	if t.dir == "" {
+	if t.Dir == "" {
 		return c, nil
 	}
-	pid, _, held, err := dirlock.Holder(t.dir)
+	pid, _, held, err := dirlock.Holder(t.Dir)
 	if err != nil {
 		return c, err
 	}
-	if serves, known := holders.Connection(pid); held && known && serves != t.device && !claim.Serves(t.dir, t.device) {
+	if serves, known := holders.Connection(pid); held && known && serves != t.Device && !claim.Serves(t.Dir, t.Device) {
 		// Any user can mount something under this name.
-		return c, fmt.Errorf("the mount there says that it shows %s, which pid %d has mounted elsewhere; \"umount %s\" takes it away", t.dir, pid, chain.ShellWord(t.mountpoint))
+		return c, fmt.Errorf("the mount there says that it shows %s, which pid %d has mounted elsewhere; \"umount %s\" takes it away", t.Dir, pid, chain.ShellWord(t.Mountpoint))
 	}
 	if c.pid == 0 {
 		c.pid, c.held = pid, held
 	}
-	if held && !t.readOnly {
-		if c.session, err = dirlock.SessionAt(t.dir); errors.Is(err, os.ErrNotExist) {
+	if held && !t.ReadOnly {
+		if c.session, err = dirlock.SessionAt(t.Dir); errors.Is(err, os.ErrNotExist) {
 			c.session = nil // it has just ended
 		} else if err != nil {
 			return c, err
 		}
 	}
 	// Nobody who hangs can be asked then.
-	c.dead = !held && daemonGone(t.mountpoint)
+	c.dead = !held && where.DaemonGone(t.Mountpoint)
 	return c, nil
 }
 
@@ -76,10 +77,10 @@ func (c *closing) released() (bool, error) {
 	if c.session != nil {
 		return c.session.Ended()
 	}
-	if c.t.dir == "" {
+	if c.t.Dir == "" {
 		return true, nil
 	}
-	pid, _, held, err := dirlock.Holder(c.t.dir)
+	pid, _, held, err := dirlock.Holder(c.t.Dir)
 	return !held || pid != c.pid, err
 }
 
@@ -90,19 +91,19 @@ func (c *closing) dir() string {
 			return dir
 		}
 	}
-	return c.t.dir
+	return c.t.Dir
 }
 
 // check says how the daemon closed the disk.
 func (c *closing) check(stderr io.Writer) error {
 	log := filepath.Join(c.dir(), logName)
 	if c.session == nil {
-		clean, err := dirlock.ClosedInOrder(c.t.dir)
+		clean, err := dirlock.ClosedInOrder(c.t.Dir)
 		switch {
 		case err != nil:
 			return err
 		case c.dead && !clean:
-			tell.Line(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", c.t.arg)
+			tell.Line(stderr, "umount %s: its daemon was gone before; what the guest had not flushed is lost, and the next mount puts the disk in order", c.t.Arg)
 			return nil
 		case c.dead || clean && c.held:
 			return nil

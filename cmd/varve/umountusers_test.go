@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/where"
 	"varve/integration/harness"
 )
 
@@ -27,7 +28,7 @@ func TestDeviceNumberOfAnotherDisk(t *testing.T) {
 	}
 	for source, want := range map[string]bool{"one": false, "same": false, "moved away": false, "two": true} {
 		places := []mounts.Mount{{Mountpoint: "/mnt", Root: "/", Source: dir + "/" + source}}
-		if got := (target{dir: dir + "/one"}).numberIsAnothers(places); got != want {
+		if got := (where.Target{Dir: dir + "/one"}).NumberIsAnothers(places); got != want {
 			t.Errorf("a mount of %s: %v, want %v", source, got, want)
 		}
 	}

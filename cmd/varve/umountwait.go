@@ -14,6 +14,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/where"
 )
 
 // umountFlags is how "varve umount" was asked to go about it.
@@ -47,41 +48,41 @@ const (
 // takeDown unmounts at the mountpoint. A mount in use is an error that says by
 // whom, unless the flags say otherwise, and so is one that can be seen at other places;
 // one whose daemon is gone is taken from its users.
-func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlags) error {
+func takeDown(t where.Target, ctx context.Context, stderr io.Writer, flags umountFlags) error {
 	if flags.lazy {
-		return unmount(t.mountpoint, t.device, true)
+		return unmount(t.Mountpoint, t.Device, true)
 	}
 	var looked time.Time
 	said, begun := "", time.Now()
 	for {
-		err := t.tryUnmount()
+		err := tryUnmount(t)
 		if !errors.Is(err, unix.EBUSY) {
-			if said != "" && t.unmountedMeanwhile() {
+			if said != "" && unmountedMeanwhile(t) {
 				return nil
 			}
 			return err
 		}
 		if time.Since(looked) > lookUsers {
-			if daemonGone(t.mountpoint) {
+			if where.DaemonGone(t.Mountpoint) {
 				// Nothing can be lost any more by taking it from its users.
-				return detach(stderr, "umount "+t.arg, t.mountpoint, t.device)
+				return detach(stderr, "umount "+t.Arg, t.Mountpoint, t.Device)
 			}
-			who, err := t.users(true)
+			who, err := t.Users(true)
 			if err != nil {
 				return err
 			}
 			switch {
 			case flags.wait:
-			case who.none() && len(who.copies) == 0 && time.Since(begun) < patience:
+			case who.None() && len(who.Copies) == 0 && time.Since(begun) < patience:
 				// Whoever had it open between the two questions has gone since.
 				time.Sleep(gonePoll)
 				continue
 			default:
-				return who.refusal()
+				return refusalFor(who)
 			}
 			if words := who.String(); words != said {
 				said = words
-				tell.Line(stderr, "umount %s: in use, waiting: %s", t.arg, words)
+				tell.Line(stderr, "umount %s: in use, waiting: %s", t.Arg, words)
 				// Under systemd "systemctl status" shows it; elsewhere nobody listens.
 				_, _ = daemon.SdNotify(false, "STATUS=in use, waiting to unmount: "+tell.Visible(words))
 			}
@@ -98,23 +99,23 @@ func (t target) takeDown(ctx context.Context, stderr io.Writer, flags umountFlag
 // tryUnmount unmounts at the mountpoint, unless the mount is wanted at another place or
 // somebody uses a copy of it, of which the kernel says nothing; the error is unix.EBUSY
 // then too.
-func (t target) tryUnmount() error {
-	u, err := t.users(false)
+func tryUnmount(t where.Target) error {
+	u, err := t.Users(false)
 	if err != nil {
 		return err
 	}
-	unseen := len(u.copies) > 0 || inPIDNamespace()
-	if unseen && len(u.uses) == 0 {
+	unseen := len(u.Copies) > 0 || inPIDNamespace()
+	if unseen && len(u.Uses) == 0 {
 		// The daemon sees also those whom this user does not.
-		if u, err = t.users(true); err != nil {
+		if u, err = t.Users(true); err != nil {
 			return err
 		}
 	}
-	if len(u.places) > 0 || unseen && len(u.uses) > 0 {
+	if len(u.Places) > 0 || unseen && len(u.Uses) > 0 {
 		return unix.EBUSY
 	}
-	defer waiting.For(t.changeWait())()
-	return unmountPath(t.mountpoint, t.device)
+	defer waiting.For(t.ChangeWait())()
+	return unmountPath(t.Mountpoint, t.Device)
 }
 
 // inPIDNamespace says whether /proc may lack processes of this host, with the copies of
@@ -127,20 +128,20 @@ func inPIDNamespace() bool {
 
 // unmountedMeanwhile says that somebody else has unmounted the disk while this
 // process waited.
-func (t target) unmountedMeanwhile() bool {
-	m, there, err := mounts.At(t.mountpoint)
-	return err == nil && (!there || t.dir != "" && m.Source != t.dir)
+func unmountedMeanwhile(t where.Target) bool {
+	m, there, err := mounts.At(t.Mountpoint)
+	return err == nil && (!there || t.Dir != "" && m.Source != t.Dir)
 }
 
-// force ends the connection of a mount whose daemon does not answer, so that
+// endConnection ends the connection of a mount whose daemon does not answer, so that
 // whoever waits for it gets an error. A daemon that answers needs no force, and
 // what the guest writes would be lost by it.
-func (t target) force(stderr io.Writer) error {
-	if answers(t.mountpoint) {
+func endConnection(t where.Target, stderr io.Writer) error {
+	if answers(t.Mountpoint) {
 		return nil
 	}
-	tell.Line(stderr, "umount %s: its daemon does not answer; ending its connection", t.arg)
-	err := mounts.Unmount(t.mountpoint, t.device, unix.MNT_FORCE)
+	tell.Line(stderr, "umount %s: its daemon does not answer; ending its connection", t.Arg)
+	err := mounts.Unmount(t.Mountpoint, t.Device, unix.MNT_FORCE)
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("only root may unmount by force: %w", err)
 	}
@@ -159,7 +160,7 @@ func answers(mountpoint string) bool {
 	select {
 	case <-answer:
 		return true
-	case <-time.After(answerTime):
+	case <-time.After(where.AnswerTime):
 		return false
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/where"
 )
 
 // With --wait the unmount comes when the last user is done, and says meanwhile
@@ -108,7 +109,7 @@ func TestUmountByForce(t *testing.T) {
 	f.Close()
 
 	goOn := stopped(t, daemonOf(t, dir+"/vm.raw.varve"))
-	time.AfterFunc(answerTime+time.Second, goOn) // for the rest it has to do something
+	time.AfterFunc(where.AnswerTime+time.Second, goOn) // for the rest it has to do something
 	r := must(t, dir, "umount", "--force", mnt)
 	if !strings.Contains(r.stderr, "its daemon does not answer; ending its connection") {
 		t.Errorf("umount --force says %q", r.stderr)

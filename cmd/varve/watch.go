@@ -19,6 +19,7 @@ import (
 	"varve/chain"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
 )
 
@@ -127,24 +128,24 @@ type diskMark struct {
 }
 
 func (w *statusWatch) status(ctx context.Context) (chain.Status, error) {
-	t, err := findTarget(w.disk)
+	t, err := where.Find(w.disk)
 	if err != nil {
 		return chain.Status{}, err
 	}
-	defer t.mount.Release()
-	if t.mountpoint != "" {
+	defer t.Mount.Release()
+	if t.Mountpoint != "" {
 		w.seen = diskMark{}
-		_, st, err := t.document()
+		_, st, err := t.Document()
 		return st, err
 	}
-	info, err := os.Stat(filepath.Join(t.dir, "chain.json"))
+	info, err := os.Stat(filepath.Join(t.Dir, "chain.json"))
 	if err != nil {
 		return chain.Status{}, err
 	}
 	if w.seen.inode != nil && os.SameFile(info, w.seen.inode) && info.ModTime().Equal(w.seen.changed) {
 		return w.cached, nil
 	}
-	d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(w.stderr)})
+	d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(w.stderr)})
 	if err != nil {
 		return chain.Status{}, err
 	}

@@ -1,4 +1,4 @@
-package main
+package where
 
 import (
 	"errors"
@@ -17,22 +17,22 @@ import (
 // mount by the connection that it serves; a place of it in the namespace of a process is
 // opened through /proc.
 
-// unseenError is that a daemon holds a disk for a mount that the mount table of this mount
+// Unseen is that a daemon holds a disk for a mount that the mount table of this mount
 // namespace does not show.
-type unseenError struct {
-	dir        string
-	pid        int
-	mountpoint string         // as the daemon says
-	device     uint64         // of the mount's files; 0 when it cannot be told
-	how        string         // in words
+type Unseen struct {
+	Dir        string
+	PID        int
+	Mountpoint string         // as the daemon says
+	Device     uint64         // of the mount's files; 0 when it cannot be told
+	How        string         // in words
 	places     []mounts.Mount // in other mount namespaces, where all of it is seen
 }
 
-func (e unseenError) Error() string {
-	if e.pid == 0 { // in a container that shows none of its processes
-		return fmt.Errorf("another process holds it for a mount at %s that cannot be seen from here (%s)", e.mountpoint, e.how).Error()
+func (e Unseen) Error() string {
+	if e.PID == 0 { // in a container that shows none of its processes
+		return fmt.Errorf("another process holds it for a mount at %s that cannot be seen from here (%s)", e.Mountpoint, e.How).Error()
 	}
-	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)", e.pid, holders.Command(e.pid), e.mountpoint, e.how).Error()
+	return fmt.Errorf("pid %d %s holds it for a mount at %s that cannot be seen from here (%s)", e.PID, holders.Command(e.PID), e.Mountpoint, e.How).Error()
 }
 
 // elsewhere gives the places in other mount namespaces at which all of the mount is seen
@@ -89,55 +89,55 @@ func mountedElsewhere(path string) (mounts.Mount, bool) {
 	return mounts.Mount{}, false
 }
 
-// reach is the target of an argument whose disk is mounted out of sight, by the first
+// Reach is the target of an argument whose disk is mounted out of sight, by the first
 // place that can be opened; otherwise the error is unseen, with what is in the way of
 // looking into the namespace.
-func (e unseenError) reach(arg string, unseen error) (target, error) {
+func (e Unseen) Reach(arg string, unseen error) (Target, error) {
 	for _, place := range e.places {
 		m, err := place.Reach()
 		switch {
 		case err == nil:
-			return target{arg: arg, dir: e.dir}.at(m), nil
+			return Target{Arg: arg, Dir: e.Dir}.At(m), nil
 		case errors.Is(err, os.ErrPermission):
 			unseen = fmt.Errorf("%w, and uid %d may not look into it: use root, or \"nsenter --target %d --mount\" before the command: %w", e, os.Geteuid(), place.PID, err)
 		}
 	}
-	return target{}, unseen
+	return Target{}, unseen
 }
 
-// heldElsewhere says who holds a disk for a mount that cannot be seen, who uses it, and how
+// HeldElsewhere says who holds a disk for a mount that cannot be seen, who uses it, and how
 // to end that.
-func heldElsewhere(dir string, pid int, mountpoint string) error {
-	e := unseenError{dir: dir, pid: pid, mountpoint: mountpoint, how: "unmounted while it was in use, or mounted in a mount namespace that this user may not look into",
+func HeldElsewhere(dir string, pid int, mountpoint string) error {
+	e := Unseen{Dir: dir, PID: pid, Mountpoint: mountpoint, How: "unmounted while it was in use, or mounted in a mount namespace that this user may not look into",
 		places: elsewhere(dir, pid, mountpoint)}
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	ours, ownErr := os.Readlink("/proc/self/ns/mnt")
 	known := false
-	e.device, known = holders.Connection(pid)
+	e.Device, known = holders.Connection(pid)
 	if err == nil && ownErr == nil && theirs != ours || isApart(dir, pid, mountpoint) {
-		e.how = "mounted in another mount namespace"
+		e.How = "mounted in another mount namespace"
 	}
 	way := fmt.Sprintf("; \"varve umount %s\" ends it when nobody has a file of it open any more", chain.ShellWord(dir))
-	u, usersErr := target{mountpoint: mountpoint, device: e.device}.users(false)
+	u, usersErr := Target{Mountpoint: mountpoint, Device: e.Device}.Users(false)
 	if !known || usersErr != nil {
 		return fmt.Errorf("%w%s", e, way)
 	}
 	switch {
 	case err != nil || ownErr != nil || theirs != ours:
-	case len(u.uses) > 0:
-		e.how = "unmounted while it was in use"
-	case len(u.places)+len(u.copies) > 0:
-		e.how = "unmounted, and seen in other mount namespaces"
+	case len(u.Uses) > 0:
+		e.How = "unmounted while it was in use"
+	case len(u.Places)+len(u.Copies) > 0:
+		e.How = "unmounted, and seen in other mount namespaces"
 	}
 	switch {
-	case len(u.uses) > 0 && len(u.places)+len(u.copies) == 0 && theirs == ours:
+	case len(u.Uses) > 0 && len(u.Places)+len(u.Copies) == 0 && theirs == ours:
 		return fmt.Errorf("%w: %v; close that, then it writes everything and ends by itself", e, u)
-	case len(u.uses)+len(u.places) > 0:
+	case len(u.Uses)+len(u.Places) > 0:
 		return fmt.Errorf("%w: %v%s", e, u, way)
-	case len(u.copies) > 0:
-		return fmt.Errorf("%w: %s%s", e, placesOf(u.copies), way)
+	case len(u.Copies) > 0:
+		return fmt.Errorf("%w: %s%s", e, PlaceWords(u.Copies), way)
 	case theirs == ours && err == nil:
-		return fmt.Errorf("%w: %s; close that, then it writes everything and ends by itself", e, usersOf(nil))
+		return fmt.Errorf("%w: %s; close that, then it writes everything and ends by itself", e, UseWords(nil))
 	}
 	return fmt.Errorf("%w%s", e, way)
 }

@@ -1,4 +1,4 @@
-package main
+package where
 
 import (
 	"errors"
@@ -28,9 +28,9 @@ func removal(m mounts.Mount) string {
 	return fmt.Sprintf("nsenter --target %d --mount %s", m.PID, words)
 }
 
-// placesOf puts places into words, the first few of them, each with the command that
+// PlaceWords puts places into words, the first few of them, each with the command that
 // takes it away.
-func placesOf(list []mounts.Mount) string {
+func PlaceWords(list []mounts.Mount) string {
 	const most = 4
 	var words []string
 	for i, m := range list {
@@ -70,25 +70,25 @@ func otherPlaces(device uint64, mountpoint string) ([]mounts.Mount, error) {
 	return list, nil
 }
 
-// partOf says what a bind mount of a part of a mount is.
-func partOf(m mounts.Mount) error {
+// PartOf says what a bind mount of a part of a mount is.
+func PartOf(m mounts.Mount) error {
 	if main, ok, err := mounts.Main(m.Device); err == nil && ok {
 		return fmt.Errorf("it is a bind mount of %s of the varve mount %s; name that", m.Part(), main.Mountpoint)
 	}
 	return fmt.Errorf("it is a bind mount of %s of the disk %s, whose mount cannot be seen from here", m.Part(), m.Source)
 }
 
-// hidden says what hides a mount.
-func hidden(m mounts.Mount) error {
+// Hidden says what hides a mount.
+func Hidden(m mounts.Mount) error {
 	return fmt.Errorf("%s is mounted over it at %s; \"umount %s\" takes that away", m.Over, m.OverAt, chain.ShellWord(m.OverAt))
 }
 
-// mountOfDisk is the mount of a disk directory that a process holds, which says that the
+// MountOfDisk is the mount of a disk directory that a process holds, which says that the
 // mount is at a mountpoint. It may have been moved since, and be reached by a bind mount only;
 // by now another disk may be mounted there; and the same may have been mounted by another
 // name of its directory, which may be gone. What the process cannot serve is no mount of the
 // disk, whatever it is called.
-func mountOfDisk(pid int, mountpoint, dir string) (mounts.Mount, bool, error) {
+func MountOfDisk(pid int, mountpoint, dir string) (mounts.Mount, bool, error) {
 	list, err := mounts.List()
 	if err != nil {
 		return mounts.Mount{}, false, err
@@ -112,7 +112,7 @@ func mountOfDisk(pid int, mountpoint, dir string) (mounts.Mount, bool, error) {
 		return found, true, nil
 	}
 	for _, m := range list {
-		if m.Source == dir && !daemonGone(m.Mountpoint) {
+		if m.Source == dir && !DaemonGone(m.Mountpoint) {
 			return m, true, nil
 		}
 	}

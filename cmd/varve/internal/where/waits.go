@@ -1,4 +1,4 @@
-package main
+package where
 
 import (
 	"fmt"
@@ -13,12 +13,12 @@ import (
 // mayStillBeDone is what becomes of a request to a daemon whose answer was not waited for.
 const mayStillBeDone = "the daemon may still carry out the request"
 
-// readWait is a wait for an answer of the mount's daemon to something that changes nothing.
-func (t target) readWait() waiting.Subject {
-	return waiting.Subject{Name: "the daemon of " + t.mountpoint, Details: func() string {
-		dir := t.dir
-		if dir == "" && isDiskDirectory(t.mount.Source) {
-			dir = t.mount.Source
+// ReadWait is a wait for an answer of the mount's daemon to something that changes nothing.
+func (t Target) ReadWait() waiting.Subject {
+	return waiting.Subject{Name: "the daemon of " + t.Mountpoint, Details: func() string {
+		dir := t.Dir
+		if dir == "" && IsDiskDirectory(t.Mount.Source) {
+			dir = t.Mount.Source
 		}
 		if dir == "" {
 			return "" // the lock tells who serves it
@@ -31,18 +31,18 @@ func (t target) readWait() waiting.Subject {
 	}}
 }
 
-// changeWait is a wait for the mount's daemon to do something.
-func (t target) changeWait() waiting.Subject {
-	s := t.readWait()
+// ChangeWait is a wait for the mount's daemon to do something.
+func (t Target) ChangeWait() waiting.Subject {
+	s := t.ReadWait()
 	s.Left = mayStillBeDone
 	return s
 }
 
-// pathWait is a wait for the file system of a path, and for whoever has a disk there.
-func pathWait(path string) waiting.Subject {
+// PathWait is a wait for the file system of a path, and for whoever has a disk there.
+func PathWait(path string) waiting.Subject {
 	return waiting.Subject{Name: path, Details: func() string {
 		dir := path
-		if !isDiskDirectory(dir) {
+		if !IsDiskDirectory(dir) {
 			dir += ".varve" // of an image, where there is one
 		}
 		if pid, _, held, err := dirlock.Holder(dir); err == nil && held {
