@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain"
+	"varve/fs/control"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -50,18 +51,15 @@ func errnoOf(err error) (errno syscall.Errno, expected bool) {
 			return unix.EIO, false
 		}
 	}
+	if errno := control.ErrnoOf(err); errno != 0 {
+		return errno, true
+	}
 	for _, is := range []struct {
 		target error
 		errno  syscall.Errno
 	}{
-		{chain.ErrExist, unix.EEXIST},
-		{chain.ErrNotExist, unix.ENOENT},
-		{chain.ErrTooLarge, unix.EFBIG},
-		{chain.ErrInvalid, unix.EINVAL},
-		{chain.ErrBusy, unix.EBUSY},
 		{chain.ErrInUse, unix.EBUSY},
 		{hostfs.ErrLocked, unix.EBUSY},
-		{chain.ErrReadOnly, unix.EROFS},
 		{context.Canceled, unix.EINTR},
 		{context.DeadlineExceeded, unix.ETIMEDOUT},
 	} {

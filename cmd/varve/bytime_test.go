@@ -2,9 +2,10 @@ package main
 
 import (
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
+
+	"varve/chain"
 )
 
 // Whoever takes snapshots by time at once with others gets one, each in a second of its own.
@@ -19,7 +20,7 @@ func TestManySnapshotsByTimeAtOnce(t *testing.T) {
 					mu.Lock()
 					defer mu.Unlock()
 					if taken[name] {
-						return syscall.EEXIST
+						return chain.ErrExist
 					}
 					taken[name] = true
 					return nil

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
 
-	"varve/chain"
-	"varve/cmd/varve/internal/where"
+	"varve/cmd/varve/internal/client"
 )
 
 func newCancelCommand() *cobra.Command {
@@ -25,51 +22,11 @@ layer without a name; "varve delete DISK --unnamed" goes on with it.`,
 			return takes("DISK")(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return wrapped(cmd, args[0], cancelJob(cmd, args))
+			id := "" // the one under way
+			if len(args) > 1 {
+				id = args[1]
+			}
+			return perform(cmd, args[0], func(d client.Disk) error { return d.Cancel(id) })
 		},
 	}
-}
-
-func cancelJob(cmd *cobra.Command, args []string) error {
-	t, err := where.Find(args[0])
-	if err != nil {
-		return err
-	}
-	id := ""
-	if len(args) > 1 {
-		id = args[1]
-	}
-	if t.Mountpoint == "" {
-		return performOn(t, cmd.ErrOrStderr(), operation{direct: func(d *chain.Disk) error {
-			if id == "" {
-				st, err := d.Status()
-				if err != nil {
-					return err
-				}
-				if id, err = runningJob(st); err != nil {
-					return err
-				}
-			}
-			return d.Cancel(id)
-		}})
-	}
-	if id == "" {
-		_, st, err := t.Document()
-		if err != nil {
-			return err
-		}
-		if id, err = runningJob(st); err != nil {
-			return err
-		}
-	}
-	_, err = controlOf(t, "cancel", id)
-	return err
-}
-
-// runningJob is the id of the job under way.
-func runningJob(st chain.Status) (string, error) {
-	if st.Job == nil || st.Job.State != jobRunning {
-		return "", errors.New("no job is under way")
-	}
-	return st.Job.ID, nil
 }

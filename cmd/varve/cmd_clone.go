@@ -7,6 +7,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/where"
 	"varve/overlay/extent"
@@ -47,18 +48,18 @@ func clone(cmd *cobra.Command, arg, name, newDisk string) error {
 	}
 	// The daemon has another working directory.
 	dir := filepath.Join(parent, filepath.Base(filepath.Clean(newDisk)))
-	err = performOn(t, cmd.ErrOrStderr(), operation{"clone", name + " " + dir, func(d *chain.Disk) error {
-		_, err := d.Clone(name, dir)
-		return err
-	}})
+	var layers []chain.LayerStatus
+	err = on(t, client.Options{Log: tell.Warnings(cmd.ErrOrStderr()), HoldJob: true}, func(d client.Disk) error {
+		if err := d.Clone(name, dir); err != nil {
+			return err
+		}
+		layers, _ = d.Layers() // the clone is there without
+		return nil
+	})
 	if err != nil {
 		return err
 	}
 	tell.Line(cmd.ErrOrStderr(), "made %s on %s of %s, whose files it reads: they must stay where they are", newDisk, name, t.Arg)
-	layers, err := layersOf(t)
-	if err != nil {
-		return nil // the clone is there
-	}
 	for _, l := range layers {
 		if l.Name == name {
 			tell.Rounded(cmd.ErrOrStderr(), l.Size, extent.WholeSectors(l.Size))

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/spf13/cobra"
 
-	"varve/chain"
+	"varve/cmd/varve/internal/client"
 )
 
 func newDeleteCommand() *cobra.Command {
@@ -51,15 +49,15 @@ delete that was cancelled.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if unnamed {
-				return runJob(cmd, args[0], job{"delete", "--unnamed", (*chain.Disk).DeleteUnnamed}, background, rate)
+				return runJob(cmd, args[0], client.Disk.DeleteUnnamed, background, rate)
 			}
 			names := args[1:]
 			if dry.on {
 				return dry.show(cmd, args[0], "delete", names...)
 			}
-			return runJob(cmd, args[0], job{"delete", strings.Join(names, " "), func(d *chain.Disk) (string, error) {
+			return runJob(cmd, args[0], func(d client.Disk) (client.Job, error) {
 				return d.Delete(names...)
-			}}, background, rate)
+			}, background, rate)
 		},
 	}
 	c.Flags().BoolVar(&unnamed, "unnamed", false, "merge the layers that have no name any more")

@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/progress"
-	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/where"
 )
 
@@ -56,22 +56,29 @@ at. The exit code is 0 whether they differ or not.`,
 	return c
 }
 
-func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) (err error) {
+func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) error {
 	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	source, err := differencesOf(t, a, b, tell.Warnings(cmd.ErrOrStderr()))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, source.Close()) }()
+	return readTarget(cmd, t, func(d client.Disk) (err error) {
+		source, err := d.Diff(a, b)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, source.Close()) }()
+		return showDifferences(ctx, cmd, t.Name(), source, flags)
+	})
+}
+
+// showDifferences writes what differs, as it is found.
+func showDifferences(ctx context.Context, cmd *cobra.Command, disk string, source client.Differences, flags diffFlags) error {
 	if flags.exact {
-		source = &exactDifferences{differences: source}
+		source = &exactDifferences{Differences: source}
 	}
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
+	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+disk)
 	defer bar.Clear()
 	shown := bar.Update
 	var out diffWriter
@@ -86,7 +93,7 @@ func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) (err error
 	default:
 		out = &diffTable{out: bufio.NewWriter(cmd.OutOrStdout()), titles: source.Titles()}
 	}
-	err = writeDifferences(ctx, out, source, shown)
+	err := writeDifferences(ctx, out, source, shown)
 	if errors.Is(err, context.Canceled) {
 		return errors.New("interrupted; the list is not complete")
 	}
@@ -94,7 +101,7 @@ func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) (err error
 }
 
 // writeDifferences goes through all differences.
-func writeDifferences(ctx context.Context, out diffWriter, source differences, shown func(done, total int64)) error {
+func writeDifferences(ctx context.Context, out diffWriter, source client.Differences, shown func(done, total int64)) error {
 	a, b := source.Views()
 	if err := out.begin(diffHead{a: a, b: b, disk: source.Disk(), exact: isExact(source)}); err != nil {
 		return err
@@ -125,7 +132,7 @@ func writeDifferences(ctx context.Context, out diffWriter, source differences, s
 	return out.end(sum)
 }
 
-func isExact(source differences) bool {
+func isExact(source client.Differences) bool {
 	_, ok := source.(*exactDifferences)
 	return ok
 }

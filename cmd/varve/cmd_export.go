@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
@@ -108,11 +107,18 @@ func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err e
 			return err
 		}
 	}
-	e, closeSource, err := exportSourceOf(t, name, !stream && !isDevice && !flags.compress && !flags.skip, tell.Warnings(cmd.ErrOrStderr()))
+	share := !stream && !isDevice && !flags.compress && !flags.skip
+	disk, err := client.Open(t, client.Options{Log: tell.Warnings(cmd.ErrOrStderr()), ReadOnly: true})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeSource()) }()
+	defer func() { err = errors.Join(err, disk.Close()) }()
+	view, err := disk.View(name, share)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, view.Close()) }()
+	e := overlay.Export{Source: view.Source, Size: view.Size}
 	var salvage *overlay.Salvage
 	if flags.skip {
 		salvage = overlay.NewSalvage(e.Source, e.Size)
@@ -215,62 +221,6 @@ func ofDevices(dir string) bool {
 
 func alreadyThere(out string) error {
 	return fmt.Errorf("%s exists already; name another file, or replace it with --force", out)
-}
-
-// exportSourceOf opens the view of a layer. Of a mounted disk it is read through
-// the mount: the daemon alone knows where content stands while its jobs move it,
-// and an open layer is not deleted. With share its blocks are shared when they rest.
-func exportSourceOf(t where.Target, name string, share bool, log *slog.Logger) (e overlay.Export, closeSource func() error, err error) {
-	if t.Mountpoint == "" {
-		d, err := openDirectly(t, chain.OpenOptions{Log: log, ReadOnly: true})
-		if err != nil {
-			return e, nil, err
-		}
-		source, size, err := d.ExportSource(name)
-		if err != nil {
-			return e, nil, errors.Join(err, d.Close())
-		}
-		return overlay.Export{Source: source, Size: size}, d.Close, nil
-	}
-	file := []string{"layers", name + ".raw"}
-	if name == "leaf" {
-		if !t.ReadOnly {
-			return e, nil, fmt.Errorf("the leaf of a mounted disk changes while it is read; take a snapshot with \"varve snapshot %s NAME\" and export that", chain.ShellWord(t.Arg))
-		}
-		file = []string{"disk.raw"}
-	} else if err := chain.CheckName(name); err != nil && name != "base" {
-		return e, nil, err
-	}
-	image, err := openView(t, file...)
-	if errors.Is(err, os.ErrNotExist) {
-		return e, nil, fmt.Errorf("snapshot %s: %w", name, chain.ErrNotExist)
-	}
-	if err != nil {
-		return e, nil, t.Explain(err)
-	}
-	view := newRawView(image)
-	e = overlay.Export{Source: view, Size: image.Size()}
-	// Which files are shared another user's daemon must not say.
-	if !share || t.Owner != 0 && t.Owner != os.Geteuid() {
-		return e, image.Close, nil
-	}
-	shared := &sharedView{rawView: view, file: image.File()}
-	e.Source = shared
-	return e, shared.Close, nil
-}
-
-// openView opens a file of the mount. With O_DIRECT it does not go into the page
-// cache a second time, and is read in larger pieces.
-func openView(t where.Target, elements ...string) (*qcow2.Image, error) {
-	f, err := t.Place().OpenDirect(t.ReadWait(), elements...)
-	if err != nil {
-		return nil, err
-	}
-	image, err := qcow2.NewImage(f, "raw")
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return image, nil
 }
 
 // exportFile writes OUT under another name beside it, which it gets at the end.

@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"varve/chain"
+	"varve/cmd/varve/internal/client"
 )
 
 func newFlattenCommand() *cobra.Command {
@@ -32,9 +32,9 @@ survives an unmount or a crash and goes on at the next mount.`,
 			if dry.on {
 				return dry.show(cmd, args[0], "flatten", name)
 			}
-			return runJob(cmd, args[0], job{"flatten", name, func(d *chain.Disk) (string, error) {
+			return runJob(cmd, args[0], func(d client.Disk) (client.Job, error) {
 				return d.Flatten(name)
-			}}, background, rate)
+			}, background, rate)
 		},
 	}
 	c.Flags().BoolVar(&background, "background", false, "return when the job is recorded")

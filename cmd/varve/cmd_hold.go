@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"varve/chain"
+	"varve/cmd/varve/internal/client"
 )
 
 func newHoldCommand() *cobra.Command {
@@ -16,7 +16,7 @@ Everything else goes on: its view can be read, reverted to, cloned, flattened.`,
 		Args:    takes("DISK", "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[1]
-			return perform(cmd, args[0], operation{"hold", name, func(d *chain.Disk) error { return d.Hold(name) }})
+			return perform(cmd, args[0], func(d client.Disk) error { return d.Hold(name) })
 		},
 	}
 }
@@ -32,7 +32,7 @@ files.`,
 		Args:    takes("DISK", "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[1]
-			return perform(cmd, args[0], operation{"release", name, func(d *chain.Disk) error { return d.Release(name) }})
+			return perform(cmd, args[0], func(d client.Disk) error { return d.Release(name) })
 		},
 	}
 }

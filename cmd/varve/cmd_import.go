@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
@@ -92,18 +93,18 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, source.close()) }()
-	to, err := openTarget(t, cmd)
+	to, err := client.OpenLeaf(t, tell.Warnings(cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}
 	closed := false
 	defer func() {
 		if !closed {
-			err = errors.Join(err, to.close())
+			err = errors.Join(err, to.Close())
 		}
 	}()
-	if source.size > to.size() {
-		return tooLarge(t, source.name, source.size, to.size())
+	if source.size > to.Size() {
+		return tooLarge(t, source.name, source.size, to.Size())
 	}
 	if ctx.Err() != nil {
 		return errors.New("interrupted; nothing was done")
@@ -117,7 +118,7 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 	copied, err := pourAll(ctx, source, to, kept, bar.Update)
 	bar.Clear()
 	closed = true
-	err = errors.Join(err, to.close())
+	err = errors.Join(err, to.Close())
 	switch {
 	case err == nil:
 	case errors.Is(err, context.Canceled):
@@ -132,7 +133,7 @@ func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err e
 		return fmt.Errorf("%w; the disk is half written: %s", err, back)
 	}
 	bar.Finish(copied)
-	if rest := to.size() - copied; rest > 0 {
+	if rest := to.Size() - copied; rest > 0 {
 		tell.Line(cmd.ErrOrStderr(), "%s has %s; the rest of the disk, %s, is zeros", source.name, show.Size(copied), show.Size(rest))
 	}
 	return nil
@@ -146,19 +147,19 @@ func tooLarge(t where.Target, name string, size, disk int64) error {
 
 // keepFirst takes a snapshot of what would be lost otherwise. back says how to have the
 // disk as it is now again; kept is false where that cannot be.
-func keepFirst(t where.Target, stderr io.Writer, to importTarget, flags importFlags) (back string, kept bool, err error) {
-	holds, parent, err := to.holds()
+func keepFirst(t where.Target, stderr io.Writer, to client.Leaf, flags importFlags) (back string, kept bool, err error) {
+	holds, parent, err := to.Holds()
 	if err != nil {
 		return "", false, err
 	}
 	switch {
 	case flags.snapshot != "":
 		parent = flags.snapshot
-		err = to.snapshot(parent)
+		err = to.Snapshot(parent)
 	case holds && flags.force:
 		return "import again; what it held before is gone", false, nil
 	case holds:
-		if parent, err = byTime(to.snapshot); err == nil {
+		if parent, err = byTime(to.Snapshot); err == nil {
 			tell.Line(stderr, "what the disk held is snapshot %s", parent)
 		}
 	}
@@ -181,24 +182,24 @@ type givenUp struct{ error }
 // pourAll copies all of source to the disk and makes it durable. It gives the bytes
 // that source had. kept says that what the disk held before is kept elsewhere: where
 // the host is full then, what was written is discarded, since a revert needs room too.
-func pourAll(ctx context.Context, source *importSource, to importTarget, kept bool, progress func(done, total int64)) (int64, error) {
+func pourAll(ctx context.Context, source *importSource, to client.Leaf, kept bool, progress func(done, total int64)) (int64, error) {
 	w := pour{to: to}
 	total := source.size
 	if total < 0 {
-		total = to.size() // at most
+		total = to.Size() // at most
 	}
 	err := source.each(ctx, func(p piece) error {
-		if p.off+p.n > to.size() {
-			return tooLong{to.size()}
+		if p.off+p.n > to.Size() {
+			return tooLong{to.Size()}
 		}
 		if err := w.write(p); err != nil {
 			return err
 		}
 		progress(w.end, total)
-		return to.alone()
+		return to.Alone()
 	})
 	if err == nil {
-		err = w.discard(to.size())
+		err = w.discard(to.Size())
 	}
 	if err == nil {
 		err = to.Flush()

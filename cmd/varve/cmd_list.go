@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 	"varve/chain"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/claim"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/where"
@@ -42,7 +42,7 @@ It changes nothing: a disk that is not mounted is only read.`,
 			if len(args) == 0 {
 				return listMounts(cmd.OutOrStdout(), asJSON)
 			}
-			return wrapped(cmd, args[0], printStatus(cmd, args[0], asJSON, show.LayerTable))
+			return printStatus(cmd, args[0], asJSON, show.LayerTable)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON; for a disk what status.json says")
@@ -209,40 +209,21 @@ func jobWords(j *chain.JobStatus) string {
 	}
 }
 
-// statusJSON writes the document of status.json for a terminal too.
-func statusJSON(out io.Writer, st chain.Status) error {
-	var text bytes.Buffer
-	if err := show.JSON(&text, st); err != nil {
-		return err
-	}
-	_, err := out.Write(show.PrintableJSON(text.Bytes()))
-	return err
-}
-
 // printStatus prints a disk's status, as a table made by write or as the document.
 func printStatus(cmd *cobra.Command, arg string, asJSON bool, write func(io.Writer, chain.Status) error) error {
-	t, err := where.Find(arg)
-	if err != nil {
-		return err
-	}
-	out := cmd.OutOrStdout()
-	if t.Mountpoint != "" {
-		text, st, err := t.Document()
+	return readDisk(cmd, arg, func(d client.Disk) error {
+		if asJSON {
+			text, err := d.Document(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(show.PrintableJSON(text))
+			return err
+		}
+		st, err := d.Status(cmd.Context())
 		if err != nil {
 			return err
 		}
-		if asJSON {
-			_, err := out.Write(show.PrintableJSON(text))
-			return err
-		}
-		return write(out, st)
-	}
-	st, err := diskStatus(t, cmd)
-	if err != nil {
-		return err
-	}
-	if asJSON {
-		return statusJSON(out, st)
-	}
-	return write(out, st)
+		return write(cmd.OutOrStdout(), st)
+	})
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,14 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"varve/chain"
-	"varve/cmd/varve/internal/mountfile"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
-	"varve/cmd/varve/internal/tell"
-	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
-	"varve/fs/show"
 )
 
 func newMapCommand() *cobra.Command {
@@ -77,7 +72,11 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	picture, err := mapPicture(t, ctx, cmd.ErrOrStderr())
+	var picture []byte
+	err = readTarget(cmd, t, func(d client.Disk) (err error) {
+		picture, err = d.Map(ctx)
+		return err
+	})
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("interrupted; nothing was drawn")
@@ -88,36 +87,6 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	}
 	_, err = cmd.OutOrStdout().Write(picture)
 	return err
-}
-
-// mapPicture draws the map, all of it.
-func mapPicture(t where.Target, ctx context.Context, stderr io.Writer) ([]byte, error) {
-	if t.Mountpoint != "" {
-		for {
-			// An open draws what it comes to in some seconds, and the next one goes on.
-			answered := waiting.For(t.ReadWait())
-			picture, err := t.Place().Read(mountfile.MostMap, "map.svg")
-			answered()
-			if err != nil {
-				return nil, t.Explain(err)
-			}
-			if show.MapComplete(picture) || ctx.Err() != nil {
-				return picture, nil
-			}
-		}
-	}
-	d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close() // read only: there is nothing to lose
-	m, err := d.ExtentMap(ctx, 0)
-	if err != nil {
-		return nil, err
-	}
-	var picture bytes.Buffer
-	err = show.MapSVG(&picture, m)
-	return picture.Bytes(), err
 }
 
 // checkPicture refuses to replace what is no picture: a disk's image, say.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/keep"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/where"
@@ -120,7 +121,11 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 	if err != nil {
 		return err
 	}
-	st, err := diskStatus(t, cmd)
+	var st chain.Status
+	err = readTarget(cmd, t, func(d client.Disk) (err error) {
+		st, err = d.Status(cmd.Context())
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -142,7 +147,7 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 	out := cmd.ErrOrStderr()
 	if forget {
 		// Waited for: nothing is deleted beside its merge.
-		if err := runJob(cmd, arg, job{"undo", "--forget", (*chain.Disk).Forget}, false, flags.rate); err != nil {
+		if err := runJob(cmd, arg, client.Disk.Forget, false, flags.rate); err != nil {
 			return err
 		}
 	}
@@ -151,9 +156,9 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 		return nil
 	}
 	tell.Line(out, "prune %s: deleting %d of %d snapshots: %s", t.Name(), len(names), len(list), strings.Join(names, " "))
-	return runJob(cmd, arg, job{"delete", strings.Join(names, " "), func(d *chain.Disk) (string, error) {
+	return runJob(cmd, arg, func(d client.Disk) (client.Job, error) {
 		return d.Delete(names...)
-	}}, flags.background, flags.rate)
+	}, flags.background, flags.rate)
 }
 
 // decide says of each snapshot that the prune looks at whether it stays, newest first.
@@ -212,11 +217,14 @@ func (flags *pruneFlags) forgetsAside(st chain.Status, now time.Time) bool {
 func (flags *pruneFlags) showPrune(cmd *cobra.Command, t where.Target, list []pruneDecision, names []string, forget bool) error {
 	doc := pruneDocument{Version: 1, Snapshots: list, ForgetAside: forget}
 	if len(names) > 0 {
-		p, err := planOf(t, cmd.ErrOrStderr(), "delete", names)
+		err := readTarget(cmd, t, func(d client.Disk) error {
+			p, err := d.Plan("delete", names)
+			doc.Plan = &p
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		doc.Plan = &p
 	}
 	out := cmd.OutOrStdout()
 	if flags.dry.json {

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 )
 
 func newRenameCommand() *cobra.Command {
@@ -15,16 +16,13 @@ its number, and what has the layer open goes on reading it.`,
 		Example: `  varve rename /mnt/vm1 before-upgrade upgrade-1`,
 		Args:    takes("DISK", "OLD", "NEW"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// In the control file a space parts the two names.
 			for _, name := range args[1:] {
 				if err := chain.CheckName(name); err != nil && name != "base" && name != "leaf" {
 					return wrapped(cmd, args[0], err)
 				}
 			}
 			from, to := args[1], args[2]
-			return perform(cmd, args[0], operation{"rename", from + " " + to, func(d *chain.Disk) error {
-				return d.Rename(from, to)
-			}})
+			return perform(cmd, args[0], func(d client.Disk) error { return d.Rename(from, to) })
 		},
 	}
 }

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"strconv"
-
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/tell"
 	"varve/overlay/extent"
 )
@@ -32,9 +31,7 @@ A running VM sees the new size once it is told, with QEMU's block_resize or
 				return err
 			}
 			whole := extent.WholeSectors(size)
-			err = perform(cmd, args[0], operation{"resize", strconv.FormatInt(whole, 10), func(d *chain.Disk) error {
-				return d.Resize(whole)
-			}})
+			err = perform(cmd, args[0], func(d client.Disk) error { return d.Resize(whole) })
 			if err == nil {
 				tell.Rounded(cmd.ErrOrStderr(), size, whole)
 			}

@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"varve/chain"
+	"varve/cmd/varve/internal/client"
 )
 
 func newRevertCommand() *cobra.Command {
@@ -38,9 +38,7 @@ NAME stay, as a branch.`,
 			if err := saved.clear(cmd, args[0], true); err != nil {
 				return err
 			}
-			return perform(cmd, args[0], operation{"revert", name, func(d *chain.Disk) error {
-				return d.Revert(name)
-			}})
+			return perform(cmd, args[0], func(d client.Disk) error { return d.Revert(name) })
 		},
 	}
 	dry.register(c.Flags())

@@ -3,12 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 )
 
 func newSnapshotCommand() *cobra.Command {
@@ -49,7 +49,7 @@ With --auto the name is the time, such as auto-20261122T183000Z, and is printed.
 }
 
 func snapshot(cmd *cobra.Command, arg, name string) error {
-	err := perform(cmd, arg, operation{"snapshot", name, func(d *chain.Disk) error { return d.Snapshot(name) }})
+	err := perform(cmd, arg, func(d client.Disk) error { return d.Snapshot(name) })
 	if err == nil {
 		warnOfOverlays(cmd, arg) // now: the snapshot need not wait for that
 	}
@@ -75,7 +75,7 @@ func byTime(take func(name string) error) (name string, err error) {
 		now := time.Now().UTC()
 		name = now.Format(autoLayout)
 		err = take(name)
-		if (errors.Is(err, chain.ErrExist) || errors.Is(err, syscall.EEXIST)) && attempt < mostByTime {
+		if errors.Is(err, chain.ErrExist) && attempt < mostByTime {
 			time.Sleep(time.Until(now.Truncate(time.Second).Add(time.Second)))
 			continue
 		}

@@ -50,7 +50,7 @@ It changes nothing: a disk that is not mounted is only read.`,
 			if cmd.Flags().Changed("watch") {
 				return wrapped(cmd, disk, watchStatus(cmd, disk, asJSON, time.Duration(every)))
 			}
-			return wrapped(cmd, disk, printStatus(cmd, disk, asJSON, statusTable))
+			return printStatus(cmd, disk, asJSON, statusTable)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print what status.json says")

@@ -33,7 +33,7 @@ It changes nothing: a disk that is not mounted is only read.`,
 		Args: takes("DISK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			write := func(out io.Writer, st chain.Status) error { return show.Tree(out, st, treeOptions(out)) }
-			return wrapped(cmd, args[0], printStatus(cmd, args[0], asJSON, write))
+			return printStatus(cmd, args[0], asJSON, write)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print what status.json says")

@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"varve/chain"
+	"varve/cmd/varve/internal/client"
 )
 
 func newUndoCommand() *cobra.Command {
@@ -26,7 +26,7 @@ With --forget it is removed instead, and its space comes free.`,
 		Args: takes("DISK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if forget {
-				return runJob(cmd, args[0], job{"undo", "--forget", (*chain.Disk).Forget}, background, rateFlag{})
+				return runJob(cmd, args[0], client.Disk.Forget, background, rateFlag{})
 			}
 			if background {
 				return wrongUse(cmd, "--background is for --forget")
@@ -34,7 +34,7 @@ With --forget it is removed instead, and its space comes free.`,
 			if err := saved.clear(cmd, args[0], true); err != nil {
 				return err
 			}
-			return perform(cmd, args[0], operation{"undo", "leaf", (*chain.Disk).Undo})
+			return perform(cmd, args[0], client.Disk.Undo)
 		},
 	}
 	c.Flags().BoolVar(&forget, "forget", false, "remove what was set aside")

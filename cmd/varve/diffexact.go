@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/overlay/qcow2"
 )
 
@@ -19,7 +20,7 @@ const (
 
 // exactDifferences compares the data where views may differ.
 type exactDifferences struct {
-	differences
+	client.Differences
 	waiting   []chain.Difference // found by the tables, to be compared
 	more      bool               // there are others behind them
 	asked     bool
@@ -39,7 +40,7 @@ func (e *exactDifferences) Next() (list []chain.Difference, done int64, more boo
 			return e.flush(), e.done, false, nil
 		}
 		e.asked = true
-		if e.waiting, e.done, e.more, err = e.differences.Next(); err != nil {
+		if e.waiting, e.done, e.more, err = e.Differences.Next(); err != nil {
 			return nil, e.done, false, err
 		}
 		return nil, e.done, true, nil

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
@@ -176,7 +177,7 @@ func checkDevice(t where.Target, d blockDevice, flags exportFlags) error {
 	for _, l := range layers {
 		var st unix.Stat_t
 		if err := unix.Stat(l.File, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && numbers[fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))] {
-			return fmt.Errorf("%s: %s is a file of this disk (%s); name another one", d.name, l.File, layerTitles(layers)[l.ID])
+			return fmt.Errorf("%s: %s is a file of this disk (%s); name another one", d.name, l.File, client.Titles(layers)[l.ID])
 		}
 	}
 	return nil

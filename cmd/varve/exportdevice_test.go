@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/cmd/varve/internal/client"
 	"varve/overlay"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
@@ -194,7 +195,7 @@ func TestInterruptedExportToADevice(t *testing.T) {
 	if !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	e := overlay.Export{Source: newRawView(view), Size: 4 << 20, Progress: func(done, _ int64) {
+	e := overlay.Export{Source: client.FileView(view).Source, Size: 4 << 20, Progress: func(done, _ int64) {
 		if done >= 2<<20 {
 			stop()
 		}

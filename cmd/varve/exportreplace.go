@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/where"
 	"varve/overlay/hostfs"
 )
@@ -39,21 +40,17 @@ func checkLayer(t where.Target, out string, info os.FileInfo) error {
 	}
 	for _, l := range layers {
 		if file, err := os.Stat(l.File); err == nil && os.SameFile(file, info) {
-			return fmt.Errorf("%s is a file of this disk (%s); name another one", out, layerTitles(layers)[l.ID])
+			return fmt.Errorf("%s is a file of this disk (%s); name another one", out, client.Titles(layers)[l.ID])
 		}
 	}
 	return nil
 }
 
 // layersOf lists a disk's layers.
-func layersOf(t where.Target) ([]chain.LayerStatus, error) {
-	if t.Mountpoint != "" {
-		_, st, err := t.Document()
-		return st.Layers, err
-	}
-	d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true})
-	if err != nil {
-		return nil, err
-	}
-	return d.Layers(), d.Close()
+func layersOf(t where.Target) (layers []chain.LayerStatus, err error) {
+	err = on(t, client.Options{ReadOnly: true}, func(d client.Disk) (err error) {
+		layers, err = d.Layers()
+		return err
+	})
+	return layers, err
 }

@@ -38,7 +38,13 @@ const importSize = 24 << 20
 func leafFile(t *testing.T, dir, disk string) string {
 	t.Helper()
 	st := document(t, dir, disk)
-	return layerOf(st, st.Leaf).File
+	for _, l := range st.Layers {
+		if l.ID == st.Leaf {
+			return l.File
+		}
+	}
+	t.Fatalf("%s has no leaf", disk)
+	return ""
 }
 
 // Every kind of image, mounted and not: qemu-img finds the same bytes, and zeros where

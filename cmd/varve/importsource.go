@@ -14,6 +14,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/mountfile"
 	"varve/cmd/varve/internal/progress"
@@ -109,7 +110,7 @@ func refuseOwn(t where.Target, file, path string) error {
 		case l.Name != "":
 			return refuseLayer(t, file, l.Name)
 		default:
-			return fmt.Errorf("%s is a file of this disk (%s)", file, layerTitles(layers)[l.ID])
+			return fmt.Errorf("%s is a file of this disk (%s)", file, client.Titles(layers)[l.ID])
 		}
 	}
 	return nil
@@ -147,7 +148,8 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		if err != nil {
 			return nil, err
 		}
-		return newImageSource(newRawView(image), image.Size(), image.File().SeekData, image.Close), nil
+		view := client.FileView(image)
+		return newImageSource(view.Source, view.Size, image.File().SeekData, view.Close), nil
 	}
 	defer waiting.For(where.PathWait(path))()
 	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"varve/chain/dirlock"
+	"varve/cmd/varve/internal/client"
 )
 
 func TestJobInBackground(t *testing.T) {
@@ -23,7 +24,7 @@ func TestJobInBackground(t *testing.T) {
 		t.Errorf("list says\n%s", r.stdout)
 	}
 	must(t, dir, "cancel", "mnt")
-	if st := document(t, dir, "mnt"); st.Job == nil || st.Job.State != jobCancelled {
+	if st := document(t, dir, "mnt"); st.Job == nil || st.Job.State != client.JobCancelled {
 		t.Errorf("the job: %+v", st.Job)
 	}
 	fails(t, dir, exitFailed, []string{"no job is under way"}, "cancel", "mnt")
@@ -116,7 +117,7 @@ func jobEnds(t *testing.T, dir string) {
 	must(t, dir, "mount", "vm.varve", "mnt")
 	eventually(t, "the job is done", func() bool {
 		st := document(t, dir, "mnt")
-		return st.Job != nil && st.Job.ID == "1" && st.Job.State == jobDone
+		return st.Job != nil && st.Job.ID == "1" && st.Job.State == client.JobDone
 	})
 	must(t, dir, "umount", "mnt")
 	tool(t, dir, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", "host/vm.raw", "vm.varve/layers/000002.qcow2")
@@ -228,12 +229,12 @@ func TestJobRate(t *testing.T) {
 	if err := os.WriteFile(dir+"/mnt/control/rate", []byte("max\n"), 0); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it goes on without a limit", func() bool { return document(t, dir, "mnt").Job.State == jobDone })
+	eventually(t, "it goes on without a limit", func() bool { return document(t, dir, "mnt").Job.State == client.JobDone })
 	if s := rate(); !strings.Contains(s, "\n# now: max\n") {
 		t.Errorf("control/rate reads\n%s", s)
 	}
 	must(t, dir, "flatten", "mnt", "leaf", "--rate", "1G")
-	if st := document(t, dir, "mnt"); st.Job.State != jobDone || st.Job.RateLimit != 1<<30 {
+	if st := document(t, dir, "mnt"); st.Job.State != client.JobDone || st.Job.RateLimit != 1<<30 {
 		t.Errorf("the job: %+v", st.Job)
 	}
 }

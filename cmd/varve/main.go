@@ -1,7 +1,7 @@
 // Command varve mounts a virtual disk's layers.
 //
-// It turns words into calls: of package chain for a disk directory that nobody
-// has mounted, of the mount's control files for one that is mounted. Below main
+// It turns words into calls of the packages below internal: where finds the disk that an
+// argument means, and client is that disk, mounted or not. Below main
 // nothing ends the process; an error comes back and report makes an exit code
 // of it.
 package main

@@ -2,32 +2,47 @@ package main
 
 import (
 	"errors"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/tell"
-	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
 )
 
-// operation is a command that changes a disk at once: what it is written as in
-// a control file, and the same on a disk that is not mounted.
-type operation struct {
-	command string // the control file
-	line    string
-	direct  func(*chain.Disk) error
-}
-
-// perform runs an operation on the disk that arg names.
-func perform(cmd *cobra.Command, arg string, op operation) error {
+// perform does something on the disk that arg names.
+func perform(cmd *cobra.Command, arg string, do func(client.Disk) error) error {
 	t, err := where.Find(arg)
 	if err == nil {
-		err = performOn(t, cmd.ErrOrStderr(), op)
+		// A job that was left to go on later is not this command's business.
+		err = on(t, client.Options{Log: tell.Warnings(cmd.ErrOrStderr()), HoldJob: true}, do)
 	}
 	return wrapped(cmd, arg, err)
+}
+
+// readDisk looks at the disk that arg names, and changes nothing.
+func readDisk(cmd *cobra.Command, arg string, at func(client.Disk) error) error {
+	t, err := where.Find(arg)
+	if err == nil {
+		err = readTarget(cmd, t, at)
+	}
+	return wrapped(cmd, arg, err)
+}
+
+func readTarget(cmd *cobra.Command, t where.Target, at func(client.Disk) error) error {
+	return on(t, client.Options{Log: tell.Warnings(cmd.ErrOrStderr()), ReadOnly: true}, at)
+}
+
+// on opens a disk for do. An operation is durable when its call returns; closing tells whether
+// the disk was left in order.
+func on(t where.Target, o client.Options, do func(client.Disk) error) error {
+	d, err := client.Open(t, o)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(d), d.Close())
 }
 
 // wrapped says which command failed on which disk.
@@ -54,20 +69,3 @@ func (e commandError) Error() string {
 }
 
 func (e commandError) Unwrap() error { return e.err }
-
-func performOn(t where.Target, stderr io.Writer, op operation) error {
-	if t.Mountpoint != "" {
-		_, err := controlOf(t, op.command, op.line)
-		return err
-	}
-	// A job that was left to go on later is not this command's business.
-	d, err := openDirectly(t, chain.OpenOptions{Log: tell.Warnings(stderr), HoldJob: true})
-	if err != nil {
-		return err
-	}
-	defer waiting.For(where.PathWait(t.Dir))()
-	err = op.direct(d)
-	// An operation is durable when its call returns; Close tells whether the
-	// disk was left in order.
-	return errors.Join(err, d.Close())
-}

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,11 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"varve/chain"
-	"varve/chain/bounded"
-	"varve/cmd/varve/internal/tell"
-	"varve/cmd/varve/internal/waiting"
-	"varve/cmd/varve/internal/where"
-	"varve/fs/control"
+	"varve/cmd/varve/internal/client"
 	"varve/fs/show"
 )
 
@@ -38,23 +33,16 @@ func (r *dryRun) check(cmd *cobra.Command) error {
 
 // show prints what an operation on the disk that arg names would do.
 func (r *dryRun) show(cmd *cobra.Command, arg, operation string, names ...string) error {
-	t, err := where.Find(arg)
-	if err == nil {
-		err = r.showPlan(cmd, t, operation, names)
-	}
-	return wrapped(cmd, arg, err)
-}
-
-func (r *dryRun) showPlan(cmd *cobra.Command, t where.Target, operation string, names []string) error {
-	p, err := planOf(t, cmd.ErrOrStderr(), operation, names)
-	if err != nil {
-		return err
-	}
-	out := cmd.OutOrStdout()
-	if r.json {
-		return writeJSON(out, p)
-	}
-	return writePlan(out, p)
+	return readDisk(cmd, arg, func(d client.Disk) error {
+		p, err := d.Plan(operation, names)
+		if err != nil {
+			return err
+		}
+		if r.json {
+			return writeJSON(cmd.OutOrStdout(), p)
+		}
+		return writePlan(cmd.OutOrStdout(), p)
+	})
 }
 
 func writeJSON(out io.Writer, v any) error {
@@ -67,46 +55,6 @@ func writeJSON(out io.Writer, v any) error {
 	}
 	_, err := out.Write(show.PrintableJSON(text.Bytes()))
 	return err
-}
-
-// planOf asks the daemon, or looks at a disk that is not mounted.
-func planOf(t where.Target, stderr io.Writer, operation string, names []string) (chain.Plan, error) {
-	if t.Mountpoint == "" {
-		d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(stderr)})
-		if err != nil {
-			return chain.Plan{}, err
-		}
-		p, err := d.Plan(operation, names)
-		return p, errors.Join(err, d.Close())
-	}
-	text, err := askControl(t, "plan", strings.Join(append([]string{operation}, names...), " "))
-	if err != nil {
-		return chain.Plan{}, err
-	}
-	var p chain.Plan
-	if err := bounded.JSON([]byte(text), &p); err != nil {
-		return chain.Plan{}, fmt.Errorf("what control/plan says is not understood: %w", err)
-	}
-	return p, nil
-}
-
-// askControl writes a line to a control file and gives the answer.
-func askControl(t where.Target, command, line string) (string, error) {
-	defer waiting.For(t.ReadWait())()
-	f, err := openToWrite(t, control.Dir, command)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close() // nothing is held back until then
-	text, _, err := exchange(t, f, line)
-	if err != nil {
-		return "", err
-	}
-	answer, ok := control.ParseAnswer(text)
-	if !ok {
-		return "", fmt.Errorf("%s gave no answer", f.Name())
-	}
-	return answer, nil
 }
 
 // writePlan writes a plan for people.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/client"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/where"
@@ -52,8 +52,7 @@ type statusWatch struct {
 	screen *os.File // nil when out is no terminal that can be drawn on
 
 	last   string // what was shown
-	seen   diskMark
-	cached chain.Status
+	recent client.Recent
 }
 
 func (w *statusWatch) run(ctx context.Context, every time.Duration) (err error) {
@@ -113,18 +112,11 @@ func (w *statusWatch) look(ctx context.Context) (string, error) {
 
 func compactJSON(st chain.Status) (string, error) {
 	var long, line bytes.Buffer
-	if err := statusJSON(&long, st); err != nil {
+	if err := show.JSON(&long, st); err != nil {
 		return "", err
 	}
-	err := json.Compact(&line, long.Bytes())
+	err := json.Compact(&line, show.PrintableJSON(long.Bytes()))
 	return line.String() + "\n", err
-}
-
-// diskMark tells whether a disk that is not mounted has changed: every operation
-// replaces chain.json.
-type diskMark struct {
-	changed time.Time
-	inode   os.FileInfo
 }
 
 func (w *statusWatch) status(ctx context.Context) (chain.Status, error) {
@@ -133,31 +125,7 @@ func (w *statusWatch) status(ctx context.Context) (chain.Status, error) {
 		return chain.Status{}, err
 	}
 	defer t.Mount.Release()
-	if t.Mountpoint != "" {
-		w.seen = diskMark{}
-		_, st, err := t.Document()
-		return st, err
-	}
-	info, err := os.Stat(filepath.Join(t.Dir, "chain.json"))
-	if err != nil {
-		return chain.Status{}, err
-	}
-	if w.seen.inode != nil && os.SameFile(info, w.seen.inode) && info.ModTime().Equal(w.seen.changed) {
-		return w.cached, nil
-	}
-	d, err := openDirectly(t, chain.OpenOptions{ReadOnly: true, Log: tell.Warnings(w.stderr)})
-	if err != nil {
-		return chain.Status{}, err
-	}
-	defer d.Close() // read only: there is nothing to lose
-	if err := d.CountAll(ctx); err != nil {
-		return chain.Status{}, err
-	}
-	st, err := d.Status()
-	if err == nil {
-		w.seen, w.cached = diskMark{info.ModTime(), info}, st
-	}
-	return st, err
+	return w.recent.Status(ctx, t, client.Options{ReadOnly: true, Log: tell.Warnings(w.stderr)})
 }
 
 // show draws the screen anew, or prints what has changed.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain"
 	"varve/fs/show"
 )
 
@@ -125,4 +127,38 @@ func errnoNamed(name string) syscall.Errno {
 		}
 	}
 	return 0
+}
+
+// kinds are the errors of package chain that callers tell apart, and the errnos that stand for
+// them in an outcome.
+var kinds = []struct {
+	err   error
+	errno syscall.Errno
+}{
+	{chain.ErrExist, unix.EEXIST},
+	{chain.ErrNotExist, unix.ENOENT},
+	{chain.ErrTooLarge, unix.EFBIG},
+	{chain.ErrInvalid, unix.EINVAL},
+	{chain.ErrBusy, unix.EBUSY},
+	{chain.ErrReadOnly, unix.EROFS},
+}
+
+// ErrnoOf is the errno for an error of package chain that callers tell apart; 0 for another one.
+func ErrnoOf(err error) syscall.Errno {
+	for _, k := range kinds {
+		if errors.Is(err, k.err) {
+			return k.errno
+		}
+	}
+	return 0
+}
+
+// IsKind says whether an errno of an outcome stands for an error of package chain.
+func IsKind(errno syscall.Errno, err error) bool {
+	for _, k := range kinds {
+		if k.errno == errno && k.err == err {
+			return true
+		}
+	}
+	return false
 }

@@ -45,7 +45,7 @@ var directoryMutants = []mutant{
 		"	if old.Session != \"\" {", "	if false {",
 		"chain/dirlock.TestEndOfASession"),
 	one("D30", "the end of a session is looked for at the path of the directory", "cmd/varve/umountclose.go",
-		"dirlock.SessionOf(pid); err == nil && !t.readOnly {", "dirlock.SessionAt(t.dir); err == nil && !t.readOnly {",
+		"dirlock.SessionOf(pid); err == nil && !t.ReadOnly {", "dirlock.SessionAt(t.Dir); err == nil && !t.ReadOnly {",
 		"cmd/varve.TestUmountOfAMovedDirectory"),
 	one("D31", "a link in a mount is followed", "cmd/varve/internal/mountfile/mountfile.go",
 		"	return unix.O_NOFOLLOW\n", "	return 0\n",

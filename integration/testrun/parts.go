@@ -67,7 +67,7 @@ var suites = map[string][]part{
 		{title: "the program, with the race detector", packages: []string{"./cmd/varve"}, flags: []string{"-race", "-run=" + beside}},
 		{title: "FUSE, with the race detector", packages: []string{"./fs/..."}, flags: []string{"-race"}},
 		{title: "the program's packages, with the race detector", packages: []string{
-			"./cmd/varve/internal/aside", "./cmd/varve/internal/background", "./cmd/varve/internal/holders", "./cmd/varve/internal/keep",
+			"./cmd/varve/internal/aside", "./cmd/varve/internal/background", "./cmd/varve/internal/client", "./cmd/varve/internal/holders", "./cmd/varve/internal/keep",
 			"./cmd/varve/internal/logfile", "./cmd/varve/internal/output", "./cmd/varve/internal/progress", "./cmd/varve/internal/session",
 			"./cmd/varve/internal/waiting",
 		}, flags: []string{"-race"}},

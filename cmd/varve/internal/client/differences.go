@@ -1,4 +1,4 @@
-package main
+package client
 
 import (
 	"bufio"
@@ -19,8 +19,8 @@ import (
 	"varve/fs/control"
 )
 
-// differences gives where two views differ, some at a time.
-type differences interface {
+// Differences gives where two views differ, some at a time. It goes by the tables of the layers.
+type Differences interface {
 	Views() (a, b chain.DiffView)
 	Disk() string              // the disk directory
 	Titles() map[string]string // what people call the layers, by id
@@ -33,36 +33,36 @@ type differences interface {
 	Close() error
 }
 
-// differencesOf opens two views. Of a mounted disk the daemon tells them apart: it
-// alone knows where content stands while its jobs move it. To a mount that is
-// read-only nothing can be written, nor does anything move.
-func differencesOf(t where.Target, a, b string, log *slog.Logger) (differences, error) {
+// checkViews refuses names that no view can have.
+func checkViews(a, b string) error {
 	for _, name := range []string{a, b} {
 		if name == "base" || name == "leaf" {
 			continue
 		}
 		if err := chain.CheckName(name); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if t.Mountpoint != "" && !t.ReadOnly {
-		return openMountedDifferences(t, a, b)
-	}
-	d, err := openReadOnly(t, log)
-	if err != nil {
+	return nil
+}
+
+// diffOf compares two views of a disk that this process has opened; closed is called when
+// that ends.
+func diffOf(d *chain.Disk, a, b string, closed func() error) (Differences, error) {
+	if err := checkViews(a, b); err != nil {
 		return nil, err
 	}
 	x, err := d.Diff(context.Background(), a, b, chain.Opener{PID: os.Getpid(), Command: "varve"})
 	if err != nil {
-		return nil, errors.Join(err, d.Close())
+		return nil, err
 	}
-	return &directDifferences{disk: d, Diff: x}, nil
+	return &directDifferences{disk: d, Diff: x, closed: closed}, nil
 }
 
-// openReadOnly opens a disk that is not mounted, or mounted read-only.
-func openReadOnly(t where.Target, log *slog.Logger) (*chain.Disk, error) {
+// openShown opens the disk that a read-only mount shows.
+func openShown(t where.Target, log *slog.Logger) (*chain.Disk, error) {
 	if t.Dir != "" {
-		return openDirectly(t, chain.OpenOptions{Log: log, ReadOnly: true})
+		return openChain(t, chain.OpenOptions{Log: log, ReadOnly: true})
 	}
 	if t.Owner != 0 && t.Owner != os.Geteuid() {
 		return nil, fmt.Errorf("uid %d mounted it, and which files it shows is that user's word; become that user, with \"%s varve\" and the same words", t.Owner, where.Become(t.Owner))
@@ -88,13 +88,15 @@ type directDifferences struct {
 	*chain.Diff
 	disk *chain.Disk
 	list []chain.Difference
+
+	closed func() error
 }
 
 // answerPause is after how long Next returns, so that a Ctrl-C is heard.
 const answerPause = 100 * time.Millisecond
 
 func (d *directDifferences) Disk() string              { return d.disk.Dir() }
-func (d *directDifferences) Titles() map[string]string { return layerTitles(d.disk.Layers()) }
+func (d *directDifferences) Titles() map[string]string { return Titles(d.disk.Layers()) }
 
 func (d *directDifferences) Next() (list []chain.Difference, done int64, more bool, err error) {
 	d.list, more, err = d.Diff.Next(d.list[:0], time.Now().Add(answerPause))
@@ -111,20 +113,11 @@ func (d *directDifferences) Read(v chain.DiffView, p []byte, off int64) error {
 
 func (d *directDifferences) Close() error {
 	d.Diff.Close()
-	return d.disk.Close()
-}
-
-// layerTitles is what people call layers, by their ids.
-func layerTitles(layers []chain.LayerStatus) map[string]string {
-	titles := make(map[string]string, len(layers))
-	for _, l := range layers {
-		titles[l.ID] = l.Title()
-	}
-	return titles
+	return d.closed()
 }
 
 // mountedDifferences are those that a daemon tells: what is read from control/diff
-// after a write to it (see fs/diffstream.go).
+// after a write to it (package control).
 type mountedDifferences struct {
 	t      where.Target
 	file   *os.File
@@ -137,7 +130,7 @@ type mountedDifferences struct {
 	views  map[string]*rawView
 }
 
-func openMountedDifferences(t where.Target, a, b string) (_ differences, err error) {
+func openMountedDifferences(t where.Target, a, b string) (_ Differences, err error) {
 	defer waiting.For(t.ReadWait())()
 	f, err := openToWrite(t, control.Dir, control.Diff)
 	if errors.Is(err, os.ErrNotExist) {
@@ -175,7 +168,7 @@ func openMountedDifferences(t where.Target, a, b string) (_ differences, err err
 	if err != nil {
 		return nil, err
 	}
-	d.titles, d.disk = layerTitles(st.Layers), st.Disk
+	d.titles, d.disk = Titles(st.Layers), st.Disk
 	return d, nil
 }
 
@@ -252,7 +245,7 @@ func (d *mountedDifferences) Read(v chain.DiffView, p []byte, off int64) error {
 		if v.Name == "leaf" {
 			file = []string{"disk.raw"}
 		}
-		image, err := openView(d.t, file...)
+		image, err := openImage(d.t, file...)
 		if err != nil {
 			return d.t.Explain(err)
 		}

@@ -1,4 +1,4 @@
-package main
+package client
 
 import (
 	"errors"
@@ -12,10 +12,10 @@ import (
 	"varve/fs/control"
 )
 
-// controlOf writes a line to a control file of a mounted disk. It gives the id of
+// write writes a line to a control file of a mounted disk. It gives the id of
 // the job that goes on in the background, or "". What went wrong comes in the
 // daemon's words, with the errno for errors.Is.
-func controlOf(t where.Target, command, line string) (job string, err error) {
+func write(t where.Target, command, line string) (job string, err error) {
 	// What is read from the same open file is the outcome of this write, and
 	// not of somebody else's.
 	defer waiting.For(t.ChangeWait())()
@@ -26,6 +26,25 @@ func controlOf(t where.Target, command, line string) (job string, err error) {
 	defer f.Close() // nothing is held back until then
 	_, job, err = exchange(t, f, line)
 	return job, err
+}
+
+// ask writes a line to a control file and gives the answer.
+func ask(t where.Target, command, line string) (string, error) {
+	defer waiting.For(t.ReadWait())()
+	f, err := openToWrite(t, control.Dir, command)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() // nothing is held back until then
+	text, _, err := exchange(t, f, line)
+	if err != nil {
+		return "", err
+	}
+	answer, ok := control.ParseAnswer(text)
+	if !ok {
+		return "", fmt.Errorf("%s gave no answer", f.Name())
+	}
+	return answer, nil
 }
 
 // openToWrite opens a file of the mount to write. What answers there need be no varve, where
@@ -66,3 +85,6 @@ type refusedError struct {
 func (e refusedError) Error() string { return e.reason }
 
 func (e refusedError) Unwrap() error { return e.errno }
+
+// Is knows what the errno means in package chain.
+func (e refusedError) Is(target error) bool { return control.IsKind(e.errno, target) }

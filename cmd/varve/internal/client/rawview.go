@@ -1,4 +1,4 @@
-package main
+package client
 
 import (
 	"errors"
@@ -26,6 +26,11 @@ type rawView struct {
 var _ overlay.Skipper = (*rawView)(nil)
 
 func newRawView(image *qcow2.Image) *rawView { return &rawView{Image: image} }
+
+// FileView is the view that an open file of a mount shows. Closing the view closes the file.
+func FileView(image *qcow2.Image) View {
+	return View{newRawView(image), image.Size(), image.Close}
+}
 
 // run is the first run of data that ends behind off. Behind the last one is an empty
 // one at math.MaxInt64.

@@ -1,40 +1,41 @@
-package main
+package client
 
 import (
 	"errors"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"varve/cmd/varve/internal/where"
 	"varve/overlay/qcow2"
 )
 
-// openShared opens a snapshot of a mounted disk as an export does.
-func openShared(t *testing.T, mnt, name string) *sharedView {
+// sharedDisk is a mounted disk with "first" in it and the snapshot "one" of that.
+func sharedDisk(t *testing.T) (dir, mnt string, d Disk) {
 	t.Helper()
-	where, err := where.Find(mnt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, closeSource, err := exportSourceOf(where, name, true, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	mnt, _ = mount(t, disk(t, 8<<20))
+	put(t, mnt, "first", 3<<20)
+	d = opened(t, mnt)
+	done(t, d.Snapshot("one"))
+	return filepath.Dir(mnt), mnt, d
+}
+
+// openShared opens a snapshot of a mounted disk as an export does.
+func openShared(t *testing.T, d Disk, name string) *sharedView {
+	t.Helper()
+	view, err := d.View(name, true)
+	done(t, err)
 	t.Cleanup(func() {
-		if err := closeSource(); err != nil && !errors.Is(err, os.ErrClosed) {
+		if err := view.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 			t.Error(err)
 		}
 	})
-	shared, ok := e.Source.(*sharedView)
+	shared, ok := view.Source.(*sharedView)
 	if !ok {
-		t.Fatalf("an export reads %T", e.Source)
+		t.Fatalf("an export reads %T", view.Source)
 	}
 	return shared
 }
@@ -42,27 +43,21 @@ func openShared(t *testing.T, mnt, name string) *sharedView {
 // Another user's daemon is not asked of which files a view is made: it could name any
 // that root can open.
 func TestSectionsOfTrustedDaemonsOnly(t *testing.T) {
-	dir, mnt := mounted(t, 8<<20, 1<<20)
-	must(t, dir, "snapshot", "mnt", "one")
-	where, err := where.Find(mnt)
-	if err != nil {
-		t.Fatal(err)
+	_, mnt, _ := sharedDisk(t)
+	at := found(t, mnt)
+	if at.Owner != os.Geteuid() {
+		t.Errorf("the mount is of user %d", at.Owner)
 	}
-	if where.Owner != os.Geteuid() {
-		t.Errorf("the mount is of user %d", where.Owner)
-	}
-	for owner, want := range map[int]bool{os.Geteuid(): true, 0: true, nobody: false} {
-		where.Owner = owner
-		e, closeSource, err := exportSourceOf(where, "one", true, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
+	for owner, want := range map[int]bool{os.Geteuid(): true, 0: true, 65534: false} {
+		at.Owner = owner
+		d, err := Open(at, Options{ReadOnly: true})
+		done(t, err)
+		view, err := d.View("one", true)
+		done(t, err)
+		if _, shared := view.Source.(*sharedView); shared != want {
+			t.Errorf("a mount of user %d: %T", owner, view.Source)
 		}
-		if _, shared := e.Source.(*sharedView); shared != want {
-			t.Errorf("a mount of user %d: %T", owner, e.Source)
-		}
-		if err := closeSource(); err != nil {
-			t.Error(err)
-		}
+		done(t, view.Close())
 	}
 }
 
@@ -92,10 +87,9 @@ func (s *sharedView) again() {
 // A section ends by itself, also when nobody comes to leave it: a job waits for no
 // longer.
 func TestSectionEnds(t *testing.T) {
-	dir, mnt := mounted(t, 8<<20, 1<<20)
-	put(t, mnt, "first", 3<<20)
-	must(t, dir, "snapshot", "mnt", "one")
-	s := openShared(t, mnt, "one")
+	dir, _, d := sharedDisk(t)
+	s := openShared(t, d, "one")
+	before := opens(t, dir+"/vm.raw")
 	if got := wordAt(t, s, 3<<20, 5); got != "first" {
 		t.Fatalf("a section shows %q", got)
 	}
@@ -110,31 +104,36 @@ func TestSectionEnds(t *testing.T) {
 	if s.section != nil {
 		t.Error("a section does not end")
 	}
-	files, err := filepath.Glob("/proc/self/fd/*")
-	if err != nil {
-		t.Fatal(err)
+	if after := opens(t, dir+"/vm.raw"); before == 0 || after != before {
+		t.Errorf("the base is open %d times, and was %d times before", after, before)
 	}
+}
+
+// opens counts how often this process, which serves the mount too, has a file open.
+func opens(t *testing.T, path string) (n int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/fd/*")
+	done(t, err)
 	for _, file := range files {
-		if to, err := os.Readlink(file); err == nil && strings.HasPrefix(to, dir+"/vm.raw") {
-			t.Errorf("%s is open still", to)
+		if to, err := os.Readlink(file); err == nil && to == path {
+			n++
 		}
 	}
+	return n
 }
 
 // What the daemon has open counts, not what stands at the paths: neither another file
 // there, nor another snapshot by the name.
 func TestSectionIsOfTheView(t *testing.T) {
-	dir, mnt := mounted(t, 8<<20, 1<<20)
-	put(t, mnt, "first", 3<<20)
-	must(t, dir, "snapshot", "mnt", "one")
+	dir, mnt, d := sharedDisk(t)
 	put(t, mnt, "other", 3<<20)
-	s := openShared(t, mnt, "one")
-	must(t, dir, "rename", "mnt", "one", "two")
-	must(t, dir, "snapshot", "mnt", "one")
+	s := openShared(t, d, "one")
+	done(t, d.Rename("one", "two"))
+	done(t, d.Snapshot("one"))
 	if got := wordAt(t, s, 3<<20, 5); got != "first" {
 		t.Errorf("after a rename a section shows %q", got)
 	}
-	for _, file := range []string{"vm.raw", "vm.raw.varve/layers/000002.qcow2"} {
+	for _, file := range []string{"vm.raw", "vm.varve/layers/000002.qcow2"} {
 		s.again()
 		path := filepath.Join(dir, file)
 		if err := os.Rename(path, path+".kept"); err != nil {
@@ -158,13 +157,17 @@ func TestSectionIsOfTheView(t *testing.T) {
 		}
 	}
 	// A section that is open is waited for.
-	must(t, dir, "delete", "mnt", "one")
+	job, err := d.Delete("one")
+	done(t, err)
+	if job.ID != "" {
+		_, err = d.Wait(t.Context(), job, func(_, _ int64) {})
+		done(t, err)
+	}
 }
 
 // Where nothing can be shared no section is tried any more.
 func TestSectionsEndWhereNothingIsShared(t *testing.T) {
-	dir, mnt := mounted(t, 8<<20, 1<<20)
-	must(t, dir, "snapshot", "mnt", "one")
+	_, _, d := sharedDisk(t)
 	refused := &os.PathError{Op: "clone", Path: "out", Err: unix.EXDEV}
 	elsewhere := errors.Join(refused, errors.ErrUnsupported)
 	leave := func(s *sharedView, shared int64, err error) bool {
@@ -174,16 +177,16 @@ func TestSectionsEndWhereNothingIsShared(t *testing.T) {
 		s.Leave(shared, err)
 		return true
 	}
-	s := openShared(t, mnt, "one")
+	s := openShared(t, d, "one")
 	if !leave(s, 0, unix.EOPNOTSUPP) || leave(s, 0, nil) || s.section != nil {
 		t.Error("a section is had on a file system that shares nothing")
 	}
-	s = openShared(t, mnt, "one")
+	s = openShared(t, d, "one")
 	if leave(s, 0, qcow2.ErrCorrupt); leave(s, 0, nil) {
 		t.Error("a section is had at once after one that could not be read")
 	}
 	for _, shared := range []int64{0, 4096} {
-		s = openShared(t, mnt, "one")
+		s = openShared(t, d, "one")
 		leave(s, shared, nil)
 		for range refusedMost {
 			leave(s, 0, elsewhere)

@@ -1,26 +1,21 @@
-package main
+package client
 
 import (
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"varve/cmd/varve/internal/where"
 )
 
 // What a command writes into a mount goes nowhere else, whatever answers there: neither a
 // control file nor disk.raw may be a link, nor lie behind one.
 func TestWritesStayInTheMount(t *testing.T) {
-	dir, mnt := mounted(t, 4<<20, 1<<20)
-	at, err := where.Find(mnt)
-	if err != nil {
-		t.Fatal(err)
-	}
+	mnt, _ := mount(t, disk(t, 4<<20))
+	at, dir := found(t, mnt), filepath.Dir(mnt)
 	victim := filepath.Join(dir, "victim")
 	for _, name := range []string{"disk.raw", "control/snapshot"} {
 		for _, plant := range []string{"ln -s $PWD/victim fake/" + name, "rmdir fake/control; mkdir real; cp victim real/snapshot; cp victim real/disk.raw; ln -s $PWD/real fake/control"} {
-			tool(t, dir, "sh", "-ec", "rm -rf fake real; mkdir -p fake/control; echo precious >victim; "+plant)
+			shell(t, dir, "rm -rf fake real; mkdir -p fake/control; echo precious >victim; "+plant)
 			fake := at
 			fake.Mountpoint, fake.Mount.Mountpoint = dir+"/fake", dir+"/fake"
 			if strings.HasPrefix(plant, "rmdir") {
