@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
-	"context"
 	"errors"
 
 	"github.com/spf13/cobra"
 
-	"varve/chain"
 	"varve/cmd/varve/internal/client"
+	"varve/cmd/varve/internal/diff"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/where"
 )
@@ -69,70 +67,11 @@ func diffViews(cmd *cobra.Command, arg, a, b string, flags diffFlags) error {
 			return err
 		}
 		defer func() { err = errors.Join(err, source.Close()) }()
-		return showDifferences(ctx, cmd, t.Name(), source, flags)
+		bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
+		defer bar.Clear()
+		return diff.Write(ctx, cmd.OutOrStdout(), source, diff.Options{
+			Exact: flags.exact, JSON: flags.json, All: flags.all, Screen: progress.IsTerminal(cmd.OutOrStdout()),
+			Progress: bar.Update, Clear: bar.Clear,
+		})
 	})
-}
-
-// showDifferences writes what differs, as it is found.
-func showDifferences(ctx context.Context, cmd *cobra.Command, disk string, source client.Differences, flags diffFlags) error {
-	if flags.exact {
-		source = &exactDifferences{Differences: source}
-	}
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+disk)
-	defer bar.Clear()
-	shown := bar.Update
-	var out diffWriter
-	switch onScreen := progress.IsTerminal(cmd.OutOrStdout()); {
-	case flags.json:
-		out = &diffJSON{out: bufio.NewWriter(cmd.OutOrStdout())}
-	case onScreen && flags.all:
-		out = &diffTable{out: bufio.NewWriter(cmd.OutOrStdout()), titles: source.Titles(), width: screenWidth}
-		shown = func(_, _ int64) {} // the list shows it
-	case onScreen:
-		out = &diffTable{out: bufio.NewWriter(cmd.OutOrStdout()), titles: source.Titles(), width: screenWidth, most: shortList, clear: bar.Clear}
-	default:
-		out = &diffTable{out: bufio.NewWriter(cmd.OutOrStdout()), titles: source.Titles()}
-	}
-	err := writeDifferences(ctx, out, source, shown)
-	if errors.Is(err, context.Canceled) {
-		return errors.New("interrupted; the list is not complete")
-	}
-	return err
-}
-
-// writeDifferences goes through all differences.
-func writeDifferences(ctx context.Context, out diffWriter, source client.Differences, shown func(done, total int64)) error {
-	a, b := source.Views()
-	if err := out.begin(diffHead{a: a, b: b, disk: source.Disk(), exact: isExact(source)}); err != nil {
-		return err
-	}
-	var sum diffSum
-	for more := true; more; {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		var list []chain.Difference
-		var done int64
-		var err error
-		if list, done, more, err = source.Next(); err != nil {
-			return err
-		}
-		shown(done, max(a.Size, b.Size))
-		for _, d := range list {
-			sum.count++
-			sum.bytes += d.Length
-			if err := out.add(d); err != nil {
-				return err
-			}
-		}
-	}
-	if exact, ok := source.(*exactDifferences); ok {
-		sum.differing = exact.differing
-	}
-	return out.end(sum)
-}
-
-func isExact(source client.Differences) bool {
-	_, ok := source.(*exactDifferences)
-	return ok
 }

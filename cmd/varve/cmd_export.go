@@ -1,40 +1,18 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
-	"varve/chain/mounts"
-	"varve/cmd/varve/internal/client"
+	"varve/cmd/varve/internal/export"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
-	"varve/cmd/varve/internal/tell"
-	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
-	"varve/fs/show"
-	"varve/overlay"
-	"varve/overlay/hostfs"
-	"varve/overlay/qcow2"
 )
 
-// toStdout is OUT for a pipe.
-const toStdout = "-"
-
-type exportFlags struct {
-	format   string
-	compress bool
-	force    bool
-	skip     bool
-}
-
 func newExportCommand() *cobra.Command {
-	var flags exportFlags
+	var o export.Options
 	c := &cobra.Command{
 		Use:   "export DISK (NAME | base | leaf) OUT",
 		Short: "Copy a layer's view into an image of its own",
@@ -59,234 +37,41 @@ changes while it is read: take a snapshot and export that.`,
 			if err := takes("DISK", "NAME", "OUT")(cmd, args); err != nil {
 				return err
 			}
-			if err := checkFormat(flags.format); err != nil {
+			if err := checkFormat(o.Format); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}
 			switch {
-			case flags.compress && flags.format != "qcow2":
+			case o.Compress && o.Format != "qcow2":
 				return wrongUse(cmd, "--compress needs --format qcow2")
-			case args[2] == toStdout && progress.IsTerminal(cmd.OutOrStdout()):
+			case args[2] == output.Stdout && progress.IsTerminal(cmd.OutOrStdout()):
 				return wrongUse(cmd, "standard output is a terminal; send the image into a pipe or a file")
-			case args[2] == toStdout && flags.format == "qcow2":
+			case args[2] == output.Stdout && o.Format == "qcow2":
 				return wrongUse(cmd, "a qcow2 cannot go into a pipe: its tables are written last and stand in front")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return wrapped(cmd, args[0], export(cmd, args[0], args[1], args[2], flags))
+			return wrapped(cmd, args[0], exportView(cmd, args[0], args[1], args[2], o))
 		},
 	}
-	c.Flags().StringVar(&flags.format, "format", "raw", "`FORMAT` of OUT: raw or qcow2")
-	c.Flags().BoolVar(&flags.compress, "compress", false, "compress the clusters of a qcow2 (zlib)")
-	c.Flags().BoolVar(&flags.force, "force", false, "replace a file OUT that is there, or overwrite a block device")
-	c.Flags().BoolVar(&flags.skip, "skip-damaged", false, "write zeros for what cannot be read, and list the places")
+	c.Flags().StringVar(&o.Format, "format", "raw", "`FORMAT` of OUT: raw or qcow2")
+	c.Flags().BoolVar(&o.Compress, "compress", false, "compress the clusters of a qcow2 (zlib)")
+	c.Flags().BoolVar(&o.Force, "force", false, "replace a file OUT that is there, or overwrite a block device")
+	c.Flags().BoolVar(&o.Skip, "skip-damaged", false, "write zeros for what cannot be read, and list the places")
 	return c
 }
 
-func export(cmd *cobra.Command, arg, name, out string, flags exportFlags) (err error) {
+func exportView(cmd *cobra.Command, arg, name, out string, o export.Options) error {
 	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	device, isDevice := blockDevice{}, false
-	var place output.Place
-	stream := out == toStdout
-	if !stream {
-		if device, isDevice, err = findDevice(out); err != nil {
-			return err
-		}
-		if isDevice {
-			err = checkDevice(t, device, flags)
-		} else if place, err = output.Find(out); err == nil {
-			stream = place.Direct()
-			err = checkPlace(t, place, flags)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	share := !stream && !isDevice && !flags.compress && !flags.skip
-	disk, err := client.Open(t, client.Options{Log: tell.Warnings(cmd.ErrOrStderr()), ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, disk.Close()) }()
-	view, err := disk.View(name, share)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, view.Close()) }()
-	e := overlay.Export{Source: view.Source, Size: view.Size}
-	var salvage *overlay.Salvage
-	if flags.skip {
-		salvage = overlay.NewSalvage(e.Source, e.Size)
-		e.Source = salvage
-	}
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
-	e.Progress = bar.Update
-	var rest int64
-	switch {
-	case out == toStdout:
-		err = e.Stream(ctx, cmd.OutOrStdout())
-	case isDevice:
-		rest, err = exportDevice(ctx, e, device)
-	case stream:
-		err = exportStream(ctx, e, place)
-	default:
-		err = exportFile(ctx, e, place.Path, flags)
-	}
-	bar.Clear()
-	switch {
-	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("interrupted; %s was not made", out)
-	case err != nil:
-		if !flags.skip {
-			err = damageHint(err)
-		}
-		return err
-	}
-	bar.Finish(e.Size)
-	if rest > 0 {
-		tell.Line(cmd.ErrOrStderr(), "%s is larger; its last %s are as they were", out, show.Size(rest))
-	}
-	if salvage != nil {
-		return sayLost(cmd.ErrOrStderr(), cmd.Name()+" "+arg, out, salvage, e.Size)
-	}
-	return nil
-}
-
-// checkPlace refuses a place that cannot take an export.
-func checkPlace(t where.Target, place output.Place, flags exportFlags) error {
-	if !place.Direct() {
-		return checkOut(t, place.Path, flags.force)
-	}
-	if flags.format == "qcow2" {
-		return errors.New("a qcow2 cannot go into a pipe or such: its tables are written last and stand in front; name a file")
-	}
-	return nil
-}
-
-// exportStream writes the view to a pipe, a device of characters or an open file.
-func exportStream(ctx context.Context, e overlay.Export, place output.Place) error {
-	f, err := place.Open(ctx)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(e.Stream(ctx, f), f.Close())
-	if err != nil && !errors.Is(err, context.Canceled) {
-		if !qcow2.IsDamage(err) { // which says where it is
-			err = underlying(err)
-		}
-		return fmt.Errorf("write %s: %w; a part is written", f.Name(), err)
-	}
-	return err
-}
-
-// checkOut refuses an OUT that is there, or where it would be in the way.
-func checkOut(t where.Target, out string, force bool) error {
-	dir, err := mounts.Resolve(filepath.Dir(out))
-	if err != nil {
-		return err
-	}
-	if err := t.RefuseInside(dir, out); err != nil {
-		return err
-	}
-	for _, above := range []string{dir, filepath.Dir(dir)} {
-		if where.IsDiskDirectory(above) {
-			return fmt.Errorf("%s lies in %s, where only that disk's own files are", out, above)
-		}
-	}
-	info, err := os.Stat(out)
-	switch {
-	case errors.Is(err, os.ErrNotExist) && ofDevices(dir):
-		return fmt.Errorf("there is no device %s, and a file in %s would be in memory; name another place", out, dir)
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case !force:
-		return alreadyThere(out)
-	}
-	return checkReplaced(t, out, info)
-}
-
-// ofDevices says whether a directory is one of devices: whoever names something new
-// there has mistyped a device's name. /dev/shm is a file system of its own.
-func ofDevices(dir string) bool {
-	var devices, st unix.Stat_t
-	return mounts.Within(dir, "/dev") && unix.Stat("/dev", &devices) == nil && unix.Stat(dir, &st) == nil && st.Dev == devices.Dev
-}
-
-func alreadyThere(out string) error {
-	return fmt.Errorf("%s exists already; name another file, or replace it with --force", out)
-}
-
-// exportFile writes OUT under another name beside it, which it gets at the end.
-func exportFile(ctx context.Context, e overlay.Export, out string, flags exportFlags) (err error) {
-	host := hostfs.OS()
-	partial := partialBeside(out)
-	f, err := host.Open(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return fmt.Errorf("make %s: %w", out, underlying(err))
-	}
-	done := false
-	// An interrupt while the mount gives no answer ends this process without what is deferred.
-	defer waiting.Finally(func() { _ = host.Remove(partial) })()
-	defer func() {
-		if !done {
-			err = errors.Join(err, host.Remove(partial))
-		}
-	}()
-	if flags.format == "qcow2" {
-		err = e.Qcow2(ctx, f, flags.compress)
-	} else {
-		err = e.Raw(ctx, f)
-	}
-	err = errors.Join(err, f.Close())
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fmt.Errorf("write %s: %w; what was written is removed again, name a place with more room", out, unix.ENOSPC)
-	case errors.Is(err, unix.EFBIG):
-		return fmt.Errorf("write %s: %w; the file system there, or a limit of this process (ulimit -f), allows no file of that size: name another place, or take --format qcow2, which leaves out what is zeros", out, unix.EFBIG)
-	case err != nil:
-		return fmt.Errorf("write %s: %w", out, err)
-	}
-	if err := publish(partial, out, flags.force); err != nil {
-		return err
-	}
-	done = true
-	return host.SyncDir(filepath.Dir(out))
-}
-
-// publish gives a complete file its name, over another one only by force.
-func publish(partial, out string, force bool) error {
-	flag := uint(unix.RENAME_NOREPLACE)
-	if force {
-		flag = 0
-	}
-	err := unix.Renameat2(unix.AT_FDCWD, partial, unix.AT_FDCWD, out, flag)
-	if errors.Is(err, unix.EINVAL) && !force { // NFS cannot do that at once
-		if _, err := os.Lstat(out); err == nil {
-			return alreadyThere(out)
-		}
-		err = unix.Rename(partial, out)
-	}
-	switch {
-	case errors.Is(err, unix.EEXIST):
-		return alreadyThere(out)
-	case err != nil:
-		return fmt.Errorf("make %s: %w", out, err)
-	}
-	return nil
-}
-
-// underlying leaves out the name of a file that the user has not named.
-func underlying(err error) error {
-	var path *os.PathError
-	if errors.As(err, &path) {
-		return path.Err
+	o.Command, o.Stdout, o.Stderr = cmd.Name(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+	err = export.Run(ctx, t, name, out, o)
+	if errors.Is(err, export.ErrSkipped) {
+		return reportedError{exitSkipped}
 	}
 	return err
 }

@@ -1,34 +1,15 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"io"
-
 	"github.com/spf13/cobra"
 
-	"varve/chain"
-	"varve/cmd/varve/internal/client"
-	"varve/cmd/varve/internal/progress"
-	"varve/cmd/varve/internal/tell"
-	"varve/cmd/varve/internal/waiting"
+	"varve/cmd/varve/internal/importing"
 	"varve/cmd/varve/internal/where"
-	"varve/fs/show"
 )
 
-// fromStdin is FILE for a pipe.
-const fromStdin = "-"
-
-type importFlags struct {
-	format   string
-	snapshot string
-	force    bool
-	saved    savedStateFlag
-}
-
 func newImportCommand() *cobra.Command {
-	var flags importFlags
+	var o importing.Options
+	var saved savedStateFlag
 	c := &cobra.Command{
 		Use:   "import FILE DISK",
 		Short: "Copy an image into the disk",
@@ -56,159 +37,38 @@ qcow2, or --format says so. With "-" a raw image comes from standard input.`,
 			if err := takes("FILE", "DISK")(cmd, args); err != nil {
 				return err
 			}
-			if err := checkFormat(flags.format); err != nil {
+			if err := checkFormat(o.Format); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}
 			switch {
-			case flags.snapshot != "" && flags.force:
+			case o.Snapshot != "" && o.Force:
 				return wrongUse(cmd, "--snapshot keeps what the disk holds, --force does not; choose one")
-			case args[0] == fromStdin && flags.format == "qcow2":
+			case args[0] == importing.Stdin && o.Format == "qcow2":
 				return wrongUse(cmd, "a qcow2 cannot come from a pipe: its tables stand anywhere in it")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := flags.saved.clear(cmd, args[1], true); err != nil {
+			if err := saved.clear(cmd, args[1], true); err != nil {
 				return err
 			}
-			return wrapped(cmd, args[1], importImage(cmd, args[0], args[1], flags))
+			return wrapped(cmd, args[1], importImage(cmd, args[0], args[1], o))
 		},
 	}
-	c.Flags().StringVar(&flags.format, "format", "", "`FORMAT` of FILE: raw or qcow2")
-	c.Flags().StringVar(&flags.snapshot, "snapshot", "", "take a snapshot of that `NAME` first, in any case")
-	c.Flags().BoolVar(&flags.force, "force", false, "take no snapshot: what the disk holds is overwritten")
-	flags.saved.register(c.Flags())
+	c.Flags().StringVar(&o.Format, "format", "", "`FORMAT` of FILE: raw or qcow2")
+	c.Flags().StringVar(&o.Snapshot, "snapshot", "", "take a snapshot of that `NAME` first, in any case")
+	c.Flags().BoolVar(&o.Force, "force", false, "take no snapshot: what the disk holds is overwritten")
+	saved.register(c.Flags())
 	return c
 }
 
-func importImage(cmd *cobra.Command, file, arg string, flags importFlags) (err error) {
+func importImage(cmd *cobra.Command, file, arg string, o importing.Options) error {
 	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	source, err := openImport(t, cmd, file, flags.format)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, source.close()) }()
-	to, err := client.OpenLeaf(t, tell.Warnings(cmd.ErrOrStderr()))
-	if err != nil {
-		return err
-	}
-	closed := false
-	defer func() {
-		if !closed {
-			err = errors.Join(err, to.Close())
-		}
-	}()
-	if source.size > to.Size() {
-		return tooLarge(t, source.name, source.size, to.Size())
-	}
-	if ctx.Err() != nil {
-		return errors.New("interrupted; nothing was done")
-	}
-	back, kept, err := keepFirst(t, cmd.ErrOrStderr(), to, flags)
-	if err != nil {
-		return err
-	}
-	defer waiting.Leaves("the disk is half written: " + back)()
-	bar := progress.New(cmd.ErrOrStderr(), cmd.Name()+" "+t.Name())
-	copied, err := pourAll(ctx, source, to, kept, bar.Update)
-	bar.Clear()
-	closed = true
-	err = errors.Join(err, to.Close())
-	switch {
-	case err == nil:
-	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("interrupted; the disk is half written: %s", back)
-	case errors.As(err, new(tooLong)):
-		return fmt.Errorf("%w; the disk is half written: %s; count the image's bytes with \"wc -c\", make the disk as large with \"varve resize %s BYTES\", and import again", err, back, chain.ShellWord(t.Arg))
-	case errors.As(err, new(givenUp)):
-		return fmt.Errorf("%w; what was imported is discarded again: make room and import again, or %s", err, back)
-	case noRoom(err):
-		return fmt.Errorf("%w; the disk is half written: make room and import again, or %s", err, back)
-	default:
-		return fmt.Errorf("%w; the disk is half written: %s", err, back)
-	}
-	bar.Finish(copied)
-	if rest := to.Size() - copied; rest > 0 {
-		tell.Line(cmd.ErrOrStderr(), "%s has %s; the rest of the disk, %s, is zeros", source.name, show.Size(copied), show.Size(rest))
-	}
-	return nil
-}
-
-func tooLarge(t where.Target, name string, size, disk int64) error {
-	const sector = 512
-	return fmt.Errorf("%s has %d bytes and the disk %d; make it larger first with \"varve resize %s %d\"",
-		name, size, disk, chain.ShellWord(t.Arg), (size+sector-1)/sector*sector)
-}
-
-// keepFirst takes a snapshot of what would be lost otherwise. back says how to have the
-// disk as it is now again; kept is false where that cannot be.
-func keepFirst(t where.Target, stderr io.Writer, to client.Leaf, flags importFlags) (back string, kept bool, err error) {
-	holds, parent, err := to.Holds()
-	if err != nil {
-		return "", false, err
-	}
-	switch {
-	case flags.snapshot != "":
-		parent = flags.snapshot
-		err = to.Snapshot(parent)
-	case holds && flags.force:
-		return "import again; what it held before is gone", false, nil
-	case holds:
-		if parent, err = byTime(to.Snapshot); err == nil {
-			tell.Line(stderr, "what the disk held is snapshot %s", parent)
-		}
-	}
-	if err != nil {
-		return "", false, fmt.Errorf("take a snapshot first: %w", err)
-	}
-	return fmt.Sprintf("\"varve revert %s %s\" brings back what it held", chain.ShellWord(t.Arg), parent), true, nil
-}
-
-// tooLong says that a stream goes on behind the end of the disk.
-type tooLong struct{ size int64 }
-
-func (e tooLong) Error() string {
-	return fmt.Sprintf("the image goes on behind the disk's end at %d bytes", e.size)
-}
-
-// givenUp is a failure after which the disk holds nothing of the image any more.
-type givenUp struct{ error }
-
-// pourAll copies all of source to the disk and makes it durable. It gives the bytes
-// that source had. kept says that what the disk held before is kept elsewhere: where
-// the host is full then, what was written is discarded, since a revert needs room too.
-func pourAll(ctx context.Context, source *importSource, to client.Leaf, kept bool, progress func(done, total int64)) (int64, error) {
-	w := pour{to: to}
-	total := source.size
-	if total < 0 {
-		total = to.Size() // at most
-	}
-	err := source.each(ctx, func(p piece) error {
-		if p.off+p.n > to.Size() {
-			return tooLong{to.Size()}
-		}
-		if err := w.write(p); err != nil {
-			return err
-		}
-		progress(w.end, total)
-		return to.Alone()
-	})
-	if err == nil {
-		err = w.discard(to.Size())
-	}
-	if err == nil {
-		err = to.Flush()
-	}
-	if err == nil {
-		err = source.unchanged()
-	}
-	if kept && noRoom(err) && w.giveUp() == nil {
-		err = givenUp{err}
-	}
-	return w.end, err
+	o.Command, o.Input, o.Stderr = cmd.Name(), cmd.InOrStdin(), cmd.ErrOrStderr()
+	return importing.Run(ctx, file, t, o)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/cmd/varve/internal/client"
+	"varve/cmd/varve/internal/export"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/where"
@@ -54,7 +54,7 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	if err != nil {
 		return err
 	}
-	toFile := out != "" && out != toStdout
+	toFile := out != "" && out != output.Stdout
 	var place output.Place
 	if toFile {
 		if place, err = output.Find(out); err != nil {
@@ -63,7 +63,7 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	}
 	if toFile && !place.Direct() {
 		// A picture may be replaced, and nothing else.
-		if err := checkOut(t, place.Path, true); err != nil {
+		if err := export.CheckOut(t, place.Path, true); err != nil {
 			return err
 		}
 		if err := checkPicture(place.Path); err != nil {
@@ -83,7 +83,7 @@ func drawMap(cmd *cobra.Command, arg, out string) error {
 	case err != nil:
 		return err
 	case toFile:
-		return writeOut(ctx, place, picture, 0)
+		return output.Write(ctx, place, picture, 0)
 	}
 	_, err = cmd.OutOrStdout().Write(picture)
 	return err
@@ -108,42 +108,4 @@ func checkPicture(path string) error {
 		return err
 	}
 	return fmt.Errorf("%s exists already and is no SVG picture; name another file", path)
-}
-
-// writeOut writes content to a place: a file of its own whole or not at all, with a mode, or
-// with 0 what the umask leaves; anything else as it stands.
-func writeOut(ctx context.Context, place output.Place, content []byte, mode os.FileMode) error {
-	if !place.Direct() {
-		return replaceFile(place.Path, content, mode)
-	}
-	f, err := place.Open(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Close())
-}
-
-// replaceFile writes a file whole or not at all, with a mode, or with 0 what the
-// umask leaves.
-func replaceFile(path string, content []byte, mode os.FileMode) (err error) {
-	partial := partialBeside(path)
-	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return fmt.Errorf("make %s: %w", path, underlying(err))
-	}
-	_, err = f.Write(content)
-	if err == nil && mode != 0 {
-		err = f.Chmod(mode)
-	}
-	if err == nil {
-		err = f.Sync() // or a power cut could leave an empty one in the old one's place
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(partial, path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, errors.Join(underlying(err), os.Remove(partial)))
-	}
-	return nil
 }

@@ -68,7 +68,7 @@ varve-metrics.timer keeps up to date.`,
 			switch {
 			case err != nil:
 				return err
-			case out != "" && out != toStdout:
+			case out != "" && out != output.Stdout:
 				err = wrapped(cmd, out, writeMetricsFile(ctx, out, page))
 			default:
 				_, err = cmd.OutOrStdout().Write(page)
@@ -245,7 +245,7 @@ func writeMetricsFile(ctx context.Context, out string, page []byte) error {
 	case err != nil:
 		return err
 	case place.Direct():
-		return writeOut(ctx, place, page, 0)
+		return output.Write(ctx, place, page, 0)
 	}
 	path := place.Path
 	dir, err := mounts.Resolve(filepath.Dir(path))
@@ -267,7 +267,7 @@ func writeMetricsFile(ctx context.Context, out string, page []byte) error {
 	if err := checkMetricsFile(path); err != nil {
 		return err
 	}
-	return replaceFile(path, page, 0o644)
+	return output.Replace(path, page, 0o644)
 }
 
 // largestPage is more than a page of metrics takes, which is 20 KiB for each mount,

@@ -20,15 +20,6 @@ import (
 	"varve/fs/show"
 )
 
-// autoLayout is how a snapshot with --auto is named, in UTC, as of time.Format.
-const autoLayout = "auto-20060102T150405Z"
-
-// isAuto says whether a snapshot has the name of an automatic one.
-func isAuto(name string) bool {
-	_, err := time.Parse(autoLayout, name)
-	return err == nil
-}
-
 type pruneFlags struct {
 	policy     keep.Policy
 	all        bool
@@ -165,7 +156,7 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 func (flags *pruneFlags) decide(st chain.Status, now time.Time) ([]pruneDecision, error) {
 	var snapshots []keep.Snapshot
 	for _, l := range st.Layers {
-		if l.State == "frozen" && !l.Foreign && (flags.all || isAuto(l.Name)) {
+		if l.State == "frozen" && !l.Foreign && (flags.all || keep.IsAuto(l.Name)) {
 			snapshots = append(snapshots, keep.Snapshot{Name: l.Name, Time: l.Frozen.Local()})
 		}
 	}

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"varve/chain"
 	"varve/cmd/varve/internal/client"
+	"varve/cmd/varve/internal/keep"
 )
 
 func newSnapshotCommand() *cobra.Command {
@@ -57,28 +55,9 @@ func snapshot(cmd *cobra.Command, arg, name string) error {
 }
 
 func snapshotByTime(cmd *cobra.Command, arg string) error {
-	name, err := byTime(func(name string) error { return snapshot(cmd, arg, name) })
+	name, err := keep.ByTime(func(name string) error { return snapshot(cmd, arg, name) })
 	if err == nil {
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), name)
 	}
 	return err
-}
-
-// mostByTime is how many may take snapshots by time at once; the last of them waits that
-// many seconds.
-const mostByTime = 60
-
-// byTime has a snapshot taken that is named by the time. It waits for the next second
-// where this one has a snapshot already.
-func byTime(take func(name string) error) (name string, err error) {
-	for attempt := 0; ; attempt++ {
-		now := time.Now().UTC()
-		name = now.Format(autoLayout)
-		err = take(name)
-		if errors.Is(err, chain.ErrExist) && attempt < mostByTime {
-			time.Sleep(time.Until(now.Truncate(time.Second).Add(time.Second)))
-			continue
-		}
-		return name, err
-	}
 }

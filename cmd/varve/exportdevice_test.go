@@ -3,8 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,11 +11,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"varve/cmd/varve/internal/client"
-	"varve/overlay"
-	"varve/overlay/hostfs"
-	"varve/overlay/qcow2"
 )
 
 // loopDevice is a device of size bytes, all of them 0xee.
@@ -178,75 +171,4 @@ func TestExportOverAPartOfTheBase(t *testing.T) {
 		t.Errorf("%s was changed (%v)", device, err)
 	}
 	must(t, dir, "export", "small.varve", "base", other, "--force") // beside it
-}
-
-// Ctrl-C in the middle says that the device is half written.
-func TestInterruptedExportToADevice(t *testing.T) {
-	dir := hostDir(t)
-	device, _ := loopDevice(t, dir, 4<<20)
-	image(t, dir+"/view", 4<<20, 4<<20)
-	view, err := qcow2.OpenImage(hostfs.OS(), dir+"/view", "raw", hostfs.LockNone)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer view.Close()
-	ctx, stop := context.WithCancel(t.Context())
-	d, ok, err := findDevice(device)
-	if !ok || err != nil {
-		t.Fatal(ok, err)
-	}
-	e := overlay.Export{Source: client.FileView(view).Source, Size: 4 << 20, Progress: func(done, _ int64) {
-		if done >= 2<<20 {
-			stop()
-		}
-	}}
-	_, err = exportDevice(ctx, e, d)
-	if err == nil || errors.Is(err, context.Canceled) || err.Error() != "interrupted; "+device+" is half written" {
-		t.Errorf("says %v", err)
-	}
-	tool(t, dir, "cmp", "-n", fmt.Sprint(2<<20), "view", device)
-	if got := get(t, device, 3<<20, 4); got != "\xee\xee\xee\xee" {
-		t.Errorf("behind it stands %q", got)
-	}
-}
-
-// What a device-mapper device stands on is found as the kernel shows it: a volume on a
-// partition of a loop device is of the loop device's file.
-func TestFilesBelowADevice(t *testing.T) {
-	sys := t.TempDir()
-	write := func(name, text string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(sys, name)), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(sys, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link := func(name, to string) {
-		t.Helper()
-		write(filepath.Join(filepath.Dir(name), "dev"), "253:0\n")
-		if err := os.MkdirAll(filepath.Join(sys, filepath.Dir(name)), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(filepath.Join(sys, to), filepath.Join(sys, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("loop0/loop/backing_file", "/images/a b.raw\n")
-	write("loop0/loop0p2/partition", "2\n")
-	write("loop1/loop/backing_file", "/images/c.raw\n")
-	link("dm-0/slaves/loop0p2", "loop0/loop0p2")
-	link("dm-1/slaves/dm-0", "dm-0")
-	link("dm-1/slaves/loop1", "loop1")
-	for device, want := range map[string]string{
-		"dm-1":          "/images/c.raw /images/a b.raw",
-		"dm-0":          "/images/a b.raw",
-		"loop0/loop0p2": "/images/a b.raw",
-		"loop1":         "/images/c.raw",
-	} {
-		if got := strings.Join(blockDevice{sys: filepath.Join(sys, device)}.backingFiles(), " "); got != want {
-			t.Errorf("%s: %q, want %q", device, got, want)
-		}
-	}
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"varve/cmd/varve/internal/keep"
 )
 
 // Undo, hold, clone, prune and dry runs say and do the same on a disk that is mounted
@@ -110,7 +112,7 @@ func TestPruneAutomaticSnapshots(t *testing.T) {
 	for i := range 3 {
 		put(t, mnt, strings.Repeat("data", 1+i), int64(i)<<20)
 		name := strings.TrimSpace(must(t, dir, "snapshot", "mnt", "--auto").stdout)
-		if !regexp.MustCompile(`^auto-\d{8}T\d{6}Z$`).MatchString(name) || !isAuto(name) {
+		if !regexp.MustCompile(`^auto-\d{8}T\d{6}Z$`).MatchString(name) || !keep.IsAuto(name) {
 			t.Fatalf("the name is %q", name)
 		}
 		names = append(names, name)

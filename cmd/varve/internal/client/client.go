@@ -12,6 +12,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"varve/chain"
@@ -95,6 +96,16 @@ type View struct {
 	Source overlay.Source
 	Size   int64 // bytes
 	Close  func() error
+}
+
+// Layers lists the layers of a disk.
+func Layers(t where.Target) ([]chain.LayerStatus, error) {
+	d, err := Open(t, Options{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	layers, err := d.Layers()
+	return layers, errors.Join(err, d.Close())
 }
 
 // Titles is what people call layers, by their ids.

@@ -5,7 +5,8 @@
 // target, so that the link stays. Anything else (a device, a pipe, /dev/stdout, an open
 // file below /proc) is written as it stands: a rename would put a file in its place.
 //
-// The package does not know what is written, and writes nothing itself.
+// A whole content goes there with Write; what is too much for that is written to Partial and
+// renamed. The package does not know what is written.
 package output
 
 import (
@@ -20,6 +21,9 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// Stdout is the name that stands for standard output.
+const Stdout = "-"
 
 // Place is where a name leads.
 type Place struct {

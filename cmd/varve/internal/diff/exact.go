@@ -1,4 +1,4 @@
-package main
+package diff
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ const (
 	exactStep  = 1 << 20
 )
 
-// exactDifferences compares the data where views may differ.
-type exactDifferences struct {
+// exact compares the data where views may differ.
+type exact struct {
 	client.Differences
 	waiting   []chain.Difference // found by the tables, to be compared
 	more      bool               // there are others behind them
@@ -33,7 +33,7 @@ type exactDifferences struct {
 }
 
 // Next compares the next piece.
-func (e *exactDifferences) Next() (list []chain.Difference, done int64, more bool, err error) {
+func (e *exact) Next() (list []chain.Difference, done int64, more bool, err error) {
 	e.list = e.list[:0]
 	if len(e.waiting) == 0 {
 		if e.asked && !e.more {
@@ -66,7 +66,7 @@ func (e *exactDifferences) Next() (list []chain.Difference, done int64, more boo
 }
 
 // compare reads a range of both views and notes the blocks that differ.
-func (e *exactDifferences) compare(off, length int64, placeA, placeB string) error {
+func (e *exact) compare(off, length int64, placeA, placeB string) error {
 	a, b := e.Views()
 	if e.bufA == nil {
 		e.bufA, e.bufB = make([]byte, exactStep), make([]byte, exactStep)
@@ -116,7 +116,7 @@ func unlessRead(place string, err error) string {
 }
 
 // found adds a difference to the one before, when they touch.
-func (e *exactDifferences) found(x chain.Difference) {
+func (e *exact) found(x chain.Difference) {
 	if p := &e.pending; p.Length > 0 && p.End() == x.Start && p.A == x.A && p.B == x.B {
 		p.Length += x.Length
 		return
@@ -126,7 +126,7 @@ func (e *exactDifferences) found(x chain.Difference) {
 }
 
 // flush gives what waits for more that touches it.
-func (e *exactDifferences) flush() []chain.Difference {
+func (e *exact) flush() []chain.Difference {
 	if e.pending.Length > 0 {
 		e.list = append(e.list, e.pending)
 		e.pending = chain.Difference{}

@@ -1,4 +1,4 @@
-package main
+package diff
 
 import (
 	"bufio"
@@ -12,21 +12,21 @@ import (
 	"varve/fs/show"
 )
 
-// diffHead is what is known of a comparison before it begins, diffSum what came of
+// head is what is known of a comparison before it begins, sum what came of
 // it. differing is bytes, of an exact one.
-type diffHead struct {
+type head struct {
 	a, b  chain.DiffView
 	disk  string
 	exact bool
 }
 
-type diffSum struct{ count, bytes, differing int64 }
+type sum struct{ count, bytes, differing int64 }
 
-// diffWriter writes differences as they are found.
-type diffWriter interface {
-	begin(diffHead) error
+// writer writes differences as they are found.
+type writer interface {
+	begin(head) error
 	add(chain.Difference) error
-	end(diffSum) error
+	end(sum) error
 }
 
 // shortList is how many extents are shown on a terminal, whose width is screenWidth.
@@ -35,24 +35,24 @@ const (
 	screenWidth = 80
 )
 
-// diffTable writes for people.
-type diffTable struct {
+// table writes for people.
+type table struct {
 	out    *bufio.Writer
 	titles map[string]string
 	width  int    // columns; 0: as many as it takes
 	most   int64  // extents; 0: all, as they come
 	clear  func() // called before the first word is written, where most is set
 
-	head  diffHead
+	head  head
 	rows  []chain.Difference // until the end, where most is set
 	begun bool               // the columns' names are written
 	place int                // columns for a layer's name
 }
 
-func (w *diffTable) begin(head diffHead) error {
-	head.a, head.b = show.Printable(head.a), show.Printable(head.b)
-	w.head = head
-	for _, title := range []string{inZeros, inEnd, w.titleOf("A", head.a), w.titleOf("B", head.b)} {
+func (w *table) begin(h head) error {
+	h.a, h.b = show.Printable(h.a), show.Printable(h.b)
+	w.head = h
+	for _, title := range []string{inZeros, inEnd, w.titleOf("A", h.a), w.titleOf("B", h.b)} {
 		w.place = max(w.place, utf8.RuneCountInString(title))
 	}
 	for _, title := range w.titles {
@@ -70,21 +70,21 @@ const (
 	inEnd   = "(end)"
 )
 
-func (w *diffTable) titleOf(letter string, v chain.DiffView) string { return letter + ": " + v.Name }
+func (w *table) titleOf(letter string, v chain.DiffView) string { return letter + ": " + v.Name }
 
 // digits is how many an offset has at most.
-func (w *diffTable) digits() int {
+func (w *table) digits() int {
 	return max(len("LENGTH"), len(strconv.FormatInt(max(w.head.a.Size, w.head.b.Size), 10)))
 }
 
-func (w *diffTable) row(start, length, a, b string) error {
+func (w *table) row(start, length, a, b string) error {
 	n := w.digits()
 	line := fmt.Sprintf("%*s  %*s  %-*s  %s", n, start, n, length, w.place, show.Shorten(show.Printable(a), w.place), show.Shorten(show.Printable(b), w.place))
 	_, err := w.out.WriteString(strings.TrimRight(line, " ") + "\n")
 	return err
 }
 
-func (w *diffTable) add(d chain.Difference) error {
+func (w *table) add(d chain.Difference) error {
 	if w.most == 0 {
 		return w.write(d)
 	}
@@ -94,7 +94,7 @@ func (w *diffTable) add(d chain.Difference) error {
 	return nil
 }
 
-func (w *diffTable) write(d chain.Difference) error {
+func (w *table) write(d chain.Difference) error {
 	if !w.begun {
 		w.begun = true
 		if err := w.row("START", "LENGTH", w.titleOf("A", w.head.a), w.titleOf("B", w.head.b)); err != nil {
@@ -105,7 +105,7 @@ func (w *diffTable) write(d chain.Difference) error {
 }
 
 // in is a place in words.
-func (w *diffTable) in(place string) string {
+func (w *table) in(place string) string {
 	switch title := w.titles[place]; {
 	case place == chain.InZeros:
 		return inZeros
@@ -119,7 +119,7 @@ func (w *diffTable) in(place string) string {
 	return "(" + place + ")" // it came meanwhile
 }
 
-func (w *diffTable) end(sum diffSum) error {
+func (w *table) end(s sum) error {
 	if w.clear != nil {
 		w.clear()
 	}
@@ -128,7 +128,7 @@ func (w *diffTable) end(sum diffSum) error {
 			return err
 		}
 	}
-	if more := sum.count - int64(len(w.rows)); w.most > 0 && more > 0 {
+	if more := s.count - int64(len(w.rows)); w.most > 0 && more > 0 {
 		fmt.Fprintf(w.out, "… and %s; --all lists them\n", extents(more, "more "))
 	}
 	a, b := w.head.a, w.head.b
@@ -139,12 +139,12 @@ func (w *diffTable) end(sum diffSum) error {
 		fmt.Fprintf(w.out, "%s is %s longer than %s; all of that counts as differing\n", b.Name, bytesInWords(b.Size-a.Size), a.Name)
 	}
 	switch {
-	case sum.count == 0:
+	case s.count == 0:
 		fmt.Fprintf(w.out, "%s and %s are the same\n", a.Name, b.Name)
 	case w.head.exact:
-		fmt.Fprintf(w.out, "%s with %s; %d bytes of them differ\n", extents(sum.count, ""), bytesInWords(sum.bytes), sum.differing)
+		fmt.Fprintf(w.out, "%s with %s; %d bytes of them differ\n", extents(s.count, ""), bytesInWords(s.bytes), s.differing)
 	default:
-		fmt.Fprintf(w.out, "%s with %s may differ; --exact compares the data\n", extents(sum.count, ""), bytesInWords(sum.bytes))
+		fmt.Fprintf(w.out, "%s with %s may differ; --exact compares the data\n", extents(s.count, ""), bytesInWords(s.bytes))
 	}
 	return w.out.Flush()
 }
@@ -167,25 +167,25 @@ func bytesInWords(n int64) string {
 	return fmt.Sprintf("%d bytes (%s)", n, show.Size(n))
 }
 
-// diffJSON writes one document, an extent a line. Fields are added, never changed
+// document writes one document, an extent a line. Fields are added, never changed
 // in meaning.
-type diffJSON struct {
+type document struct {
 	out   *bufio.Writer
 	exact bool
 	begun bool
 }
 
-func (w *diffJSON) begin(head diffHead) error {
-	w.exact = head.exact
+func (w *document) begin(h head) error {
+	w.exact = h.exact
 	view := func(v chain.DiffView) string {
 		return fmt.Sprintf(`{"name": %s, "id": %s, "size": %d}`, quoted(v.Name), quoted(v.ID), v.Size)
 	}
 	_, err := fmt.Fprintf(w.out, "{\n  \"version\": 1,\n  \"disk\": %s,\n  \"a\": %s,\n  \"b\": %s,\n  \"exact\": %t,\n  \"extents\": [",
-		quoted(head.disk), view(head.a), view(head.b), head.exact)
+		quoted(h.disk), view(h.a), view(h.b), h.exact)
 	return err
 }
 
-func (w *diffJSON) add(d chain.Difference) error {
+func (w *document) add(d chain.Difference) error {
 	comma := ","
 	if !w.begun {
 		comma = ""
@@ -195,16 +195,16 @@ func (w *diffJSON) add(d chain.Difference) error {
 	return err
 }
 
-func (w *diffJSON) end(sum diffSum) error {
+func (w *document) end(s sum) error {
 	tail := "]"
 	if w.begun {
 		tail = "\n  ]"
 	}
 	differing := "null"
 	if w.exact {
-		differing = strconv.FormatInt(sum.differing, 10)
+		differing = strconv.FormatInt(s.differing, 10)
 	}
-	fmt.Fprintf(w.out, "%s,\n  \"count\": %d,\n  \"bytes\": %d,\n  \"differing_bytes\": %s\n}\n", tail, sum.count, sum.bytes, differing)
+	fmt.Fprintf(w.out, "%s,\n  \"count\": %d,\n  \"bytes\": %d,\n  \"differing_bytes\": %s\n}\n", tail, s.count, s.bytes, differing)
 	return w.out.Flush()
 }
 

@@ -1,4 +1,4 @@
-package main
+package export
 
 import (
 	"bytes"
@@ -63,7 +63,7 @@ func TestExportAsksOnceForARun(t *testing.T) {
 	defer image.Close()
 	out := filepath.Join(t.TempDir(), "out.raw")
 	e := overlay.Export{Source: client.FileView(image).Source, Size: size}
-	if err := exportFile(context.Background(), e, out, exportFlags{format: "raw"}); err != nil {
+	if err := exportFile(context.Background(), e, out, Options{Format: "raw"}); err != nil {
 		t.Fatal(err)
 	}
 	// Two for each run, and one behind the last.

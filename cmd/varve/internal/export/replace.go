@@ -1,4 +1,4 @@
-package main
+package export
 
 import (
 	"errors"
@@ -34,7 +34,7 @@ func checkReplaced(t where.Target, out string, info os.FileInfo) error {
 
 // checkLayer refuses a file that is one of this disk's.
 func checkLayer(t where.Target, out string, info os.FileInfo) error {
-	layers, err := layersOf(t)
+	layers, err := client.Layers(t)
 	if err != nil {
 		return err
 	}
@@ -44,13 +44,4 @@ func checkLayer(t where.Target, out string, info os.FileInfo) error {
 		}
 	}
 	return nil
-}
-
-// layersOf lists a disk's layers.
-func layersOf(t where.Target) (layers []chain.LayerStatus, err error) {
-	err = on(t, client.Options{ReadOnly: true}, func(d client.Disk) (err error) {
-		layers, err = d.Layers()
-		return err
-	})
-	return layers, err
 }

@@ -1,4 +1,4 @@
-package main
+package importing
 
 import (
 	"context"
@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/spf13/cobra"
 
 	"varve/chain"
 	"varve/chain/mounts"
@@ -50,9 +48,9 @@ type importSource struct {
 }
 
 // openImport opens FILE, or standard input for "-".
-func openImport(t where.Target, cmd *cobra.Command, file, format string) (*importSource, error) {
-	if file == fromStdin {
-		return openStream(cmd, format)
+func openImport(t where.Target, file string, o Options) (*importSource, error) {
+	if file == Stdin {
+		return openStream(o)
 	}
 	path, err := mounts.Resolve(file) // in a varve mount it leaves links, which openInMount refuses
 	if err != nil {
@@ -71,7 +69,7 @@ func openImport(t where.Target, cmd *cobra.Command, file, format string) (*impor
 	if before.Mode().IsRegular() && before.Size() == 0 {
 		return nil, fmt.Errorf("%s is empty", file)
 	}
-	s, err := openImportFile(cmd, path, format)
+	s, err := openImportFile(path, o)
 	if err != nil {
 		return nil, explainLayer(t, err)
 	}
@@ -95,7 +93,7 @@ func refuseOwn(t where.Target, file, path string) error {
 		}
 		return fmt.Errorf("%s is a file of the disk's own mount", file)
 	}
-	layers, err := layersOf(t)
+	layers, err := client.Layers(t)
 	if err != nil {
 		return err
 	}
@@ -138,7 +136,7 @@ func explainLayer(t where.Target, err error) error {
 
 // openImportFile opens an image. One in the mount of another disk is raw, and is read
 // as it is.
-func openImportFile(cmd *cobra.Command, path, format string) (*importSource, error) {
+func openImportFile(path string, o Options) (*importSource, error) {
 	m, inMount, err := mounts.Around(path)
 	if err != nil {
 		return nil, err
@@ -152,11 +150,11 @@ func openImportFile(cmd *cobra.Command, path, format string) (*importSource, err
 		return newImageSource(view.Source, view.Size, image.File().SeekData, view.Close), nil
 	}
 	defer waiting.For(where.PathWait(path))()
-	d, err := chain.OpenImage(path, format, chain.OpenOptions{Log: tell.Warnings(cmd.ErrOrStderr()), Witness: libvirt.ThisHost()})
+	d, err := chain.OpenImage(path, o.Format, chain.OpenOptions{Log: tell.Warnings(o.Stderr), Witness: libvirt.ThisHost()})
 	if err != nil {
 		return nil, err
 	}
-	tell.Notes(cmd.ErrOrStderr(), d.Adopted().Notes)
+	tell.Notes(o.Stderr, d.Adopted().Notes)
 	view, size, err := d.ExportSource("leaf")
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -243,8 +241,8 @@ func (s imageSourceReader) read(buffer func() []byte, give func(piece) error) er
 
 // openStream takes a raw image from standard input. Its first bytes are read at once:
 // what wrote nothing must not cost the disk its content.
-func openStream(cmd *cobra.Command, format string) (*importSource, error) {
-	in := cmd.InOrStdin()
+func openStream(o Options) (*importSource, error) {
+	in := o.Input
 	if f, ok := in.(*os.File); ok && progress.IsTerminal(f) {
 		return nil, errors.New("standard input is a terminal; send the image through a pipe")
 	}
@@ -261,7 +259,7 @@ func openStream(cmd *cobra.Command, format string) (*importSource, error) {
 	}
 	found, known := sniff.Front(first)
 	switch {
-	case format != "" || !known || found.Raw:
+	case o.Format != "" || !known || found.Raw:
 	case !found.Qcow2:
 		return nil, fmt.Errorf("what comes on standard input is %s, not a raw disk; make a raw image of it first, or say --format raw if a guest wrote that", found.Name)
 	default:

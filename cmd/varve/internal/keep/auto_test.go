@@ -1,4 +1,4 @@
-package main
+package keep
 
 import (
 	"sync"
@@ -16,7 +16,7 @@ func TestManySnapshotsByTimeAtOnce(t *testing.T) {
 		var takers sync.WaitGroup
 		for range 12 {
 			takers.Go(func() {
-				_, err := byTime(func(name string) error {
+				_, err := ByTime(func(name string) error {
 					mu.Lock()
 					defer mu.Unlock()
 					if taken[name] {

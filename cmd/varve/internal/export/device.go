@@ -1,4 +1,4 @@
-package main
+package export
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/client"
+	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
 	"varve/fs/show"
@@ -146,11 +147,11 @@ func (d blockDevice) users() string {
 
 // checkDevice refuses a device that was not asked for by force, or that is a part of
 // the disk itself.
-func checkDevice(t where.Target, d blockDevice, flags exportFlags) error {
-	if flags.format == "qcow2" {
+func checkDevice(t where.Target, d blockDevice, o Options) error {
+	if o.Format == "qcow2" {
 		return fmt.Errorf("%s is a block device, which takes a raw image; leave out --format", d.name)
 	}
-	if !flags.force {
+	if !o.Force {
 		return fmt.Errorf("%s is a block device (%s); --force overwrites what is on it", d.name, d.describe())
 	}
 	for _, backing := range d.backingFiles() {
@@ -166,7 +167,7 @@ func checkDevice(t where.Target, d blockDevice, flags exportFlags) error {
 			return fmt.Errorf("%s: %w", d.name, err)
 		}
 	}
-	layers, err := layersOf(t)
+	layers, err := client.Layers(t)
 	if err != nil {
 		return err
 	}
@@ -192,7 +193,7 @@ func exportDevice(ctx context.Context, e overlay.Export, d blockDevice) (rest in
 	case errors.Is(err, unix.EBUSY):
 		return 0, fmt.Errorf("%s (%s) is in use: %s", d.name, d.describe(), d.users())
 	case err != nil:
-		return 0, fmt.Errorf("%s (%s) cannot be written: %w", d.name, d.describe(), underlying(err))
+		return 0, fmt.Errorf("%s (%s) cannot be written: %w", d.name, d.describe(), output.Underlying(err))
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if sysText(d.sys, "ro") == "1" { // which an open does not mind

@@ -1,17 +1,18 @@
-package main
+package export
 
 import (
 	"fmt"
 	"io"
 
+	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/tell"
 	"varve/fs"
 	"varve/overlay"
 	"varve/overlay/qcow2"
 )
 
-// sayLost lists the places that an export could not read, and gives the exit code that
-// says so; nil when there are none.
+// sayLost lists the places that an export could not read, and gives ErrSkipped; nil when
+// there are none.
 func sayLost(stderr io.Writer, what, out string, s *overlay.Salvage, size int64) error {
 	lost := s.Lost()
 	if len(lost) == 0 {
@@ -28,12 +29,12 @@ func sayLost(stderr io.Writer, what, out string, s *overlay.Salvage, size int64)
 		tell.Line(stderr, "%s: %d bytes at %d%s cannot be read, and are zeros: %v", what, l.Length, l.Start, where, l.Reason)
 	}
 	place := "in " + out
-	if out == toStdout {
+	if out == output.Stdout {
 		place = "in what was written"
 	}
 	n := tell.Count(int64(len(lost)), "place", "places")
 	tell.Line(stderr, "%s: %s of %d bytes in all could not be read, and are zeros %s", what, n, total, place)
-	return reportedError{exitSkipped}
+	return ErrSkipped
 }
 
 // damageHint adds to the error of an export that met damage what would go on.
