@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"varve/cmd/varve/internal/logfile"
 )
 
 // putBack gives a file the modification time that it had.
@@ -108,7 +110,7 @@ func TestMovedBase(t *testing.T) {
 		t.Helper()
 		must(t, dir, "mount", "vm.raw", "mnt")
 		must(t, dir, "umount", "mnt")
-		log, err := os.ReadFile(dir + "/vm.raw.varve/" + logName)
+		log, err := os.ReadFile(dir + "/vm.raw.varve/" + logfile.Name)
 		if err != nil || !strings.Contains(string(log), "moved or restored") || !strings.Contains(string(log), word) {
 			t.Errorf("the log has no %q: %v\n%s", word, err, log)
 		}

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/process"
 	testpatience "varve/integration/patience"
 )
 
@@ -161,12 +162,12 @@ func TestCheckAfterAKill(t *testing.T) {
 	mnt := filepath.Join(dir, "mnt")
 	put(t, mnt, strings.Repeat("fourth", 1<<10), 14<<20)
 	pid := daemonOf(t, filepath.Join(dir, "vm.raw.varve"))
-	daemon := processEnd(pid)
+	daemon := process.Open(pid)
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	daemon.wait(testpatience.Hang)
-	daemon.close()
+	daemon.Wait(testpatience.Hang)
+	daemon.Close()
 	if err := syscall.Unmount(mnt, syscall.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}

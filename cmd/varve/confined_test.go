@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/logfile"
 	"varve/fs"
 )
 
@@ -61,7 +62,7 @@ func outsideOf(t *testing.T, daemon int) int {
 
 func logOf(t *testing.T, disk string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(disk, logName))
+	text, err := os.ReadFile(filepath.Join(disk, logfile.Name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"varve/cmd/varve/internal/logfile"
+	"varve/cmd/varve/internal/process"
 )
 
 // A mount namespace that was made meanwhile has a copy of the mount. Who has a file open by
@@ -24,7 +27,7 @@ func TestCopyInUse(t *testing.T) {
 	}
 	logged := func(words string) func() bool {
 		return func() bool {
-			text, err := os.ReadFile(dir + "/vm.raw.varve/" + logName)
+			text, err := os.ReadFile(dir + "/vm.raw.varve/" + logfile.Name)
 			return err == nil && strings.Contains(string(text), words)
 		}
 	}
@@ -74,8 +77,8 @@ func TestIdleCopy(t *testing.T) {
 				t.Fatal(err)
 			}
 			pid := namespace(t, dir, "true")
-			daemon := processEnd(daemonOf(t, disk))
-			defer daemon.close()
+			daemon := process.Open(daemonOf(t, disk))
+			defer daemon.Close()
 			switch how {
 			case "umount":
 				must(t, dir, "umount", "mnt")
@@ -87,7 +90,7 @@ func TestIdleCopy(t *testing.T) {
 			case "umount --lazy":
 				must(t, dir, "umount", "--lazy", "mnt")
 			default:
-				if err := daemon.terminate(); err != nil {
+				if err := daemon.Terminate(); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -19,6 +19,7 @@ import (
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/doctor"
+	"varve/cmd/varve/internal/process"
 	"varve/fs/device"
 	testpatience "varve/integration/patience"
 )
@@ -94,10 +95,10 @@ func hostDir(t *testing.T) string {
 		for _, m := range list {
 			if mounts.Within(m.Mountpoint, dir) {
 				pid, _, _, _ := dirlock.Holder(m.Source)
-				daemon := processEnd(pid)
+				daemon := process.Open(pid)
 				syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH)
-				daemon.wait(testpatience.Hang)
-				daemon.close()
+				daemon.Wait(testpatience.Hang)
+				daemon.Close()
 			}
 		}
 		below, err := mounts.Below(dir)

@@ -19,6 +19,7 @@ import (
 
 	"varve/chain"
 	"varve/chain/dirlock"
+	"varve/cmd/varve/internal/logfile"
 	"varve/cmd/varve/internal/where"
 	testpatience "varve/integration/patience"
 )
@@ -44,7 +45,7 @@ func TestFirstAndNextMount(t *testing.T) {
 	if got := get(t, dir+"/mnt/disk.raw", 0, 4); got != "kept" {
 		t.Errorf("disk.raw has %q", got)
 	}
-	info, err := os.Stat(dir + "/vm.raw.varve/" + logName)
+	info, err := os.Stat(dir + "/vm.raw.varve/" + logfile.Name)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the log: %v, %v", info, err)
 	}

@@ -28,8 +28,7 @@ import (
 )
 
 const (
-	logName = "varve.log"
-	maxLog  = 1 << 20 // bytes; one older file of that size is kept
+	maxLog = 1 << 20 // bytes; one older file of that size is kept
 	// fewThreads is what the Go scheduler gets at least: on two cores four
 	// were a fifth faster at random 4 KiB reads, queue depth 32.
 	fewThreads = 4
@@ -213,7 +212,7 @@ func (m *server) openLog() {
 		log := &lastResort{open: systemLog}
 		out, m.closeLog = log, log.Close
 		m.openLogIn = func(dir int) error {
-			f, err := logfile.Open(dir, filepath.Join(m.plan.dir, logName), maxLog)
+			f, err := logfile.Open(dir, filepath.Join(m.plan.dir, logfile.Name), maxLog)
 			if err == nil {
 				log.file = f
 			}

@@ -11,6 +11,7 @@ import (
 	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/tell"
+	"varve/cmd/varve/internal/umount"
 	"varve/cmd/varve/internal/where"
 )
 
@@ -37,9 +38,9 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 		_, _, err = checkMountpoint(p.mountpoint)
 		return err
 	}
-	err = unmountPath(p.mountpoint, stale.Device)
+	err = umount.Unmount(p.mountpoint, stale.Device)
 	if errors.Is(err, unix.EBUSY) {
-		err = detach(stderr, "mount "+arg, p.mountpoint, stale.Device)
+		err = umount.Detach(stderr, "mount "+arg, p.mountpoint, stale.Device)
 	}
 	if err != nil {
 		return fmt.Errorf("at %s is a mount of this disk whose daemon is gone, and it cannot be unmounted: %w", p.mountpoint, err)
@@ -54,25 +55,6 @@ func (p plan) clearStale(stderr io.Writer, arg string, exclusive bool) error {
 		err = fmt.Errorf("at %s was another such mount below the first, of %s; clear it with \"varve umount %s\"", p.mountpoint, another.Source, chain.ShellWord(p.mountpoint))
 	}
 	return err
-}
-
-// detach takes a mount whose daemon is gone from those who have files of it
-// open: they get errors now and will then. It says who they are.
-func detach(stderr io.Writer, what, mountpoint string, device uint64) error {
-	who, err := where.Target{Mountpoint: mountpoint, Device: device}.Users(false)
-	if err != nil {
-		return err
-	}
-	if err := unmount(mountpoint, device, true); err != nil {
-		return err
-	}
-	if len(who.Uses) > 0 || len(who.Places) == 0 {
-		tell.Line(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, where.UseWords(who.Uses))
-	}
-	if len(who.Places) > 0 {
-		tell.Line(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, where.PlaceWords(who.Places))
-	}
-	return nil
 }
 
 // explainInUse says, of a disk that cannot be opened because somebody holds it,

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/logfile"
+	"varve/cmd/varve/internal/process"
 	"varve/integration/harness"
 	testpatience "varve/integration/patience"
 )
@@ -21,12 +23,12 @@ import (
 func killed(t *testing.T, disk string) {
 	t.Helper()
 	pid := daemonOf(t, disk)
-	daemon := processEnd(pid)
-	defer daemon.close()
+	daemon := process.Open(pid)
+	defer daemon.Close()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	daemon.wait(testpatience.Hang)
+	daemon.Wait(testpatience.Hang)
 }
 
 // mountsAt counts the mounts at a place.
@@ -260,7 +262,7 @@ func TestLazilyUnmounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the log says that it is unmounted already", func() bool {
-		log, err := os.ReadFile(filepath.Join(dir, "vm.raw.varve", logName))
+		log, err := os.ReadFile(filepath.Join(dir, "vm.raw.varve", logfile.Name))
 		return err == nil && strings.Contains(string(log), "it is unmounted already, and ends when nobody uses it any more") &&
 			strings.Contains(string(log), fmt.Sprintf("disk.raw is open (pid %d sh)", program.Process.Pid))
 	})

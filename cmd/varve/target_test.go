@@ -5,9 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"varve/cmd/varve/internal/holders"
-	"varve/cmd/varve/internal/where"
 )
 
 func write(t *testing.T, path, text string) {
@@ -17,41 +14,6 @@ func write(t *testing.T, path, text string) {
 	}
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func TestFindTarget(t *testing.T) {
-	dir := hostDir(t)
-	write(t, dir+"/vm1.varve/chain.json", "{}")
-	write(t, dir+"/ubuntu.raw", "x")
-	write(t, dir+"/ubuntu.raw.varve/chain.json", "{}")
-	write(t, dir+"/lonely.raw", "x")
-	write(t, dir+"/plain/file", "x")
-	for name, to := range map[string]string{"link": "vm1.varve", "link.raw": "ubuntu.raw"} {
-		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, c := range []struct{ arg, dir, err string }{
-		{arg: "vm1.varve", dir: "vm1.varve"},
-		{arg: "vm1.varve/", dir: "vm1.varve"},
-		{arg: "link", dir: "vm1.varve"},
-		{arg: "ubuntu.raw", dir: "ubuntu.raw.varve"},
-		{arg: "link.raw", dir: "ubuntu.raw.varve"},
-		{arg: "vm1", err: "no such disk; did you mean vm1.varve?"},
-		{arg: "nothing", err: "no such disk directory, mountpoint or image"},
-		{arg: "plain", err: "it is a directory without chain.json, so no disk directory, and no varve mount"},
-		{arg: "lonely.raw", err: `it is an image without a disk directory; "varve mount lonely.raw MOUNTPOINT" makes one`},
-	} {
-		got, err := where.Find(filepath.Join(dir, c.arg))
-		switch {
-		case c.err != "":
-			if err == nil || err.Error() != c.err {
-				t.Errorf("%s: %v, want %q", c.arg, err, c.err)
-			}
-		case err != nil || got.Dir != filepath.Join(dir, c.dir) || got.Mountpoint != "":
-			t.Errorf("%s: %+v, %v", c.arg, got, err)
-		}
 	}
 }
 
@@ -146,24 +108,5 @@ func TestMakePlan(t *testing.T) {
 				t.Errorf("got %+v, %v; want %+v", got, err, want)
 			}
 		})
-	}
-}
-
-func TestUsersOf(t *testing.T) {
-	use := func(n int) []holders.Use {
-		var uses []holders.Use
-		for i := range n {
-			uses = append(uses, holders.Use{PID: 10 + i, Command: "qemu-img", How: "open", What: "disk.raw"})
-		}
-		return uses
-	}
-	for n, want := range map[int]string{
-		0: "by a process that cannot be seen",
-		1: "disk.raw is open (pid 10 qemu-img)",
-		6: "disk.raw is open (pid 13 qemu-img), 2 more",
-	} {
-		if got := where.UseWords(use(n)); !strings.Contains(got, want) {
-			t.Errorf("%d: %q, want %q", n, got, want)
-		}
 	}
 }

@@ -44,7 +44,7 @@ var directoryMutants = []mutant{
 	one("D30", "a session that left no word counts for nothing", "chain/dirlock/session.go",
 		"	if old.Session != \"\" {", "	if false {",
 		"chain/dirlock.TestEndOfASession"),
-	one("D30", "the end of a session is looked for at the path of the directory", "cmd/varve/umountclose.go",
+	one("D30", "the end of a session is looked for at the path of the directory", "cmd/varve/internal/umount/closing.go",
 		"dirlock.SessionOf(pid); err == nil && !t.ReadOnly {", "dirlock.SessionAt(t.Dir); err == nil && !t.ReadOnly {",
 		"cmd/varve.TestUmountOfAMovedDirectory"),
 	one("D31", "a link in a mount is followed", "cmd/varve/internal/mountfile/mountfile.go",

@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Name is what the log of a disk is called in its directory.
+const Name = "varve.log"
+
 // File is a capped log file, an io.WriteCloser that is safe for concurrent
 // use. One Write is one entry and is never split over two files.
 type File struct {

@@ -1,4 +1,4 @@
-package main
+package umount
 
 import (
 	"errors"
@@ -11,6 +11,7 @@ import (
 	"varve/chain/dirlock"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/logfile"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/where"
 )
@@ -96,7 +97,7 @@ func (c *closing) dir() string {
 
 // check says how the daemon closed the disk.
 func (c *closing) check(stderr io.Writer) error {
-	log := filepath.Join(c.dir(), logName)
+	log := filepath.Join(c.dir(), logfile.Name)
 	if c.session == nil {
 		clean, err := dirlock.ClosedInOrder(c.t.Dir)
 		switch {

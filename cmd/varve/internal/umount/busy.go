@@ -1,4 +1,4 @@
-package main
+package umount
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"varve/chain/dirlock"
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/holders"
+	"varve/cmd/varve/internal/process"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
@@ -60,23 +61,23 @@ func isMain(t where.Target) error {
 // leaveBehind says where a mount can still be seen that was taken from its mountpoint. When
 // nobody wanted it anywhere else, its daemon is told to end with its last user: copies are
 // not to keep it for ever.
-func leaveBehind(t where.Target, stderr io.Writer, daemon process) {
+func leaveBehind(t where.Target, stderr io.Writer, daemon process.Process) {
 	u, err := t.Users(false)
 	switch {
 	case err != nil:
 	case len(u.Places) > 0:
 		tell.Line(stderr, "umount %s: its daemon goes on, for the mount can also be seen elsewhere: %s", t.Arg, where.PlaceWords(u.Places))
 	default:
-		_ = daemon.terminate() // it has ended, or is another user's
+		_ = daemon.Terminate() // it has ended, or is another user's
 	}
 }
 
 // umountUnseen unmounts a disk whose mount cannot be seen from here: it is in another mount
 // namespace, or was unmounted while it was in use.
-func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen where.Unseen, flags umountFlags) error {
+func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen where.Unseen, flags Options) error {
 	t := where.Target{Arg: arg, Dir: unseen.Dir, Mountpoint: unseen.Mountpoint, Device: unseen.Device, Owner: -1}
-	daemon := processEnd(unseen.PID)
-	defer daemon.close()
+	daemon := process.Open(unseen.PID)
+	defer daemon.Close()
 	if pid, _, held, err := dirlock.Holder(t.Dir); err != nil || !held || pid != unseen.PID {
 		return err // it has ended meanwhile
 	}
@@ -86,12 +87,12 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen wher
 	if c.session, err = dirlock.SessionAt(t.Dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if flags.timeout > 0 {
+	if flags.Timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
+		ctx, cancel = context.WithTimeout(ctx, flags.Timeout)
 		defer cancel()
 	}
-	if !flags.force && !flags.lazy {
+	if !flags.Force && !flags.Lazy {
 		if err := c.checkInPlace(); err != nil {
 			return err
 		}
@@ -100,19 +101,19 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen wher
 	if err != nil {
 		return err
 	}
-	if !flags.wait && len(u.Uses)+len(u.Places) > 0 {
+	if !flags.Wait && len(u.Uses)+len(u.Places) > 0 {
 		return fmt.Errorf("%w: %v; close that first, or use --wait", unseen, u)
 	}
-	if err := daemon.terminate(); err != nil {
+	if err := daemon.Terminate(); err != nil {
 		return fmt.Errorf("%w, and it cannot be asked to end: %w", unseen, err)
 	}
-	if flags.lazy {
+	if flags.Lazy {
 		return nil
 	}
-	if err := waitReleased(ctx, stderr, &c, daemon, flags.wait); err != nil {
+	if err := waitReleased(ctx, stderr, &c, daemon, flags.Wait); err != nil {
 		return err
 	}
-	daemon.wait(patience)
+	daemon.Wait(patience)
 	return c.check(stderr)
 }
 
@@ -127,7 +128,7 @@ const endSoon = 100 * time.Millisecond
 // directory. A daemon that only copies of the mount keep is asked to end. When somebody
 // uses the mount still, as from another mount namespace, that is an error, or with wait
 // what it waits for.
-func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended process, wait bool) error {
+func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended process.Process, wait bool) error {
 	t, pid := c.t, c.pid
 	said, begun := "", time.Now()
 	next := begun.Add(endSoon)
@@ -141,7 +142,7 @@ func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended proce
 				return err
 			}
 			if u.None() && (len(u.Copies) > 0 || inPIDNamespace()) {
-				if err := ended.terminate(); err != nil {
+				if err := ended.Terminate(); err != nil {
 					return fmt.Errorf("%s is no longer mounted here, but pid %d goes on for copies of the mount in other mount namespaces (%s), and cannot be asked to end: %w", t.Mountpoint, pid, where.PlaceWords(u.Copies), err)
 				}
 			}

@@ -1,4 +1,4 @@
-package main
+package umount
 
 import (
 	"context"
@@ -17,19 +17,19 @@ import (
 	"varve/cmd/varve/internal/where"
 )
 
-// umountFlags is how "varve umount" was asked to go about it.
-type umountFlags struct {
-	timeout time.Duration // 0 for no limit
-	wait    bool
-	lazy    bool
-	force   bool
+// Options is how "varve umount" was asked to go about it.
+type Options struct {
+	Timeout time.Duration // 0 for no limit
+	Wait    bool
+	Lazy    bool
+	Force   bool
 }
 
-func (u umountFlags) check() error {
+func (u Options) Check() error {
 	switch {
-	case u.timeout < 0:
-		return fmt.Errorf("the timeout %s is negative", u.timeout)
-	case u.wait && u.lazy:
+	case u.Timeout < 0:
+		return fmt.Errorf("the timeout %s is negative", u.Timeout)
+	case u.Wait && u.Lazy:
 		return errors.New("--wait waits for those who use the mount, --lazy for nobody; choose one")
 	}
 	return nil
@@ -48,8 +48,8 @@ const (
 // takeDown unmounts at the mountpoint. A mount in use is an error that says by
 // whom, unless the flags say otherwise, and so is one that can be seen at other places;
 // one whose daemon is gone is taken from its users.
-func takeDown(t where.Target, ctx context.Context, stderr io.Writer, flags umountFlags) error {
-	if flags.lazy {
+func takeDown(ctx context.Context, t where.Target, stderr io.Writer, flags Options) error {
+	if flags.Lazy {
 		return unmount(t.Mountpoint, t.Device, true)
 	}
 	var looked time.Time
@@ -65,14 +65,14 @@ func takeDown(t where.Target, ctx context.Context, stderr io.Writer, flags umoun
 		if time.Since(looked) > lookUsers {
 			if where.DaemonGone(t.Mountpoint) {
 				// Nothing can be lost any more by taking it from its users.
-				return detach(stderr, "umount "+t.Arg, t.Mountpoint, t.Device)
+				return Detach(stderr, "umount "+t.Arg, t.Mountpoint, t.Device)
 			}
 			who, err := t.Users(true)
 			if err != nil {
 				return err
 			}
 			switch {
-			case flags.wait:
+			case flags.Wait:
 			case who.None() && len(who.Copies) == 0 && time.Since(begun) < patience:
 				// Whoever had it open between the two questions has gone since.
 				time.Sleep(gonePoll)
@@ -115,7 +115,7 @@ func tryUnmount(t where.Target) error {
 		return unix.EBUSY
 	}
 	defer waiting.For(t.ChangeWait())()
-	return unmountPath(t.Mountpoint, t.Device)
+	return Unmount(t.Mountpoint, t.Device)
 }
 
 // inPIDNamespace says whether /proc may lack processes of this host, with the copies of
