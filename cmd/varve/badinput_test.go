@@ -142,7 +142,7 @@ func badImages() []badImage {
 				t.Fatal(err)
 			}
 		}},
-		{name: "empty.raw", words: []string{"empty.raw"}, make: func(t *testing.T, _, path string) { write(t, path, "") }},
+		{name: "empty.raw", words: []string{"empty.raw"}, make: func(t *testing.T, _, path string) { image(t, path, 0, 0) }},
 		{name: "cut.qcow2", words: []string{"cut.qcow2"}, make: func(t *testing.T, dir, path string) {
 			newQcow2()(t, dir, path)
 			if err := os.Truncate(path, 50); err != nil {

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
 	"varve/chain"
+	"varve/cmd/varve/internal/flagvalue"
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
@@ -33,7 +32,7 @@ the first time, and puts the disk directory beside it.`,
 		Args: takes("DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := chain.CreateOptions{Base: base, Format: format, Witness: libvirt.ThisHost()}
-			if err := checkFormat(format); err != nil {
+			if err := flagvalue.CheckFormat(format); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}
 			switch {
@@ -54,7 +53,7 @@ the first time, and puts the disk directory beside it.`,
 			made, err := chain.Create(args[0], o)
 			begun()
 			if err != nil {
-				return wrapped(cmd, args[0], explainInUse(err))
+				return wrapped(cmd, args[0], where.ExplainLocked(err))
 			}
 			tell.Created(cmd.ErrOrStderr(), made)
 			return nil
@@ -64,13 +63,4 @@ the first time, and puts the disk directory beside it.`,
 	c.Flags().StringVar(&base, "base", "", "the `IMAGE` at the bottom")
 	c.Flags().StringVar(&format, "format", "", "the image's `FORMAT`: raw or qcow2")
 	return c
-}
-
-// checkFormat checks a --format or format= value.
-func checkFormat(format string) error {
-	switch format {
-	case "", "raw", "qcow2":
-		return nil
-	}
-	return fmt.Errorf("the format %q is neither raw nor qcow2", format)
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/cmd/varve/internal/export"
+	"varve/cmd/varve/internal/flagvalue"
 	"varve/cmd/varve/internal/output"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/where"
@@ -37,7 +38,7 @@ changes while it is read: take a snapshot and export that.`,
 			if err := takes("DISK", "NAME", "OUT")(cmd, args); err != nil {
 				return err
 			}
-			if err := checkFormat(o.Format); err != nil {
+			if err := flagvalue.CheckFormat(o.Format); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}
 			switch {

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"varve/cmd/varve/internal/flagvalue"
 	"varve/cmd/varve/internal/importing"
 	"varve/cmd/varve/internal/where"
 )
@@ -37,7 +38,7 @@ qcow2, or --format says so. With "-" a raw image comes from standard input.`,
 			if err := takes("FILE", "DISK")(cmd, args); err != nil {
 				return err
 			}
-			if err := checkFormat(o.Format); err != nil {
+			if err := flagvalue.CheckFormat(o.Format); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}
 			switch {

@@ -4,14 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"varve/cmd/varve/internal/background"
+	"varve/cmd/varve/internal/daemon"
 )
 
 func newMountCommand() *cobra.Command {
-	flags := newMountFlags()
+	flags := daemon.NewFlags()
 	c := &cobra.Command{
 		Use:   "mount SOURCE MOUNTPOINT",
 		Short: "Mount a disk",
@@ -42,8 +44,8 @@ format= as the flags do, and the usual ones of mount(8) such as noatime.`,
 			if err := takes("SOURCE", "MOUNTPOINT")(cmd, args); err != nil {
 				return err
 			}
-			flags.noteTold(cmd.Flags())
-			if err := flags.check(); err != nil {
+			flags.NoteTold(cmd.Flags())
+			if err := flags.Check(); err != nil {
 				return wrongUse(cmd, "%w", err)
 			}
 			return nil
@@ -52,19 +54,22 @@ format= as the flags do, and the usual ones of mount(8) such as noatime.`,
 			return wrapped(cmd, args[0], mountDisk(cmd, flags, args[0], args[1]))
 		},
 	}
-	flags.register(c.Flags())
+	flags.Register(c.Flags())
 	return c
 }
 
 // mountDisk serves the mount in this process, or has a daemon do it.
-func mountDisk(cmd *cobra.Command, flags *mountFlags, source, mountpoint string) error {
-	pipe, daemon, err := background.Inherited()
+func mountDisk(cmd *cobra.Command, flags *daemon.Flags, source, mountpoint string) error {
+	pipe, isDaemon, err := background.Inherited()
 	if err != nil {
 		return err
 	}
-	if daemon || flags.foreground {
-		m := &server{flags: flags, source: source, mountpoint: mountpoint, stderr: cmd.ErrOrStderr(), pipe: pipe}
-		return m.run()
+	if isDaemon || flags.Foreground {
+		build, _ := debug.ReadBuildInfo()
+		return daemon.Serve(daemon.Mount{
+			Flags: flags, Source: source, Mountpoint: mountpoint, Stderr: cmd.ErrOrStderr(), Pipe: pipe,
+			Number: versionNumber(version, build), Version: thisVersion(),
+		})
 	}
 	ctx, stop := interruptible(cmd)
 	defer stop()

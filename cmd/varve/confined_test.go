@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,7 +15,6 @@ import (
 
 	"varve/chain/mounts"
 	"varve/cmd/varve/internal/logfile"
-	"varve/fs"
 )
 
 // statusOf gives what /proc/PID/status says of a process, by its names.
@@ -300,29 +298,4 @@ func TestNothingOfTheCallersStaysOpen(t *testing.T) {
 		}
 	}
 	must(t, dir, "umount", "mnt")
-}
-
-// The process outside takes no mount away that has the number of its own only since that is
-// gone.
-func TestProcessOutsideOfAMountThatIsGone(t *testing.T) {
-	_, mnt := mounted(t, 1<<20, 0)
-	m, _, err := mounts.At(mnt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	task := outsideTask{Place: fs.Place{Mountpoint: mnt, Device: m.Device, Direct: true}, connection: connectionOf(m.Device)}
-	if task.connection == 0 {
-		t.Fatal("the file system of /sys/fs/fuse/connections is not mounted")
-	}
-	task.connection++ // of one that is gone
-	if err := task.unmount(); !errors.Is(err, fs.ErrNotMounted) {
-		t.Error(err)
-	}
-	if _, there, err := mounts.At(mnt); err != nil || !there {
-		t.Fatalf("it is unmounted, %v", err)
-	}
-	task.connection--
-	if err := task.unmount(); err != nil {
-		t.Error(err)
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/daemon"
 )
 
 // mount(8) and umount(8) leave a file system type that the kernel does not know
@@ -101,26 +102,19 @@ func mountHelperArgs(given []string) ([]string, error) {
 // that varve does not know.
 func helperOptions(list string, sloppy bool) (string, error) {
 	var kept []string
-	for _, option := range splitOptions(list) {
+	for _, option := range daemon.SplitOptions(list) {
 		key, _, valued := strings.Cut(option, "=")
 		switch {
 		case key == "remount":
 			return "", errors.New("a mount cannot be changed; unmount the disk and mount it again")
 		case valued && (key == "user" || key == "uhelper" || key == "helper"):
 			continue
-		case sloppy && !knownOption(option):
+		case sloppy && !daemon.KnownOption(option):
 			continue
 		}
-		kept = append(kept, escapeOption(option))
+		kept = append(kept, daemon.EscapeOption(option))
 	}
 	return strings.Join(kept, ","), nil
-}
-
-// knownOption says whether -o takes an option.
-func knownOption(option string) bool {
-	flags := newMountFlags()
-	flags.options.into = flags
-	return flags.options.set(option) == nil && flags.check() == nil
 }
 
 // umountHelperArgs does the same for umount(8): MOUNTPOINT [-flnrv]

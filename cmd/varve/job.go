@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"varve/cmd/varve/internal/client"
+	"varve/cmd/varve/internal/flagvalue"
 	"varve/cmd/varve/internal/progress"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
@@ -16,7 +17,7 @@ import (
 // rateFlag is --rate of a command that starts a job. On a mounted disk it is
 // what control/rate is, for the jobs after it too.
 type rateFlag struct {
-	value rateValue
+	value flagvalue.Rate
 	flags *pflag.FlagSet
 }
 

@@ -65,18 +65,3 @@ func TestVersionLine(t *testing.T) {
 		t.Errorf("code %d, %q", code, out)
 	}
 }
-
-func TestTopForeign(t *testing.T) {
-	parent := func(s string) *string { return &s }
-	layers := []chain.LayerStatus{
-		{ID: "000001", Name: "base", Foreign: true, File: "/b.raw", Format: "raw", Depth: 1},
-		{ID: "000002", Name: "snap1", Foreign: true, File: "/s1.qcow2", Format: "qcow2", Depth: 2, Parent: parent("000001")},
-		{ID: "000003", Name: "mine", File: "/d/layers/000003.qcow2", Format: "qcow2", Depth: 3, Parent: parent("000002")},
-	}
-	if top := topForeign(layers); top == nil || top.File != "/s1.qcow2" {
-		t.Errorf("got %v", top)
-	}
-	if top := topForeign(layers[2:]); top != nil {
-		t.Errorf("a disk without a base: %v", top)
-	}
-}

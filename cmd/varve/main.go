@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/cmd/varve/internal/aside"
+	"varve/cmd/varve/internal/daemon"
 	"varve/cmd/varve/internal/doctor"
-	"varve/cmd/varve/internal/outside"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 )
@@ -36,10 +36,7 @@ func main() {
 	if code, ok := aside.Serve(os.Args, doctor.Errands()); ok {
 		os.Exit(code)
 	}
-	if code, ok := outside.Serve(os.Args, outsideKinds(), outsideHandlers()); ok {
-		os.Exit(code)
-	}
-	if code, ok := serveClone(os.Args); ok {
+	if code, ok := daemon.Children(os.Args); ok {
 		os.Exit(code)
 	}
 	if code, ok := asHelper(os.Args, os.Stdout, os.Stderr); ok {

@@ -2,9 +2,7 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -17,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/chain"
 	"varve/chain/dirlock"
 	"varve/cmd/varve/internal/logfile"
 	"varve/cmd/varve/internal/where"
@@ -79,27 +76,6 @@ func TestDaemonLetsGo(t *testing.T) {
 				t.Errorf("SIGHUP is not ignored: %s", line)
 			}
 		}
-	}
-}
-
-// TestMadeMeanwhile: of two first mounts of an image one makes the disk, and the other
-// goes on with that, to be told who has it.
-func TestMadeMeanwhile(t *testing.T) {
-	dir, _ := mounted(t, 8<<20, 1<<20)
-	var said strings.Builder
-	image := filepath.Join(dir, "vm.raw")
-	m := &server{flags: &mountFlags{}, stderr: &said, log: slog.New(slog.DiscardHandler), plan: plan{
-		image: image, dir: image + ".varve", mountpoint: t.TempDir(), create: true,
-	}}
-	if err := m.makeDisk(); err != nil || said.String() != "" {
-		t.Fatalf("%v %s", err, said.String())
-	}
-	d, err := m.openDisk()
-	if err == nil {
-		_ = d.Close()
-	}
-	if !errors.Is(err, chain.ErrInUse) {
-		t.Errorf("opening says %v", err)
 	}
 }
 

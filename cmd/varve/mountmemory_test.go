@@ -141,33 +141,6 @@ func TestMountMemoryIsNotTrusted(t *testing.T) {
 	must(t, dir, "mount", "vm.raw", "mnt")
 }
 
-// What words gives, recall takes.
-func TestMountWords(t *testing.T) {
-	for _, c := range []struct {
-		args  []string
-		words string
-	}{
-		{nil, ""},
-		{[]string{"-r", "-f"}, ""},
-		{[]string{"--umask", "022", "--uid", "0"}, "uid=0,umask=022"},
-		{[]string{"-o", `context=system_u:object_r:svirt_image_t:s0:c1\,c2,ro,noexec,_netdev`}, `context=system_u:object_r:svirt_image_t:s0:c1\,c2,noexec`},
-		{[]string{"--cache", "1G", "--allow-other", "-o", "job_rate=5M,disk=/x"}, "allow_other,cache=1073741824,job_rate=5242880"},
-	} {
-		m, err := parseMountFlags(c.args...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := m.words(); got != c.words {
-			t.Errorf("%v: %q, want %q", c.args, got, c.words)
-		}
-		again := newMountFlags()
-		again.options.into = again
-		if err := again.recall(c.words); err != nil || again.words() != c.words {
-			t.Errorf("%v: recalled as %q, %v", c.args, again.words(), err)
-		}
-	}
-}
-
 // A disk directory may be another user's: a link in it does not make the daemon write
 // what that user may not.
 func TestMountWritesThroughNoLink(t *testing.T) {

@@ -26,6 +26,7 @@ import (
 	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/claim"
 	"varve/cmd/varve/internal/waiting"
+	"varve/overlay/hostfs"
 )
 
 // LockWait is how long a command waits for another one to let go of a disk
@@ -253,4 +254,13 @@ func (t Target) RefuseInside(dir, file string) error {
 		}
 	}
 	return nil
+}
+
+// ExplainLocked adds the way out to an error about an image that somebody has open, most
+// often a VM that was not shut down before its image is mounted.
+func ExplainLocked(err error) error {
+	if errors.Is(err, hostfs.ErrLocked) {
+		return fmt.Errorf("%w; stop that first", err)
+	}
+	return err
 }

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"bytes"
@@ -243,4 +243,13 @@ func serveClone(args []string) (code int, ok bool) {
 		return 1, true
 	}
 	return 0, true
+}
+
+// Children serves a process that was started as a child of a daemon, where args say that: the
+// one outside, or one that makes a clone.
+func Children(args []string) (code int, ok bool) {
+	if code, ok := outside.Serve(args, outsideKinds(), outsideHandlers()); ok {
+		return code, true
+	}
+	return serveClone(args)
 }

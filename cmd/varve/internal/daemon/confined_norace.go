@@ -1,6 +1,6 @@
 //go:build !race
 
-package main
+package daemon
 
 // alsoWritable are places for what this program itself never writes.
 func alsoWritable() []string { return nil }

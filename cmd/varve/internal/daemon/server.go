@@ -1,4 +1,11 @@
-package main
+// Package daemon is the process that serves a mount, from what was asked for to the end of the
+// mount: it plans what is mounted where (plan), opens the disk and the log, mounts, confines
+// itself, and unmounts when it is asked.
+//
+// Beside it are the processes that do what a daemon that has confined itself may not (Children).
+// It knows the flags of a mount, since a mount remembers them, and no command. Every file of
+// package fs and chain that it uses is reached through one Serve.
+package daemon
 
 import (
 	"errors"
@@ -24,7 +31,6 @@ import (
 	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
 	"varve/fs"
-	"varve/overlay/hostfs"
 )
 
 const (
@@ -37,16 +43,35 @@ const (
 	gcPercent = 50
 )
 
+// Mount is one mount that is asked for.
+type Mount struct {
+	Flags      *Flags
+	Source     string // a disk directory or an image, as the user wrote it
+	Mountpoint string
+	Stderr     io.Writer
+	Pipe       *background.Pipe // to who waits for the mount; nil in the foreground
+	Number     string           // of this program's version
+	Version    string           // the same in words
+}
+
+// Serve mounts and returns when the mount is gone and all is written. An error
+// may mean that the last writes are lost.
+func Serve(m Mount) error {
+	s := &server{flags: m.Flags, source: m.Source, mountpoint: m.Mountpoint, stderr: m.Stderr, pipe: m.Pipe, number: m.Number, version: m.Version}
+	return s.run()
+}
+
 // server is one mount, from the command line to its end.
 type server struct {
-	flags      *mountFlags
-	source     string
-	mountpoint string
-	stderr     io.Writer
-	pipe       *background.Pipe // nil in the foreground
-	plan       plan
-	log        *slog.Logger
-	closeLog   func() error
+	number, version string
+	flags           *Flags
+	source          string
+	mountpoint      string
+	stderr          io.Writer
+	pipe            *background.Pipe // nil in the foreground
+	plan            plan
+	log             *slog.Logger
+	closeLog        func() error
 	// openLogIn opens the log in a disk directory; nil where it goes elsewhere.
 	openLogIn func(dir int) error
 	scope     string    // systemd's unit of its own, "" without one
@@ -55,8 +80,6 @@ type server struct {
 	users func() string
 }
 
-// run mounts and returns when the mount is gone and all is written. An error
-// may mean that the last writes are lost.
 func (m *server) run() error {
 	// A terminal that goes away is no reason to stop, and neither is the reader of
 	// the log: without this Go ends a program that writes to a broken pipe on
@@ -169,21 +192,12 @@ func (m *server) makeDisk() error {
 	case m.flags.disk == "" && noPlaceBeside(err):
 		return fmt.Errorf("%w; beside the image no disk directory can be made, say where it shall be: --disk DIR", err)
 	case err != nil:
-		return explainInUse(err)
+		return where.ExplainLocked(err)
 	default:
 		tell.Created(m.stderr, made)
 		tell.Domains(m.stderr, libvirt.ThisHost().With(made.Files[0].Path), m.plan.mountpoint)
 	}
 	return nil
-}
-
-// explainInUse adds the way out to an error about an image that somebody has open, most
-// often a VM that was not shut down before its image is mounted.
-func explainInUse(err error) error {
-	if errors.Is(err, hostfs.ErrLocked) {
-		return fmt.Errorf("%w; stop that first", err)
-	}
-	return err
 }
 
 // noPlaceBeside says whether a disk directory could not be made for the place's sake:
@@ -237,7 +251,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 		o.Witness = libvirt.ThisHost()
 		d, err := chain.OpenForeign(m.plan.image, m.flags.format, o)
 		if err != nil {
-			return nil, explainInUse(err)
+			return nil, where.ExplainLocked(err)
 		}
 		image := d.Adopted()
 		if len(image.Files) > 1 {
@@ -253,7 +267,7 @@ func (m *server) openDisk() (*chain.Disk, error) {
 	}
 	d, err := chain.Open(m.plan.dir, o)
 	if err != nil {
-		return nil, explainInUse(err)
+		return nil, where.ExplainLocked(err)
 	}
 	if err := m.plan.belongs(d.Layers()); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -270,7 +284,6 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 	apart := m.startOutside() // in the scope of the daemon, and it begins while that mounts
 	defer apart.Close()
 	name := m.plan.name()
-	build, _ := debug.ReadBuildInfo()
 	mount, err := fs.Mount(d, m.plan.mountpoint, fs.Options{
 		AllowOther:   m.flags.allowOther,
 		UID:          m.flags.uid,
@@ -280,7 +293,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		FsName:       name,
 		Log:          m.log,
 		ReadOnly:     m.flags.readOnly,
-		Version:      versionNumber(version, build),
+		Version:      m.number,
 	})
 	if err != nil {
 		return explainMount(err)
@@ -294,7 +307,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 		mount.Wait()
 		return err
 	}
-	m.log.Info("mounted", "disk", name, "mountpoint", m.plan.mountpoint, "version", thisVersion(), "pid", os.Getpid())
+	m.log.Info("mounted", "disk", name, "mountpoint", m.plan.mountpoint, "version", m.version, "pid", os.Getpid())
 
 	done := make(chan struct{})
 	defer close(done)

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"fmt"
@@ -24,9 +24,9 @@ import (
 // say what to do now (--foreground, --read-only) or are decided once (--format, --disk).
 var remembersFlags = []string{"allow-other", "uid", "gid", "umask", "cache", "job-rate"}
 
-// noteTold notes which options were given, after the flags were parsed. -o counts also
+// NoteTold notes which options were given, after the flags were parsed. -o counts also
 // where it is empty: a service or a line of fstab that has no options means that.
-func (m *mountFlags) noteTold(f *pflag.FlagSet) {
+func (m *Flags) NoteTold(f *pflag.FlagSet) {
 	m.told = m.told || m.defaults || f.Changed("option")
 	for _, name := range remembersFlags {
 		if f.Changed(name) {
@@ -37,10 +37,10 @@ func (m *mountFlags) noteTold(f *pflag.FlagSet) {
 }
 
 // given notes that an option, by its name in -o, was given.
-func (m *mountFlags) given(key string) { m.keys = append(m.keys, key) }
+func (m *Flags) given(key string) { m.keys = append(m.keys, key) }
 
 // words are the options that were given, as -o takes them, always in the same order.
-func (m *mountFlags) words() string {
+func (m *Flags) words() string {
 	var words []string
 	for _, o := range []struct{ key, value string }{
 		{"uid", fmt.Sprint(m.uid)}, {"gid", fmt.Sprint(m.gid)}, {"umask", m.umask.String()},
@@ -55,15 +55,15 @@ func (m *mountFlags) words() string {
 	}
 	for _, option := range m.options.passed {
 		if !fs.MeantForOthers(option) {
-			words = append(words, escapeOption(option))
+			words = append(words, EscapeOption(option))
 		}
 	}
 	return strings.Join(words, ",")
 }
 
 // recall takes words that words gave.
-func (m *mountFlags) recall(words string) error {
-	for _, option := range splitOptions(words) {
+func (m *Flags) recall(words string) error {
+	for _, option := range SplitOptions(words) {
 		key, _, _ := strings.Cut(option, "=")
 		if slices.Contains([]string{"ro", "rw", "foreground", "disk", "format"}, key) {
 			return fmt.Errorf("%q is no option that is remembered", option)
@@ -72,7 +72,7 @@ func (m *mountFlags) recall(words string) error {
 			return err
 		}
 	}
-	return m.check()
+	return m.Check()
 }
 
 // recallMount lets a mount that was told no options have those of the last one, and

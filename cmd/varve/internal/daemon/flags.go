@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"errors"
@@ -9,13 +9,13 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"varve/chain"
+	"varve/cmd/varve/internal/flagvalue"
 	"varve/fs"
 )
 
-// mountFlags is what "varve mount" was asked for, from flags and from -o.
-type mountFlags struct {
-	foreground bool
+// Flags is what "varve mount" was asked for, from flags and from -o.
+type Flags struct {
+	Foreground bool
 	disk       string
 	newDisk    bool // a new disk may be made for an image that a symbolic link leads to
 	format     string
@@ -23,8 +23,8 @@ type mountFlags struct {
 	allowOther bool
 	uid, gid   uint32
 	umask      umaskValue
-	cache      sizeValue
-	jobRate    rateValue
+	cache      flagvalue.Size
+	jobRate    flagvalue.Rate
 	options    optionsValue
 	defaults   bool     // nothing of the last mount's options
 	told       bool     // some option was given
@@ -34,14 +34,14 @@ type mountFlags struct {
 // defaultUmask leaves nothing to others.
 const defaultUmask = 0o077
 
-func newMountFlags() *mountFlags {
-	return &mountFlags{uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), umask: defaultUmask}
+func NewFlags() *Flags {
+	return &Flags{uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), umask: defaultUmask}
 }
 
-// register defines the flags.
-func (m *mountFlags) register(f *pflag.FlagSet) {
+// Register defines the flags.
+func (m *Flags) Register(f *pflag.FlagSet) {
 	m.options.into = m
-	f.BoolVarP(&m.foreground, "foreground", "f", false, "stay, and log to stderr; SIGTERM asks for an unmount")
+	f.BoolVarP(&m.Foreground, "foreground", "f", false, "stay, and log to stderr; SIGTERM asks for an unmount")
 	f.StringVar(&m.disk, "disk", "", "keep the disk directory of an image at `DIR`")
 	f.BoolVar(&m.newDisk, "new", false, "make a new disk also for an image that is named by a symbolic link")
 	f.StringVar(&m.format, "format", "", "the image's `FORMAT`: raw or qcow2")
@@ -56,9 +56,9 @@ func (m *mountFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&m.defaults, "defaults", false, "do not use the options of the disk's last mount")
 }
 
-// check looks for what single flags cannot see.
-func (m *mountFlags) check() error {
-	if err := checkFormat(m.format); err != nil {
+// Check looks for what single flags cannot see.
+func (m *Flags) Check() error {
+	if err := flagvalue.CheckFormat(m.format); err != nil {
 		return err
 	}
 	return fs.CheckMountOptions(m.options.passed)
@@ -79,50 +79,10 @@ func (u *umaskValue) Set(s string) error {
 func (u *umaskValue) String() string { return fmt.Sprintf("%03o", uint32(*u)) }
 func (*umaskValue) Type() string     { return "UMASK" }
 
-// sizeValue is a number of bytes, 0 when it was not given.
-type sizeValue int64
-
-func (v *sizeValue) Set(s string) error {
-	n, err := chain.ParseSize(s)
-	if err != nil {
-		return err
-	}
-	*v = sizeValue(n)
-	return nil
-}
-
-func (v *sizeValue) String() string {
-	if *v == 0 {
-		return ""
-	}
-	return strconv.FormatInt(int64(*v), 10)
-}
-func (*sizeValue) Type() string { return "SIZE" }
-
-// rateValue is bytes per second, 0 for no limit.
-type rateValue int64
-
-func (v *rateValue) Set(s string) error {
-	n, err := chain.ParseRate(s)
-	if err != nil {
-		return err
-	}
-	*v = rateValue(n)
-	return nil
-}
-
-func (v *rateValue) String() string {
-	if *v == 0 {
-		return ""
-	}
-	return strconv.FormatInt(int64(*v), 10)
-}
-func (*rateValue) Type() string { return "RATE" }
-
 // optionsValue is -o. It may be given several times. What it does not know
 // itself it passes on.
 type optionsValue struct {
-	into   *mountFlags
+	into   *Flags
 	passed []string
 }
 
@@ -130,7 +90,7 @@ func (o *optionsValue) String() string { return strings.Join(o.passed, ",") }
 func (*optionsValue) Type() string     { return "OPTIONS" }
 
 func (o *optionsValue) Set(s string) error {
-	for _, option := range splitOptions(s) {
+	for _, option := range SplitOptions(s) {
 		if err := o.set(option); err != nil {
 			return err
 		}
@@ -199,14 +159,14 @@ func setID(id *uint32, key, value string) error {
 	return nil
 }
 
-// escapeOption writes an option so that splitOptions gives it back whole.
-func escapeOption(option string) string {
+// EscapeOption writes an option so that SplitOptions gives it back whole.
+func EscapeOption(option string) string {
 	return strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(option)
 }
 
-// splitOptions parts options at commas; a backslash takes the meaning from the
+// SplitOptions parts options at commas; a backslash takes the meaning from the
 // comma or backslash behind it, as in other FUSE file systems.
-func splitOptions(s string) []string {
+func SplitOptions(s string) []string {
 	var options []string
 	var one strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -222,4 +182,11 @@ func splitOptions(s string) []string {
 		}
 	}
 	return append(options, one.String())
+}
+
+// KnownOption says whether -o takes an option.
+func KnownOption(option string) bool {
+	flags := NewFlags()
+	flags.options.into = flags
+	return flags.options.set(option) == nil && flags.Check() == nil
 }

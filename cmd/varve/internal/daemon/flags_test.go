@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"slices"
@@ -8,15 +8,15 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func parseMountFlags(args ...string) (*mountFlags, error) {
-	m := newMountFlags()
+func parseMountFlags(args ...string) (*Flags, error) {
+	m := NewFlags()
 	set := pflag.NewFlagSet("mount", pflag.ContinueOnError)
-	m.register(set)
+	m.Register(set)
 	if err := set.Parse(args); err != nil {
 		return nil, err
 	}
-	m.noteTold(set)
-	return m, m.check()
+	m.NoteTold(set)
+	return m, m.Check()
 }
 
 func TestMountOptions(t *testing.T) {
@@ -40,7 +40,7 @@ func TestMountDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.umask != 0o077 || m.allowOther || m.readOnly || m.foreground || m.cache != 0 {
+	if m.umask != 0o077 || m.allowOther || m.readOnly || m.Foreground || m.cache != 0 {
 		t.Errorf("got %+v", m)
 	}
 }
@@ -82,7 +82,7 @@ func TestSplitOptions(t *testing.T) {
 		",a,":     {"", "a", ""},
 		`d=\\\,x`: {`d=\,x`},
 	} {
-		if got := splitOptions(in); !slices.Equal(got, want) {
+		if got := SplitOptions(in); !slices.Equal(got, want) {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"errors"
@@ -43,7 +43,7 @@ func links(path string) []string {
 const maxImageLinks = 40
 
 // refuseLinked refuses to make a new disk for an image that is named by a symbolic link.
-func (p plan) refuseLinked(flags *mountFlags, source string) error {
+func (p plan) refuseLinked(flags *Flags, source string) error {
 	through := links(source)
 	if !p.create || flags.newDisk || flags.disk != "" || len(through) == 0 {
 		return nil

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"errors"
@@ -29,7 +29,7 @@ type plan struct {
 
 // makePlan looks at what was asked for and refuses what cannot be. It changes
 // nothing.
-func makePlan(flags *mountFlags, source, mountpoint string) (plan, error) {
+func makePlan(flags *Flags, source, mountpoint string) (plan, error) {
 	at, stale, err := checkMountpoint(mountpoint)
 	if err != nil {
 		return plan{}, err
@@ -135,7 +135,7 @@ func abandoned(m mounts.Mount) bool {
 }
 
 // findSource tells a disk directory from an image.
-func findSource(flags *mountFlags, source string) (plan, error) {
+func findSource(flags *Flags, source string) (plan, error) {
 	path, err := mounts.Resolve(source)
 	if err != nil {
 		return plan{}, err
@@ -155,7 +155,7 @@ func findSource(flags *mountFlags, source string) (plan, error) {
 	return imageSource(flags, path)
 }
 
-func directorySource(flags *mountFlags, dir string) (plan, error) {
+func directorySource(flags *Flags, dir string) (plan, error) {
 	switch {
 	case !where.IsDiskDirectory(dir):
 		return plan{}, errors.New("it is a directory without chain.json, so neither an image nor a disk directory")
@@ -167,7 +167,7 @@ func directorySource(flags *mountFlags, dir string) (plan, error) {
 	return plan{dir: dir}, nil
 }
 
-func imageSource(flags *mountFlags, image string) (plan, error) {
+func imageSource(flags *Flags, image string) (plan, error) {
 	p := plan{image: image}
 	var err error
 	if flags.disk != "" {
