@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -107,47 +108,87 @@ type pruneDocument struct {
 	Plan        *chain.Plan     `json:"plan"` // null where nothing goes
 }
 
+// prunePlan is what a prune does, decided on a disk as it was looked at: a dry run shows it,
+// and any other run carries it out.
+type prunePlan struct {
+	snapshots   []pruneDecision // newest first
+	forgetAside bool
+}
+
+// gone are the names of the snapshots that go.
+func (p prunePlan) gone() (names []string) {
+	for _, d := range p.snapshots {
+		if len(d.Keep) == 0 {
+			names = append(names, d.Name)
+		}
+	}
+	return names
+}
+
+// check fails when a snapshot that is to go is not the one any more that was looked at.
+func (p prunePlan) check(d client.Disk) error {
+	layers, err := d.Layers()
+	if err != nil {
+		return err
+	}
+	for _, s := range p.snapshots {
+		same := func(l chain.LayerStatus) bool { return l.Name == s.Name && l.Frozen.Equal(s.Time) }
+		if len(s.Keep) == 0 && !slices.ContainsFunc(layers, same) {
+			return fmt.Errorf("snapshot %s was changed after the prune had looked at it; nothing was deleted, prune again", s.Name)
+		}
+	}
+	return nil
+}
+
 func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
+	ctx, stop := interruptible(cmd)
+	defer stop()
 	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
 	var st chain.Status
 	err = readTarget(cmd, t, func(d client.Disk) (err error) {
-		st, err = d.Status(cmd.Context())
+		st, err = d.Status(ctx)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	list, err := flags.decide(st, now)
-	if err != nil {
+	plan, err := flags.plan(st, time.Now())
+	switch {
+	case err != nil:
 		return err
+	case flags.dry.on:
+		return flags.show(cmd, t, plan)
 	}
-	var names []string
-	for _, d := range list {
-		if len(d.Keep) == 0 {
-			names = append(names, d.Name)
-		}
-	}
-	forget := flags.forgetsAside(st, now)
-	if flags.dry.on {
-		return flags.showPrune(cmd, t, list, names, forget)
-	}
+	return flags.carryOut(ctx, cmd, t, plan)
+}
+
+// plan decides what is done to a disk.
+func (flags *pruneFlags) plan(st chain.Status, now time.Time) (prunePlan, error) {
+	list, err := flags.decide(st, now)
+	return prunePlan{list, flags.forgetsAside(st, now)}, err
+}
+
+func (flags *pruneFlags) carryOut(ctx context.Context, cmd *cobra.Command, t where.Target, plan prunePlan) error {
 	out := cmd.ErrOrStderr()
-	if forget {
+	if plan.forgetAside {
 		// Waited for: nothing is deleted beside its merge.
-		if err := runJob(cmd, arg, client.Disk.Forget, false, flags.rate); err != nil {
+		if err := followJob(ctx, cmd, t, client.Disk.Forget, false, flags.rate); err != nil {
 			return err
 		}
 	}
+	names := plan.gone()
 	if len(names) == 0 {
-		tell.Line(out, "prune %s: nothing to delete, %d kept", t.Name(), len(list))
+		tell.Line(out, "prune %s: nothing to delete, %d kept", t.Name(), len(plan.snapshots))
 		return nil
 	}
-	tell.Line(out, "prune %s: deleting %d of %d snapshots: %s", t.Name(), len(names), len(list), strings.Join(names, " "))
-	return runJob(cmd, arg, func(d client.Disk) (client.Job, error) {
+	tell.Line(out, "prune %s: deleting %d of %d snapshots: %s", t.Name(), len(names), len(plan.snapshots), strings.Join(names, " "))
+	return followJob(ctx, cmd, t, func(d client.Disk) (client.Job, error) {
+		if err := plan.check(d); err != nil {
+			return client.Job{}, err
+		}
 		return d.Delete(names...)
 	}, flags.background, flags.rate)
 }
@@ -205,10 +246,14 @@ func (flags *pruneFlags) forgetsAside(st chain.Status, now time.Time) bool {
 	return false
 }
 
-func (flags *pruneFlags) showPrune(cmd *cobra.Command, t where.Target, list []pruneDecision, names []string, forget bool) error {
-	doc := pruneDocument{Version: 1, Snapshots: list, ForgetAside: forget}
-	if len(names) > 0 {
+func (flags *pruneFlags) show(cmd *cobra.Command, t where.Target, plan prunePlan) error {
+	list := plan.snapshots
+	doc := pruneDocument{Version: 1, Snapshots: list, ForgetAside: plan.forgetAside}
+	if names := plan.gone(); len(names) > 0 {
 		err := readTarget(cmd, t, func(d client.Disk) error {
+			if err := plan.check(d); err != nil {
+				return err
+			}
 			p, err := d.Plan("delete", names)
 			doc.Plan = &p
 			return err
@@ -224,7 +269,7 @@ func (flags *pruneFlags) showPrune(cmd *cobra.Command, t where.Target, list []pr
 	if err := writeDecisions(out, list); err != nil {
 		return err
 	}
-	if forget {
+	if plan.forgetAside {
 		if _, err := fmt.Fprintln(out, "the leaf that was set aside would be forgotten"); err != nil {
 			return err
 		}

@@ -172,7 +172,7 @@ func (m *mountedLeaf) Flush() error {
 	return errors.Join(m.file.Sync(), m.look())
 }
 
-// holds believes that the leaf holds something as long as the daemon has not counted.
+// Holds believes that the leaf holds something as long as the daemon has not counted.
 func (m *mountedLeaf) Holds() (yes bool, parent string, err error) {
 	for deadline := time.Now().Add(countedSoon); ; time.Sleep(where.LockPoll) {
 		_, st, err := m.t.Document()
