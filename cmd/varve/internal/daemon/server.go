@@ -3,8 +3,7 @@
 // itself, and unmounts when it is asked.
 //
 // Beside it are the processes that do what a daemon that has confined itself may not (Children).
-// It knows the flags of a mount, since a mount remembers them, and no command. Every file of
-// package fs and chain that it uses is reached through one Serve.
+// It knows the flags of a mount, since a mount remembers them, and no command.
 package daemon
 
 import (

@@ -2,9 +2,9 @@
 //
 // Find tells a disk directory, an image that has one, and a mountpoint apart, and finds the
 // mount of a disk wherever it is: in this mount namespace, in that of another process, behind
-// a bind mount, or nowhere any more although its daemon goes on (Unseen). A Target says what it
-// found, who uses the mount (Users), how long is waited for whom (ReadWait), and what the mount
-// says of itself (Document). What goes wrong is explained with the way out.
+// a bind mount, or nowhere any more although its daemon goes on (Unseen). A Target is what was
+// found: it says who uses the mount (Users) and what the mount says of itself (Document), and
+// its errors name the way out (Explain).
 //
 // It changes nothing, opens no disk and takes no lock: package client does. It knows no command.
 package where
