@@ -117,7 +117,7 @@ var outsideMutants = []mutant{
 		"			return host, true\n		}\n		return unix.EIO, false", "			return host, true\n		}\n		return host, false",
 		"fs.TestErrnoOf"),
 	one("M19", "errors are not unwrapped", "fs/control/outcome.go",
-		"		if errors.Is(err, k.err) {", "		if err == k.err {",
+		"		if errors.Is(err, k.err) {", "		if err == k.err || errors.Is(nil, k.err) {",
 		"fs.TestErrnoOf"),
 }
 
