@@ -30,6 +30,9 @@ func (d *Disk) Revert(name string) error {
 	if err := d.jobBusy(); err != nil {
 		return err
 	}
+	if err := d.keepsChain(m, target); err != nil {
+		return err
+	}
 	unblock, err := d.blockDisk()
 	if err != nil {
 		return err
@@ -70,6 +73,9 @@ func (d *Disk) Undo() error {
 		return err
 	}
 	aside := d.nodes[d.manifest.SetAside]
+	if err := d.keepsChain(d.manifest, d.manifest.Layer(aside.ID)); err != nil {
+		return err
+	}
 	if err := plain(aside.Layer()); err != nil {
 		return fmt.Errorf("%w: the leaf that was set aside (%s) cannot be written any more: %w", ErrInvalid, aside.Layer().Path, err)
 	}

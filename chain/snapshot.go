@@ -104,6 +104,9 @@ func (d *Disk) Snapshot(name string) error {
 	if err := d.manifest.CheckNew(name); err != nil {
 		return err
 	}
+	if err := d.keepsChain(d.manifest, d.manifest.Layer(d.manifest.Leaf)); err != nil {
+		return err
+	}
 	return d.freezeLeaf(name)
 }
 

@@ -34,3 +34,8 @@ func Of(kind, reason error) error { return refusal{kind, reason} }
 func Invalidf(format string, args ...any) error {
 	return refusal{ErrInvalid, fmt.Errorf(format, args...)}
 }
+
+// Changedf is fmt.Errorf for an error that is ErrChanged and does not say so.
+func Changedf(format string, args ...any) error {
+	return refusal{ErrChanged, fmt.Errorf(format, args...)}
+}
