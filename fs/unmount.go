@@ -79,6 +79,22 @@ func (s *Server) tryUnmount() error {
 	return nil
 }
 
+// Abandon ends the service of a mount that nobody can take away for this process, and Wait
+// returns. The mount stays behind: who looks there is told ENOTCONN, at the latest when this
+// process has ended. unix.EBUSY while somebody has a file open, and nothing is changed then.
+// Not to be called again after it has succeeded.
+func (s *Server) Abandon() error {
+	if !s.fs.open.end() {
+		return fmt.Errorf("leave %s: %w", s.mountpoint, unix.EBUSY)
+	}
+	if s.abort == nil || s.abort.End() != nil {
+		// Nothing can be opened any more, so nobody writes. The end of this process ends the
+		// connection.
+		close(s.left)
+	}
+	return nil
+}
+
 // unkept waits a moment for the end of a mount that nothing should keep any more. The
 // error is ErrNotMounted when something does, such as a copy in another mount namespace.
 func (s *Server) unkept() error {

@@ -119,6 +119,9 @@ func (p *Process) hear() {
 	}
 }
 
+// Ended is closed when the process cannot be asked any more: it has ended, or Close was called.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
 // ErrGone is that the process is not there any more.
 var ErrGone = errors.New("the process that does this for the daemon (varve-outside) is gone; all else goes on, \"varve umount\" too: mount the disk anew to have it again")
 
