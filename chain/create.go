@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -57,6 +58,18 @@ type CreateOptions struct {
 	Format string // raw, qcow2 or "" (raw unless Base ends in .qcow2)
 
 	Witness Witness // of Base and what it stands on; nil for none
+
+	// Context ends the making when it ends; the error is its own, and nothing is left. nil:
+	// nothing ends it.
+	Context context.Context
+}
+
+// stopped says that the making was ended.
+func (o CreateOptions) stopped() error {
+	if o.Context == nil {
+		return nil
+	}
+	return o.Context.Err()
 }
 
 // Created says what Create made and which foreign files the disk reads.
@@ -178,6 +191,9 @@ func createOn(fs hostfs.FS, dir string, images []*foreignImage, o CreateOptions)
 	at := temp
 	err = func() error {
 		if err := plan.write(inside, temp); err != nil {
+			return err
+		}
+		if err := o.stopped(); err != nil {
 			return err
 		}
 		if err := fs.Rename(temp, dir); err != nil {
