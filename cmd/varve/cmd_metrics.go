@@ -92,12 +92,21 @@ type metricsTarget struct {
 func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) {
 	var list []metricsTarget
 	if len(args) == 0 {
-		mounted, err := mounts.List()
+		table, err := mounts.Read()
 		if err != nil {
 			return nil, fmt.Errorf("metrics: %w", err)
 		}
-		for _, m := range mounted {
+		elsewhere, err := mounts.Elsewhere()
+		if err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+		for _, m := range table.List() {
 			if m.Reachable() {
+				list = append(list, metricsTarget{target{arg: m.Mountpoint}.at(m), m.Source})
+			}
+		}
+		for _, place := range onlyElsewhere(table, elsewhere) {
+			if m, err := place.Reach(); err == nil { // else this user may not look there
 				list = append(list, metricsTarget{target{arg: m.Mountpoint}.at(m), m.Source})
 			}
 		}
