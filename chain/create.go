@@ -291,7 +291,7 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 	case size < 0 || size > maxDiskBytes:
 		return nil, invalidf("a size of %d bytes", size)
 	case len(images) == 0 && o.Format != "":
-		return nil, invalidf("a format (%s) is for a base", o.Format)
+		return nil, invalidf("the format %s is a base's; a blank disk has none", o.Format)
 	case len(images) == 0 && size == 0:
 		return nil, invalidf("a blank disk needs a size")
 	case len(images) == 0:
@@ -414,7 +414,7 @@ func claimTemp(fs hostfs.FS, temp string) (lock *dirlock.Lock, inside hostfs.FS,
 			continue // whoever had it is done, and it has its name now
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("another varve makes it at the moment: %w", err)
+			return nil, nil, fmt.Errorf("another varve command is making this disk at the moment: %w", err)
 		}
 		lock.Leave = leave
 		if !stale {

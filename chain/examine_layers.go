@@ -174,7 +174,7 @@ func (e *examiner) changed(m *manifest.Manifest, l *manifest.Layer, path string)
 		e.note(examineChanged, path, "the next mount looks through its tables", "the leaf was changed by another program since it was closed")
 		return false
 	}
-	e.problem(examineChanged, path, l.AcceptWords(e.dir), "%s was changed since it was frozen: %s; it falsifies %s",
+	e.problem(examineChanged, path, l.AcceptWords(e.dir), "%s was changed since it was frozen: %s; affected: %s",
 		l.Label(), strings.Join(changes, ", "), m.FalsifiedBy(l))
 	return true
 }

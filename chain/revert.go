@@ -253,7 +253,7 @@ func (d *Disk) discardLayer(l *view.Layer, foreign bool) {
 	d.flushes.forget(l.Over())
 	d.readers.Synchronize()
 	if err := l.Close(); err != nil {
-		d.log.Warn("closing a layer that is no longer needed", "file", l.Path, "error", err)
+		d.log.Warn("a layer that is no longer needed could not be closed", "file", l.Path, "error", err)
 	}
 	if foreign {
 		return

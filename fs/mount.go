@@ -84,7 +84,7 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 func (s *Server) identify() {
 	m, ok, err := mounts.At(s.mountpoint)
 	if err != nil || !ok {
-		s.fs.log.Warn("the mount's device cannot be told", "error", err)
+		s.fs.log.Warn("cannot find out the device number of the mount", "error", err)
 		return
 	}
 	s.device = m.Device

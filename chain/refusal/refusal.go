@@ -12,12 +12,12 @@ import (
 
 // Kinds that callers tell apart with errors.Is.
 var (
-	ErrExist    = errors.New("exists already")          // EEXIST
-	ErrNotExist = errors.New("does not exist")          // ENOENT
-	ErrInvalid  = errors.New("invalid")                 // EINVAL
-	ErrTooLarge = errors.New("too large")               // EFBIG
-	ErrBusy     = errors.New("busy")                    // EBUSY
-	ErrChanged  = errors.New("changed behind our back") // a file is not what it was
+	ErrExist    = errors.New("exists already")                 // EEXIST
+	ErrNotExist = errors.New("does not exist")                 // ENOENT
+	ErrInvalid  = errors.New("invalid")                        // EINVAL
+	ErrTooLarge = errors.New("too large")                      // EFBIG
+	ErrBusy     = errors.New("busy")                           // EBUSY
+	ErrChanged  = errors.New("was changed by another program") // a file is not what it was
 )
 
 // refusal is an error of a kind, ErrInvalid or the like, whose words say all.

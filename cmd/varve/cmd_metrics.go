@@ -116,7 +116,7 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 	for _, arg := range args {
 		t, err := findMetricsTarget(arg)
 		if err == nil && t.mountpoint == "" {
-			err = errors.New("it is not mounted, and metrics are a mount's; \"varve status\" shows the disk")
+			err = errors.New("it is not mounted, and only a mount has metrics; \"varve status\" shows the disk")
 		}
 		if err != nil {
 			return nil, wrapped(cmd, arg, err)

@@ -232,7 +232,7 @@ func TestProcessOutsideIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "it is gone", func() bool { return statusOf(t, outside)["State"] == "Z (zombie)" })
-	fails(t, dir, exitFailed, []string{"varve-outside", "mount the disk anew"}, "clone", "mnt", "one", "clone.varve")
+	fails(t, dir, exitFailed, []string{"varve-outside", "unmount and mount the disk"}, "clone", "mnt", "one", "clone.varve")
 	if _, err := os.Lstat(filepath.Join(dir, "clone.varve")); !os.IsNotExist(err) {
 		t.Errorf("clone.varve: %v", err)
 	}

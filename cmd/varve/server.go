@@ -403,7 +403,7 @@ func (m *server) watchOutside(process *outside.Process, done <-chan struct{}) {
 	select {
 	case <-done: // it was closed
 	default:
-		m.log.Error("the process varve-outside has ended, perhaps somebody killed it: the disk goes on and \"varve umount\" works as always, but no clone can be made, and a SIGTERM will leave the mount behind; mount the disk anew to have it again")
+		m.log.Error("the process varve-outside has ended, perhaps somebody killed it: the disk goes on and \"varve umount\" works as always, but no clone can be made, and a SIGTERM will leave the mount behind; unmount and mount the disk to have it again")
 	}
 }
 

@@ -275,9 +275,9 @@ func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended proce
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
 			if u, err := t.users(false); err == nil && !u.none() {
-				return t.stillUsed(pid, u)
+				return fmt.Errorf("%s: %w", endOfWait(ctx), t.stillUsed(pid, u))
 			}
-			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, c.dir())
+			return fmt.Errorf("%s: %s is unmounted, but its daemon (pid %d) has not written everything yet; wait until that process has ended before you copy or use %s", endOfWait(ctx), t.mountpoint, pid, c.dir())
 		}
 	}
 }

@@ -49,7 +49,7 @@ var treeMutants = []mutant{
 		"const discardPiece = view.RegionSize", "const discardPiece = 1 << 40",
 		"chain.TestSnapshotMeetsALongDiscard"),
 	one("M11", "a snapshot returns before the frozen layer is flushed", "chain/snapshot.go",
-		"	if err := d.Flush(); err != nil {\n		return fmt.Errorf(\"the layer is frozen, but writing it back failed: %w\", err)\n	}\n", "",
+		"	if err := d.Flush(); err != nil {\n		return fmt.Errorf(\"the snapshot was taken, but writing its data to the host failed: %w\", err)\n	}\n", "",
 		"chain.TestFlushAfterTheSwapWithoutRoom"),
 
 	one("M12", "always upwards", "chain/merge.go",

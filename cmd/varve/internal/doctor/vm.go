@@ -237,7 +237,7 @@ func (s *Scope) judgeLayer(v vm, d vmDisk, l Layer) (Finding, bool) {
 			Fix:  v.end() + " now, then " + s.right(v, d) + s.checkAfter(v)}, true
 	}
 	return Finding{Severity: Problem,
-		What: fmt.Sprintf("%s has %s to write: every write falsifies the layers above", v.who(), s.what(l)),
+		What: fmt.Sprintf("%s has %s to write: every write changes what the layers above show", v.who(), s.what(l)),
 		Fix:  v.end() + ", then " + s.right(v, d) + s.checkAfter(v)}, true
 }
 
