@@ -62,10 +62,10 @@ var treeMutants = []mutant{
 		"	return !lowerWritable || down >= up || leaf && down >= up/2", "	return !lowerWritable || down >= up || leaf && false",
 		"chain.TestDirectionOfAMerge"),
 	one("M12", "into a foreign layer too", "chain/merge.go",
-		"	if x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {", "	if plain(d.nodes[x.ID].Layer()) != nil {",
+		"	if away == manifest.Up || x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {", "	if plain(d.nodes[x.ID].Layer()) != nil {",
 		"chain.TestDirectionOfAMerge"),
 	one("M12", "into a layer that another tool has changed too", "chain/merge.go",
-		"	if x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {", "	if x.Foreign {",
+		"	if away == manifest.Up || x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {", "	if x.Foreign {",
 		"chain.TestMergeOfAChangedLeaf"),
 
 	one("M13", "no windows", "chain/merge.go",
