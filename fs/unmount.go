@@ -21,6 +21,13 @@ func (s *Server) Device() uint64 { return s.device }
 // Mountpoint is where the mount was made, as the mount table shows it.
 func (s *Server) Mountpoint() string { return s.mountpoint }
 
+// Mounted says whether the mount is there in this process's mount namespace, as far as anybody
+// knows.
+func (s *Server) Mounted() bool {
+	_, err := s.Place().find()
+	return !errors.Is(err, ErrNotMounted)
+}
+
 // Unmount takes the mount away, wherever it was moved to, and ends the connection; Wait
 // returns after it. Bind mounts of it, and copies in other mount namespaces, are left
 // behind with ENOTCONN. While a file of the mount is open, in whatever namespace, or the

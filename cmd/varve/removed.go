@@ -17,9 +17,6 @@ import (
 // A directory that was moved as a whole is in order.
 func (c *closing) checkInPlace() error {
 	t := c.t
-	if t.readOnly {
-		return nil
-	}
 	dir := c.dir()
 	if dir == "" {
 		m, there, err := mounts.At(t.mountpoint)
@@ -42,6 +39,10 @@ func (c *closing) checkInPlace() error {
 	more := ""
 	if len(missing) > 1 {
 		more = fmt.Sprintf(" (and %d more)", len(missing)-1)
+	}
+	if t.readOnly { // nothing is written into a new file then
+		return fmt.Errorf("%s%s was removed or replaced while the disk was mounted, and what was in it would be lost with the unmount: put the file back if it was moved; otherwise \"varve export %s leaf OUT\" copies the disk into an image; --lazy unmounts all the same: %w",
+			missing[0], more, chain.ShellWord(t.mountpoint), os.ErrNotExist)
 	}
 	return fmt.Errorf("%s%s was removed or replaced while the disk was mounted, and what was in it would be lost with the unmount: put the file back if it was moved; otherwise \"varve flatten %s leaf\" copies what disk.raw needs into a new file, and \"varve export %s NAME OUT\" copies a snapshot out; --lazy unmounts all the same: %w",
 		missing[0], more, chain.ShellWord(t.mountpoint), chain.ShellWord(t.mountpoint), os.ErrNotExist)

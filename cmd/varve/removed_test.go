@@ -146,3 +146,19 @@ func TestSecondSignalOfALostDisk(t *testing.T) {
 		t.Errorf("it is mounted still (%v)", err)
 	}
 }
+
+// TestRemovedBeneathAReadOnlyMount: such a mount has the last copy as well, and shows the way to
+// have the disk copied out.
+func TestRemovedBeneathAReadOnlyMount(t *testing.T) {
+	dir, mnt := mounted(t, 8<<20, 1<<20)
+	put(t, mnt, "kept", 1<<20)
+	must(t, dir, "umount", "mnt")
+	must(t, dir, "mount", "--read-only", "vm.raw", "mnt")
+	tool(t, dir, "rm", "vm.raw.varve/layers/000002.qcow2")
+	fails(t, dir, exitFailed, []string{"layers/000002.qcow2 was removed or replaced", "varve export " + mnt + " leaf OUT"}, "umount", "mnt")
+	must(t, dir, "export", "mnt", "leaf", "out.raw")
+	if got := get(t, dir+"/out.raw", 1<<20, 4); got != "kept" {
+		t.Errorf("the copy has %q", got)
+	}
+	must(t, dir, "umount", "--lazy", "mnt")
+}

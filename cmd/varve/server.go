@@ -344,7 +344,7 @@ func (m *server) ready(signals <-chan os.Signal) error {
 // asked answers a signal: it unmounts, unless somebody uses the mount, or files of the disk
 // were removed, which would be lost; a second signal unmounts then too.
 func (m *server) asked(d *chain.Disk, mount *fs.Server, s os.Signal, done <-chan struct{}) {
-	if lost := d.LostFiles(); len(lost) > 0 && !m.saidLost {
+	if lost := d.LostFiles(); len(lost) > 0 && !m.saidLost && mount.Mounted() {
 		m.saidLost = true
 		m.log.Error("not unmounted: files of the disk were removed or replaced, and what was in them would be lost with the unmount; \"varve flatten DISK leaf\" copies what disk.raw needs into a new file, and a second signal unmounts all the same",
 			"signal", s.String(), "files", strings.Join(lost, ", "))

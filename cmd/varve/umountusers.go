@@ -210,6 +210,13 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 	if err := daemon.terminate(); err != nil {
 		return fmt.Errorf("%w, and it cannot be asked to end: %w", unseen, err)
 	}
+	if flags.lazy || flags.force {
+		// A daemon that would lose files of its disk ends at the second signal only.
+		if missing, err := chain.Missing(t.dir); err == nil && len(missing) > 0 {
+			time.Sleep(endSoon)
+			_ = daemon.terminate() // it may have ended
+		}
+	}
 	if flags.lazy {
 		return nil
 	}
