@@ -180,7 +180,7 @@ func TestAMountThatNamesAnothersDisk(t *testing.T) {
 		t.Errorf("status: %+v", r)
 	}
 	must(t, dir, "snapshot", disk, "one")
-	if r := vv(t, dir, "doctor", "--json", "fake"); !strings.Contains(r.stdout, "calls itself a varve mount of "+disk) {
+	if r := vv(t, dir, "doctor", "--json", "fake"); !strings.Contains(r.stdout, "claims to be the disk "+disk) {
 		t.Errorf("doctor: %+v", r)
 	}
 	must(t, dir, "umount", disk)

@@ -94,7 +94,7 @@ func TestDomains(t *testing.T) {
 			"problem vm-layer: libvirt's domain vm1 has the file of the snapshot one, /srv/d.varve/layers/000001.qcow2, to write: every write changes what the layers above show", "virsh edit"},
 		{"the leaf", "/srv/d.varve/layers/000002.qcow2", "qcow2", disk,
 			"problem vm-layer: libvirt's domain vm1 has the leaf's file, /srv/d.varve/layers/000002.qcow2, to write, past the mount: two writers destroy it", "virsh edit"},
-		{"another format", "/mnt/vm1/disk.raw", "qcow2", disk, "problem vm-options: libvirt's domain vm1 has disk.raw as qcow2, and it is raw: with that it does not start", "virsh edit vm1, and write type='raw' into the disk's <driver>"},
+		{"another format", "/mnt/vm1/disk.raw", "qcow2", disk, "problem vm-options: libvirt's domain vm1 has disk.raw as qcow2, but it is raw: with that it does not start", "virsh edit vm1, and write type='raw' into the disk's <driver>"},
 		{"the chain of before", "/mnt/vm1/disk.raw'/><backingStore type='file'><format type='qcow2'/><source file='/srv/vm1.s1'/><backingStore/></backingStore><address type='x", "raw", disk,
 			"problem vm-options: libvirt's domain vm1 has disk.raw on /srv/vm1.s1, by the <backingStore> that libvirt has kept: with that it does not start", "virsh edit vm1, and take out the disk's <backingStore>"},
 		{"the base with a chain of before", "/srv/base.raw'/><backingStore type='file'><source file='/srv/older.raw'/></backingStore><address type='x", "raw", disk,
