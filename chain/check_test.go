@@ -262,7 +262,7 @@ func TestCheck(t *testing.T) {
 		}, errors: 1, says: []string{"L1 table: entry 0 has reserved bits", "put the file back from a backup"},
 			left: 1, leftSays: "L1 table: entry 0 has reserved bits", broken: true},
 		{name: "changed snapshot", do: func(c *checkedDisk) { must(c.t, os.Chtimes(c.path(idOne), now(), now())) }, errors: 1,
-			says: []string{"error 000002", "it was changed: modification time", "falsifies one, two, the leaf;", "varve accept", " one\n"},
+			says: []string{"error 000002", "it was changed: modification time", "affected: one, two, the leaf;", "varve accept", " one\n"},
 			left: 1, leftSays: "it was changed"},
 		{name: "changed base", do: func(c *checkedDisk) {
 			must(c.t, os.WriteFile(c.path(idBase), []byte("something else"), 0o600))

@@ -134,6 +134,10 @@ func (d *Disk) Flatten(name string) (string, error) {
 	if err := d.jobBusy(); err != nil {
 		return "", err
 	}
+	m, rec, err := d.coverLost(m, rec)
+	if err != nil {
+		return "", err
+	}
 	if rec.Parent == "" {
 		return "", nil
 	}

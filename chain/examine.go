@@ -94,6 +94,8 @@ type examiner struct {
 	fs    hostfs.FS
 	dir   string // of the disk; "" for an image's chain
 	found Examination
+	// unlinked are files that a daemon has open and that have no name any more.
+	unlinked map[string]bool
 }
 
 // Examine looks for the usual troubles of a disk directory, also of one that is
@@ -177,6 +179,9 @@ func (e *examiner) look(m *manifest.Manifest, held bool) error {
 		e.found.Layers = append(e.found.Layers, ExaminedLayer{l.ID, l.Name, m.State(l), l.Format, l.Path(e.dir), l.Foreign})
 	}
 	slices.SortFunc(e.found.Layers, func(a, b ExaminedLayer) int { return strings.Compare(a.ID, b.ID) })
+	if held && diskdir.OnHost(e.fs) {
+		e.unlinked = unlinkedFiles(e.dir)
+	}
 	if err := e.layers(m, held); err != nil {
 		return err
 	}

@@ -197,13 +197,13 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 	m := d.edit()
 	m.Job = nil
 	if err := d.stopAbsorbing(m); err != nil {
-		d.log.Error("a merge that does not finish cannot be written back", "job", j.id, "error", err)
+		d.log.Error("what an unfinished merge has moved cannot be written back", "job", j.id, "error", err)
 	}
 	if w := j.writes.Load(); w != nil {
 		for _, id := range *w {
 			if rec := m.Layer(id); rec != nil && rec.Writing {
 				if err := d.withReserve(func() error { return d.restore(m, rec) }); err != nil {
-					d.log.Warn("a layer that a job wrote is not settled yet", "layer", rec.Label(), "error", err)
+					d.log.Warn("a layer that a job wrote could not be brought to rest; the next mount tries again", "layer", rec.Label(), "error", err)
 				}
 			}
 		}

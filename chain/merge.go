@@ -129,12 +129,19 @@ func (d *Disk) chooseDirection(m *manifest.Manifest, x, c *manifest.Layer) (stri
 	if err != nil {
 		return "", 0, err
 	}
-	if x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {
+	away, err := d.awayFromLost(m, x, c)
+	if err != nil {
+		return "", 0, err
+	}
+	if away == manifest.Up || x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {
 		return manifest.Up, up, nil
 	}
 	down, err := d.nodes[c.ID].Layer().OwnBytes()
 	if err != nil {
 		return "", 0, err
+	}
+	if away == manifest.Down {
+		return manifest.Down, down, nil
 	}
 	goesUp := mergesUp(up, down, c.ID == m.Leaf, true)
 	if goesUp, err = d.turn(goesUp, d.nodes[x.ID], d.nodes[c.ID]); err != nil {

@@ -40,6 +40,9 @@ type LayerStatus struct {
 	Held     bool     `json:"held"`
 	Clones   []string `json:"clones"`
 	SetAside bool     `json:"set_aside"`
+	// Lost: the file was removed, or replaced by another one, while the disk is mounted.
+	// What is in it is lost with the unmount.
+	Lost bool `json:"lost"`
 	// Frees is how many bytes of the host a delete would give back, 0 where nothing can
 	// be deleted; nil while it is not known.
 	Frees *int64 `json:"frees_bytes"`

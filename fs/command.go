@@ -151,7 +151,7 @@ func parseCommand(data []byte) (line string, err error) {
 	case strings.TrimSpace(line) == "":
 		return line, refuse(unix.EINVAL, "the line is empty")
 	case line[0] == '#':
-		return line, refuse(unix.EINVAL, "the line begins with '#', as what is read from here does")
+		return line, refuse(unix.EINVAL, "the line begins with '#', as the lines do that are read from this file; no command does")
 	case !utf8.ValidString(line):
 		return line, refuse(unix.EINVAL, "the line is not UTF-8 text")
 	case strings.ContainsFunc(line, unicode.IsControl):

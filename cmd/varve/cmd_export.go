@@ -67,7 +67,7 @@ changes while it is read: take a snapshot and export that.`,
 			case args[2] == toStdout && progress.IsTerminal(cmd.OutOrStdout()):
 				return wrongUse(cmd, "standard output is a terminal; send the image into a pipe or a file")
 			case args[2] == toStdout && flags.format == "qcow2":
-				return wrongUse(cmd, "a qcow2 cannot go into a pipe: its tables are written last and stand in front")
+				return wrongUse(cmd, "a qcow2 cannot be written into a pipe: its tables come first in the file and are written last")
 			}
 			return nil
 		},
@@ -155,7 +155,7 @@ func (t target) checkPlace(place output.Place, flags exportFlags) error {
 		return t.checkOut(place.Path, flags.force)
 	}
 	if flags.format == "qcow2" {
-		return errors.New("a qcow2 cannot go into a pipe or such: its tables are written last and stand in front; name a file")
+		return errors.New("a qcow2 cannot be written there: its tables come first in the file and are written last; name a regular file")
 	}
 	return nil
 }
@@ -171,7 +171,7 @@ func exportStream(ctx context.Context, e overlay.Export, place output.Place) err
 		if !qcow2.IsDamage(err) { // which says where it is
 			err = underlying(err)
 		}
-		return fmt.Errorf("write %s: %w; a part is written", f.Name(), err)
+		return fmt.Errorf("write %s: %w; only a part was written", f.Name(), err)
 	}
 	return err
 }
@@ -187,7 +187,7 @@ func (t target) checkOut(out string, force bool) error {
 	}
 	for _, above := range []string{dir, filepath.Dir(dir)} {
 		if isDiskDirectory(above) {
-			return fmt.Errorf("%s lies in %s, where only that disk's own files are", out, above)
+			return fmt.Errorf("%s lies in %s, which holds only that disk's own files; name another place", out, above)
 		}
 	}
 	info, err := os.Stat(out)

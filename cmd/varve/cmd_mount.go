@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -72,7 +71,7 @@ func mountDisk(cmd *cobra.Command, flags *mountFlags, source, mountpoint string)
 	// itself what goes wrong.
 	code, err := background.Start(ctx, os.Args[1:], os.Stderr)
 	if err != nil {
-		return fmt.Errorf("go on in the background: %w", err)
+		return err
 	}
 	if code != exitDone {
 		return reportedError{code}

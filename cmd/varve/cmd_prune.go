@@ -63,7 +63,7 @@ Each byte is copied once at most, however many snapshots go.`,
 				return err
 			}
 			if flags.policy.Empty() {
-				return wrongUse(cmd, "without a rule all would be deleted; say with --keep-last, --keep-daily or the like what is to be kept")
+				return wrongUse(cmd, "without a rule every snapshot would be deleted; say what to keep, with --keep-last, --keep-daily or the like")
 			}
 			return flags.dry.check(cmd)
 		},

@@ -57,7 +57,7 @@ func (t target) exchange(f *os.File, line string) (text, job string, err error) 
 	case writeErr == nil && readErr == nil && ok:
 		return string(content), outcome.Job, nil
 	case writeErr == nil && readErr != nil:
-		return "", "", fmt.Errorf("it was done, but how cannot be read: %w", t.explain(readErr))
+		return "", "", fmt.Errorf("it was done, but the daemon's answer cannot be read: %w", t.explain(readErr))
 	case writeErr == nil:
 		return "", "", fmt.Errorf("it was done, but what %s says is not understood: %.200q", f.Name(), content)
 	case readErr == nil && ok && outcome.Errno != 0 && errors.Is(writeErr, outcome.Errno):

@@ -65,7 +65,7 @@ func (t target) openReadOnly(log *slog.Logger) (*chain.Disk, error) {
 		return t.open(chain.OpenOptions{Log: log, ReadOnly: true})
 	}
 	if t.owner != 0 && t.owner != os.Geteuid() {
-		return nil, fmt.Errorf("uid %d mounted it, and which files it shows is that user's word; become that user, with \"%s varve\" and the same words", t.owner, become(t.owner))
+		return nil, fmt.Errorf("uid %d mounted it, and only that user can vouch for the files that it shows; run the command as that user, with \"%s varve\" and the same words", t.owner, become(t.owner))
 	}
 	_, st, err := t.document()
 	if err != nil {
@@ -141,7 +141,7 @@ func (t target) mountedDifferences(a, b string) (_ differences, err error) {
 	defer waiting.For(t.readWait())()
 	f, err := t.openToWrite("control", "diff")
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.mountpoint)
+		return nil, fmt.Errorf("the daemon at %s is of an older varve, which has no diff; unmount and mount the disk to renew it", t.mountpoint)
 	}
 	if err != nil {
 		return nil, err

@@ -118,7 +118,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		_, st, err := w.target.document()
 		if err != nil {
 			bar.Clear()
-			return fmt.Errorf("how job %s went on cannot be seen: %w; \"varve status %s\" tells, and one that had not ended goes on, at the next mount if the disk was unmounted", id, err, chain.ShellWord(w.target.arg))
+			return fmt.Errorf("job %s can no longer be followed: %w; \"varve status %s\" shows how far it is, and a job that has not ended goes on, at the next mount if the disk was unmounted", id, err, chain.ShellWord(w.target.arg))
 		}
 		switch {
 		case st.Job == nil || st.Job.ID != id:

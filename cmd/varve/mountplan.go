@@ -181,7 +181,7 @@ func findSource(flags *mountFlags, source string) (plan, error) {
 func directorySource(flags *mountFlags, dir string) (plan, error) {
 	switch {
 	case !isDiskDirectory(dir):
-		return plan{}, errors.New("it is a directory without chain.json, so neither an image nor a disk directory")
+		return plan{}, errors.New("it is neither an image nor a disk directory (it has no chain.json)")
 	case flags.disk != "":
 		return plan{}, errors.New("it is a disk directory itself; --disk goes with an image")
 	case flags.format != "":

@@ -65,10 +65,10 @@ func detach(stderr io.Writer, what, mountpoint string, device uint64) error {
 		return err
 	}
 	if len(who.uses) > 0 || len(who.places) == 0 {
-		say(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, usersOf(who.uses))
+		say(stderr, "%s: still in use, although its daemon is gone: %s; that only gets errors now, and has to be started again", what, usersOf(who.uses))
 	}
 	if len(who.places) > 0 {
-		say(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, placesOf(who.places))
+		say(stderr, "%s: its daemon is gone, and the other places at which it can be seen give errors only: %s", what, placesOf(who.places))
 	}
 	return nil
 }

@@ -170,7 +170,7 @@ func diskDirectory(path string) (string, error) {
 	}
 	if info.IsDir() {
 		if !isDiskDirectory(path) {
-			words := "it is a directory without chain.json, so no disk directory, and no varve mount"
+			words := "it is neither a disk directory (it has no chain.json) nor a varve mount"
 			if m, ok := mountedElsewhere(path); ok {
 				words += fmt.Sprintf(" here; in the mount namespace of pid %d the disk %s is mounted there: name that", m.PID, m.Source)
 			}
@@ -214,7 +214,7 @@ func (t target) explain(err error) error {
 	case errors.Is(err, os.ErrPermission) && t.owner >= 0 && t.owner != os.Geteuid():
 		err = fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.owner, t.mountpoint, err)
 		if os.Geteuid() == 0 {
-			err = fmt.Errorf("%w; become that user, with \"%s varve\" and the same words", err, become(t.owner))
+			err = fmt.Errorf("%w; run the command as that user, with \"%s varve\" and the same words", err, become(t.owner))
 		}
 	}
 	return err
@@ -243,7 +243,7 @@ func (t target) notMounted() error {
 func (t target) refuseInside(dir, file string) error {
 	for _, own := range []string{t.dir, t.mountpoint} {
 		if own != "" && (own == t.dir || t.mount.Here()) && mounts.Within(dir, own) {
-			return fmt.Errorf("%s lies in %s, where only the disk's own files are", file, own)
+			return fmt.Errorf("%s lies in %s, which holds only the disk's own files; name another place", file, own)
 		}
 	}
 	return nil

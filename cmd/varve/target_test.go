@@ -39,7 +39,7 @@ func TestFindTarget(t *testing.T) {
 		{arg: "link.raw", dir: "ubuntu.raw.varve"},
 		{arg: "vm1", err: "no such disk; did you mean vm1.varve?"},
 		{arg: "nothing", err: "no such disk directory, mountpoint or image"},
-		{arg: "plain", err: "it is a directory without chain.json, so no disk directory, and no varve mount"},
+		{arg: "plain", err: "it is neither a disk directory (it has no chain.json) nor a varve mount"},
 		{arg: "lonely.raw", err: `it is an image without a disk directory; "varve mount lonely.raw MOUNTPOINT" makes one`},
 	} {
 		got, err := findTarget(filepath.Join(dir, c.arg))
@@ -114,7 +114,7 @@ func TestMakePlan(t *testing.T) {
 		{name: "read-only with one", source: "ubuntu.raw", flags: mountFlags{readOnly: true}, want: plan{image: "ubuntu.raw", dir: "ubuntu.raw.varve"}},
 		{name: "missing", source: "gone.raw", err: "no such image or disk directory"},
 		{name: "misspelt", source: "ubuntu.raw.varve/../new", err: "no such image or disk directory"},
-		{name: "directory", source: "plain", err: "it is a directory without chain.json"},
+		{name: "directory", source: "plain", err: "it is neither an image nor a disk directory (it has no chain.json)"},
 		{name: "two directories", source: "ubuntu.raw.varve", flags: mountFlags{disk: "x"}, err: "--disk goes with an image"},
 		{name: "format again", source: "ubuntu.raw.varve", flags: mountFlags{format: "raw"}, err: "which knows its formats"},
 		{name: "inside", source: "ubuntu.raw.varve", mountpoint: "ubuntu.raw.varve/mnt", err: "lies inside the disk directory"},

@@ -210,6 +210,13 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen unse
 	if err := daemon.terminate(); err != nil {
 		return fmt.Errorf("%w, and it cannot be asked to end: %w", unseen, err)
 	}
+	if flags.lazy || flags.force {
+		// A daemon that would lose files of its disk ends at the second signal only.
+		if missing, err := chain.Missing(t.dir); err == nil && len(missing) > 0 {
+			time.Sleep(endSoon)
+			_ = daemon.terminate() // it may have ended
+		}
+	}
 	if flags.lazy {
 		return nil
 	}
@@ -275,9 +282,9 @@ func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended proce
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
 			if u, err := t.users(false); err == nil && !u.none() {
-				return t.stillUsed(pid, u)
+				return fmt.Errorf("%s: %w", endOfWait(ctx), t.stillUsed(pid, u))
 			}
-			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.mountpoint, pid, c.dir())
+			return fmt.Errorf("%s: %s is unmounted, but its daemon (pid %d) has not written everything yet; wait until that process has ended before you copy or use %s", endOfWait(ctx), t.mountpoint, pid, c.dir())
 		}
 	}
 }

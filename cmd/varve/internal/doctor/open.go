@@ -144,7 +144,7 @@ func (s *Scope) judgeWriter(l Layer, h holders.Handle) Finding {
 	case l.State == "leaf":
 		f.What += ", past the mount: two writers destroy it"
 	default:
-		f.What += ": every write falsifies the layers above"
+		f.What += ": every write changes what the layers above show"
 	}
 	f.Fix = end + ", or open the file read only"
 	if s.Directory != "" {

@@ -237,7 +237,7 @@ func (s *Scope) judgeLayer(v vm, d vmDisk, l Layer) (Finding, bool) {
 			Fix:  v.end() + " now, then " + s.right(v, d) + s.checkAfter(v)}, true
 	}
 	return Finding{Severity: Problem,
-		What: fmt.Sprintf("%s has %s to write: every write falsifies the layers above", v.who(), s.what(l)),
+		What: fmt.Sprintf("%s has %s to write: every write changes what the layers above show", v.who(), s.what(l)),
 		Fix:  v.end() + ", then " + s.right(v, d) + s.checkAfter(v)}, true
 }
 
@@ -271,7 +271,7 @@ func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Fin
 	case d.Format == "":
 		add(Warning, vmOptions, "has disk.raw without a format: QEMU guesses it from what the guest has written", "give it format=raw")
 	default:
-		add(Warning, vmOptions, fmt.Sprintf("has disk.raw as %s, and it is raw", d.Format), "give it format=raw")
+		add(Warning, vmOptions, fmt.Sprintf("has disk.raw as %s, but it is raw", d.Format), "give it format=raw")
 	}
 	if d.NoFlush && !d.ReadOnly {
 		add(Warning, vmOptions, "ignores the guest's flushes (cache=unsafe): a power cut takes what the guest believes to be safe", "give it cache=none")
@@ -290,7 +290,7 @@ func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Fin
 func (s *Scope) judgeDefinition(v vm, d vmDisk, m mounts.Mount) (f Finding, wrong bool) {
 	var what, fix []string
 	if d.Format != "raw" {
-		what = append(what, fmt.Sprintf("as %s, and it is raw", d.Format))
+		what = append(what, fmt.Sprintf("as %s, but it is raw", d.Format))
 		fix = append(fix, "write type='raw' into the disk's <driver>")
 	}
 	if len(d.Below) > 0 {
