@@ -26,9 +26,9 @@ func (w witness) Formats(string) []Claim {
 	return claims
 }
 
-func (w witness) States(files []string) (states []State, notes []string) {
+func (w witness) States(files []string) (states []SnapshotState, notes []string) {
 	for _, file := range files {
-		s := State{Name: w.states[file]}
+		s := SnapshotState{Name: w.states[file]}
 		if s.Name != "" {
 			s.By = "libvirt's snapshot " + s.Name
 		}

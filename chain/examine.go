@@ -22,18 +22,11 @@ import (
 // Trouble is one thing that Examine or ExamineImage noticed.
 type Trouble struct {
 	Check    string // which of Examinations
-	Severity string // one of the Trouble severities
+	Severity TroubleSeverity
 	File     string // absolute path of what it is about
 	Text     string
 	WayOut   string // "" where there is nothing to do
 }
-
-// Severities of a Trouble.
-const (
-	TroubleProblem = "problem"
-	TroubleWarning = "warning"
-	TroubleNote    = "note"
-)
 
 // What is examined, by the ids that a Trouble has.
 const (
@@ -82,10 +75,11 @@ type Examination struct {
 
 // ExaminedLayer is a file of a disk's tree or of an image's chain.
 type ExaminedLayer struct {
-	ID, Name, State string // as LayerStatus has them; "" in an image's chain
-	Format          string
-	File            string // absolute path
-	Foreign         bool
+	ID, Name string // as LayerStatus has them; "" in an image's chain
+	State    State  // the same
+	Format   string
+	File     string // absolute path
+	Foreign  bool
 }
 
 // examiner is one run of Examine or ExamineImage.
@@ -193,7 +187,7 @@ func (e *examiner) look(m *manifest.Manifest, held bool) error {
 	return nil
 }
 
-func (e *examiner) add(check, severity, file, wayOut, format string, args ...any) {
+func (e *examiner) add(check string, severity TroubleSeverity, file, wayOut, format string, args ...any) {
 	e.found.Troubles = append(e.found.Troubles, Trouble{check, severity, file, withoutPath(fmt.Errorf(format, args...), file), wayOut})
 }
 

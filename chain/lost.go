@@ -116,7 +116,7 @@ func (d *Disk) coverLost(m *manifest.Manifest, rec *manifest.Layer) (*manifest.M
 
 // awayFromLost is the direction in which a merge of x with c, which stands on it, ends in a
 // file that is there: "" where both are. Called with opMu held.
-func (d *Disk) awayFromLost(m *manifest.Manifest, x, c *manifest.Layer) (string, error) {
+func (d *Disk) awayFromLost(m *manifest.Manifest, x, c *manifest.Layer) (manifest.Direction, error) {
 	lostX, lostC := d.lost(x, d.nodes[x.ID].Layer()), d.lost(c, d.nodes[c.ID].Layer())
 	switch {
 	case lostC == "" && lostX == "":

@@ -64,7 +64,7 @@ func TestLostFiles(t *testing.T) {
 				}
 				put(t, d, 4, 7<<20, piece) // the guest goes on
 				id, err := c.rescue(d)
-				if s := finish(t, d, id, err); id == "" || s.State != jobDone {
+				if s := finish(t, d, id, err); id == "" || s.State != JobDone {
 					t.Fatalf("job %q: %+v", id, s)
 				}
 				for s := d.lastJob(); s.running(); s = d.lastJob() {

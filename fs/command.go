@@ -91,7 +91,7 @@ func commands() []command {
 			"undo", "leaf to make the leaf that the last revert set aside the leaf again, or --forget to remove it", "leaf",
 			func(d disk, line string) (string, error) {
 				switch line {
-				case "leaf":
+				case chain.LeafName:
 					return "", d.Undo()
 				case forgetAside:
 					return d.Forget()
@@ -118,10 +118,14 @@ func commands() []command {
 			"plan", "delete NAME, flatten NAME or revert NAME and read what that would do; it does nothing", "delete before-upgrade", nil, nil,
 			func(d disk, line string) (string, error) {
 				words := strings.Split(line, " ")
-				if line == "" || words[0] != "delete" && len(words) != 2 {
+				if line == "" || words[0] != chain.OpDelete.String() && len(words) != 2 {
 					return "", refuse(unix.EINVAL, "plan takes delete and names, or none for the best one, or flatten or revert and one name")
 				}
-				p, err := d.Plan(words[0], words[1:])
+				operation, err := chain.ParseOperation(words[0])
+				if err != nil {
+					return "", err
+				}
+				p, err := d.Plan(operation, words[1:])
 				if err != nil {
 					return "", err
 				}

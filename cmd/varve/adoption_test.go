@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain"
 	testpatience "varve/integration/patience"
 )
 
@@ -401,7 +402,7 @@ func TestGuestHeaderIsData(t *testing.T) {
 		}
 		eventually(t, "no job runs", func() bool {
 			st := document(t, dir, "mnt")
-			return st.Job == nil || st.Job.State != jobRunning
+			return st.Job == nil || st.Job.State != chain.JobRunning
 		})
 	}
 	// A guest that knew what was to come wrote it into the base already.

@@ -67,7 +67,7 @@ func cancelJob(cmd *cobra.Command, args []string) error {
 
 // runningJob is the id of the job under way.
 func runningJob(st chain.Status) (string, error) {
-	if st.Job == nil || st.Job.State != jobRunning {
+	if st.Job == nil || st.Job.State != chain.JobRunning {
 		return "", errors.New("no job is under way")
 	}
 	return st.Job.ID, nil

@@ -142,7 +142,7 @@ func TestCheckInOrder(t *testing.T) {
 	}
 	doc := checkJSON(t, dir, exitDone)
 	if doc.Version != 1 || doc.Disk != filepath.Join(dir, "vm.raw.varve") || len(doc.Layers) != 4 ||
-		doc.Layers[1].Name != "one" || doc.Layers[1].State != "frozen" || doc.Layers[3].State != "leaf" {
+		doc.Layers[1].Name != "one" || doc.Layers[1].State != chain.StateFrozen || doc.Layers[3].State != chain.StateLeaf {
 		t.Errorf("%+v", doc)
 	}
 	raw := must(t, dir, "check", "vm.raw", "--json").stdout

@@ -55,7 +55,7 @@ delete that was cancelled.`,
 			}
 			names := args[1:]
 			if dry.on {
-				return dry.show(cmd, args[0], "delete", names...)
+				return dry.show(cmd, args[0], chain.OpDelete, names...)
 			}
 			return runJob(cmd, args[0], job{"delete", strings.Join(names, " "), func(d *chain.Disk) (string, error) {
 				return d.Delete(names...)

@@ -30,7 +30,7 @@ survives an unmount or a crash and goes on at the next mount.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[1]
 			if dry.on {
-				return dry.show(cmd, args[0], "flatten", name)
+				return dry.show(cmd, args[0], chain.OpFlatten, name)
 			}
 			return runJob(cmd, args[0], job{"flatten", name, func(d *chain.Disk) (string, error) {
 				return d.Flatten(name)

@@ -217,7 +217,7 @@ func jobWords(j *chain.JobStatus) string {
 	switch {
 	case j == nil:
 		return "-"
-	case j.State == jobRunning && j.TotalBytes > 0:
+	case j.State == chain.JobRunning && j.TotalBytes > 0:
 		return fmt.Sprintf("%s %s %d %%", j.ID, j.Kind, progress.Percent(j.DoneBytes, j.TotalBytes))
 	default:
 		return fmt.Sprintf("%s %s %s", j.ID, j.Kind, j.State)

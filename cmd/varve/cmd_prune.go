@@ -158,7 +158,7 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 func (flags *pruneFlags) decide(st chain.Status, now time.Time) ([]pruneDecision, error) {
 	var snapshots []keep.Snapshot
 	for _, l := range st.Layers {
-		if l.State == "frozen" && !l.Foreign && (flags.all || isAuto(l.Name)) {
+		if l.State == chain.StateFrozen && !l.Foreign && (flags.all || isAuto(l.Name)) {
 			snapshots = append(snapshots, keep.Snapshot{Name: l.Name, Time: l.Frozen.Local()})
 		}
 	}
@@ -210,7 +210,7 @@ func (flags *pruneFlags) forgetsAside(st chain.Status, now time.Time) bool {
 func (flags *pruneFlags) showPrune(cmd *cobra.Command, t target, list []pruneDecision, names []string, forget bool) error {
 	doc := pruneDocument{Version: 1, Snapshots: list, ForgetAside: forget}
 	if len(names) > 0 {
-		p, err := t.plan(cmd.ErrOrStderr(), "delete", names)
+		p, err := t.plan(cmd.ErrOrStderr(), chain.OpDelete, names)
 		if err != nil {
 			return err
 		}

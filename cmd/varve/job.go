@@ -123,7 +123,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 		switch {
 		case st.Job == nil || st.Job.ID != id:
 			// It has ended and another one took its place: the next merge of several.
-			if st.Job != nil && st.Job.Kind == jobDelete && j.command != "flatten" {
+			if st.Job != nil && st.Job.Kind == chain.DeleteJob && j.command != "flatten" {
 				id = st.Job.ID // also when that has ended: it may have failed
 				forget()
 				forget = leaves()
@@ -131,7 +131,7 @@ func (w waiter) mounted(ctx context.Context, j job, background bool) error {
 			}
 			bar.Finish(0)
 			return nil
-		case st.Job.State != jobRunning:
+		case st.Job.State != chain.JobRunning:
 			return w.ended(bar, *st.Job)
 		}
 		bar.Update(st.Job.DoneBytes, st.Job.TotalBytes)
@@ -189,23 +189,14 @@ func (w waiter) follow(ctx context.Context, d *chain.Disk) error {
 	}
 }
 
-// States of a job, as status.json names them.
-const (
-	jobRunning   = "running"
-	jobDone      = "done"
-	jobCancelled = "cancelled"
-
-	jobDelete = "delete" // a job's kind
-)
-
 func (w waiter) ended(bar *progress.Reporter, st chain.JobStatus) error {
 	switch st.State {
-	case jobDone:
+	case chain.JobDone:
 		bar.Finish(st.TotalBytes)
 		return nil
-	case jobCancelled:
+	case chain.JobCancelled:
 		bar.Clear()
-		if st.Kind == jobDelete {
+		if st.Kind == chain.DeleteJob {
 			return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, chain.ShellWord(w.target.arg))
 		}
 		return fmt.Errorf("job %s was cancelled", st.ID)

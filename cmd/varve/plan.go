@@ -35,7 +35,7 @@ func (r *dryRun) check(cmd *cobra.Command) error {
 }
 
 // show prints what an operation on the disk that arg names would do.
-func (r *dryRun) show(cmd *cobra.Command, arg, operation string, names ...string) error {
+func (r *dryRun) show(cmd *cobra.Command, arg string, operation chain.Operation, names ...string) error {
 	t, err := findTarget(arg)
 	if err == nil {
 		err = r.showPlan(cmd, t, operation, names)
@@ -43,7 +43,7 @@ func (r *dryRun) show(cmd *cobra.Command, arg, operation string, names ...string
 	return wrapped(cmd, arg, err)
 }
 
-func (r *dryRun) showPlan(cmd *cobra.Command, t target, operation string, names []string) error {
+func (r *dryRun) showPlan(cmd *cobra.Command, t target, operation chain.Operation, names []string) error {
 	p, err := t.plan(cmd.ErrOrStderr(), operation, names)
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func writeJSON(out io.Writer, v any) error {
 }
 
 // plan asks the daemon, or looks at a disk that is not mounted.
-func (t target) plan(stderr io.Writer, operation string, names []string) (chain.Plan, error) {
+func (t target) plan(stderr io.Writer, operation chain.Operation, names []string) (chain.Plan, error) {
 	if t.mountpoint == "" {
 		d, err := t.open(chain.OpenOptions{ReadOnly: true, Log: warnings(stderr)})
 		if err != nil {
@@ -77,7 +77,7 @@ func (t target) plan(stderr io.Writer, operation string, names []string) (chain.
 		p, err := d.Plan(operation, names)
 		return p, errors.Join(err, d.Close())
 	}
-	text, err := t.ask("plan", strings.Join(append([]string{operation}, names...), " "))
+	text, err := t.ask("plan", strings.Join(append([]string{operation.String()}, names...), " "))
 	if err != nil {
 		return chain.Plan{}, err
 	}
@@ -112,15 +112,13 @@ func writePlan(out io.Writer, p chain.Plan) error {
 	p = show.Printable(p)
 	var text strings.Builder
 	layer := func(what string, l chain.PlanLayer) {
-		name := l.Name
-		if p.Operation == "revert" && l.Name == "" && l.OwnBytes == 0 {
+		name := chain.Title("", l.Name, l.ID)
+		if p.Operation == chain.OpRevert && l.Name == "" && l.OwnBytes == 0 {
 			name = "the leaf, to which nothing was written"
-		} else if name == "" {
-			name = "(" + l.ID + ")"
 		}
 		fmt.Fprintf(&text, "  %-10s %s (holds %s itself, %s on the host)\n", what, name, show.Size(l.OwnBytes), show.Size(l.HostBytes))
 	}
-	if p.Operation == "delete" && len(p.Gone)+len(p.Waiting) == 0 {
+	if p.Operation == chain.OpDelete && len(p.Gone)+len(p.Waiting) == 0 {
 		_, err := fmt.Fprintln(out, "there is no snapshot whose delete fits on the host and gives anything back")
 		return err
 	}

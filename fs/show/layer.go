@@ -13,7 +13,7 @@ func titleOf(st chain.Status, id string) string {
 			return st.Layers[i].Title()
 		}
 	}
-	return "(" + id + ")"
+	return chain.Title("", "", id)
 }
 
 // ownSize is what a layer holds itself, marked where it is not counted to the end. Of a
@@ -31,7 +31,7 @@ func ownSize(l chain.LayerStatus) string {
 // frees is what deleting a layer would give back on the host, in words.
 func frees(l *chain.LayerStatus) string {
 	switch {
-	case l.State == "leaf" || l.Foreign:
+	case l.State == chain.StateLeaf || l.Foreign:
 		return "-"
 	case l.Frees == nil:
 		return "?"

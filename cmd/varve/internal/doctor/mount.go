@@ -194,9 +194,9 @@ func lookAtClaim(_ context.Context, s *Scope) []Finding {
 func lookAtJob(_ context.Context, s *Scope) []Finding {
 	var found []Finding
 	for i, m := range s.Mounts {
-		if j := s.answers[i].status.Job; j != nil && j.State == "failed" {
+		if j := s.answers[i].status.Job; j != nil && j.State == chain.JobFailed {
 			again := fmt.Sprintf("varve delete %s --unnamed goes on with it", chain.ShellWord(s.nameOf(m)))
-			if j.Kind != "delete" {
+			if j.Kind != chain.DeleteJob {
 				again = "do it again"
 			}
 			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: fmt.Sprintf("job %s (%s) failed: %s", j.ID, j.Kind, j.Error),

@@ -166,11 +166,11 @@ func (s *Scope) own(l Layer) bool { return s.Directory == "" && l.File == s.Imag
 // what is a layer with its file, in a message.
 func (s *Scope) what(l Layer) string {
 	switch l.State {
-	case "leaf":
+	case chain.StateLeaf:
 		return "the leaf's file, " + l.File + ","
-	case "base":
+	case chain.StateBase:
 		return "the base, " + l.File + ","
-	case "frozen":
+	case chain.StateFrozen:
 		return fmt.Sprintf("the file of the snapshot %s, %s,", l.Name, l.File)
 	case "":
 		if s.own(l) {
@@ -227,11 +227,11 @@ func (s *Scope) judgeLayer(v vm, d vmDisk, l Layer) (Finding, bool) {
 		return Finding{}, false
 	case d.ReadOnly:
 		return Finding{Severity: Note, What: fmt.Sprintf("%s reads %s and does not write it", v.who(), strings.TrimSuffix(s.what(l), ","))}, true
-	case l.State == "leaf" && len(s.Mounts) == 0:
+	case l.State == chain.StateLeaf && len(s.Mounts) == 0:
 		return Finding{Severity: Warning,
 			What: fmt.Sprintf("%s has %s to write: while it runs the disk cannot be mounted", v.who(), s.what(l)),
 			Fix:  v.end() + ", then " + s.right(v, d)}, true
-	case l.State == "leaf":
+	case l.State == chain.StateLeaf:
 		return Finding{Severity: Problem,
 			What: fmt.Sprintf("%s has %s to write, past the mount: two writers destroy it", v.who(), s.what(l)),
 			Fix:  v.end() + " now, then " + s.right(v, d) + s.checkAfter(v)}, true
