@@ -58,11 +58,11 @@ func accept(fs hostfs.FS, dir string, m *manifest.Manifest, name string) (err er
 	}
 	switch {
 	case name == manifest.LeafName || l != nil && l.ID == m.Leaf:
-		return invalidf("the leaf is written all the time and has no fingerprint")
+		return invalidf("the leaf changes with every write, so there is nothing to accept")
 	case l == nil:
 		return fmt.Errorf("layer %q %w", name, ErrNotExist)
 	case l.Writing:
-		return fmt.Errorf("%w: the layer has not settled yet; mount the disk once", ErrBusy)
+		return fmt.Errorf("%w: varve had not finished writing the layer; mount and unmount the disk once", ErrBusy)
 	}
 	path := l.Path(dir)
 	if err := checkFile(fs, path); err != nil {

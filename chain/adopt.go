@@ -270,7 +270,7 @@ func refuseVarve(fs hostfs.FS, path string, layersToo bool) error {
 			if err == nil && own.Device == info.Device && own.Inode == info.Inode {
 				name := l.Name
 				if l.ID == m.Leaf {
-					name = "leaf"
+					name = manifest.LeafName
 				}
 				return &LayerError{File: path, Disk: dir, Label: l.Label(), Name: name}
 			}

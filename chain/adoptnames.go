@@ -32,7 +32,7 @@ type adoptedLayer struct {
 // a line each.
 func nameAdopted(images []*foreignImage, witness Witness) (layers []adoptedLayer, notes []string) {
 	layers = make([]adoptedLayer, len(images))
-	states := make([]State, len(images))
+	states := make([]SnapshotState, len(images))
 	bottom := len(images) - 1
 	if bottom > 0 && images[0].name == "" {
 		files := make([]string, len(images))

@@ -26,9 +26,9 @@ func (w witness) Formats(string) []Claim {
 	return claims
 }
 
-func (w witness) States(files []string) (states []State, notes []string) {
+func (w witness) States(files []string) (states []SnapshotState, notes []string) {
 	for _, file := range files {
-		s := State{Name: w.states[file]}
+		s := SnapshotState{Name: w.states[file]}
 		if s.Name != "" {
 			s.By = "libvirt's snapshot " + s.Name
 		}
@@ -152,12 +152,12 @@ func TestGuestsQcow2(t *testing.T) {
 		want       string // the format; "" for refused
 		says       string // in the note or the error
 	}{
-		{"vm.s1", "", nil, "", `begins like a qcow2 on "secret" but is not named .qcow2, and no domain of libvirt's says what it is`},
+		{"vm.s1", "", nil, "", `begins like a qcow2 on "secret" but is not named .qcow2, and no libvirt domain says what it is`},
 		{"vm.img", "", []string{"raw"}, formatRaw, "is read as raw, as libvirt's domain raw has it, although it begins like a qcow2 image"},
 		{"vm.img", "", []string{"raw", "raw"}, formatRaw, "is read as raw"},
-		{"vm.img", "", []string{"qcow2", "raw"}, "", "is given to VMs as qcow2 (libvirt's domain qcow2) and as raw (libvirt's domain raw)"},
-		{"vm.img", "", []string{"raw", "qcow2"}, "", "say with --format which it is"},
-		{"vm.qcow2", "", []string{"raw"}, "", "is named .qcow2 and begins like one, but libvirt's domain raw has it as raw"},
+		{"vm.img", "", []string{"qcow2", "raw"}, "", "to VMs as qcow2 (libvirt's domain qcow2) and as raw (libvirt's domain raw)"},
+		{"vm.img", "", []string{"raw", "qcow2"}, "", "say with --format which one is right"},
+		{"vm.qcow2", "", []string{"raw"}, "", "is named .qcow2 and begins like one, but libvirt's domain raw uses it as raw"},
 		{"vm.img", "", []string{"vmdk"}, "", "begins like a qcow2"},
 		{"vm.img", formatRaw, []string{"qcow2"}, formatRaw, ""},
 		// What is one in truth.

@@ -35,9 +35,9 @@ func viewFiles(t *testing.T, d *Disk, name string) ViewFiles {
 // A view at rest is what the daemon shows, and as long as it is open no job writes a
 // file of it: one that begins waits, and goes on afterwards.
 func TestAtRest(t *testing.T) {
-	for _, direction := range []string{manifest.Up, manifest.Down} {
+	for _, direction := range []manifest.Direction{manifest.Up, manifest.Down} {
 		d, _ := testDisk(t, 8<<20)
-		sizes := map[string]int64{manifest.Up: 256 << 10, manifest.Down: 2 << 20}
+		sizes := map[manifest.Direction]int64{manifest.Up: 256 << 10, manifest.Down: 2 << 20}
 		put(t, d, 1, 0, sizes[direction])
 		must(t, d.Snapshot("one"))
 		put(t, d, 2, 4<<20, 1<<20)
@@ -63,11 +63,11 @@ func TestAtRest(t *testing.T) {
 		if _, err := file.ReadAt(p, host); err != nil || !bytes.Equal(p, want[4<<20:][:4096]) {
 			t.Errorf("what was placed has changed (%v)", err)
 		}
-		if s := d.lastJob().status(); s.State != jobRunning || s.DoneBytes > 0 {
+		if s := d.lastJob().status(); s.State != JobRunning || s.DoneBytes > 0 {
 			t.Errorf("beside an export the job is %s, with %d bytes done", s.State, s.DoneBytes)
 		}
 		must(t, a.Close())
-		if s, err := d.WaitJob(context.Background(), id); err != nil || s.State != jobDone {
+		if s, err := d.WaitJob(context.Background(), id); err != nil || s.State != JobDone {
 			t.Errorf("afterwards the job: %s %s (%v)", s.State, s.Error, err)
 		}
 		a, err = atRest(viewFiles(t, d, "three"))
@@ -83,7 +83,7 @@ func TestAtRest(t *testing.T) {
 
 // What a job writes or gives back, and what has not settled, is not at rest.
 func TestNotAtRest(t *testing.T) {
-	for _, direction := range []string{manifest.Up, manifest.Down} {
+	for _, direction := range []manifest.Direction{manifest.Up, manifest.Down} {
 		d, _ := testDisk(t, 8<<20)
 		lower, upper := int64(256<<10), int64(1<<20)
 		if direction == manifest.Down {
@@ -109,7 +109,7 @@ func TestNotAtRest(t *testing.T) {
 		a, err := atRest(under) // which the job has nothing to do with
 		must(t, err)
 		must(t, a.Close())
-		d.endJob(j, jobOutcome{state: jobCancelled})
+		d.endJob(j, jobOutcome{state: JobCancelled})
 		for _, v := range views {
 			a, err := atRest(v)
 			must(t, err)

@@ -25,19 +25,6 @@ type CheckOptions struct {
 	Progress func(done, total int64)
 }
 
-// Severities of a finding.
-const (
-	SeverityError = "error" // a promise is broken
-	SeverityLeak  = "leak"  // space on the host is lost, nothing else
-	SeverityNote  = "note"  // worth knowing; the next mount deals with it
-)
-
-// Kinds of a finding, for those of which one cause makes many.
-const (
-	KindRefcount = "refcount" // a refcount is wrong
-	KindTable    = "table"    // an entry of a table is
-)
-
 // CheckReport is what Check found, and the document of "varve check --json".
 // Fields are added, never changed in meaning.
 type CheckReport struct {
@@ -56,7 +43,7 @@ type CheckReport struct {
 type LayerCheck struct {
 	ID     string `json:"id"`
 	Name   string `json:"name"`
-	State  string `json:"state"`
+	State  State  `json:"state"`
 	Format string `json:"format"`
 	File   string `json:"file"`
 	Errors int64  `json:"errors"`
@@ -65,12 +52,12 @@ type LayerCheck struct {
 
 // CheckFinding is one thing that Check noticed.
 type CheckFinding struct {
-	Severity string `json:"severity"` // error, leak or note
-	Kind     string `json:"kind"`     // refcount, table, or "" for one that comes alone
-	Layer    string `json:"layer"`    // id; "" for what concerns the whole disk
-	File     string `json:"file"`     // absolute path
-	Text     string `json:"text"`
-	WayOut   string `json:"way_out"` // what to do about it
+	Severity Severity    `json:"severity"`
+	Kind     FindingKind `json:"kind"`
+	Layer    string      `json:"layer"` // id; "" for what concerns the whole disk
+	File     string      `json:"file"`  // absolute path
+	Text     string      `json:"text"`
+	WayOut   string      `json:"way_out"` // what to do about it
 
 	mendable bool // by a repair
 	blocks   bool // the disk cannot be opened as long as it is so

@@ -148,7 +148,7 @@ func (c *checker) checkFingerprint(rec *manifest.Layer, path string, f hostfs.Fi
 		c.notef(rec.ID, path, byMount, true, "the leaf was changed by another program since it was closed (%s)", strings.Join(changes, ", "))
 	default:
 		c.falsified[rec.ID] = true
-		c.blockf(rec.ID, path, rec.AcceptWords(c.dir), "it was changed: %s; it falsifies %s",
+		c.blockf(rec.ID, path, rec.AcceptWords(c.dir), "it was changed: %s; affected: %s",
 			strings.Join(changes, ", "), c.manifest.FalsifiedBy(rec))
 	}
 }

@@ -262,7 +262,7 @@ func TestCheck(t *testing.T) {
 		}, errors: 1, says: []string{"L1 table: entry 0 has reserved bits", "put the file back from a backup"},
 			left: 1, leftSays: "L1 table: entry 0 has reserved bits", broken: true},
 		{name: "changed snapshot", do: func(c *checkedDisk) { must(c.t, os.Chtimes(c.path(idOne), now(), now())) }, errors: 1,
-			says: []string{"error 000002", "it was changed: modification time", "falsifies one, two, the leaf;", "varve accept", " one\n"},
+			says: []string{"error 000002", "it was changed: modification time", "affected: one, two, the leaf;", "varve accept", " one\n"},
 			left: 1, leftSays: "it was changed"},
 		{name: "changed base", do: func(c *checkedDisk) {
 			must(c.t, os.WriteFile(c.path(idBase), []byte("something else"), 0o600))
@@ -307,10 +307,10 @@ func TestCheck(t *testing.T) {
 			must(c.t, os.WriteFile(filepath.Join(c.dir, "layers/notes.txt"), nil, 0o600))
 		}, says: []string{"000010.qcow2: no layer owns this file", "notes.txt: it is no file of varve's"}, leftSays: "000010.qcow2: no layer owns this file"},
 		{name: "a job for nothing", do: func(c *checkedDisk) {
-			c.edit(func(m *manifest.Manifest) { m.Job = &manifest.Job{ID: "7", Kind: manifest.DeleteJob, Layer: idOne} })
+			c.edit(func(m *manifest.Manifest) { m.Job = &manifest.Job{ID: "7", Kind: DeleteJob, Layer: idOne} })
 		}, says: []string{"job 7 (delete of one) has nothing to do"}},
 		{name: "a job", do: func(c *checkedDisk) {
-			c.edit(func(m *manifest.Manifest) { m.Job = &manifest.Job{ID: "7", Kind: manifest.FlattenJob, Layer: idTwo} })
+			c.edit(func(m *manifest.Manifest) { m.Job = &manifest.Job{ID: "7", Kind: FlattenJob, Layer: idTwo} })
 			words(c, idLeaf, (*imageWords).leak)
 		}, leaks: 1, says: []string{"job 7 (flatten of two) is not finished; it goes on at the next mount"}, leftSays: "job 7 (flatten of two) is not finished"},
 		{name: "corrupt chain.json", do: func(c *checkedDisk) {

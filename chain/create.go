@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -57,6 +58,18 @@ type CreateOptions struct {
 	Format string // raw, qcow2 or "" (raw unless Base ends in .qcow2)
 
 	Witness Witness // of Base and what it stands on; nil for none
+
+	// Context ends the making when it ends; the error is its own, and nothing is left. nil:
+	// nothing ends it.
+	Context context.Context
+}
+
+// stopped says that the making was ended.
+func (o CreateOptions) stopped() error {
+	if o.Context == nil {
+		return nil
+	}
+	return o.Context.Err()
 }
 
 // Created says what Create made and which foreign files the disk reads.
@@ -180,6 +193,9 @@ func createOn(fs hostfs.FS, dir string, images []*foreignImage, o CreateOptions)
 		if err := plan.write(inside, temp); err != nil {
 			return err
 		}
+		if err := o.stopped(); err != nil {
+			return err
+		}
 		if err := fs.Rename(temp, dir); err != nil {
 			if errors.Is(err, os.ErrExist) {
 				return fmt.Errorf("%s %w", dir, ErrExist)
@@ -275,7 +291,7 @@ func planDisk(images []*foreignImage, o CreateOptions, snapshots bool) (*diskPla
 	case size < 0 || size > maxDiskBytes:
 		return nil, invalidf("a size of %d bytes", size)
 	case len(images) == 0 && o.Format != "":
-		return nil, invalidf("a format (%s) is for a base", o.Format)
+		return nil, invalidf("the format %s is a base's; a blank disk has none", o.Format)
 	case len(images) == 0 && size == 0:
 		return nil, invalidf("a blank disk needs a size")
 	case len(images) == 0:
@@ -398,7 +414,7 @@ func claimTemp(fs hostfs.FS, temp string) (lock *dirlock.Lock, inside hostfs.FS,
 			continue // whoever had it is done, and it has its name now
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("another varve makes it at the moment: %w", err)
+			return nil, nil, fmt.Errorf("another varve command is making this disk at the moment: %w", err)
 		}
 		lock.Leave = leave
 		if !stale {

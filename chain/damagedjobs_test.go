@@ -46,10 +46,10 @@ func TestJobsStopAtDamage(t *testing.T) {
 			st, err := d.WaitJobs(ctx)
 			must(t, err)
 			if c.fails {
-				if st.State != jobFailed || !strings.Contains(st.Error, fmt.Sprintf("guest offset 0x%x", place[0])) || !strings.Contains(st.Error, "every view is as it was") {
+				if st.State != JobFailed || !strings.Contains(st.Error, fmt.Sprintf("guest offset 0x%x", place[0])) || !strings.Contains(st.Error, "every view is as it was") {
 					t.Errorf("job %s: %+v", id, st)
 				}
-			} else if st.State != jobDone {
+			} else if st.State != JobDone {
 				t.Errorf("job %s: %+v", id, st)
 			}
 			judgeDamage(t, d, d.ReadAt, want, lost...)

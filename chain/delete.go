@@ -16,7 +16,7 @@ import (
 // clone reads. ErrBusy during a job, while a layer's file is open, and for a held
 // snapshot; ENOSPC where the host has not the room that the merges need.
 func (d *Disk) Delete(names ...string) (string, error) {
-	if err := d.roomFor(d.mergeBound(names), opDelete, names...); err != nil {
+	if err := d.roomFor(d.mergeBound(names), OpDelete, names...); err != nil {
 		return "", err
 	}
 	if err := d.begin(); err != nil {
@@ -113,7 +113,7 @@ func (d *Disk) fileCost(l *manifest.Layer, file *view.Layer) (own int64, writabl
 // when it has none already. ErrInvalid for the base, and for an adopted layer,
 // which is never written.
 func (d *Disk) Flatten(name string) (string, error) {
-	if err := d.roomFor(d.flattenBound(name), opFlatten, name); err != nil {
+	if err := d.roomFor(d.flattenBound(name), OpFlatten, name); err != nil {
 		return "", err
 	}
 	if err := d.begin(); err != nil {
@@ -134,10 +134,14 @@ func (d *Disk) Flatten(name string) (string, error) {
 	if err := d.jobBusy(); err != nil {
 		return "", err
 	}
+	m, rec, err := d.coverLost(m, rec)
+	if err != nil {
+		return "", err
+	}
 	if rec.Parent == "" {
 		return "", nil
 	}
-	id := m.RecordJob(manifest.FlattenJob, rec.ID)
+	id := m.RecordJob(FlattenJob, rec.ID)
 	if err := d.commit(m); err != nil {
 		return "", err
 	}

@@ -353,7 +353,7 @@ func (d *Disk) shut() error {
 	// Settling punches what a job has moved.
 	d.readers.Synchronize()
 	m := d.edit()
-	var errs []error
+	errs := []error{d.lostAtClose(m)}
 	for _, l := range m.Layers {
 		if !l.Writing {
 			continue

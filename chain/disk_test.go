@@ -80,7 +80,7 @@ func finish(t *testing.T, d *Disk, id string, err error) JobStatus {
 	}
 	s, err := d.WaitJob(context.Background(), id)
 	must(t, err)
-	if s.State != jobDone {
+	if s.State != JobDone {
 		t.Fatalf("job %s: %s: %s", id, s.State, s.Error)
 	}
 	return s
@@ -101,7 +101,7 @@ func wantError(t *testing.T, err, want error, words ...string) {
 func states(d *Disk) string {
 	var all []string
 	for _, l := range d.Layers() {
-		all = append(all, strings.TrimSpace(l.State+" "+l.Name))
+		all = append(all, strings.TrimSpace(l.State.String()+" "+l.Name))
 	}
 	return strings.Join(all, ", ")
 }
@@ -255,7 +255,7 @@ func TestFlatten(t *testing.T) {
 			}
 			var file string
 			for _, l := range d.Layers() {
-				if l.Name == name || l.State == name {
+				if l.Name == name || l.State.String() == name {
 					file = l.File
 					if l.Parent != nil {
 						t.Errorf("parent %s", *l.Parent)

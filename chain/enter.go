@@ -2,12 +2,12 @@ package chain
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"varve/chain/dirlock"
 	"varve/chain/diskdir"
 	"varve/chain/manifest"
+	"varve/chain/refusal"
 	"varve/overlay/hostfs"
 )
 
@@ -40,7 +40,7 @@ func lockDir(fs hostfs.FS, dir string, exclusive bool, mountpoint string, wait t
 func inPlace(fs hostfs.FS) error {
 	if d, ok := fs.(*diskdir.Dir); ok {
 		if err := d.Moved(); err != nil {
-			return fmt.Errorf("%w: %w", ErrChanged, err)
+			return refusal.Of(ErrChanged, err)
 		}
 	}
 	return nil

@@ -179,7 +179,7 @@ func (c jobCase) run(t *testing.T, action string, n int) bool {
 	}
 	if j := d.lastJob(); j != nil {
 		<-j.done
-		if s := j.status(); s.State == jobFailed || s.State == jobRunning {
+		if s := j.status(); s.State == JobFailed || s.State == JobRunning {
 			t.Fatalf("%s: the job: %+v", where, s)
 		}
 	}

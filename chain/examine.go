@@ -22,18 +22,11 @@ import (
 // Trouble is one thing that Examine or ExamineImage noticed.
 type Trouble struct {
 	Check    string // which of Examinations
-	Severity string // one of the Trouble severities
+	Severity TroubleSeverity
 	File     string // absolute path of what it is about
 	Text     string
 	WayOut   string // "" where there is nothing to do
 }
-
-// Severities of a Trouble.
-const (
-	TroubleProblem = "problem"
-	TroubleWarning = "warning"
-	TroubleNote    = "note"
-)
 
 // What is examined, by the ids that a Trouble has.
 const (
@@ -82,10 +75,11 @@ type Examination struct {
 
 // ExaminedLayer is a file of a disk's tree or of an image's chain.
 type ExaminedLayer struct {
-	ID, Name, State string // as LayerStatus has them; "" in an image's chain
-	Format          string
-	File            string // absolute path
-	Foreign         bool
+	ID, Name string // as LayerStatus has them; "" in an image's chain
+	State    State  // the same
+	Format   string
+	File     string // absolute path
+	Foreign  bool
 }
 
 // examiner is one run of Examine or ExamineImage.
@@ -94,6 +88,8 @@ type examiner struct {
 	fs    hostfs.FS
 	dir   string // of the disk; "" for an image's chain
 	found Examination
+	// unlinked are files that a daemon has open and that have no name any more.
+	unlinked map[string]bool
 }
 
 // Examine looks for the usual troubles of a disk directory, also of one that is
@@ -177,6 +173,9 @@ func (e *examiner) look(m *manifest.Manifest, held bool) error {
 		e.found.Layers = append(e.found.Layers, ExaminedLayer{l.ID, l.Name, m.State(l), l.Format, l.Path(e.dir), l.Foreign})
 	}
 	slices.SortFunc(e.found.Layers, func(a, b ExaminedLayer) int { return strings.Compare(a.ID, b.ID) })
+	if held && diskdir.OnHost(e.fs) {
+		e.unlinked = unlinkedFiles(e.dir)
+	}
 	if err := e.layers(m, held); err != nil {
 		return err
 	}
@@ -188,7 +187,7 @@ func (e *examiner) look(m *manifest.Manifest, held bool) error {
 	return nil
 }
 
-func (e *examiner) add(check, severity, file, wayOut, format string, args ...any) {
+func (e *examiner) add(check string, severity TroubleSeverity, file, wayOut, format string, args ...any) {
 	e.found.Troubles = append(e.found.Troubles, Trouble{check, severity, file, withoutPath(fmt.Errorf(format, args...), file), wayOut})
 }
 

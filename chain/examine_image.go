@@ -72,7 +72,7 @@ func (e *examiner) named(path string, witness Witness) (format string, err error
 	switch {
 	case found.Qcow2 && !named:
 		e.warn(examineHeader, path, "mount it with --format qcow2, or with --format raw if a guest wrote that",
-			"it begins like a qcow2 but is not named .qcow2, and no domain of libvirt's says what it is")
+			"it begins like a qcow2 but is not named .qcow2, and no libvirt domain says what it is")
 		return formatQcow2, nil
 	case found.Qcow2:
 		return formatQcow2, nil

@@ -41,6 +41,10 @@ func (e *examiner) layers(m *manifest.Manifest, held bool) error {
 
 // readable says whether a layer's file can be opened.
 func (e *examiner) readable(l *manifest.Layer, path string, held bool) bool {
+	if held && e.unlinked[path] {
+		e.problem(examineFile, path, removedWayOut, "the file of %s was removed or replaced while the disk is mounted", l.Label())
+		return false
+	}
 	err := checkFile(e.fs, path)
 	if err == nil {
 		var f hostfs.File
@@ -55,8 +59,7 @@ func (e *examiner) readable(l *manifest.Layer, path string, held bool) bool {
 	case errors.Is(err, os.ErrNotExist) && l.Foreign:
 		e.problem(examineFile, path, "put it back, or say where it is now: varve rebase "+shellword.Quote(e.dir)+" --base PATH", "the file of %s is not there", l.Label())
 	case errors.Is(err, os.ErrNotExist) && held:
-		e.problem(examineFile, path, "do not unmount the disk: its daemon still has the file open. Copy disk.raw, and what is needed of layers/, out of the mount, and make a new disk on the copy",
-			"the file of %s was removed while the disk is mounted", l.Label())
+		e.problem(examineFile, path, removedWayOut, "the file of %s was removed while the disk is mounted", l.Label())
 	case errors.Is(err, os.ErrNotExist):
 		e.problem(examineFile, path, "put it back from a backup", "the file of %s is not there", l.Label())
 	default:
@@ -64,6 +67,10 @@ func (e *examiner) readable(l *manifest.Layer, path string, held bool) bool {
 	}
 	return false
 }
+
+// removedWayOut is what to do about a file that a daemon alone still has.
+const removedWayOut = "do not unmount the disk: its daemon still has the file open. Put the file back if it was moved. " +
+	"\"varve flatten DISK leaf\" copies what disk.raw needs into a new file, \"varve export DISK NAME OUT\" copies a snapshot out of the mount"
 
 // image looks at the header of a layer's file and whether the file is whole. It gives
 // the guest size, and whether the header can be read.
@@ -167,7 +174,7 @@ func (e *examiner) changed(m *manifest.Manifest, l *manifest.Layer, path string)
 		e.note(examineChanged, path, "the next mount looks through its tables", "the leaf was changed by another program since it was closed")
 		return false
 	}
-	e.problem(examineChanged, path, l.AcceptWords(e.dir), "%s was changed since it was frozen: %s; it falsifies %s",
+	e.problem(examineChanged, path, l.AcceptWords(e.dir), "%s was changed since it was frozen: %s; affected: %s",
 		l.Label(), strings.Join(changes, ", "), m.FalsifiedBy(l))
 	return true
 }

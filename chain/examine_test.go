@@ -80,7 +80,7 @@ func TestExamine(t *testing.T) {
 	}{
 		{"nothing", func(*checkedDisk) {}, nil},
 		{"changed base", func(c *checkedDisk) { must(t, os.Chtimes(c.path(idBase), now(), now())) },
-			[]string{"problem changed-layer base.raw: base was changed since it was frozen: modification time", "it falsifies base, one, two, the leaf; put the file back", "varve accept "}},
+			[]string{"problem changed-layer base.raw: base was changed since it was frozen: modification time", "affected: base, one, two, the leaf; put the file back", "varve accept "}},
 		{"base that grew", func(c *checkedDisk) { must(t, os.Truncate(c.path(idBase), 8<<20)) }, []string{"problem changed-layer base.raw", "size 4194304"}},
 		{"changed snapshot", func(c *checkedDisk) { must(t, os.Chtimes(c.path(idOne), now(), now())) }, []string{"problem changed-layer 000002.qcow2: one was"}},
 		{"base gone", func(c *checkedDisk) { gone(c.path(idBase)) }, []string{"problem layer-file base.raw: the file of base is not there", "varve rebase"}},

@@ -47,11 +47,11 @@ func TestForeignHeaderNamesAnother(t *testing.T) {
 	}{
 		{"qemu-img rebase", false, func(t *testing.T, top string) {
 			qemuTool(t, "qemu-img", "rebase", "-u", "-b", "evil.raw", "-F", "raw", top)
-		}, "changed behind our back"},
+		}, "was changed by another program"},
 		{"in an unsampled block", true, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, nameAt, []byte("evil")) }, "now stands on"},
 		{"../ in an unsampled block", true, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, nameAt, []byte("../e.raw")) }, "now stands on"},
 		{"a protocol in an unsampled block", true, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, nameAt, []byte("nbd:host")) }, "nbd:host"},
-		{"no format in an unsampled block", false, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, 112, []byte{1, 2, 3, 4}) }, "changed behind our back"},
+		{"no format in an unsampled block", false, func(t *testing.T, top string) { imagetest.PatchUnseen(t, top, 112, []byte{1, 2, 3, 4}) }, "was changed by another program"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			dir, top := make(t)

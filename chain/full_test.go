@@ -115,7 +115,7 @@ func TestFullHost(t *testing.T) {
 	if err == nil {
 		s, err := d.WaitJob(context.Background(), id)
 		must(t, err)
-		if s.State != jobFailed || !strings.Contains(s.Error, "no space left") {
+		if s.State != JobFailed || !strings.Contains(s.Error, "no space left") {
 			t.Errorf("job: %+v", s)
 		}
 		if err := d.jobBusy(); err != nil {

@@ -98,7 +98,7 @@ func (g *simGuest) deleted(t *testing.T, when string) (done bool, err error) {
 	if err == nil {
 		must(t, g.waitJob())
 		s := g.d.lastJob().status()
-		done = s.State == jobDone
+		done = s.State == JobDone
 		if !done {
 			err = errors.New(s.Error)
 		}
@@ -226,7 +226,7 @@ func TestHiddenGoesWhenItIsDurable(t *testing.T) {
 	}
 	must(t, g.waitJob())
 	g.host.SetHook(false, nil)
-	if j := g.d.lastJob().status(); j.State != jobDone || !gone {
+	if j := g.d.lastJob().status(); j.State != JobDone || !gone {
 		t.Errorf("the job: %+v; blocks given back: %v", j, gone)
 	}
 	must(t, g.compare())

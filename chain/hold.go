@@ -149,7 +149,7 @@ func (d *Disk) Clone(name, dir string) (Created, error) {
 		m = d.edit()
 		m.Clones = m.Clones[:len(m.Clones)-1]
 		if failed := d.commit(m); failed != nil {
-			return Created{}, errors.Join(err, fmt.Errorf("snapshot %s counts as cloned still, release it: %w", name, failed))
+			return Created{}, errors.Join(err, fmt.Errorf("snapshot %s still counts as cloned, \"varve release\" frees it: %w", name, failed))
 		}
 		d.install(m, nil)
 	}

@@ -397,7 +397,7 @@ func TestCloneOfAnotherFile(t *testing.T) {
 	must(t, err)
 	order.Files[0].Inode++
 	_, err = MakeClone(order)
-	wantError(t, err, ErrChanged, "is another file than the disk reads")
+	wantError(t, err, ErrChanged, "is not the file that the disk reads")
 	_, err = MakeClone(CloneOrder{Disk: order.Disk, Dir: dir})
 	wantError(t, err, ErrInvalid, "on a file at least")
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
@@ -453,7 +453,7 @@ func TestOtherChainOfAnotherDirectory(t *testing.T) {
 			t.Errorf("of uid %d, moved: %q, %v", uid, text, err)
 		}
 		_, err = MakeClone(CloneOrder{Disk: id, Dir: filepath.Join(home, "clone"), Files: []CloneFile{{Path: secret, Format: "raw"}}})
-		if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), "another directory") {
+		if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), "is not the disk's directory any more") {
 			t.Errorf("of uid %d, a clone: %v", uid, err)
 		}
 	}

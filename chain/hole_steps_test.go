@@ -167,11 +167,11 @@ func holeSteps(t *testing.T, size int64, raw bool) (names []string, steps map[st
 		must(t, f.Close())
 	})
 	do("plan of a delete", func() {
-		_, err := d.Plan(opDelete, []string{"s0", "s1", "s2"})
+		_, err := d.Plan(OpDelete, []string{"s0", "s1", "s2"})
 		must(t, err)
 	})
 	do("plan of a flatten", func() {
-		_, err := d.Plan(opFlatten, []string{manifest.LeafName})
+		_, err := d.Plan(OpFlatten, []string{manifest.LeafName})
 		must(t, err)
 	})
 	do("delete up", func() { job(d.Delete("s2")) })

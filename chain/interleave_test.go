@@ -18,7 +18,7 @@ import (
 
 // readyMerge records the delete of a snapshot without running it and prepares
 // its merge, so that a test can make its steps one by one.
-func readyMerge(t *testing.T, d *Disk, name, wantDirection string) (j *job, x, c *view.Node) {
+func readyMerge(t *testing.T, d *Disk, name string, wantDirection manifest.Direction) (j *job, x, c *view.Node) {
 	t.Helper()
 	d.holdJob = true
 	_, err := d.Delete(name)
@@ -33,7 +33,7 @@ func readyMerge(t *testing.T, d *Disk, name, wantDirection string) (j *job, x, c
 }
 
 // mergeSteps are the copying and the end of a merge in either direction.
-func (d *Disk) mergeSteps(direction string) (copyAll, finish func(*job, *view.Node, *view.Node) error) {
+func (d *Disk) mergeSteps(direction manifest.Direction) (copyAll, finish func(*job, *view.Node, *view.Node) error) {
 	if direction == manifest.Up {
 		return d.copyUp, d.finishUp
 	}
@@ -57,7 +57,7 @@ func reading(t *testing.T, d *Disk, want byte, off, n int64) *interleave.Op {
 // mergeCase is a stack of layers of which "one" is merged with what is on it.
 type mergeCase struct {
 	name      string
-	direction string
+	direction manifest.Direction
 	lower     int64 // bytes of "one"
 	upper     int64 // bytes of the layer on it
 	above     int   // frozen layers and the leaf above that one
@@ -216,7 +216,7 @@ func TestReaderAcrossAFlatten(t *testing.T) {
 	ended.Must()
 	reader.Must()
 	must(t, reading(t, d, 1, 0, 4096).Wait())
-	if s := d.lastJob().status(); s.State != jobDone {
+	if s := d.lastJob().status(); s.State != JobDone {
 		t.Errorf("job: %+v", s)
 	}
 }
@@ -368,7 +368,7 @@ func TestCancelMeetsAReader(t *testing.T) {
 		}
 		return from.Unmap(4<<20, moveStep)
 	}))
-	end := interleave.Start(t, func() error { d.endJob(j, jobOutcome{state: jobCancelled}); return nil })
+	end := interleave.Start(t, func() error { d.endJob(j, jobOutcome{state: JobCancelled}); return nil })
 	end.Waits()
 	d.punchLeaf()
 	if punched.Passed() {

@@ -66,7 +66,7 @@ func (d *Disk) checkRange(off, length int64) error {
 		return fmt.Errorf("%s: %w", d.dir, ErrReadOnly)
 	}
 	if size := d.Size(); off < 0 || length < 0 || off > size-length {
-		return fmt.Errorf("%w: %d bytes at %d of a disk of %d bytes", ErrInvalid, length, off, size)
+		return fmt.Errorf("%w: a request for %d bytes at offset %d goes beyond the end of the disk, which has %d bytes", ErrInvalid, length, off, size)
 	}
 	return nil
 }

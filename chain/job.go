@@ -11,14 +11,6 @@ import (
 	"varve/overlay/qcow2"
 )
 
-// States of a job.
-const (
-	jobRunning   = "running"
-	jobDone      = "done"
-	jobCancelled = "cancelled"
-	jobFailed    = "failed"
-)
-
 var (
 	errCancelled = errors.New("cancelled")
 	errClosing   = errors.New("the disk is being closed")
@@ -28,7 +20,7 @@ var (
 // their ids: a snapshot may freeze the leaf that it writes.
 type job struct {
 	id    string
-	kind  string
+	kind  JobKind
 	layer string
 	ctx   context.Context
 	stop  context.CancelCauseFunc
@@ -46,17 +38,20 @@ type job struct {
 	writes     atomic.Pointer[[]string]   // ids of the layers that it writes
 }
 
-type jobOutcome struct{ state, err string }
+type jobOutcome struct {
+	state JobState
+	err   string
+}
 
 func (j *job) status() JobStatus {
-	s := JobStatus{ID: j.id, Kind: j.kind, Layer: j.layer, State: jobRunning, TotalBytes: j.totalBytes.Load()}
+	s := JobStatus{ID: j.id, Kind: j.kind, Layer: j.layer, State: JobRunning, TotalBytes: j.totalBytes.Load()}
 	s.DoneBytes = min(j.doneBytes.Load(), s.TotalBytes)
 	s.Rate = j.speed.rate()
 	s.RateLimit, _ = j.speed.pacer.get()
 	if o := j.outcome.Load(); o != nil {
 		s.State, s.Error = o.state, o.err
 	}
-	if s.State == jobRunning {
+	if s.State == JobRunning {
 		s.SecondsLeft = j.speed.left(s.DoneBytes, s.TotalBytes)
 	}
 	return s
@@ -146,27 +141,27 @@ func (d *Disk) runJob(j *job) {
 	switch {
 	case err == nil:
 		d.log.Info("job done", "job", j.id)
-		d.measures.jobEnded(j.kind, jobDone)
+		d.measures.jobEnded(j.kind, JobDone)
 	case errors.Is(err, errClosing):
 		d.log.Info("job stopped; it goes on at the next mount", "job", j.id)
-		j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobRunning})
+		j.outcome.CompareAndSwap(nil, &jobOutcome{state: JobRunning})
 	case errors.Is(err, errCancelled):
 		d.log.Info("job cancelled", "job", j.id)
-		d.measures.jobEnded(j.kind, jobCancelled)
-		d.endJob(j, jobOutcome{state: jobCancelled})
+		d.measures.jobEnded(j.kind, JobCancelled)
+		d.endJob(j, jobOutcome{state: JobCancelled})
 	default:
 		if qcow2.IsDamage(err) {
 			err = fmt.Errorf("%w; it stops at this damage, and every view is as it was", err)
 		}
 		d.log.Error("job failed", "job", j.id, "error", err)
-		d.measures.jobEnded(j.kind, jobFailed)
-		d.endJob(j, jobOutcome{state: jobFailed, err: d.tooFull(err).Error()})
+		d.measures.jobEnded(j.kind, JobFailed)
+		d.endJob(j, jobOutcome{state: JobFailed, err: d.tooFull(err).Error()})
 	}
 }
 
 func (d *Disk) workOn(j *job) error {
 	return d.survive(j, func() error {
-		if j.kind == manifest.FlattenJob {
+		if j.kind == FlattenJob {
 			return d.flattenLayer(j)
 		}
 		return d.mergeLayer(j)
@@ -191,19 +186,19 @@ func (d *Disk) endJob(j *job, o jobOutcome) {
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
 	if d.closed { // the directory may be somebody else's by now
-		j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobRunning})
+		j.outcome.CompareAndSwap(nil, &jobOutcome{state: JobRunning})
 		return
 	}
 	m := d.edit()
 	m.Job = nil
 	if err := d.stopAbsorbing(m); err != nil {
-		d.log.Error("a merge that does not finish cannot be written back", "job", j.id, "error", err)
+		d.log.Error("what an unfinished merge has moved cannot be written back", "job", j.id, "error", err)
 	}
 	if w := j.writes.Load(); w != nil {
 		for _, id := range *w {
 			if rec := m.Layer(id); rec != nil && rec.Writing {
 				if err := d.withReserve(func() error { return d.restore(m, rec) }); err != nil {
-					d.log.Warn("a layer that a job wrote is not settled yet", "layer", rec.Label(), "error", err)
+					d.log.Warn("a layer that a job wrote could not be brought to rest; the next mount tries again", "layer", rec.Label(), "error", err)
 				}
 			}
 		}
@@ -245,7 +240,7 @@ func (d *Disk) finished(j *job, m *manifest.Manifest) {
 	if m.Job != nil {
 		d.startJob(m.Job)
 	}
-	j.outcome.CompareAndSwap(nil, &jobOutcome{state: jobDone})
+	j.outcome.CompareAndSwap(nil, &jobOutcome{state: JobDone})
 }
 
 // Cancel stops the job with that id and returns when it has stopped;
@@ -259,7 +254,7 @@ func (d *Disk) Cancel(id string) error {
 		return fmt.Errorf("job %s: %w: it is not running", id, ErrNotExist)
 	}
 	if d.holdJob {
-		d.endJob(j, jobOutcome{state: jobCancelled})
+		d.endJob(j, jobOutcome{state: JobCancelled})
 		return nil
 	}
 	j.stop(errCancelled)

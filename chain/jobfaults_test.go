@@ -99,7 +99,7 @@ func TestCloseDuringDelete(t *testing.T) {
 		t.Fatal("the job was lost")
 	}
 	<-j.done
-	if s := j.status(); s.State != jobDone {
+	if s := j.status(); s.State != JobDone {
 		t.Errorf("the job: %+v", s)
 	}
 	must(t, g.d.Close())
@@ -107,7 +107,7 @@ func TestCloseDuringDelete(t *testing.T) {
 
 // heldMerge records the delete of a snapshot without running it, and prepares
 // its merge.
-func heldMerge(t *testing.T, d *Disk, name string) (j *job, x, c *view.Node, direction string) {
+func heldMerge(t *testing.T, d *Disk, name string) (j *job, x, c *view.Node, direction manifest.Direction) {
 	t.Helper()
 	d.holdJob = true
 	_, err := d.Delete(name)
@@ -151,7 +151,7 @@ func TestCancelledMoveKeepsBlocks(t *testing.T) {
 	}))
 	ended := make(chan bool)
 	go func() {
-		d.endJob(j, jobOutcome{state: jobCancelled})
+		d.endJob(j, jobOutcome{state: JobCancelled})
 		close(ended)
 	}()
 	for range 20 {
@@ -268,7 +268,7 @@ func TestFaultsInARow(t *testing.T) {
 	must(t, sparseBase(base))
 	seed := 0
 	for _, leafOnly := range []bool{false, true} {
-		for _, work := range []string{manifest.Up, manifest.Down, manifest.FlattenJob} {
+		for _, work := range []string{manifest.Up.String(), manifest.Down.String(), FlattenJob.String()} {
 			for _, errno := range []unix.Errno{unix.ENOSPC, unix.EIO} {
 				for _, row := range rows {
 					seed++
@@ -336,7 +336,7 @@ func (f *rowOfFaults) run(t *testing.T, n int) bool {
 		put(t, d, value, 0, 8192)
 	}
 	lower, upper := large, small
-	if work == manifest.Up {
+	if work == manifest.Up.String() {
 		lower, upper = small, large
 	}
 	lower(1)
@@ -384,7 +384,7 @@ func (f *rowOfFaults) run(t *testing.T, n int) bool {
 		}
 		return nil
 	})
-	if work == manifest.FlattenJob {
+	if work == FlattenJob.String() {
 		_, err = d.Flatten(flattened)
 	} else {
 		_, err = d.Delete("one")

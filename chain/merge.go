@@ -54,7 +54,7 @@ func (d *Disk) mergeLayer(j *job) error {
 
 // prepareMerge records what will be written, durably, before the first byte is
 // (M16), and opens it for writing. A nil x: nothing is left to do.
-func (d *Disk) prepareMerge(j *job) (x, c *view.Node, direction string, err error) {
+func (d *Disk) prepareMerge(j *job) (x, c *view.Node, direction manifest.Direction, err error) {
 	if err := d.begin(); err != nil {
 		return nil, nil, "", err
 	}
@@ -78,7 +78,7 @@ func (d *Disk) prepareMerge(j *job) (x, c *view.Node, direction string, err erro
 		if direction, total, err = d.chooseDirection(m, xr, cr); err != nil {
 			return nil, nil, "", err
 		}
-	} else if source := map[string]*view.Node{manifest.Up: x, manifest.Down: c}[direction]; source != nil {
+	} else if source := map[manifest.Direction]*view.Node{manifest.Up: x, manifest.Down: c}[direction]; source != nil {
 		if total, err = source.Layer().OwnBytes(); err != nil {
 			return nil, nil, "", err
 		}
@@ -124,17 +124,24 @@ func plain(l *view.Layer) error {
 // chooseDirection compares what either way would copy. A foreign x is never
 // written, nor one that another tool has changed. Moving a leaf down costs its
 // writers something as well, and must be worth it.
-func (d *Disk) chooseDirection(m *manifest.Manifest, x, c *manifest.Layer) (string, int64, error) {
+func (d *Disk) chooseDirection(m *manifest.Manifest, x, c *manifest.Layer) (manifest.Direction, int64, error) {
 	up, err := d.nodes[x.ID].Layer().OwnBytes()
 	if err != nil {
 		return "", 0, err
 	}
-	if x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {
+	away, err := d.awayFromLost(m, x, c)
+	if err != nil {
+		return "", 0, err
+	}
+	if away == manifest.Up || x.Foreign || plain(d.nodes[x.ID].Layer()) != nil {
 		return manifest.Up, up, nil
 	}
 	down, err := d.nodes[c.ID].Layer().OwnBytes()
 	if err != nil {
 		return "", 0, err
+	}
+	if away == manifest.Down {
+		return manifest.Down, down, nil
 	}
 	goesUp := mergesUp(up, down, c.ID == m.Leaf, true)
 	if goesUp, err = d.turn(goesUp, d.nodes[x.ID], d.nodes[c.ID]); err != nil {

@@ -46,7 +46,7 @@ func TestMergeUpUnderAReader(t *testing.T) {
 	must(t, err)
 	s, err := d.WaitJob(context.Background(), id)
 	must(t, err)
-	if s.State != jobFailed || !strings.Contains(s.Error, one) || !strings.Contains(s.Error, "which lets nobody write it") {
+	if s.State != JobFailed || !strings.Contains(s.Error, one) || !strings.Contains(s.Error, "which lets nobody write it") {
 		t.Errorf("the job: %s: %q", s.State, s.Error)
 	}
 	after, err := os.ReadFile(one)
@@ -81,7 +81,7 @@ func TestMergeUpGivesTheSourceBack(t *testing.T) {
 		_, err := readerOf(t, path)
 		wantError(t, err, hostfs.ErrLocked, path, "for writing")
 	}
-	d.endJob(j, jobOutcome{state: jobCancelled})
+	d.endJob(j, jobOutcome{state: JobCancelled})
 	for _, path := range []string{one, two} {
 		if _, err := readerOf(t, path); err != nil {
 			t.Error(err)

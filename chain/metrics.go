@@ -4,7 +4,6 @@ import (
 	"maps"
 	"sync"
 
-	"varve/chain/manifest"
 	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/measure"
@@ -21,22 +20,22 @@ type measures struct {
 
 // JobEnd is how jobs of a kind ended.
 type JobEnd struct {
-	Kind  string // delete or flatten
-	State string // done, cancelled or failed
+	Kind  JobKind
+	State JobState // one of an end
 }
 
 // JobEnds lists all there are.
 func JobEnds() []JobEnd {
 	var list []JobEnd
-	for _, kind := range []string{manifest.DeleteJob, manifest.FlattenJob} {
-		for _, state := range []string{jobDone, jobCancelled, jobFailed} {
+	for _, kind := range []JobKind{DeleteJob, FlattenJob} {
+		for _, state := range []JobState{JobDone, JobCancelled, JobFailed} {
 			list = append(list, JobEnd{kind, state})
 		}
 	}
 	return list
 }
 
-func (m *measures) jobEnded(kind, state string) {
+func (m *measures) jobEnded(kind JobKind, state JobState) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.jobs == nil {
@@ -85,7 +84,8 @@ type CacheMetrics = view.CacheMetrics
 // LayerMetrics are a layer's. Own is nil where nobody has counted it yet, Host where
 // the file cannot be asked, Frees as in LayerStatus.
 type LayerMetrics struct {
-	ID, Name, State  string
+	ID, Name         string
+	State            State
 	Depth            int
 	SetAside         bool
 	Own, Host, Frees *int64

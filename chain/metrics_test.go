@@ -22,14 +22,14 @@ type movement struct {
 }
 
 func moved(before, after Metrics) movement {
-	end := func(kind, state string) int64 {
+	end := func(kind JobKind, state JobState) int64 {
 		return after.Jobs[JobEnd{kind, state}] - before.Jobs[JobEnd{kind, state}]
 	}
 	return movement{
 		after.Clusters - before.Clusters, after.Allocated - before.Allocated, after.Discarded - before.Discarded, after.Punched - before.Punched,
 		after.Flushes.Count() - before.Flushes.Count(), after.FlushErrors - before.FlushErrors, after.Stalls.Count() - before.Stalls.Count(),
 		after.Cache.Hits - before.Cache.Hits, after.Cache.Misses - before.Cache.Misses,
-		end(manifest.DeleteJob, jobDone), end(manifest.FlattenJob, jobDone), end(manifest.FlattenJob, jobCancelled),
+		end(DeleteJob, JobDone), end(FlattenJob, JobDone), end(FlattenJob, JobCancelled),
 	}
 }
 
@@ -76,7 +76,7 @@ func TestMetricsMove(t *testing.T) {
 
 // What a merge has moved is given back to the host, either way.
 func TestMergeMetrics(t *testing.T) {
-	for direction, lower := range map[string]int64{manifest.Up: 1 << 20, manifest.Down: 8 << 20} {
+	for direction, lower := range map[manifest.Direction]int64{manifest.Up: 1 << 20, manifest.Down: 8 << 20} {
 		d, _ := testDisk(t, 64<<20)
 		put(t, d, 1, 0, lower)
 		must(t, d.Snapshot("one"))
@@ -104,7 +104,7 @@ func TestJobMetrics(t *testing.T) {
 	if got := moved(before, d.Metrics()); got.deletesDone != 1 || got.flattensDone != 0 || got.flattensOff != 0 {
 		t.Errorf("after a delete: %+v", got)
 	}
-	if m := d.Metrics(); m.Job == nil || m.Job.Kind != manifest.DeleteJob || m.Job.State != jobDone {
+	if m := d.Metrics(); m.Job == nil || m.Job.Kind != DeleteJob || m.Job.State != JobDone {
 		t.Errorf("%+v", m.Job)
 	}
 	must(t, d.SetJobRate(1)) // it does not end before the cancel
@@ -113,7 +113,7 @@ func TestJobMetrics(t *testing.T) {
 	for m := d.Metrics(); m.Job.TotalBytes == 0; m = d.Metrics() {
 		time.Sleep(time.Millisecond)
 	}
-	if m := d.Metrics(); m.Job.State != jobRunning || m.Job.RateLimit != 1 || m.Job.Kind != manifest.FlattenJob {
+	if m := d.Metrics(); m.Job.State != JobRunning || m.Job.RateLimit != 1 || m.Job.Kind != FlattenJob {
 		t.Errorf("%+v", m.Job)
 	}
 	must(t, d.Cancel(id))

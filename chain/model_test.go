@@ -53,7 +53,7 @@ func (d *diskTarget) WaitJob() error {
 		if err != nil {
 			return err
 		}
-		if s.State != jobDone {
+		if s.State != JobDone {
 			return fmt.Errorf("job %s: %s: %s", s.ID, s.State, s.Error)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"varve/chain/figures"
 	"varve/chain/manifest"
 	"varve/chain/parallel"
+	"varve/chain/refusal"
 	"varve/chain/view"
 	"varve/overlay"
 	"varve/overlay/check"
@@ -203,8 +204,8 @@ func noData(fs hostfs.FS, path string) error {
 		return fmt.Errorf("see whether %s, which chain.json does not know, holds data: %w", path, err)
 	}
 	if data {
-		return fmt.Errorf("%w: %s holds data, and chain.json does not know it: "+
-			"is it an older one, from a backup? Put the newest one back, or move the file elsewhere if nothing in it is missed", ErrChanged, path)
+		return refusal.Changedf("%s holds data, and chain.json does not know it: "+
+			"is it an older one, from a backup? Put the newest one back, or move the file elsewhere if nothing in it is missed", path)
 	}
 	return nil
 }

@@ -212,7 +212,7 @@ func TestPanicInAJob(t *testing.T) {
 	s, err := d.WaitJob(t.Context(), id)
 	must(t, err)
 	fs.set(nil, nil)
-	if s.State != jobFailed || !strings.Contains(s.Error, "a bug") {
+	if s.State != JobFailed || !strings.Contains(s.Error, "a bug") {
 		t.Errorf("job: %+v", s)
 	}
 	if got := at(t, d, 0); got != 1 {

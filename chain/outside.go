@@ -10,13 +10,14 @@ import (
 
 	"varve/chain/diskdir"
 	"varve/chain/manifest"
+	"varve/chain/refusal"
 	"varve/overlay/hostfs"
 	"varve/overlay/qcow2"
 )
 
 // ErrUnfinished is of a clone that an Outside was to make, and of which it is not known
 // whether it was made.
-var ErrUnfinished = errors.New("whether the clone was made is not known; its snapshot is held as for one until it is released")
+var ErrUnfinished = errors.New("it is not known whether the clone was made; its snapshot counts as cloned until \"varve release\"")
 
 // Outside does for a Disk what its process may not: a daemon that has confined itself
 // reaches no file but those of its disk. The methods do what the functions of their names
@@ -66,7 +67,7 @@ func (id DirectoryID) enter() (fs *diskdir.Dir, leave func() error, err error) {
 	}
 	var st unix.Stat_t
 	if err = unix.Fstat(d.Descriptor(), &st); err == nil && (uint64(st.Dev) != id.Device || st.Ino != id.Inode) {
-		err = fmt.Errorf("%w: %s is another directory than the disk's", ErrChanged, id.Path)
+		err = refusal.Changedf("%s is not the disk's directory any more", id.Path)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, d.Close())
@@ -142,7 +143,7 @@ func (o CloneOrder) make(fs hostfs.FS) (Created, error) {
 		}
 		info, err := image.File().Stat()
 		if err == nil && (info.Device != file.Device || info.Inode != file.Inode) {
-			err = fmt.Errorf("%w: %s is another file than the disk reads", ErrChanged, file.Path)
+			err = refusal.Changedf("%s is not the file that the disk reads", file.Path)
 		}
 		if err != nil {
 			return Created{}, errors.Join(err, image.Close())
@@ -187,7 +188,7 @@ func (d *Disk) orderClone(m *manifest.Manifest, top *manifest.Layer, dir string)
 	order := CloneOrder{Disk: id, Dir: dir}
 	for _, rec := range m.Chain(top.ID) {
 		if rec.Writing {
-			return order, fmt.Errorf("%w: %s has not settled yet; mount the disk anew, and clone it then", ErrBusy, rec.Label())
+			return order, fmt.Errorf("%w: %s was not written to its end yet; unmount and mount the disk, and clone it then", ErrBusy, rec.Label())
 		}
 		n := d.nodes[rec.ID]
 		if n == nil || n.Layer() == nil {

@@ -12,19 +12,12 @@ import (
 	"varve/overlay/extent"
 )
 
-// Operations that can be planned.
-const (
-	opDelete  = "delete"
-	opFlatten = "flatten"
-	opRevert  = "revert"
-)
-
 // Plan says what an operation would do, from the tables alone. Nothing is changed by
 // making one. Its figures are those of the moment; a guest that goes on writing
 // changes them.
 type Plan struct {
-	Version   int    `json:"version"` // 1
-	Operation string `json:"operation"`
+	Version   int       `json:"version"` // 1
+	Operation Operation `json:"operation"`
 	// Gone are the layers that go, SetAside what a revert sets aside.
 	Gone     []PlanLayer `json:"gone"`
 	SetAside *PlanLayer  `json:"set_aside"`
@@ -69,15 +62,15 @@ func tablesExtra(bytes int64) int64 {
 // of those that the host has the room for, gives back most; nothing is gone in it when
 // there is none. Errors are those of the operation, as far as they can be known
 // before.
-func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
-	if operation == opDelete && len(names) == 0 {
+func (d *Disk) Plan(operation Operation, names []string) (p Plan, err error) {
+	if operation == OpDelete && len(names) == 0 {
 		best, err := d.bestDelete()
 		if err != nil || best == nil {
 			free, ok := d.hostFree()
 			if !ok {
 				free = -1
 			}
-			return Plan{Version: 1, Operation: opDelete, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: free, Before: [][]string{}, After: [][]string{}}, err
+			return Plan{Version: 1, Operation: OpDelete, Gone: []PlanLayer{}, Waiting: []PlanLayer{}, HostFree: free, Before: [][]string{}, After: [][]string{}}, err
 		}
 		return *best, nil
 	}
@@ -88,7 +81,7 @@ func (d *Disk) Plan(operation string, names []string) (p Plan, err error) {
 	return p, err
 }
 
-func (d *Disk) plan(operation string, names []string) (Plan, error) {
+func (d *Disk) plan(operation Operation, names []string) (Plan, error) {
 	m, nodes := d.tree()
 	s := &planner{
 		d: d, before: m, m: m.Copy(), parts: make(map[string][]*view.Node), own: make(map[string]int64), share: d.sharesBlocks(),
@@ -104,14 +97,14 @@ func (d *Disk) plan(operation string, names []string) (Plan, error) {
 	}
 	var err error
 	switch operation {
-	case opDelete:
+	case OpDelete:
 		err = s.delete(names)
-	case opFlatten:
+	case OpFlatten:
 		err = s.flatten(names[0])
-	case opRevert:
+	case OpRevert:
 		err = s.revert(names[0])
 	default:
-		err = invalidf("no plan is made for %q; for delete, flatten and revert there is one", operation)
+		_, err = ParseOperation(operation.String())
 	}
 	if err != nil {
 		return Plan{}, err
@@ -398,20 +391,15 @@ func (d *Disk) hostBytesOf(m *manifest.Manifest, file string) (int64, error) {
 func changedChains(a, b *manifest.Manifest) (before, after [][]string) {
 	before, after = [][]string{}, [][]string{}
 	in := func(m *manifest.Manifest, l *manifest.Layer) []string {
-		var labels []string
+		var titles []string
 		for _, c := range m.Chain(l.ID) {
-			label := c.Label()
-			switch {
-			case c.ID == m.Leaf:
-				label = manifest.LeafName
-			case c.ID == m.SetAside:
-				label = "(set aside " + c.ID + ")"
-			case c.Name == "":
-				label = "(" + c.ID + ")"
+			title := Title(m.State(c), c.Name, c.ID)
+			if c.ID == m.SetAside {
+				title = "(set aside " + c.ID + ")"
 			}
-			labels = append(labels, label)
+			titles = append(titles, title)
 		}
-		return labels
+		return titles
 	}
 	tops := func(m *manifest.Manifest) (all [][]string) {
 		for _, l := range slices.Backward(m.Layers) {

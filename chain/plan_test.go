@@ -35,7 +35,7 @@ func waitJobs(t *testing.T, d *Disk) (copied int64) {
 	t.Helper()
 	for j := d.lastJob(); j != nil; {
 		<-j.done
-		if o := j.outcome.Load(); o == nil || o.state != jobDone {
+		if o := j.outcome.Load(); o == nil || o.state != JobDone {
 			t.Fatalf("job %s: %+v", j.id, o)
 		}
 		copied += j.speed.bytes
@@ -89,7 +89,7 @@ func TestPlanOfADelete(t *testing.T) {
 			names := randomChain(t, d, rnd, 4+rnd.IntN(4))
 			rnd.Shuffle(len(names), func(i, k int) { names[i], names[k] = names[k], names[i] })
 			names = names[:1+rnd.IntN(len(names))]
-			p, err := d.Plan(opDelete, names)
+			p, err := d.Plan(OpDelete, names)
 			must(t, err)
 			var planned []string
 			for _, l := range p.Gone {
@@ -171,7 +171,7 @@ func TestDeleteCopiesOnce(t *testing.T) {
 				}
 			}
 			must(t, d.CountAll(t.Context()))
-			p, err := d.Plan(opDelete, names)
+			p, err := d.Plan(OpDelete, names)
 			must(t, err)
 			_, err = d.Delete(names...)
 			must(t, err)
@@ -197,7 +197,7 @@ func TestPlanOfAFlatten(t *testing.T) {
 	d, _ := testDisk(t, 40<<20)
 	names := randomChain(t, d, rand.New(rand.NewPCG(1, 4)), 4)
 	for _, name := range []string{names[1], manifest.LeafName} {
-		p, err := d.Plan(opFlatten, []string{name})
+		p, err := d.Plan(OpFlatten, []string{name})
 		must(t, err)
 		before := hostBlocks(t, d)
 		_, err = d.Flatten(name)
@@ -208,7 +208,7 @@ func TestPlanOfAFlatten(t *testing.T) {
 			t.Errorf("%s took %d bytes more, the plan said %d, and %d at the worst moment", name, used, -p.FreedBytes, p.ExtraBytes)
 		}
 	}
-	if p, err := d.Plan(opFlatten, []string{manifest.LeafName}); err != nil || p.CopyBytes != 0 || len(p.Before)+len(p.After) != 0 {
+	if p, err := d.Plan(OpFlatten, []string{manifest.LeafName}); err != nil || p.CopyBytes != 0 || len(p.Before)+len(p.After) != 0 {
 		t.Errorf("of a flat leaf: %+v %v", p, err)
 	}
 }
@@ -222,7 +222,7 @@ func TestPlanOfARevert(t *testing.T) {
 	old := asideOf(d)
 	put(t, d, 3, 0, 3<<20)
 	leaf := d.manifest.Leaf
-	p, err := d.Plan(opRevert, []string{manifest.BaseName})
+	p, err := d.Plan(OpRevert, []string{manifest.BaseName})
 	must(t, err)
 	if p.SetAside == nil || p.SetAside.ID != leaf || p.SetAside.OwnBytes != 3<<20 || len(p.Gone) != 1 || p.Gone[0].ID != old || p.FreedBytes < 2<<20 {
 		t.Errorf("%+v", p)
@@ -235,7 +235,7 @@ func TestPlanOfARevert(t *testing.T) {
 		t.Error("the revert did something else")
 	}
 	// A layer that several stand on waits.
-	p, err = d.Plan(opDelete, []string{"one"})
+	p, err = d.Plan(OpDelete, []string{"one"})
 	must(t, err)
 	if len(p.Waiting) != 0 || len(p.Gone) != 1 {
 		t.Errorf("%+v", p)
@@ -245,7 +245,7 @@ func TestPlanOfARevert(t *testing.T) {
 	must(t, d.Snapshot("two"))
 	must(t, d.Revert("one"))
 	put(t, d, 3, 0, 10)
-	p, err = d.Plan(opDelete, []string{"one"})
+	p, err = d.Plan(OpDelete, []string{"one"})
 	must(t, err)
 	if len(p.Waiting) != 1 || p.Waiting[0].Name != "one" || len(p.Gone) != 0 || p.CopyBytes != 0 {
 		t.Errorf("%+v", p)
@@ -256,8 +256,9 @@ func TestPlanRefused(t *testing.T) {
 	d, _ := testDisk(t, 1<<20)
 	must(t, d.Snapshot("one"))
 	for _, c := range []struct {
-		operation, name string
-		want            error
+		operation Operation
+		name      string
+		want      error
 	}{
 		{"delete", "base", ErrInvalid}, {"delete", "none", ErrNotExist}, {"flatten", "base", ErrInvalid},
 		{"flatten", "none", ErrNotExist}, {"revert", "none", ErrNotExist}, {"rename", "one", ErrInvalid},
@@ -294,7 +295,7 @@ func TestNoRoom(t *testing.T) {
 	if got := string(read(t, filepath.Join(disk, manifest.FileName))); got != before {
 		t.Error("chain.json was written")
 	}
-	p, err := d.Plan(opFlatten, []string{manifest.LeafName})
+	p, err := d.Plan(OpFlatten, []string{manifest.LeafName})
 	must(t, err)
 	if p.ExtraBytes <= p.HostFree || p.HostFree <= 0 {
 		t.Errorf("%+v", p)
@@ -320,7 +321,7 @@ func TestDeleteOnAFullHost(t *testing.T) {
 	put(t, d, 2, 0, 4<<20)
 	must(t, d.Snapshot("two"))
 	must(t, d.Flush())
-	p, err := d.Plan(opDelete, []string{"one"})
+	p, err := d.Plan(OpDelete, []string{"one"})
 	must(t, err)
 	if p.ExtraBytes != 0 || p.CopyBytes != 0 {
 		t.Errorf("%+v", p)

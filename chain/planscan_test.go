@@ -103,7 +103,7 @@ func TestPlanReadsTablesOnce(t *testing.T) {
 		}
 		must(t, d.CountAll(t.Context()))
 		before := host.looks.Load()
-		p, err := d.Plan(opDelete, names[:layers-1])
+		p, err := d.Plan(OpDelete, names[:layers-1])
 		must(t, err)
 		if len(p.Gone) != layers-1 {
 			t.Errorf("%d layers go, want %d", len(p.Gone), layers-1)

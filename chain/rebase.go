@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"varve/chain/manifest"
+	"varve/chain/refusal"
 	"varve/overlay/hostfs"
 )
 
@@ -100,9 +101,9 @@ func rebase(fs hostfs.FS, m *manifest.Manifest, path string, acceptTime bool) ([
 		}
 		switch was := rec.Fingerprint; {
 		case taken.Size != was.Size || taken.Digest != was.Digest:
-			return nil, fmt.Errorf("%w: %s is not the file that %s was: its size or its content is another one; nothing was done", ErrChanged, image.path, rec.Label())
+			return nil, refusal.Changedf("%s is not the file that %s was: its size or its content differs; nothing was done", image.path, rec.Label())
 		case taken.ModTime != was.ModTime && taken.ModTime != 0 && was.ModTime != 0 && !acceptTime:
-			return nil, fmt.Errorf("%w: %s looks like %s (%s) but was written at another time; if it is a copy that nobody has changed, say --accept", ErrChanged, image.path, rec.Label(), rec.File)
+			return nil, refusal.Changedf("%s looks like %s (%s) but was written at another time; if it is a copy that nobody has changed, say --accept", image.path, rec.Label(), rec.File)
 		}
 		taken.KeepUnknown(rec.Fingerprint)
 		rec.File, rec.Fingerprint = image.path, taken

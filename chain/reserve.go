@@ -187,7 +187,7 @@ func (d *Disk) giveSteps(j *job) bool {
 	if !d.giveRoom() {
 		return false
 	}
-	d.log.Info("the host file system is full; a merge takes the room that was kept for it", "job", j.id)
+	d.log.Info("the host file system is full; a merge uses the room that was reserved for it", "job", j.id)
 	if !j.hasSteps {
 		j.hasSteps = true
 		d.reserve.given++
@@ -221,7 +221,7 @@ func (d *Disk) withReserve(work func() error) error {
 	if !given {
 		return err
 	}
-	d.log.Warn("the host file system is full; the room is taken that was kept for this", "error", err)
+	d.log.Warn("the host file system is full; using the room that was reserved for this", "error", err)
 	return work()
 }
 
@@ -250,7 +250,7 @@ func (d *Disk) commitWithReserve(m *manifest.Manifest) error {
 	if removeErr := d.fs.Remove(filepath.Join(d.dir, reserveName)); removeErr != nil {
 		return d.tooFull(err)
 	}
-	d.log.Warn("the host file system is full; chain.json takes the room that was kept for it")
+	d.log.Warn("the host file system is full; chain.json uses the room that was reserved for it")
 	settleFreed(d.fs)
 	if err := m.Commit(d.fs, d.dir); err != nil {
 		return d.tooFull(err)

@@ -30,6 +30,9 @@ func (d *Disk) Revert(name string) error {
 	if err := d.jobBusy(); err != nil {
 		return err
 	}
+	if err := d.keepsChain(m, target); err != nil {
+		return err
+	}
 	unblock, err := d.blockDisk()
 	if err != nil {
 		return err
@@ -70,6 +73,9 @@ func (d *Disk) Undo() error {
 		return err
 	}
 	aside := d.nodes[d.manifest.SetAside]
+	if err := d.keepsChain(d.manifest, d.manifest.Layer(aside.ID)); err != nil {
+		return err
+	}
 	if err := plain(aside.Layer()); err != nil {
 		return fmt.Errorf("%w: the leaf that was set aside (%s) cannot be written any more: %w", ErrInvalid, aside.Layer().Path, err)
 	}
@@ -247,7 +253,7 @@ func (d *Disk) discardLayer(l *view.Layer, foreign bool) {
 	d.flushes.forget(l.Over())
 	d.readers.Synchronize()
 	if err := l.Close(); err != nil {
-		d.log.Warn("closing a layer that is no longer needed", "file", l.Path, "error", err)
+		d.log.Warn("a layer that is no longer needed could not be closed", "file", l.Path, "error", err)
 	}
 	if foreign {
 		return

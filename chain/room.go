@@ -63,7 +63,7 @@ func (d *Disk) available() (bytes int64, ok bool) {
 // does not need more than: with that free no plan is made. Asked before the operation
 // takes its lock, for a plan of a large disk takes a while; what is wrong with the
 // operation itself it leaves to that.
-func (d *Disk) roomFor(bound int64, operation string, names ...string) error {
+func (d *Disk) roomFor(bound int64, operation Operation, names ...string) error {
 	free, ok := d.available()
 	if !ok || d.readOnly || free >= bound+tablesExtra(bound) || d.lastJob().running() {
 		return nil
@@ -77,7 +77,7 @@ func (d *Disk) roomFor(bound int64, operation string, names ...string) error {
 
 // otherRoom says what would make room where a plan does not fit.
 func (d *Disk) otherRoom(p Plan) (text string) {
-	if p.Operation == opDelete && p.FreedBytes <= 0 {
+	if p.Operation == OpDelete && p.FreedBytes <= 0 {
 		text += "; it would give nothing back, since newer layers need all that goes"
 	}
 	best, err := d.bestDelete()
@@ -117,7 +117,7 @@ func (d *Disk) bestDelete() (*Plan, error) {
 	})
 	var best *Plan
 	for _, l := range list[:min(len(list), mostAdvised)] {
-		p, err := d.Plan(opDelete, []string{l.Name})
+		p, err := d.Plan(OpDelete, []string{l.Name})
 		if err != nil || len(p.Gone) == 0 || p.FreedBytes <= 0 || known && p.LeastBytes > free {
 			continue
 		}

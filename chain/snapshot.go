@@ -104,6 +104,9 @@ func (d *Disk) Snapshot(name string) error {
 	if err := d.manifest.CheckNew(name); err != nil {
 		return err
 	}
+	if err := d.keepsChain(d.manifest, d.manifest.Layer(d.manifest.Leaf)); err != nil {
+		return err
+	}
 	return d.freezeLeaf(name)
 }
 
@@ -132,7 +135,7 @@ func (d *Disk) freezeLeaf(name string) error {
 	d.install(m, func(nodes map[string]*view.Node) { nodes[leaf.ID] = leaf })
 	d.changed(Change{Layers: true})
 	if err := d.Flush(); err != nil {
-		return fmt.Errorf("the layer is frozen, but writing it back failed: %w", err)
+		return fmt.Errorf("the snapshot was taken, but writing its data to the host failed: %w", err)
 	}
 	d.settleFrozen(old.ID)
 	return nil
@@ -176,7 +179,7 @@ func (d *Disk) settleFrozen(id string) {
 		err = d.commit(m)
 	}
 	if err != nil {
-		d.log.Warn("a frozen layer is not settled yet", "layer", rec.Label(), "error", err)
+		d.log.Warn("a frozen layer could not be brought to rest; the unmount tries again", "layer", rec.Label(), "error", err)
 		return
 	}
 	d.figures.Froze(n, rec.Counts)

@@ -32,8 +32,8 @@ func TestMergeNeedsLittleSpace(t *testing.T) {
 		t.Skip("it writes some hundred MiB")
 	}
 	const copied, rest = 160 << 20, 224 << 20
-	for _, direction := range []string{manifest.Up, manifest.Down} {
-		t.Run(direction, func(t *testing.T) {
+	for _, direction := range []manifest.Direction{manifest.Up, manifest.Down} {
+		t.Run(direction.String(), func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "vm.varve")
 			_, err := Create(dir, CreateOptions{Size: copied + rest})
 			must(t, err)
@@ -107,7 +107,7 @@ func TestDirectionOfAMerge(t *testing.T) {
 		lower, upper int64
 		frozen       bool // the upper layer
 		foreign      bool // the lower layer
-		want         string
+		want         manifest.Direction
 	}{
 		{1 << 20, 64 << 10, true, false, manifest.Down},
 		{64 << 10, 1 << 20, true, false, manifest.Up},

@@ -21,8 +21,8 @@ type Status struct {
 // LayerStatus describes one layer.
 type LayerStatus struct {
 	ID        string    `json:"id"`
-	Name      string    `json:"name"`  // "" for an unnamed layer and the leaf
-	State     string    `json:"state"` // base, frozen, leaf or unnamed
+	Name      string    `json:"name"` // "" for an unnamed layer and the leaf
+	State     State     `json:"state"`
 	Foreign   bool      `json:"foreign"`
 	Parent    *string   `json:"parent"`
 	Children  []string  `json:"children"`
@@ -40,6 +40,9 @@ type LayerStatus struct {
 	Held     bool     `json:"held"`
 	Clones   []string `json:"clones"`
 	SetAside bool     `json:"set_aside"`
+	// Lost: the file was removed, or replaced by another one, while the disk is mounted.
+	// What is in it is lost with the unmount.
+	Lost bool `json:"lost"`
 	// Frees is how many bytes of the host a delete would give back, 0 where nothing can
 	// be deleted; nil while it is not known.
 	Frees *int64 `json:"frees_bytes"`
@@ -48,16 +51,19 @@ type LayerStatus struct {
 	Damage []view.Damage `json:"damage"`
 }
 
-// Title is what people call the layer: "leaf", its name, or its id in parentheses.
-func (l *LayerStatus) Title() string {
+// Title is what people call a layer: "leaf", its name, or its id in parentheses.
+func Title(state State, name, id string) string {
 	switch {
-	case l.State == "leaf":
-		return "leaf"
-	case l.Name != "":
-		return l.Name
+	case state == StateLeaf:
+		return LeafName
+	case name != "":
+		return name
 	}
-	return "(" + l.ID + ")"
+	return "(" + id + ")"
 }
+
+// Title is what people call the layer.
+func (l *LayerStatus) Title() string { return Title(l.State, l.Name, l.ID) }
 
 // Since is when the layer's view became what it is.
 func (l *LayerStatus) Since() time.Time {
@@ -88,13 +94,13 @@ type OpenStatus struct {
 
 // JobStatus describes the job under way or the last one.
 type JobStatus struct {
-	ID         string `json:"id"`
-	Kind       string `json:"kind"`  // delete or flatten
-	Layer      string `json:"layer"` // layer id
-	State      string `json:"state"` // running, done, cancelled or failed
-	DoneBytes  int64  `json:"done_bytes"`
-	TotalBytes int64  `json:"total_bytes"`
-	Error      string `json:"error"`
+	ID         string   `json:"id"`
+	Kind       JobKind  `json:"kind"`
+	Layer      string   `json:"layer"` // layer id
+	State      JobState `json:"state"`
+	DoneBytes  int64    `json:"done_bytes"`
+	TotalBytes int64    `json:"total_bytes"`
+	Error      string   `json:"error"`
 	// Rate is bytes copied per second: in the last seconds while it runs, over all
 	// of it when it has ended, 0 when nothing was copied.
 	Rate int64 `json:"rate"`

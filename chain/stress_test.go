@@ -170,7 +170,7 @@ func TestEverythingAtOnce(t *testing.T) {
 					<-j.done
 				}
 			}
-			if j := d.lastJob(); j != nil && j.status().State == jobFailed {
+			if j := d.lastJob(); j != nil && j.status().State == JobFailed {
 				fail("job: %+v", j.status())
 			}
 			if _, _, err := d.AllocatedBytes(); err != nil {

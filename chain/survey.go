@@ -10,6 +10,7 @@ import (
 	"varve/chain/figures"
 	"varve/chain/manifest"
 	"varve/chain/view"
+	"varve/overlay/hostfs"
 )
 
 // Layers lists the layers without counting anything: cheap, from memory.
@@ -122,7 +123,11 @@ func (d *Disk) survey(until time.Time) (s Status, counted bool, err error) {
 			l.Counted = true // there is no file to count
 			continue
 		}
-		if l.HostBytes, err = d.hostBytes(n); err == nil {
+		var info hostfs.Info
+		if info, err = d.hostInfo(n); err == nil {
+			l.HostBytes = info.Blocks
+			// A look at the path of each file would cost more than all else.
+			l.Lost = info.Links == 0 && d.isLost(m, n)
 			l.OwnBytes, l.Counted, err = d.figures.Own(n, until)
 		}
 		if err != nil {
@@ -233,8 +238,21 @@ func (d *Disk) tellFrees(m *manifest.Manifest, nodes map[string]*view.Node, laye
 
 // hostBytes is what a layer's file takes on the host.
 func (d *Disk) hostBytes(n *view.Node) (int64, error) {
+	info, err := d.hostInfo(n)
+	return info.Blocks, err
+}
+
+// hostInfo is what the host says of a layer's file.
+func (d *Disk) hostInfo(n *view.Node) (hostfs.Info, error) {
 	section := d.readers.Enter() // the file stays open
 	defer d.readers.Exit(section)
-	info, err := n.Layer().File.Stat()
-	return info.Blocks, err
+	return n.Layer().File.Stat()
+}
+
+// isLost says whether a layer's file was removed or replaced while the disk is open.
+func (d *Disk) isLost(m *manifest.Manifest, n *view.Node) bool {
+	section := d.readers.Enter()
+	defer d.readers.Exit(section)
+	rec := m.Layer(n.ID)
+	return rec != nil && d.lost(rec, n.Layer()) != ""
 }

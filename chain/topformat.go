@@ -44,7 +44,7 @@ func topFormat(fs hostfs.FS, path, said string, witness Witness) (format, note s
 	case found.Qcow2 && (said == formatQcow2 || namedQcow2(path)):
 		return formatQcow2, "", nil
 	case found.Qcow2:
-		return "", "", invalidf("%s begins like a qcow2%s but is not named .qcow2, and no domain of libvirt's says what it is; say --format qcow2, or --format raw if a guest wrote that", path, standsOnWords(fs, path))
+		return "", "", invalidf("%s begins like a qcow2%s but is not named .qcow2, and no libvirt domain says what it is; say --format qcow2, or --format raw if a guest wrote that", path, standsOnWords(fs, path))
 	case other && said == formatQcow2:
 		return "", "", invalidf("%s is no qcow2: it is %s; %s", path, found.Name, wayOut(fs, path, found))
 	case other:
@@ -66,9 +66,9 @@ func claimed(path string, found sniff.Format, claims []Claim) (format, note stri
 	format, by, other := agreed(claims)
 	switch {
 	case other != Claim{}:
-		return "", "", invalidf("%s is given to VMs as %s (%s) and as %s (%s); say with --format which it is", path, format, by, other.Format, other.By)
+		return "", "", invalidf("libvirt gives %s to VMs as %s (%s) and as %s (%s); say with --format which one is right", path, format, by, other.Format, other.By)
 	case format == formatRaw && found.Qcow2 && namedQcow2(path):
-		return "", "", invalidf("%s is named .qcow2 and begins like one, but %s has it as raw, and then a guest wrote that; say --format raw, or --format qcow2 if the domain is wrong", path, by)
+		return "", "", invalidf("%s is named .qcow2 and begins like one, but %s uses it as raw, so a guest may have written that beginning; say --format raw, or --format qcow2 if the domain is wrong", path, by)
 	case format == formatRaw:
 		return formatRaw, fmt.Sprintf("%s is read as raw, as %s has it, although it begins like %s: a guest wrote that", path, by, found.Name), nil
 	case format == formatQcow2 && found.Qcow2 && namedQcow2(path):

@@ -203,7 +203,7 @@ func TestUndoAfterACancelledMove(t *testing.T) {
 	put(t, d, 2, 5<<20, 1<<20)
 	j, x, c := readyMerge(t, d, "one", manifest.Down)
 	must(t, d.copyDown(j, x, c))
-	d.endJob(j, jobOutcome{state: jobCancelled})
+	d.endJob(j, jobOutcome{state: JobCancelled})
 	must(t, d.Revert("base"))
 	must(t, d.Undo())
 	if got := at(t, d, 5<<20); got != 2 {

@@ -16,7 +16,7 @@ import (
 // windowedMerge is a merge of a disk with something to move in the first region and
 // in the second one, each a window of its own; "two" and the leaf are above. value is
 // what the source holds.
-func windowedMerge(t *testing.T, direction string) (d *Disk, fs *watchedFS, value byte, second int64) {
+func windowedMerge(t *testing.T, direction manifest.Direction) (d *Disk, fs *watchedFS, value byte, second int64) {
 	t.Helper()
 	d, fs = watchedDisk(t, 40<<20)
 	d.window = 1
@@ -47,8 +47,8 @@ func windowedMerge(t *testing.T, direction string) (d *Disk, fs *watchedFS, valu
 // next one keeps its blocks, also when it is durable in its new place already: its
 // readers have not been waited for (M1).
 func TestNextWindowKeepsItsBlocks(t *testing.T) {
-	for _, direction := range []string{manifest.Up, manifest.Down} {
-		t.Run(direction, func(t *testing.T) {
+	for _, direction := range []manifest.Direction{manifest.Up, manifest.Down} {
+		t.Run(direction.String(), func(t *testing.T) {
 			d, fs, value, second := windowedMerge(t, direction)
 			const length = 20000
 			for _, off := range []int64{0, second} { // the regions are resolved
@@ -152,8 +152,8 @@ func TestDiscardBehindTheFrontier(t *testing.T) {
 // A bug that shows while a window is copied and the one before is settled fails the
 // job, and nothing else.
 func TestPanicBesideASettle(t *testing.T) {
-	for _, direction := range []string{manifest.Up, manifest.Down} {
-		t.Run(direction, func(t *testing.T) {
+	for _, direction := range []manifest.Direction{manifest.Up, manifest.Down} {
+		t.Run(direction.String(), func(t *testing.T) {
 			d, fs, value, second := windowedMerge(t, direction)
 			must(t, d.Flush())
 			var settling atomic.Bool
@@ -171,7 +171,7 @@ func TestPanicBesideASettle(t *testing.T) {
 			s, err := d.WaitJob(t.Context(), id)
 			must(t, err)
 			fs.Watch(nil)
-			if s.State != jobFailed || !strings.Contains(s.Error, "a bug") {
+			if s.State != JobFailed || !strings.Contains(s.Error, "a bug") {
 				t.Errorf("the job: %+v", s)
 			}
 			for _, off := range []int64{0, second} {
@@ -184,7 +184,7 @@ func TestPanicBesideASettle(t *testing.T) {
 // A window that cannot be settled ends the job, with nothing given back, although
 // the next one is being copied already.
 func TestWindowThatCannotSettle(t *testing.T) {
-	for _, direction := range []string{manifest.Up, manifest.Down} {
+	for _, direction := range []manifest.Direction{manifest.Up, manifest.Down} {
 		for _, c := range []struct {
 			name string
 			op   string // what fails, on the target or the source
@@ -194,12 +194,12 @@ func TestWindowThatCannotSettle(t *testing.T) {
 			{"the target's tables find no room", "write", unix.ENOSPC, false},
 			{"a hole fails", "punch", unix.EIO, true},
 		} {
-			t.Run(direction+", "+c.name, func(t *testing.T) { windowCannotSettle(t, direction, c.op, c.err, c.once) })
+			t.Run(direction.String()+", "+c.name, func(t *testing.T) { windowCannotSettle(t, direction, c.op, c.err, c.once) })
 		}
 	}
 }
 
-func windowCannotSettle(t *testing.T, direction, op string, failure error, once bool) {
+func windowCannotSettle(t *testing.T, direction manifest.Direction, op string, failure error, once bool) {
 	d, fs, value, second := windowedMerge(t, direction)
 	j, x, c := readyMerge(t, d, "one", direction)
 	target, source := c, x
@@ -261,7 +261,7 @@ func TestCancelledMoveOnAFullHost(t *testing.T) {
 		}
 		return nil
 	})
-	d.endJob(j, jobOutcome{state: jobCancelled})
+	d.endJob(j, jobOutcome{state: JobCancelled})
 	fs.failing(nil)
 	if !once.Load() {
 		t.Fatal("no write failed")

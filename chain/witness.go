@@ -6,8 +6,8 @@ type Claim struct {
 	By     string // who says so, in words: "libvirt's domain vm1"
 }
 
-// State is of which snapshot of another program a file shows the state.
-type State struct {
+// SnapshotState is of which snapshot of another program a file shows the state.
+type SnapshotState struct {
 	Name string // what that program calls the snapshot; "" for none
 	By   string // in words: "libvirt's snapshot s1 of domain vm1"
 }
@@ -26,14 +26,16 @@ type Witness interface {
 	Formats(path string) []Claim
 	// States gives, for the files of a chain from the top down, the snapshot whose state
 	// each of them shows, and what else its user should know of them, a line each.
-	States(files []string) (states []State, notes []string)
+	States(files []string) (states []SnapshotState, notes []string)
 }
 
 // noWitness knows nothing.
 type noWitness struct{}
 
-func (noWitness) Formats(string) []Claim                    { return nil }
-func (noWitness) States(files []string) ([]State, []string) { return make([]State, len(files)), nil }
+func (noWitness) Formats(string) []Claim { return nil }
+func (noWitness) States(files []string) ([]SnapshotState, []string) {
+	return make([]SnapshotState, len(files)), nil
+}
 
 func witnessOr(w Witness) Witness {
 	if w == nil {

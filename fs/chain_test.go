@@ -217,9 +217,9 @@ func TestRealChain(t *testing.T) {
 			if err := json.Unmarshal(content(t, at(nameStatusJSON)), &st); err != nil {
 				t.Fatal(err)
 			}
-			return o.Job == "" || st.Job != nil && st.Job.ID == o.Job && st.Job.State != "running"
+			return o.Job == "" || st.Job != nil && st.Job.ID == o.Job && st.Job.State != chain.JobRunning
 		})
-		if o.Job != "" && st.Job.State != "done" {
+		if o.Job != "" && st.Job.State != chain.JobDone {
 			t.Errorf("%s: %+v", c.command, st.Job)
 		}
 	}

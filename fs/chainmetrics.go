@@ -68,8 +68,8 @@ func diskMetrics() []metric {
 func jobMetrics() []metric {
 	job := func(samples func(j *chain.JobStatus, to *prom.Family, kind prom.Label)) func(m *chain.Metrics, to *prom.Family) {
 		return func(m *chain.Metrics, to *prom.Family) {
-			if m.Job != nil && m.Job.State == "running" {
-				samples(m.Job, to, prom.Label{Name: "kind", Value: m.Job.Kind})
+			if m.Job != nil && m.Job.State == chain.JobRunning {
+				samples(m.Job, to, prom.Label{Name: "kind", Value: m.Job.Kind.String()})
 			}
 		}
 	}
@@ -77,11 +77,11 @@ func jobMetrics() []metric {
 		diskMetric("varve_jobs_total", prom.Counter, "Jobs that have ended, done, cancelled or failed: flattens, and as delete each merge of a layer that nobody needs any more.",
 			func(m *chain.Metrics, to *prom.Family) {
 				for _, end := range chain.JobEnds() {
-					to.Int(m.Jobs[end], prom.Label{Name: "kind", Value: end.Kind}, prom.Label{Name: "state", Value: end.State})
+					to.Int(m.Jobs[end], prom.Label{Name: "kind", Value: end.Kind.String()}, prom.Label{Name: "state", Value: end.State.String()})
 				}
 			}),
 		diskMetric("varve_job_running", prom.Gauge, "1 while a job is under way.",
-			func(m *chain.Metrics, to *prom.Family) { to.Bool(m.Job != nil && m.Job.State == "running") }),
+			func(m *chain.Metrics, to *prom.Family) { to.Bool(m.Job != nil && m.Job.State == chain.JobRunning) }),
 		diskMetric("varve_job_done_bytes", prom.Gauge, "How far the job under way is.",
 			job(func(j *chain.JobStatus, to *prom.Family, kind prom.Label) { to.Int(j.DoneBytes, kind) })),
 		diskMetric("varve_job_size_bytes", prom.Gauge, "How much it has to deal with.",
@@ -110,8 +110,8 @@ func layerMetrics() []metric {
 				l := &m.Layers[i]
 				if v := value(l); v != nil {
 					name := l.Name
-					if l.State == "leaf" {
-						name = "leaf"
+					if l.State == chain.StateLeaf {
+						name = chain.LeafName
 					}
 					to.Int(*v, prom.Label{Name: "layer", Value: l.ID}, prom.Label{Name: "name", Value: name})
 				}
@@ -121,17 +121,17 @@ func layerMetrics() []metric {
 	return []metric{
 		diskMetric("varve_layers", prom.Gauge, "How many layers there are, of the whole tree.",
 			func(m *chain.Metrics, to *prom.Family) {
-				count := map[string]int64{}
+				count := map[chain.State]int64{}
 				for _, l := range m.Layers {
 					count[l.State]++
 				}
-				for _, state := range []string{"base", "frozen", "unnamed", "leaf"} {
-					to.Int(count[state], prom.Label{Name: "state", Value: state})
+				for _, state := range chain.States() {
+					to.Int(count[state], prom.Label{Name: "state", Value: state.String()})
 				}
 			}),
 		figure("varve_chain_depth", prom.Gauge, "How many layers disk.raw is read through, itself included.", func(m *chain.Metrics) int64 {
 			for _, l := range m.Layers {
-				if l.State == "leaf" {
+				if l.State == chain.StateLeaf {
 					return int64(l.Depth)
 				}
 			}

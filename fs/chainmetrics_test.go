@@ -82,7 +82,7 @@ func TestRealMetrics(t *testing.T) {
 	}
 	for _, l := range st.Layers {
 		name := l.Name
-		if l.State == "leaf" {
+		if l.State == chain.StateLeaf {
 			name = "leaf"
 		}
 		labels := fmt.Sprintf("{layer=%s,name=%s}", l.ID, name)

@@ -115,7 +115,11 @@ func commands() []command {
 				if line == "" || words[0] != control.Delete && len(words) != 2 {
 					return "", refuse(unix.EINVAL, "plan takes delete and names, or none for the best one, or flatten or revert and one name")
 				}
-				p, err := d.Plan(words[0], words[1:])
+				operation, err := chain.ParseOperation(words[0])
+				if err != nil {
+					return "", err
+				}
+				p, err := d.Plan(operation, words[1:])
 				if err != nil {
 					return "", err
 				}
@@ -145,7 +149,7 @@ func parseCommand(data []byte) (line string, err error) {
 	case strings.TrimSpace(line) == "":
 		return line, refuse(unix.EINVAL, "the line is empty")
 	case line[0] == '#':
-		return line, refuse(unix.EINVAL, "the line begins with '#', as what is read from here does")
+		return line, refuse(unix.EINVAL, "the line begins with '#', as the lines do that are read from this file; no command does")
 	case !utf8.ValidString(line):
 		return line, refuse(unix.EINVAL, "the line is not UTF-8 text")
 	case strings.ContainsFunc(line, unicode.IsControl):

@@ -58,7 +58,7 @@ func (f *fileSystem) writeControl(o *controlFile, in *fuse.WriteIn, data []byte)
 	o.setStream(nil) // what an earlier one gives ends with the next
 	line, err := parseCommand(data)
 	if err == nil && !o.accepts(in) {
-		err = refuse(unix.EINVAL, "the write goes on where another one stopped; write a command at once")
+		err = refuse(unix.EINVAL, "the write continues an earlier one; write each command in one piece")
 	}
 	var job, answer string
 	switch {

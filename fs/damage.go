@@ -18,7 +18,7 @@ func NameDamage(st *chain.Status, read func(id string, p []byte, off int64) erro
 			continue
 		}
 		id, size := "", st.Size // a layer without a name is seen in the leaf
-		if l.Name != "" || l.State == "base" {
+		if l.Name != "" || l.State == chain.StateBase {
 			id, size = l.ID, l.Size
 		}
 		table := PartitionsOf(func(p []byte, off int64) error { return read(id, p, off) }, size)

@@ -51,7 +51,7 @@ type disk interface {
 	Hold(name string) error
 	Release(name string) error
 	Clone(name, dir string) (chain.Created, error)
-	Plan(operation string, names []string) (chain.Plan, error)
+	Plan(operation chain.Operation, names []string) (chain.Plan, error)
 	JobRate() int64
 	SetJobRate(bytes int64) error
 

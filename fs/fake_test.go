@@ -430,8 +430,8 @@ func (d *fakeDisk) Release(name string) error { return d.enter("Release " + name
 func (d *fakeDisk) Clone(name, dir string) (chain.Created, error) {
 	return chain.Created{}, d.enter("Clone " + name + " " + dir)
 }
-func (d *fakeDisk) Plan(operation string, names []string) (chain.Plan, error) {
-	return chain.Plan{Version: 1, Operation: operation}, d.enter("Plan " + operation + " " + strings.Join(names, "+"))
+func (d *fakeDisk) Plan(operation chain.Operation, names []string) (chain.Plan, error) {
+	return chain.Plan{Version: 1, Operation: operation}, d.enter("Plan " + operation.String() + " " + strings.Join(names, "+"))
 }
 func (d *fakeDisk) DeleteUnnamed() (string, error)      { return "4", d.enter("DeleteUnnamed") }
 func (d *fakeDisk) Flatten(name string) (string, error) { return "", d.enter("Flatten " + name) }

@@ -40,6 +40,7 @@ type Server struct {
 	byOther    func() error  // see UnmountBy; nil for none
 	identified chan struct{} // closed when abort is there, or cannot be had
 	done       chan struct{} // closed when the last request was answered
+	left       chan struct{} // closed by Abandon where the connection cannot be ended
 }
 
 // Mount shows a disk at a directory and returns when it can be used. The disk
@@ -54,7 +55,7 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	f := newFileSystem(d, o)
-	s := &Server{fs: f, mountpoint: mountpoint, direct: os.Geteuid() == 0, identified: make(chan struct{}), done: make(chan struct{})}
+	s := &Server{fs: f, mountpoint: mountpoint, direct: os.Geteuid() == 0, identified: make(chan struct{}), done: make(chan struct{}), left: make(chan struct{})}
 	options, err := s.fuseOptions(d, o)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
@@ -83,7 +84,7 @@ func mount(d disk, mountpoint string, o Options) (*Server, error) {
 func (s *Server) identify() {
 	m, ok, err := mounts.At(s.mountpoint)
 	if err != nil || !ok {
-		s.fs.log.Warn("the mount's device cannot be told", "error", err)
+		s.fs.log.Warn("cannot find out the device number of the mount", "error", err)
 		return
 	}
 	s.device = m.Device
@@ -128,9 +129,14 @@ func (s *Server) serve() {
 	}
 }
 
-// Wait returns when the mount is gone and every request has been answered.
+// Wait returns when the mount is gone and every request has been answered, or after Abandon.
 // Then the disk can be closed.
-func (s *Server) Wait() { <-s.done }
+func (s *Server) Wait() {
+	select {
+	case <-s.done:
+	case <-s.left:
+	}
+}
 
 func (s *Server) fuseOptions(d disk, o Options) (*fuse.MountOptions, error) {
 	if d.ReadOnly() || o.ReadOnly {

@@ -98,7 +98,7 @@ func isDir(node uint64) bool {
 // shownAs is the name under which layers/ shows a layer; ok is false for the
 // leaf and for unnamed layers, which have none.
 func shownAs(l chain.LayerStatus) (name string, ok bool) {
-	if l.Name == "" || l.State == "leaf" || l.State == "unnamed" {
+	if l.Name == "" || l.State == chain.StateLeaf || l.State == chain.StateUnnamed {
 		return "", false
 	}
 	return l.Name + layerSuffix, true
@@ -133,7 +133,7 @@ func (f *fileSystem) layerByName(file string) (chain.LayerStatus, bool) {
 // leafStatus finds the leaf, which disk.raw shows.
 func (f *fileSystem) leafStatus() (chain.LayerStatus, bool) {
 	for _, l := range f.disk.Layers() {
-		if l.State == "leaf" {
+		if l.State == chain.StateLeaf {
 			return l, true
 		}
 	}

@@ -21,6 +21,13 @@ func (s *Server) Device() uint64 { return s.device }
 // Mountpoint is where the mount was made, as the mount table shows it.
 func (s *Server) Mountpoint() string { return s.mountpoint }
 
+// Mounted says whether the mount is there in this process's mount namespace, as far as anybody
+// knows.
+func (s *Server) Mounted() bool {
+	_, err := s.Place().find()
+	return !errors.Is(err, ErrNotMounted)
+}
+
 // Unmount takes the mount away, wherever it was moved to, and ends the connection; Wait
 // returns after it. Bind mounts of it, and copies in other mount namespaces, are left
 // behind with ENOTCONN. While a file of the mount is open, in whatever namespace, or the
@@ -75,6 +82,22 @@ func (s *Server) tryUnmount() error {
 	if err := s.abort.End(); err != nil {
 		s.fs.open.goOn()
 		return err
+	}
+	return nil
+}
+
+// Abandon ends the service of a mount that nobody can take away for this process, and Wait
+// returns. The mount stays behind: who looks there is told ENOTCONN, at the latest when this
+// process has ended. unix.EBUSY while somebody has a file open, and nothing is changed then.
+// Not to be called again after it has succeeded.
+func (s *Server) Abandon() error {
+	if !s.fs.open.end() {
+		return fmt.Errorf("leave %s: %w", s.mountpoint, unix.EBUSY)
+	}
+	if s.abort == nil || s.abort.End() != nil {
+		// Nothing can be opened any more, so nobody writes. The end of this process ends the
+		// connection.
+		close(s.left)
 	}
 	return nil
 }

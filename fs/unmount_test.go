@@ -7,10 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/integration/harness"
+	"varve/integration/patience"
 )
 
 // TestUnmountEndsCopies: a copy of the mount in another mount namespace keeps nothing
@@ -113,5 +115,40 @@ func TestUnmountOfWhatIsOutOfSight(t *testing.T) {
 	s.Wait()
 	if left := d.opens(); len(left) != 0 {
 		t.Errorf("left open: %v", left)
+	}
+}
+
+// TestAbandon: a mount that is left behind is one that nobody uses, and is dead afterwards, also
+// where its connection cannot be ended from outside.
+func TestAbandon(t *testing.T) {
+	for _, way := range []bool{true, false} {
+		dir, d, s := mounted(t, mib, Options{})
+		if !way {
+			s.abort = nil
+		}
+		file := open(t, filepath.Join(dir, nameDisk), os.O_RDWR)
+		if err := s.Abandon(); !errors.Is(err, unix.EBUSY) {
+			t.Fatalf("with a file open: %v", err)
+		}
+		if _, err := file.WriteAt([]byte("goes on"), 0); err != nil {
+			t.Error(err)
+		}
+		file.Close()
+		for deadline := time.Now().Add(patience.Hang); errors.Is(s.Abandon(), unix.EBUSY); time.Sleep(time.Millisecond) { // the kernel tells of a close late
+			if time.Now().After(deadline) {
+				t.Fatal("it stays in use")
+			}
+		}
+		s.Wait()
+		if left := d.opens(); len(left) != 0 {
+			t.Errorf("left open: %v", left)
+		}
+		if f, err := os.Open(filepath.Join(dir, nameDisk)); !errors.Is(err, unix.ENOTCONN) {
+			f.Close()
+			t.Errorf("an open says %v", err)
+		}
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil { // as "varve umount" does
+			t.Error(err)
+		}
 	}
 }

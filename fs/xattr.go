@@ -32,7 +32,7 @@ func attributes() []attribute {
 	return []attribute{
 		{"id", false, func(l chain.LayerStatus) string { return l.ID }},
 		{"name", false, func(l chain.LayerStatus) string { return l.Name }},
-		{"state", false, func(l chain.LayerStatus) string { return l.State }},
+		{"state", false, func(l chain.LayerStatus) string { return l.State.String() }},
 		{"foreign", false, func(l chain.LayerStatus) string { return strconv.FormatBool(l.Foreign) }},
 		{"parent", false, func(l chain.LayerStatus) string {
 			if l.Parent == nil {

@@ -173,7 +173,7 @@ func (f *fullHost) finishes() {
 	}
 	f.viewsHold()
 	for _, l := range f.m.Status().Layers {
-		if l.State == "unnamed" || l.Name == "two" && l.Parent != nil {
+		if l.State == chain.StateUnnamed || l.Name == "two" && l.Parent != nil {
 			f.Errorf("there is %+v", l)
 		}
 	}
@@ -219,7 +219,7 @@ func tree(s chain.Status) string {
 		if l.Parent != nil {
 			parent = *l.Parent
 		}
-		b.WriteString(strings.Join([]string{l.ID, l.State, l.Name, parent, l.File}, " ") + "\n")
+		b.WriteString(strings.Join([]string{l.ID, l.State.String(), l.Name, parent, l.File}, " ") + "\n")
 	}
 	return b.String()
 }

@@ -312,7 +312,7 @@ func TestLocksOfReadOnlyMounts(t *testing.T) {
 		m := harness.MountDisk(t, source, "--read-only")
 		views := m.SaveViews()
 		for _, layer := range m.Status().Layers {
-			others.file(t, lockedFile{what: layer.State + " " + layer.Name, file: layer.File, format: layer.Format})
+			others.file(t, lockedFile{what: layer.State.String() + " " + layer.Name, file: layer.File, format: layer.Format})
 		}
 		sameViews(t, m, views)
 		m.Unmount()

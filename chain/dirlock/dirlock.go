@@ -104,7 +104,7 @@ func try(fs hostfs.FS, dir string, o Options) (*Lock, error) {
 		f.Close() // nothing was written
 		if !held {
 			// It went between the two questions: as if it were still there.
-			return nil, fmt.Errorf("%s: %w: it is just being let go", dir, ErrInUse)
+			return nil, fmt.Errorf("%s: %w: the other process is closing it at this moment; try again", dir, ErrInUse)
 		}
 		return nil, fmt.Errorf("%s: %w: %v", dir, ErrInUse, holder)
 	default:

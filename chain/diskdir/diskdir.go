@@ -329,7 +329,7 @@ func (d *Dir) Stat(path string) (hostfs.Info, error) {
 func infoOf(st unix.Stat_t) hostfs.Info {
 	info := hostfs.Info{
 		Size: st.Size, Blocks: st.Blocks * 512, BlockSize: int64(st.Blksize),
-		ModTime: time.Unix(st.Mtim.Unix()), Inode: st.Ino, Device: uint64(st.Dev),
+		ModTime: time.Unix(st.Mtim.Unix()), Inode: st.Ino, Device: uint64(st.Dev), Links: uint64(st.Nlink),
 		Mode: os.FileMode(st.Mode & 0o777),
 	}
 	switch st.Mode & unix.S_IFMT {

@@ -65,7 +65,7 @@ func (o owner) accepts(st unix.Stat_t) error {
 	case uid != 0 && uid != os.Geteuid() || o.anothers():
 		return foreignf("it belongs to uid %d, and the directory to uid %d; chown it to that one", uid, o.uid)
 	case st.Nlink > 1:
-		return foreignf("it has a second name and belongs to uid %d, the directory to uid %d; put a copy in its place", uid, o.uid)
+		return foreignf("it has a second name (a hard link) and belongs to uid %d, the directory to uid %d; put a copy in its place", uid, o.uid)
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func (m *Manifest) takeFingerprints(files map[string]hostfs.File, workers int) (
 
 // changedError says that a layer's file is not the one that it was.
 func (m *Manifest) changedError(dir string, l *Layer, changes []string) error {
-	return fmt.Errorf("%s (%s) %w: %s; it falsifies %s; %s",
+	return fmt.Errorf("%s (%s) %w: %s; affected: %s; %s",
 		l.Label(), l.Path(dir), refusal.ErrChanged, strings.Join(changes, ", "), m.FalsifiedBy(l), l.AcceptWords(dir))
 }
 

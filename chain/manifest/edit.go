@@ -95,7 +95,7 @@ func (m *Manifest) MarkWriting(recs ...*Layer) []string {
 }
 
 // RecordJob puts a new job into m, which is to be committed, and returns its id.
-func (m *Manifest) RecordJob(kind, layer string) string {
+func (m *Manifest) RecordJob(kind JobKind, layer string) string {
 	m.NextJob = max(1, m.NextJob)
 	m.Job = &Job{ID: strconv.Itoa(m.NextJob), Kind: kind, Layer: layer}
 	m.NextJob++

@@ -52,11 +52,11 @@ type layerFields struct {
 }
 
 type jobFields struct {
-	ID        string `json:"id"`
-	Kind      string `json:"kind"`
-	Layer     string `json:"layer"`
-	Into      string `json:"into"`
-	Direction string `json:"direction"`
+	ID        string    `json:"id"`
+	Kind      JobKind   `json:"kind"`
+	Layer     string    `json:"layer"`
+	Into      string    `json:"into"`
+	Direction Direction `json:"direction"`
 }
 
 type cloneFields struct {

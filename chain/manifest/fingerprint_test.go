@@ -238,7 +238,7 @@ func TestCheckFingerprints(t *testing.T) {
 	}
 	imagetest.PatchUnseen(t, base, 0, []byte("changed"))
 	_, err := check()
-	want := "base (" + base + ") changed behind our back: content at sampled places; it falsifies base, one, the leaf; " +
+	want := "base (" + base + ") was changed by another program: content at sampled places; affected: base, one, the leaf; " +
 		"put the file back as it was, or, if the change is wanted: varve accept " + dir + " base"
 	if !errors.Is(err, refusal.ErrChanged) || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)

@@ -77,24 +77,14 @@ type Layer struct {
 	extra extraFields
 }
 
-// Kinds and directions of a job.
-const (
-	DeleteJob  = "delete"
-	FlattenJob = "flatten"
-	MergeJob   = "merge"
-
-	Up   = "up"
-	Down = "down"
-)
-
 // Job is the job under way in chain.json. How far it is stands nowhere:
 // a job that goes on looks at the tables again (M13).
 type Job struct {
 	ID        string
-	Kind      string // DeleteJob, FlattenJob or MergeJob
+	Kind      JobKind
 	Layer     string // id of the layer that the job is about
 	Into      string // id of the layer that is written; "" where that is not known yet
-	Direction string // Up, Down or ""
+	Direction Direction
 
 	extra extraFields
 }

@@ -197,6 +197,7 @@ func TestManifestFaults(t *testing.T) {
 		{"fingerprint with a size", func(m *Manifest) { m.Layers[1].Fingerprint.Size = -1 }},
 		{"a job without an id", func(m *Manifest) { m.Job.ID = "" }},
 		{`unknown kind "sweep"`, func(m *Manifest) { m.Job.Kind = "sweep" }},
+		{`unknown kind ""`, func(m *Manifest) { m.Job.Kind = "" }},
 		{`unknown direction "left"`, func(m *Manifest) { m.Job.Direction = "left" }},
 		{`about layer "000009"`, func(m *Manifest) { m.Job.Layer = "000009" }},
 		{`writes layer "000009"`, func(m *Manifest) { m.Job.Into = "000009" }},
@@ -241,7 +242,7 @@ func TestManifestCloneIsDeep(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := m.Copy()
-	c.Layers[1].Name, c.Layers[1].Fingerprint.Size, c.Job.Kind = "other", 99, MergeJob
+	c.Layers[1].Name, c.Layers[1].Fingerprint.Size, c.Job.Kind = "other", 99, FlattenJob
 	for _, extra := range []extraFields{c.extra, c.Layers[1].extra, c.Layers[1].Fingerprint.extra, c.Job.extra} {
 		extra["a"] = json.RawMessage("2")
 	}

@@ -51,11 +51,11 @@ func (m *Manifest) Deletable(names []string) ([]*Layer, error) {
 func (m *Manifest) Flattenable(rec *Layer, name string) error {
 	switch {
 	case rec.ID == m.Base:
-		return fmt.Errorf("%w: the base has nothing below it", refusal.ErrInvalid)
+		return fmt.Errorf("%w: the base stands on nothing, so there is nothing to flatten", refusal.ErrInvalid)
 	case rec.Foreign:
 		return fmt.Errorf("%w: %s is a foreign file (%s), which varve never writes", refusal.ErrInvalid, name, rec.File)
 	case m.Pinned()[rec.ID]:
-		return fmt.Errorf("%w: a disk was cloned from %s, or from a snapshot above it, and reads its file as it is", refusal.ErrBusy, name)
+		return fmt.Errorf("%w: a disk was cloned from %s, or from a snapshot above it, and needs its file unchanged", refusal.ErrBusy, name)
 	}
 	return nil
 }

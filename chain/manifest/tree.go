@@ -97,16 +97,16 @@ func (m *Manifest) Above(id string) []*Layer {
 }
 
 // State says what a layer is in the tree.
-func (m *Manifest) State(l *Layer) string {
+func (m *Manifest) State(l *Layer) State {
 	switch {
 	case l.ID == m.Leaf:
-		return "leaf"
+		return StateLeaf
 	case l.ID == m.Base:
-		return "base"
+		return StateBase
 	case l.Name == "":
-		return "unnamed"
+		return StateUnnamed
 	default:
-		return "frozen"
+		return StateFrozen
 	}
 }
 

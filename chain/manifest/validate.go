@@ -259,14 +259,10 @@ func (m *Manifest) jobFault(byID map[string]*Layer) error {
 	if j.ID == "" {
 		return fmt.Errorf("a job without an id")
 	}
-	switch j.Kind {
-	case DeleteJob, FlattenJob, MergeJob:
-	default:
+	if !j.Kind.known() {
 		return fmt.Errorf("job %s has the unknown kind %q", j.ID, j.Kind)
 	}
-	switch j.Direction {
-	case "", Up, Down:
-	default:
+	if !j.Direction.known() {
 		return fmt.Errorf("job %s has the unknown direction %q", j.ID, j.Direction)
 	}
 	if byID[j.Layer] == nil {

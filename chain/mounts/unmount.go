@@ -11,10 +11,10 @@ import (
 )
 
 // ErrAnother is that a path leads to another mount than the one that is meant.
-var ErrAnother = errors.New("another mount is there by now")
+var ErrAnother = errors.New("another file system was mounted there meanwhile")
 
 // errLink is of a path that had no link in it when it was looked up.
-var errLink = errors.New("a symbolic link was put in its way since")
+var errLink = errors.New("a symbolic link was put into the path meanwhile")
 
 // OpenDirectory opens a directory with O_PATH by a path without symbolic links, as the mount
 // table and Resolve give it. Who owns a directory above it can put one there meanwhile, which

@@ -12,12 +12,12 @@ import (
 
 // Kinds that callers tell apart with errors.Is.
 var (
-	ErrExist    = errors.New("exists already")          // EEXIST
-	ErrNotExist = errors.New("does not exist")          // ENOENT
-	ErrInvalid  = errors.New("invalid")                 // EINVAL
-	ErrTooLarge = errors.New("too large")               // EFBIG
-	ErrBusy     = errors.New("busy")                    // EBUSY
-	ErrChanged  = errors.New("changed behind our back") // a file is not what it was
+	ErrExist    = errors.New("exists already")                 // EEXIST
+	ErrNotExist = errors.New("does not exist")                 // ENOENT
+	ErrInvalid  = errors.New("invalid")                        // EINVAL
+	ErrTooLarge = errors.New("too large")                      // EFBIG
+	ErrBusy     = errors.New("busy")                           // EBUSY
+	ErrChanged  = errors.New("was changed by another program") // a file is not what it was
 )
 
 // refusal is an error of a kind, ErrInvalid or the like, whose words say all.
@@ -33,4 +33,9 @@ func Of(kind, reason error) error { return refusal{kind, reason} }
 // Invalidf is fmt.Errorf for an error that is ErrInvalid and does not say so.
 func Invalidf(format string, args ...any) error {
 	return refusal{ErrInvalid, fmt.Errorf(format, args...)}
+}
+
+// Changedf is fmt.Errorf for an error that is ErrChanged and does not say so.
+func Changedf(format string, args ...any) error {
+	return refusal{ErrChanged, fmt.Errorf(format, args...)}
 }

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/chain"
 	testpatience "varve/integration/patience"
 )
 
@@ -401,7 +402,7 @@ func TestGuestHeaderIsData(t *testing.T) {
 		}
 		eventually(t, "no job runs", func() bool {
 			st := document(t, dir, "mnt")
-			return st.Job == nil || st.Job.State != jobRunning
+			return st.Job == nil || st.Job.State != chain.JobRunning
 		})
 	}
 	// A guest that knew what was to come wrote it into the base already.
@@ -467,7 +468,7 @@ func TestTakeover(t *testing.T) {
 		tool(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", dir+"/"+step[0], "-F", "qcow2", step[1])
 		tool(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P "+step[2]+" 0 64k", step[1])
 	}
-	fails(t, dir, exitFailed, []string{`vm2.s2 begins like a qcow2 on "` + dir + `/vm2.s1" but is not named .qcow2, and no domain of libvirt's says what it is; say --format qcow2`}, "mount", "vm2.s2", "mnt")
+	fails(t, dir, exitFailed, []string{`vm2.s2 begins like a qcow2 on "` + dir + `/vm2.s1" but is not named .qcow2, and no libvirt domain says what it is; say --format qcow2`}, "mount", "vm2.s2", "mnt")
 
 	sessionLibvirt(t, "vm2", dir+"/vm2.s2", "qcow2", map[string][2]string{"s1": {dir + "/vm2.qcow2", dir + "/vm2.s1"}, "s2": {dir + "/vm2.s1", dir + "/vm2.s2"}})
 	r := must(t, dir, "mount", "-r", "vm2.s2", "mnt")

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"varve/chain"
 	"varve/chain/mounts"
 )
 
@@ -512,7 +513,7 @@ func TestJobOnAFullHost(t *testing.T) {
 	must(t, dir, "mount", "host/vm", "mnt")
 	eventually(t, "no job is under way", func() bool {
 		st := document(t, dir, "mnt")
-		return st.Job == nil || st.Job.State != jobRunning
+		return st.Job == nil || st.Job.State != chain.JobRunning
 	})
 	must(t, dir, "flatten", "mnt", "one")
 	must(t, dir, "umount", "mnt")

@@ -85,7 +85,7 @@ func TestChangedLayers(t *testing.T) {
 				for order[0] != c.layer {
 					order = order[1:]
 				}
-				words := []string{c.layer, "changed behind our back", c.says, "it falsifies " + strings.Join(order, ", "), "varve accept " + dir + "/vm.varve " + c.layer}
+				words := []string{c.layer, "was changed by another program", c.says, "affected: " + strings.Join(order, ", "), "varve accept " + dir + "/vm.varve " + c.layer}
 				fails(t, dir, exitFailed, words, "mount", "vm.varve", "mnt")
 				fails(t, dir, exitFailed, words, "mount", "--read-only", "vm.varve", "mnt")
 				must(t, dir, "accept", "vm.varve", c.layer)

@@ -143,7 +143,7 @@ func TestCheckInOrder(t *testing.T) {
 	}
 	doc := checkJSON(t, dir, exitDone)
 	if doc.Version != 1 || doc.Disk != filepath.Join(dir, "vm.raw.varve") || len(doc.Layers) != 4 ||
-		doc.Layers[1].Name != "one" || doc.Layers[1].State != "frozen" || doc.Layers[3].State != "leaf" {
+		doc.Layers[1].Name != "one" || doc.Layers[1].State != chain.StateFrozen || doc.Layers[3].State != chain.StateLeaf {
 		t.Errorf("%+v", doc)
 	}
 	raw := must(t, dir, "check", "vm.raw", "--json").stdout
@@ -214,7 +214,7 @@ func TestCheckDamagedDisk(t *testing.T) {
 		if r.code != exitFailed || r.stderr != "varve: check vm.raw: 2 errors, 4 leaked clusters; the findings say what to do\n" {
 			t.Errorf("exit %d, %q\n%s", r.code, r.stderr, r.stdout)
 		}
-		for _, want := range []string{"layers/000002.qcow2 (one)\n", "refcount 0, used once\n", "it falsifies two, the leaf", "varve accept " + dir + "/vm.raw.varve two", "layers/000077.qcow2\n"} {
+		for _, want := range []string{"layers/000002.qcow2 (one)\n", "refcount 0, used once\n", "affected: two, the leaf", "varve accept " + dir + "/vm.raw.varve two", "layers/000077.qcow2\n"} {
 			if !strings.Contains(strings.Join(strings.Fields(r.stdout), " "), strings.TrimSpace(want)) {
 				t.Errorf("no %q in\n%s", want, r.stdout)
 			}

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"varve/chain"
@@ -49,9 +52,17 @@ the first time, and puts the disk directory beside it.`,
 					return wrongUse(cmd, "%w", err)
 				}
 			}
-			begun := waiting.For(where.PathWait(args[0]))
+			ctx, stop := interruptible(cmd)
+			defer stop()
+			o.Context = ctx
+			subject := where.PathWait(args[0])
+			subject.Left = "what was begun there the next \"varve create\" of it removes"
+			begun := waiting.For(subject)
 			made, err := chain.Create(args[0], o)
 			begun()
+			if errors.Is(err, context.Canceled) {
+				err = errors.New("interrupted; nothing was made")
+			}
 			if err != nil {
 				return wrapped(cmd, args[0], where.ExplainLocked(err))
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/client"
 )
 
@@ -53,7 +54,7 @@ delete that was cancelled.`,
 			}
 			names := args[1:]
 			if dry.on {
-				return dry.show(cmd, args[0], "delete", names...)
+				return dry.show(cmd, args[0], chain.OpDelete, names...)
 			}
 			return runJob(cmd, args[0], func(d client.Disk) (client.Job, error) {
 				return d.Delete(names...)

@@ -286,7 +286,7 @@ func findScope(arg string) (*doctor.Scope, error) {
 		if _, err := os.Stat(filepath.Join(path, "chain.json")); errors.Is(err, os.ErrPermission) {
 			return nil, err
 		}
-		return nil, errors.New("it is a directory without chain.json, so no disk directory, and no varve mount")
+		return nil, errors.New("it is neither a disk directory (it has no chain.json) nor a varve mount")
 	}
 	if dir := diskOfFile(path); dir != "" {
 		return scopeOf(dir)

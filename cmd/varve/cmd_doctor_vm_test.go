@@ -82,7 +82,7 @@ func TestDoctorOfVMs(t *testing.T) {
 	// told to ask for none.
 	loop := strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "vm.raw"))
 	t.Cleanup(func() { exec.Command("losetup", "--detach", loop).Run() })
-	says(t, dir, []string{"mnt"}, fmt.Sprintf("problem open-files %s: %s has the base, %s, open to write: every write falsifies the layers above; detach it (losetup -d %s)", disk, loop, base, loop))
+	says(t, dir, []string{"mnt"}, fmt.Sprintf("problem open-files %s: %s has the base, %s, open to write: every write changes what the layers above show; detach it (losetup -d %s)", disk, loop, base, loop))
 	tool(t, dir, "losetup", "--detach", loop)
 
 	must(t, dir, "umount", "mnt")

@@ -47,7 +47,7 @@ changes while it is read: take a snapshot and export that.`,
 			case args[2] == output.Stdout && progress.IsTerminal(cmd.OutOrStdout()):
 				return wrongUse(cmd, "standard output is a terminal; send the image into a pipe or a file")
 			case args[2] == output.Stdout && o.Format == "qcow2":
-				return wrongUse(cmd, "a qcow2 cannot go into a pipe: its tables are written last and stand in front")
+				return wrongUse(cmd, "a qcow2 cannot be written into a pipe: its tables come first in the file and are written last")
 			}
 			return nil
 		},

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/client"
 )
 
@@ -30,7 +31,7 @@ survives an unmount or a crash and goes on at the next mount.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[1]
 			if dry.on {
-				return dry.show(cmd, args[0], "flatten", name)
+				return dry.show(cmd, args[0], chain.OpFlatten, name)
 			}
 			return runJob(cmd, args[0], func(d client.Disk) (client.Job, error) {
 				return d.Flatten(name)

@@ -45,7 +45,7 @@ qcow2, or --format says so. With "-" a raw image comes from standard input.`,
 			case o.Snapshot != "" && o.Force:
 				return wrongUse(cmd, "--snapshot keeps what the disk holds, --force does not; choose one")
 			case args[0] == importing.Stdin && o.Format == "qcow2":
-				return wrongUse(cmd, "a qcow2 cannot come from a pipe: its tables stand anywhere in it")
+				return wrongUse(cmd, "a qcow2 cannot be read from a pipe: its tables may stand anywhere in it; name the file")
 			}
 			return nil
 		},

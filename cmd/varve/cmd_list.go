@@ -57,6 +57,9 @@ type mountsDocument struct {
 	// Parts are bind mounts of files or directories of mounts that cannot be seen
 	// from here.
 	Parts []bindStatus `json:"parts"`
+	// Elsewhere are mounts that only other mount namespaces of this host have, by the paths
+	// that they have there.
+	Elsewhere []mountStatus `json:"elsewhere"`
 }
 
 // mountStatus is one mount of the host. Where its daemon did not answer, Error
@@ -72,6 +75,7 @@ type mountStatus struct {
 	Job        *chain.JobStatus `json:"job"`
 	Error      string           `json:"error"`
 	Binds      []bindStatus     `json:"binds"` // where else it, or a part of it, can be seen
+	PID        int              `json:"pid"`   // a process in the mount namespace of the mount; 0: it is in this one
 
 	place mounts.Mount
 }
@@ -95,7 +99,7 @@ func listMounts(out io.Writer, asJSON bool) error {
 	if err != nil {
 		return fmt.Errorf("list: %w", err)
 	}
-	doc := mountsDocument{Version: 1, Mounts: []mountStatus{}, Parts: []bindStatus{}}
+	doc := mountsDocument{Version: 1, Mounts: []mountStatus{}, Parts: []bindStatus{}, Elsewhere: []mountStatus{}}
 	for _, m := range table.List() {
 		s := mountStatus{Mountpoint: m.Mountpoint, Disk: m.Source, UID: m.UID, ReadOnly: m.ReadOnly, Binds: bindsOf(m.Binds, m.Device)}
 		s.Binds = append(s.Binds, bindsOf(elsewhere, m.Device)...)
@@ -109,6 +113,16 @@ func listMounts(out io.Writer, asJSON bool) error {
 	}
 	for _, m := range table.Loose() {
 		doc.Parts = append(doc.Parts, bindOf(m))
+	}
+	for _, place := range where.OnlyElsewhere(table, elsewhere) {
+		s := mountStatus{Mountpoint: place.Mountpoint, Disk: place.Source, UID: place.UID, Believed: true, ReadOnly: place.ReadOnly, PID: place.PID, Binds: []bindStatus{}}
+		if m, err := place.Reach(); err != nil {
+			s.Error = err.Error()
+		} else {
+			s.ask(m)
+			m.Release()
+		}
+		doc.Elsewhere = append(doc.Elsewhere, s)
 	}
 	if asJSON {
 		return writeJSON(out, doc)
@@ -142,13 +156,16 @@ func bindOf(m mounts.Mount) bindStatus {
 }
 
 func writeMounts(out io.Writer, doc mountsDocument) error {
-	if len(doc.Mounts) == 0 && len(doc.Parts) == 0 {
+	if len(doc.Mounts) == 0 && len(doc.Parts) == 0 && len(doc.Elsewhere) == 0 {
 		_, err := fmt.Fprintln(out, "no varve mounts")
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MOUNTPOINT\tDISK\tSIZE\tLAYERS\tJOB")
-	for _, m := range doc.Mounts {
+	for _, m := range slices.Concat(doc.Mounts, doc.Elsewhere) {
+		if m.PID != 0 {
+			m.Mountpoint += fmt.Sprintf(" (in the mount namespace of pid %d)", m.PID)
+		}
 		disk := tell.Visible(claim.Words(mounts.Mount{Source: m.Disk, UID: m.UID}, m.Believed))
 		if m.Error != "" {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\t%s\n", tell.Visible(m.Mountpoint), disk, tell.Visible(m.Error))
@@ -202,7 +219,7 @@ func jobWords(j *chain.JobStatus) string {
 	switch {
 	case j == nil:
 		return "-"
-	case j.State == jobRunning && j.TotalBytes > 0:
+	case j.State == chain.JobRunning && j.TotalBytes > 0:
 		return fmt.Sprintf("%s %s %d %%", j.ID, j.Kind, progress.Percent(j.DoneBytes, j.TotalBytes))
 	default:
 		return fmt.Sprintf("%s %s %s", j.ID, j.Kind, j.State)

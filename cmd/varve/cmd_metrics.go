@@ -94,12 +94,21 @@ type metricsTarget struct {
 func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) {
 	var list []metricsTarget
 	if len(args) == 0 {
-		mounted, err := mounts.List()
+		table, err := mounts.Read()
 		if err != nil {
 			return nil, fmt.Errorf("metrics: %w", err)
 		}
-		for _, m := range mounted {
+		elsewhere, err := mounts.Elsewhere()
+		if err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+		for _, m := range table.List() {
 			if m.Reachable() {
+				list = append(list, metricsTarget{where.Target{Arg: m.Mountpoint}.At(m), m.Source})
+			}
+		}
+		for _, place := range where.OnlyElsewhere(table, elsewhere) {
+			if m, err := place.Reach(); err == nil { // else this user may not look there
 				list = append(list, metricsTarget{where.Target{Arg: m.Mountpoint}.At(m), m.Source})
 			}
 		}
@@ -109,7 +118,7 @@ func metricsTargets(cmd *cobra.Command, args []string) ([]metricsTarget, error) 
 	for _, arg := range args {
 		t, err := findMetricsTarget(arg)
 		if err == nil && t.Mountpoint == "" {
-			err = errors.New("it is not mounted, and metrics are a mount's; \"varve status\" shows the disk")
+			err = errors.New("it is not mounted, and only a mount has metrics; \"varve status\" shows the disk")
 		}
 		if err != nil {
 			return nil, wrapped(cmd, arg, err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"runtime/debug"
 
@@ -77,7 +76,7 @@ func mountDisk(cmd *cobra.Command, flags *daemon.Flags, source, mountpoint strin
 	// itself what goes wrong.
 	code, err := background.Start(ctx, os.Args[1:], os.Stderr)
 	if err != nil {
-		return fmt.Errorf("go on in the background: %w", err)
+		return err
 	}
 	if code != exitDone {
 		return reportedError{code}

@@ -58,7 +58,7 @@ Each byte is copied once at most, however many snapshots go.`,
 				return err
 			}
 			if flags.policy.Empty() {
-				return wrongUse(cmd, "without a rule all would be deleted; say with --keep-last, --keep-daily or the like what is to be kept")
+				return wrongUse(cmd, "without a rule every snapshot would be deleted; say what to keep, with --keep-last, --keep-daily or the like")
 			}
 			return flags.dry.check(cmd)
 		},
@@ -254,7 +254,7 @@ func (flags *pruneFlags) show(cmd *cobra.Command, t where.Target, plan prunePlan
 			if err := plan.check(d); err != nil {
 				return err
 			}
-			p, err := d.Plan("delete", names)
+			p, err := d.Plan(chain.OpDelete, names)
 			doc.Plan = &p
 			return err
 		})

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/client"
 )
 
@@ -33,7 +34,7 @@ NAME stay, as a branch.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[1]
 			if dry.on {
-				return dry.show(cmd, args[0], "revert", name)
+				return dry.show(cmd, args[0], chain.OpRevert, name)
 			}
 			if err := saved.clear(cmd, args[0], true); err != nil {
 				return err

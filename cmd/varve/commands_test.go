@@ -102,7 +102,7 @@ func TestCommandsMountedOrNot(t *testing.T) {
 			}
 			words := "it is not mounted"
 			if c.disk == "mnt" {
-				words = "no varve mount"
+				words = "nor a varve mount"
 			}
 			fails(t, dir, exitFailed, []string{"umount " + c.disk + ": ", words}, "umount", c.disk)
 		})

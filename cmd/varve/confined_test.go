@@ -231,20 +231,92 @@ func TestProcessOutsideIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "it is gone", func() bool { return statusOf(t, outside)["State"] == "Z (zombie)" })
-	fails(t, dir, exitFailed, []string{"varve-outside", "mount the disk anew"}, "clone", "mnt", "one", "clone.varve")
+	fails(t, dir, exitFailed, []string{"varve-outside", "unmount and mount the disk"}, "clone", "mnt", "one", "clone.varve")
 	if _, err := os.Lstat(filepath.Join(dir, "clone.varve")); !os.IsNotExist(err) {
 		t.Errorf("clone.varve: %v", err)
 	}
 	// What cannot be told counts as standing: the daemon itself may not read it.
 	fails(t, dir, exitFailed, []string{"first.varve was cloned from snapshot one"}, "release", "mnt", "one")
-	if err := syscall.Kill(daemon, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the log says why it is not unmounted", func() bool { return strings.Contains(logOf(t, disk), "not unmounted") })
 	put(t, mnt, "goes on", 0)
 	must(t, dir, "umount", "mnt")
 	eventually(t, "the daemon ends", func() bool { return gone(daemon) })
 	must(t, dir, "check", "vm.raw")
+}
+
+// TestSIGTERMWithoutTheProcessOutside: a daemon that has lost the process which unmounts for it
+// says so at once, closes the disk in order at SIGTERM, and leaves a mount behind that the next
+// mount, or umount, takes away. While somebody has the disk open it goes on, as always.
+func TestSIGTERMWithoutTheProcessOutside(t *testing.T) {
+	for _, uid := range []uint32{0, nobody} {
+		t.Run(fmt.Sprint("uid ", uid), func(t *testing.T) {
+			dir := hostDir(t)
+			if err := os.Mkdir(dir+"/mnt", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			must(t, dir, "create", "vm.varve", "--size", "8M")
+			tool(t, dir, "chown", "-R", fmt.Sprint(uid), ".")
+			do := func(args ...string) result {
+				t.Helper()
+				if uid != 0 {
+					return asUser(t, uid, dir, dir, args...)
+				}
+				return vv(t, dir, args...)
+			}
+			disk, mnt := dir+"/vm.varve", dir+"/mnt"
+			if r := do("mount", "vm.varve", "mnt"); r.code != exitDone {
+				t.Fatalf("%+v", r)
+			}
+			daemon := daemonOf(t, disk)
+			if err := syscall.Kill(outsideOf(t, daemon), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the log says that it is gone", func() bool { return strings.Contains(logOf(t, disk), "the process varve-outside has ended") })
+			user := exec.Command("sh", "-c", "exec 3<>mnt/disk.raw; printf kept >&3; echo ready; exec sleep 1000")
+			user.Dir = dir
+			if uid != 0 {
+				user.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+			}
+			out, err := user.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := user.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer user.Process.Kill()
+			if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+				t.Fatal(err)
+			}
+			syscall.Kill(daemon, syscall.SIGTERM)
+			eventually(t, "the log says that it is in use", func() bool { return strings.Contains(logOf(t, disk), "not unmounted: it is in use") })
+			user.Process.Kill()
+			user.Wait()
+			syscall.Kill(daemon, syscall.SIGTERM)
+			eventually(t, "the daemon ends", func() bool { return gone(daemon) })
+			if text := logOf(t, disk); !strings.Contains(text, "the mount stays behind without a daemon") || !strings.Contains(text, "msg=closed") || strings.Contains(text, "msg=unmounted") {
+				t.Errorf("the log says\n%s", text)
+			}
+			look := exec.Command("cat", mnt+"/disk.raw")
+			look.SysProcAttr = user.SysProcAttr
+			if words, err := look.CombinedOutput(); err == nil || !strings.Contains(string(words), "Transport endpoint is not connected") {
+				t.Errorf("the mountpoint says %q, %v", words, err)
+			}
+			if r := do("mount", "vm.varve", "mnt"); r.code != exitDone || !strings.Contains(r.stderr, "was a mount of this disk whose daemon was gone") {
+				t.Errorf("%+v", r)
+			}
+			if r := do("umount", "mnt"); r.code != exitDone {
+				t.Errorf("%+v", r)
+			}
+			must(t, dir, "export", "vm.varve", "leaf", "leaf.raw")
+			if got := get(t, dir+"/leaf.raw", 0, 4); got != "kept" {
+				t.Errorf("the disk has %q", got)
+			}
+			must(t, dir, "check", "vm.varve")
+		})
+	}
 }
 
 // A process outside that is stopped keeps neither the disk from being closed nor an operation

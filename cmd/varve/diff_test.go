@@ -133,7 +133,7 @@ func TestExportReplacesNoImageInUse(t *testing.T) {
 	for _, disk := range []string{"mnt", "vm.raw.varve"} {
 		fails(t, dir, exitFailed, []string{"vm.raw is a file of this disk (base)"}, "export", disk, "one", "vm.raw", "--force")
 		fails(t, dir, exitFailed, []string{"other.raw is the image of the disk"}, "export", disk, "one", "other.raw", "--force")
-		fails(t, dir, exitFailed, []string{"where only that disk's own files are"}, "export", disk, "one", "other.raw.varve/layers/000077.qcow2")
+		fails(t, dir, exitFailed, []string{"which holds only that disk's own files; name another place"}, "export", disk, "one", "other.raw.varve/layers/000077.qcow2")
 		if disk == "mnt" {
 			must(t, dir, "umount", "mnt")
 		}

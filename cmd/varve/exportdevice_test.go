@@ -143,7 +143,7 @@ func TestExportToADeviceRefused(t *testing.T) {
 	refused([]string{".raw is a file of this disk (base)"}, device, dir+"/vm.raw", "--force")
 	tool(t, dir, "losetup", "--detach", device)
 	device = strings.TrimSpace(tool(t, dir, "losetup", "--find", "--show", "--read-only", "mnt/disk.raw"))
-	refused([]string{"where only the disk's own files are"}, device, dir+"/mnt/disk.raw", "--force")
+	refused([]string{"which holds only the disk's own files; name another place"}, device, dir+"/mnt/disk.raw", "--force")
 	tool(t, dir, "losetup", "--detach", device)
 }
 

@@ -169,10 +169,10 @@ func TestAMountThatNamesAnothersDisk(t *testing.T) {
 		"status.json": {text: `{"version":1,"disk":"` + disk + `","size":4096,"leaf":"1","layers":[{"id":"1","state":"leaf","file":"/etc/shadow"}]}`},
 		"metrics":     {text: "varve_disk_bytes 4096\n"},
 	})
-	if r := must(t, dir, "list"); !strings.Contains(r.stdout, fmt.Sprintf("%s (says uid %d)", disk, nobody)) || !strings.Contains(r.stdout, mnt+"   "+disk+"  ") && strings.Count(r.stdout, disk) != 2 {
+	if r := must(t, dir, "list"); !strings.Contains(r.stdout, fmt.Sprintf("%s (claimed by uid %d)", disk, nobody)) || !strings.Contains(r.stdout, mnt+"   "+disk+"  ") && strings.Count(r.stdout, disk) != 2 {
 		t.Errorf("list: %s", r.stdout)
 	}
-	if r := must(t, dir, "metrics", "--all"); !strings.Contains(r.stdout, fmt.Sprintf(`varve_up{disk="%s (says uid %d)",mountpoint="%s"} 1`, disk, nobody, fake)) ||
+	if r := must(t, dir, "metrics", "--all"); !strings.Contains(r.stdout, fmt.Sprintf(`varve_up{disk="%s (claimed by uid %d)",mountpoint="%s"} 1`, disk, nobody, fake)) ||
 		!strings.Contains(r.stdout, fmt.Sprintf(`varve_up{disk="%s",mountpoint="%s"} 1`, disk, mnt)) {
 		t.Errorf("metrics: %s", r.stdout)
 	}
@@ -180,7 +180,7 @@ func TestAMountThatNamesAnothersDisk(t *testing.T) {
 		t.Errorf("status: %+v", r)
 	}
 	must(t, dir, "snapshot", disk, "one")
-	if r := vv(t, dir, "doctor", "--json", "fake"); !strings.Contains(r.stdout, "calls itself a varve mount of "+disk) {
+	if r := vv(t, dir, "doctor", "--json", "fake"); !strings.Contains(r.stdout, "claims to be the disk "+disk) {
 		t.Errorf("doctor: %+v", r)
 	}
 	must(t, dir, "umount", disk)

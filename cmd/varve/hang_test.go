@@ -80,7 +80,7 @@ func TestUmountTimeout(t *testing.T) {
 	go func() { done <- finish(t, cmd) }()
 	select {
 	case r := <-done:
-		if r.code != exitFailed || !strings.Contains(r.stderr, mnt+" is no longer mounted, but pid "+strconv.Itoa(pid)+" still writes; do not touch "+dir+"/vm.raw.varve") {
+		if r.code != exitFailed || !strings.Contains(r.stderr, mnt+" is unmounted, but its daemon (pid "+strconv.Itoa(pid)+") has not written everything yet; wait until that process has ended before you copy or use "+dir+"/vm.raw.varve") {
 			t.Errorf("exit %d, says %q", r.code, r.stderr)
 		}
 		goOn()

@@ -153,7 +153,7 @@ func TestImportRefused(t *testing.T) {
 		{"small mnt --snapshot -x", exitFailed, "begins with"},
 		{"small nowhere.varve", exitFailed, "no such disk"},
 		{"small", exitUsage, "DISK is missing"},
-		{"- mnt --format qcow2", exitUsage, "cannot come from a pipe"},
+		{"- mnt --format qcow2", exitUsage, "cannot be read from a pipe"},
 		{"mnt/disk.raw mnt", exitFailed, "is a file of the disk's own mount"},
 		{"mnt/status mnt", exitFailed, "is a file of the disk's own mount"},
 		{"mnt/layers/one.raw mnt", exitFailed, "is one of this disk; \"varve revert mnt one\" goes back to it without a copy"},

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,4 +130,47 @@ func TestInterruptOnAHangingHost(t *testing.T) {
 	if out, err := exec.Command("pgrep", "-f", host+"/d.varve").Output(); err == nil {
 		t.Errorf("processes left: %s", out)
 	}
+}
+
+// TestInterruptedCreate: Ctrl-C in the middle of a create leaves nothing, and says so.
+func TestInterruptedCreate(t *testing.T) {
+	dir := hostDir(t)
+	cmd := command(dir, "create", "d.varve", "--size", "1M")
+	// Each fsync takes a while, so that the signal comes before the disk is made.
+	slow := exec.Command("strace", append([]string{"-f", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=30000", cmd.Path}, cmd.Args[1:]...)...)
+	slow.Dir, slow.Env = cmd.Dir, cmd.Env
+	stderr := &heard{}
+	slow.Stderr = stderr
+	if err := slow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has begun", func() bool {
+		_, err := os.Lstat(dir + "/.d.varve.creating")
+		return err == nil
+	})
+	child, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", slow.Process.Pid, slow.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(child)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	slow.Wait()
+	said := notices.ReplaceAllString(stderr.String(), "")
+	if slow.ProcessState.ExitCode() != exitFailed {
+		t.Errorf("%v, says %q", slow.ProcessState, said)
+	}
+	switch left, err := os.ReadDir(dir); {
+	case err != nil:
+		t.Error(err)
+	case strings.HasPrefix(said, "varve: interrupted while waiting for d.varve") && strings.HasSuffix(said, "what was begun there the next \"varve create\" of it removes\n"):
+		t.Log("the host is so slow that nobody waited for the end")
+	case said != "varve: create d.varve: interrupted; nothing was made\n" || len(left) > 0:
+		t.Errorf("says %q, and left %v", said, left)
+	}
+	must(t, dir, "create", "d.varve", "--size", "1M")
 }

@@ -85,6 +85,3 @@ func followJob(ctx context.Context, cmd *cobra.Command, t where.Target, begin fu
 	}
 	return nil
 }
-
-// States of a job, as status.json names them.
-const jobRunning = client.JobRunning

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"varve/chain"
 	"varve/chain/dirlock"
-	"varve/cmd/varve/internal/client"
 )
 
 func TestJobInBackground(t *testing.T) {
@@ -24,7 +24,7 @@ func TestJobInBackground(t *testing.T) {
 		t.Errorf("list says\n%s", r.stdout)
 	}
 	must(t, dir, "cancel", "mnt")
-	if st := document(t, dir, "mnt"); st.Job == nil || st.Job.State != client.JobCancelled {
+	if st := document(t, dir, "mnt"); st.Job == nil || st.Job.State != chain.JobCancelled {
 		t.Errorf("the job: %+v", st.Job)
 	}
 	fails(t, dir, exitFailed, []string{"no job is under way"}, "cancel", "mnt")
@@ -43,7 +43,7 @@ func TestWaitingForACancelledJob(t *testing.T) {
 	}
 	eventually(t, "the job runs", func() bool {
 		st := document(t, dir, "mnt")
-		return st.Job != nil && st.Job.State == jobRunning
+		return st.Job != nil && st.Job.State == chain.JobRunning
 	})
 	must(t, dir, "cancel", "mnt", "1")
 	cmd.Wait()
@@ -59,7 +59,7 @@ func TestInterruptedWaitMounted(t *testing.T) {
 	if r.code != exitFailed || r.stderr != "varve: flatten mnt: interrupted; job 1 goes on in the background, \"varve cancel mnt 1\" stops it\n" {
 		t.Errorf("exit %d, says %q", r.code, r.stderr)
 	}
-	if st := document(t, dir, "mnt"); st.Job == nil || st.Job.ID != "1" || st.Job.State != jobRunning {
+	if st := document(t, dir, "mnt"); st.Job == nil || st.Job.ID != "1" || st.Job.State != chain.JobRunning {
 		t.Errorf("the job: %+v", st.Job)
 	}
 	must(t, dir, "umount", "mnt")
@@ -117,7 +117,7 @@ func jobEnds(t *testing.T, dir string) {
 	must(t, dir, "mount", "vm.varve", "mnt")
 	eventually(t, "the job is done", func() bool {
 		st := document(t, dir, "mnt")
-		return st.Job != nil && st.Job.ID == "1" && st.Job.State == client.JobDone
+		return st.Job != nil && st.Job.ID == "1" && st.Job.State == chain.JobDone
 	})
 	must(t, dir, "umount", "mnt")
 	tool(t, dir, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", "host/vm.raw", "vm.varve/layers/000002.qcow2")
@@ -175,7 +175,7 @@ func TestDeleteUnnamed(t *testing.T) {
 			must(t, dir, "umount", "mnt")
 			must(t, dir, "delete", "vm.raw", "one", "--background")
 			must(t, dir, "cancel", "vm.raw")
-			if st := document(t, dir, "vm.raw"); len(st.Layers) != 4 || st.Layers[1].State != "unnamed" {
+			if st := document(t, dir, "vm.raw"); len(st.Layers) != 4 || st.Layers[1].State != chain.StateUnnamed {
 				t.Fatalf("after the cancel: %+v", st)
 			}
 			if remount {
@@ -223,18 +223,18 @@ func TestJobRate(t *testing.T) {
 	if r := must(t, dir, "status", "mnt"); !strings.Contains(r.stdout, "/s (limit 64 KiB/s)") {
 		t.Errorf("status says\n%s", r.stdout)
 	}
-	if st := document(t, dir, "mnt"); st.Job.State != jobRunning {
+	if st := document(t, dir, "mnt"); st.Job.State != chain.JobRunning {
 		t.Errorf("the job is %s", st.Job.State)
 	}
 	if err := os.WriteFile(dir+"/mnt/control/rate", []byte("max\n"), 0); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it goes on without a limit", func() bool { return document(t, dir, "mnt").Job.State == client.JobDone })
+	eventually(t, "it goes on without a limit", func() bool { return document(t, dir, "mnt").Job.State == chain.JobDone })
 	if s := rate(); !strings.Contains(s, "\n# now: max\n") {
 		t.Errorf("control/rate reads\n%s", s)
 	}
 	must(t, dir, "flatten", "mnt", "leaf", "--rate", "1G")
-	if st := document(t, dir, "mnt"); st.Job.State != client.JobDone || st.Job.RateLimit != 1<<30 {
+	if st := document(t, dir, "mnt"); st.Job.State != chain.JobDone || st.Job.RateLimit != 1<<30 {
 		t.Errorf("the job: %+v", st.Job)
 	}
 }

@@ -26,12 +26,12 @@ func TestWriteMounts(t *testing.T) {
 		}},
 		{Mountpoint: "/tmp/m", Disk: "/images/e.varve", UID: 61002, Layers: 1},
 	}, Parts: []bindStatus{bindOf(mounts.Mount{Mountpoint: "/srv/only", Root: "/layers", Source: "/images/f.varve", Device: 1})}})
-	want := `MOUNTPOINT  DISK                              SIZE     LAYERS  JOB
-/mnt/vm1    /images/ubuntu.raw.varve          20 GiB   3       -
-/mnt/vm22   /images/d.varve                   1.5 GiB  128     7 flatten 25 %
-/mnt/vm3    /images/e.varve                   -        -       no answer within 5s
-/tmp/m      /images/e.varve (says uid 61002)  0 B      1       -
-/srv/only   /images/f.varve                   -        -       it is a bind mount of layers of the disk /images/f.varve, whose mount cannot be seen from here
+	want := `MOUNTPOINT  DISK                                    SIZE     LAYERS  JOB
+/mnt/vm1    /images/ubuntu.raw.varve                20 GiB   3       -
+/mnt/vm22   /images/d.varve                         1.5 GiB  128     7 flatten 25 %
+/mnt/vm3    /images/e.varve                         -        -       no answer within 5s
+/tmp/m      /images/e.varve (claimed by uid 61002)  0 B      1       -
+/srv/only   /images/f.varve                         -        -       it is a bind mount of layers of the disk /images/f.varve, whose mount cannot be seen from here
 /mnt/vm3 can also be seen: disk.raw at /srv/vm3.raw
 /mnt/vm3 can also be seen: all of it at /mnt/vm3 in the mount namespace of pid 12, and in 2 more
 /mnt/vm3 can also be seen: disk.raw at /disk.raw in the mount namespace of pid 12

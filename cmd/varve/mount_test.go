@@ -425,7 +425,7 @@ func TestInterruptedMount(t *testing.T) {
 	}
 	cmd.Wait()
 	said := notices.ReplaceAllString(words.String(), "")
-	if !strings.HasPrefix(said, "varve: interrupted while waiting for vm.varve") && said != "varve: mount vm.varve: stopped by a signal (terminated)\n" ||
+	if !strings.HasPrefix(said, "varve: interrupted while waiting for vm.varve") && said != "varve: mount vm.varve: interrupted (terminated); the disk was unmounted again\n" && said != "varve: mount vm.varve: interrupted; nothing was mounted\n" ||
 		cmd.ProcessState.ExitCode() != exitFailed {
 		t.Errorf("%s, says %q", cmd.ProcessState, said)
 	}

@@ -121,7 +121,7 @@ func TestRootAtAUsersMount(t *testing.T) {
 	own("mount", "d.varve", "mnt")
 	r := vv(t, dir, "snapshot", "own/mnt", "one")
 	who := fmt.Sprintf("varve: snapshot own/mnt: only uid %d, who mounted %s/own/mnt, may do that: ", nobody, dir)
-	_, become, found := strings.Cut(r.stderr, ": permission denied; become that user, with \"")
+	_, become, found := strings.Cut(r.stderr, ": permission denied; run the command as that user, with \"")
 	become, rest, ends := strings.Cut(become, " varve\" and the same words\n")
 	if r.code != exitFailed || !strings.HasPrefix(r.stderr, who) || !found || !ends || rest != "" {
 		t.Fatalf("%+v", r)

@@ -32,7 +32,7 @@ func (r *dryRun) check(cmd *cobra.Command) error {
 }
 
 // show prints what an operation on the disk that arg names would do.
-func (r *dryRun) show(cmd *cobra.Command, arg, operation string, names ...string) error {
+func (r *dryRun) show(cmd *cobra.Command, arg string, operation chain.Operation, names ...string) error {
 	return readDisk(cmd, arg, func(d client.Disk) error {
 		p, err := d.Plan(operation, names)
 		if err != nil {
@@ -62,15 +62,13 @@ func writePlan(out io.Writer, p chain.Plan) error {
 	p = show.Printable(p)
 	var text strings.Builder
 	layer := func(what string, l chain.PlanLayer) {
-		name := l.Name
-		if p.Operation == "revert" && l.Name == "" && l.OwnBytes == 0 {
+		name := chain.Title("", l.Name, l.ID)
+		if p.Operation == chain.OpRevert && l.Name == "" && l.OwnBytes == 0 {
 			name = "the leaf, to which nothing was written"
-		} else if name == "" {
-			name = "(" + l.ID + ")"
 		}
 		fmt.Fprintf(&text, "  %-10s %s (holds %s itself, %s on the host)\n", what, name, show.Size(l.OwnBytes), show.Size(l.HostBytes))
 	}
-	if p.Operation == "delete" && len(p.Gone)+len(p.Waiting) == 0 {
+	if p.Operation == chain.OpDelete && len(p.Gone)+len(p.Waiting) == 0 {
 		_, err := fmt.Fprintln(out, "there is no snapshot whose delete fits on the host and gives anything back")
 		return err
 	}

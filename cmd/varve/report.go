@@ -33,7 +33,7 @@ func (w *reportWriter) name(l chain.LayerCheck) {
 	}
 	name := l.Name
 	switch {
-	case l.State == "leaf":
+	case l.State == chain.StateLeaf:
 		name = "the leaf"
 	case name == "":
 		name = "unnamed"

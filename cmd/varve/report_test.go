@@ -33,7 +33,7 @@ func TestReportWriterWords(t *testing.T) {
 // are.
 func TestReportOfManyAlike(t *testing.T) {
 	r := chain.CheckReport{Disk: "/d", Findings: []chain.CheckFinding{{Severity: chain.SeverityNote, File: "/a", Text: "marked", WayOut: "mend it"}}}
-	add := func(n int, kind, file, wayOut string) {
+	add := func(n int, kind chain.FindingKind, file, wayOut string) {
 		for i := range n {
 			r.Findings = append(r.Findings, chain.CheckFinding{Severity: chain.SeverityError, Kind: kind, File: file, Text: fmt.Sprintf("%s%d", kind, i), WayOut: wayOut})
 		}

@@ -32,7 +32,7 @@ func TestUmountOfASpoofedMount(t *testing.T) {
 	namespace(t, dir, "true") // its copy of the fake mount would have the daemon told to end
 	for _, flags := range [][]string{nil, {"--lazy"}, {"--wait", "--timeout", "10s"}} {
 		r := vv(t, dir, append([]string{"umount", fake}, flags...)...)
-		if r.code != exitFailed || !strings.Contains(r.stderr, "vm.raw.varve, which pid ") || !strings.Contains(r.stderr, "has mounted elsewhere") {
+		if r.code != exitFailed || !strings.Contains(r.stderr, "vm.raw.varve, but that disk is mounted elsewhere, by pid ") {
 			t.Errorf("umount %v: %+v", flags, r)
 		}
 	}

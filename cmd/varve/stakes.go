@@ -73,9 +73,9 @@ func (s *savedStateFlag) refuse(stakes []doctor.Stake, overlays bool) error {
 	for _, k := range stakes {
 		switch {
 		case k.Saved && !s.discard:
-			return fmt.Errorf("%s: it would destroy the guest's file systems; %s, or use --discard-saved-state", k.What, k.Fix)
+			return fmt.Errorf("%s: on another disk content that would destroy the guest's file systems; %s, or use --discard-saved-state", k.What, k.Fix)
 		case !k.Saved && overlays:
-			return fmt.Errorf("%s: it would stand on something else; %s", k.What, k.Fix)
+			return fmt.Errorf("%s: that image would then stand on another disk content; %s", k.What, k.Fix)
 		}
 	}
 	return nil

@@ -22,7 +22,7 @@ func TestOverlayOnDiskRaw(t *testing.T) {
 	if want := "varve: snapshot mnt: " + dir + "/x1.qcow2, which stands on disk.raw, lies beside the disk: what the guest wrote there is not in the snapshot; with no VM running: qemu-img commit "; !strings.HasPrefix(r.stderr, want) {
 		t.Errorf("snapshot says %q", r.stderr)
 	}
-	words := []string{dir + "/x1.qcow2, which stands on disk.raw, lies beside the disk: it would stand on something else; ", "qemu-img commit"}
+	words := []string{dir + "/x1.qcow2, which stands on disk.raw, lies beside the disk: that image would then stand on another disk content; ", "qemu-img commit"}
 	fails(t, dir, exitFailed, append(words, "revert mnt: "), "revert", "mnt", "one")
 	fails(t, dir, exitFailed, append(words, "revert mnt: "), "revert", "mnt", "one", "--discard-saved-state")
 	says(t, dir, []string{"mnt"}, "problem vm-overlay "+dir+"/vm.raw.varve: "+dir+"/x1.qcow2, which stands on disk.raw, lies beside the disk: a snapshot by varve lacks what is in it, and a revert destroys it; ")

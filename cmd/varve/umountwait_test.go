@@ -64,7 +64,7 @@ func TestUmountWaitTimeout(t *testing.T) {
 	}
 	defer f.Close()
 	r := vv(t, dir, "umount", "mnt", "--wait", "--timeout", "700ms")
-	if r.code != exitFailed || !strings.Contains(r.stderr, "varve: umount mnt: still in use: ") || !strings.Contains(r.stderr, "it stays mounted") {
+	if r.code != exitFailed || !strings.Contains(r.stderr, "varve: umount mnt: the time of --timeout is over: it is still in use: ") || !strings.Contains(r.stderr, "it stays mounted") {
 		t.Errorf("exit %d, %q", r.code, r.stderr)
 	}
 	if _, err := os.Stat(mnt + "/disk.raw"); err != nil {

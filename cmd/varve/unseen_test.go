@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,6 +66,21 @@ func TestMountedInAnotherNamespace(t *testing.T) {
 	}
 	if st := document(t, dir, "vm.varve"); named(st) != "three" || st.Size != 8<<20 {
 		t.Errorf("the disk has %d bytes and the snapshots %q", st.Size, named(st))
+	}
+	if r := must(t, dir, "list"); !strings.Contains(r.stdout, fmt.Sprintf("%s/mnt (in the mount namespace of pid ", dir)) || strings.Count(r.stdout, dir+"/vm.varve") != 1 || !strings.Contains(r.stdout, "8 MiB") {
+		t.Errorf("list says\n%s", r.stdout)
+	}
+	var doc mountsDocument
+	if err := json.Unmarshal([]byte(must(t, dir, "list", "--json").stdout), &doc); err != nil || len(doc.Elsewhere) == 0 {
+		t.Errorf("%+v, %v", doc, err)
+	}
+	for _, m := range doc.Elsewhere {
+		if m.Disk == dir+"/vm.varve" && (m.Mountpoint != dir+"/mnt" || m.PID == 0 || m.Size != 8<<20 || m.Error != "") {
+			t.Errorf("%+v", m)
+		}
+	}
+	if r := must(t, dir, "metrics", "--all"); !strings.Contains(r.stdout, fmt.Sprintf(`varve_up{disk="%s/vm.varve",mountpoint="%s/mnt"} 1`, dir, dir)) {
+		t.Errorf("metrics --all says\n%s", r.stdout)
 	}
 	fails(t, dir, exitFailed, []string{"check vm.varve: it is mounted at " + dir + "/mnt in the mount namespace of pid", `"varve umount ` + dir + `/vm.varve"`}, "check", "vm.varve")
 	fails(t, dir, exitFailed, []string{"the disk " + dir + "/vm.varve is mounted there: name that"}, "status", "mnt")

@@ -69,7 +69,7 @@ func (w *crew) add(c *Conn) {
 	one, err := w.take(c)
 	if err != nil {
 		w.active.Add(-1)
-		c.log.Error("cannot start another worker", "error", err)
+		c.log.Error("cannot start another thread for requests", "error", err)
 		return
 	}
 	w.done.Go(func() {

@@ -100,7 +100,7 @@ func (w *worker) work() (gone bool) {
 		understood := w.answer(n)
 		w.turn.end()
 		if !understood {
-			c.log.Error("the kernel gave less than a request; the mount has ended", "bytes", n)
+			c.log.Error("the kernel sent an incomplete request, so the mount has ended", "bytes", n)
 			return true
 		}
 		if c.crew.leave() {
@@ -230,7 +230,7 @@ func (w *worker) other(request []byte, op Op) outcome {
 	h := *(*fuse.InHeader)(unsafe.Pointer(&request[0]))
 	if h.Opcode == opInit {
 		// go-fuse would agree anew on what both can do, beside requests under way.
-		w.conn.log.Error("the kernel began anew on a connection in use")
+		w.conn.log.Error("the kernel sent a second INIT on a connection in use; it was refused")
 		return w.end(h.Unique, fuse.EIO)
 	}
 	p, err := w.conn.protocolReply(w, request)

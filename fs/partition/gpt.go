@@ -35,7 +35,7 @@ func (r *reader) readGPT() ([]Partition, error) {
 			return nil, r.failed
 		}
 	}
-	return nil, fmt.Errorf("%w: no valid GPT at the disk's front, nor at its end", ErrBroken)
+	return nil, fmt.Errorf("%w: no valid GPT at the beginning or the end of the disk", ErrBroken)
 }
 
 // fromGPT takes the entries that lie within the disk, as Linux does.

@@ -132,14 +132,14 @@ func (k Kinds) Fit(p *Page) error {
 		if is := all[f.name]; is == "" {
 			all[f.name] = f.kind
 		} else if f.kind != "" && f.kind != is {
-			return fmt.Errorf("%s is another metric than elsewhere", f.name)
+			return fmt.Errorf("%s has another type or help text than in the other mounts", f.name)
 		}
 	}
 	for name := range all {
 		for _, part := range []string{"_bucket", "_sum", "_count"} {
 			whole, ok := strings.CutSuffix(name, part)
 			if kind := all[whole]; ok && (kind == Histogram || kind == "summary") {
-				return fmt.Errorf("%s is another metric than elsewhere", name)
+				return fmt.Errorf("%s has another type or help text than in the other mounts", name)
 			}
 		}
 	}

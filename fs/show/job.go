@@ -18,7 +18,7 @@ func jobLine(st chain.Status, j chain.JobStatus) string {
 	if j.Rate > 0 {
 		line += ", " + Size(j.Rate) + "/s"
 	}
-	if j.RateLimit > 0 && j.State == "running" {
+	if j.RateLimit > 0 && j.State == chain.JobRunning {
 		line += " (limit " + Size(j.RateLimit) + "/s)"
 	}
 	if left := timeLeft(j); left != "" {
@@ -57,7 +57,7 @@ func jobPercent(j chain.JobStatus) int {
 // timeLeft is how long a running job still needs, in words: "2 min 10 s left"; "" when
 // that is not known.
 func timeLeft(j chain.JobStatus) string {
-	if j.State != "running" || j.SecondsLeft == nil || *j.SecondsLeft < 0 {
+	if j.State != chain.JobRunning || j.SecondsLeft == nil || *j.SecondsLeft < 0 {
 		return ""
 	}
 	return humanTime(*j.SecondsLeft) + " left"

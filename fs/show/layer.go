@@ -13,7 +13,7 @@ func titleOf(st chain.Status, id string) string {
 			return st.Layers[i].Title()
 		}
 	}
-	return "(" + id + ")"
+	return chain.Title("", "", id)
 }
 
 // ownSize is what a layer holds itself, marked where it is not counted to the end. Of a
@@ -31,7 +31,7 @@ func ownSize(l chain.LayerStatus) string {
 // frees is what deleting a layer would give back on the host, in words.
 func frees(l *chain.LayerStatus) string {
 	switch {
-	case l.State == "leaf" || l.Foreign:
+	case l.State == chain.StateLeaf || l.Foreign:
 		return "-"
 	case l.Frees == nil:
 		return "?"
@@ -42,8 +42,11 @@ func frees(l *chain.LayerStatus) string {
 // mostDamagesShown is how many damaged places a table names of a layer.
 const mostDamagesShown = 3
 
-// damageNotes say of a layer what of it cannot be read.
+// damageNotes say of a layer that its file was removed, and what of it cannot be read.
 func damageNotes(l *chain.LayerStatus) (notes []string) {
+	if l.Lost {
+		notes = append(notes, "its file was removed: do not unmount, see \"varve doctor\"")
+	}
 	for i, d := range l.Damage {
 		if i == mostDamagesShown {
 			return append(notes, fmt.Sprintf("damaged: %d more places, see status.json", len(l.Damage)-i))

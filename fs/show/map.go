@@ -152,9 +152,9 @@ func number(f float64) string {
 // color is that of a layer, numbered from the top.
 func (d *mapDrawing) color(i int) string {
 	switch d.m.Layers[i].State {
-	case "leaf":
+	case chain.StateLeaf:
 		return mapLeafColor
-	case "base":
+	case chain.StateBase:
 		return mapBaseColor
 	}
 	n := d.between()
@@ -164,7 +164,7 @@ func (d *mapDrawing) color(i int) string {
 // between is how many layers are neither the leaf nor the base: they stand between them.
 func (d *mapDrawing) between() int {
 	n := len(d.m.Layers) - 1
-	if n > 0 && d.m.Layers[n].State == "base" {
+	if n > 0 && d.m.Layers[n].State == chain.StateBase {
 		n--
 	}
 	return n
@@ -235,7 +235,7 @@ func (d *mapDrawing) rowText(i int, top float64, color string) {
 	}
 	d.printf(`<rect x="%d" y="%s" width="8" height="%s" fill="%s"/>`, mapPad, number(top+d.pitch/2-d.bar/2), number(d.bar), color)
 	weight := ""
-	if l.State == "leaf" {
+	if l.State == chain.StateLeaf {
 		weight = ` class="b"`
 	}
 	d.printf(`<text%s x="%d" y="%s"%s>%s</text>`, weight, mapPad+14, baseline, style, d.text(fit(l.Title(), (mapLeft-mapPad-14-8)/size)))
@@ -246,7 +246,7 @@ func (d *mapDrawing) rowText(i int, top float64, color string) {
 // words say of a layer what the row shows.
 func (d *mapDrawing) words(l chain.MapLayer) string {
 	text := l.Title()
-	if l.Name != "" || l.State == "leaf" {
+	if l.Name != "" || l.State == chain.StateLeaf {
 		text += " (" + l.ID + ")"
 	}
 	text += ": holds " + Size(total(l.Data))
@@ -257,7 +257,7 @@ func (d *mapDrawing) words(l chain.MapLayer) string {
 		text += ", or more: " + Size(lost) + " are damaged and cannot be read"
 	}
 	text += "; " + Size(total(l.Seen)) + " of it is in the disk as it is now"
-	if l.State != "leaf" {
+	if l.State != chain.StateLeaf {
 		text += "; since " + l.Since().Local().Format("2006-01-02 15:04")
 	}
 	return text

@@ -17,7 +17,7 @@ func Table(w io.Writer, st chain.Status, o TreeOptions) error {
 	fmt.Fprintf(&text, "disk  %s\n", st.Disk)
 	fmt.Fprintf(&text, "size  %s (%d bytes)\n", Size(st.Size), st.Size)
 	for _, l := range st.Layers {
-		if l.State == "base" {
+		if l.State == chain.StateBase {
 			fmt.Fprintf(&text, "base  %s (%s, never written)\n", l.File, l.Format)
 		}
 	}

@@ -144,9 +144,9 @@ func (t *treeDrawing) walk(id, first, graph string) {
 
 func (t *treeDrawing) mark(l *chain.LayerStatus) string {
 	switch {
-	case l.State == "leaf":
+	case l.State == chain.StateLeaf:
 		return t.marks.leaf
-	case l.State == "base":
+	case l.State == chain.StateBase:
 		return t.marks.base
 	case l.Name == "":
 		return t.marks.unnamed
@@ -156,14 +156,14 @@ func (t *treeDrawing) mark(l *chain.LayerStatus) string {
 
 // notes are what is to be said of a layer besides its figures.
 func (t *treeDrawing) notes(l *chain.LayerStatus) (notes []string) {
-	if j := t.st.Job; j != nil && j.Layer == l.ID && j.State == "running" {
+	if j := t.st.Job; j != nil && j.Layer == l.ID && j.State == chain.JobRunning {
 		note := "being deleted"
 		switch j.Kind {
-		case "flatten":
+		case chain.FlattenJob:
 			note = "being flattened"
-		case "delete":
+		case chain.DeleteJob:
 		default:
-			note = "job " + j.Kind
+			note = "job " + j.Kind.String()
 		}
 		if j.TotalBytes > 0 {
 			note += fmt.Sprintf(", %d %%", jobPercent(*j))
@@ -174,7 +174,7 @@ func (t *treeDrawing) notes(l *chain.LayerStatus) (notes []string) {
 		notes = append(notes, note)
 	} else if l.SetAside {
 		notes = append(notes, "the leaf that the last revert set aside")
-	} else if l.State == "unnamed" {
+	} else if l.State == chain.StateUnnamed {
 		notes = append(notes, "deleted, but needed by what stands on it")
 	}
 	if l.Held && len(l.Clones) == 0 {
@@ -274,9 +274,9 @@ func pad(s string, width int) string { return fmt.Sprintf("%-*s", width, s) }
 
 func (t *treeDrawing) code(l *chain.LayerStatus) string {
 	switch {
-	case l.State == "leaf":
+	case l.State == chain.StateLeaf:
 		return treeLeaf
-	case l.State == "base":
+	case l.State == chain.StateBase:
 		return treeBase
 	case l.Name == "":
 		return treeDim

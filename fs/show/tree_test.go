@@ -17,7 +17,7 @@ func branchedStatus() chain.Status {
 	at := time.Date(2026, 11, 22, 18, 30, 0, 0, time.Local)
 	bytes := func(n int64) *int64 { return &n }
 	id := func(s string) *string { return &s }
-	layer := func(number int, name, state string, parent int, own, host int64, frees *int64) chain.LayerStatus {
+	layer := func(number int, name string, state chain.State, parent int, own, host int64, frees *int64) chain.LayerStatus {
 		l := chain.LayerStatus{
 			ID: fmt.Sprintf("%06d", number), Name: name, State: state, Created: at.Add(time.Duration(number) * time.Hour),
 			OwnBytes: own, Counted: true, HostBytes: host, Frees: frees, Format: "qcow2",

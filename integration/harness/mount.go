@@ -171,7 +171,7 @@ func (m *Mount) WaitJob(limit time.Duration) *chain.JobStatus {
 	var job *chain.JobStatus
 	Eventually(m.t, limit, func() error {
 		job = m.Status().Job
-		if job != nil && job.State == "running" {
+		if job != nil && job.State == chain.JobRunning {
 			return fmt.Errorf("job %s (%s) is at %d of %d bytes", job.ID, job.Kind, job.DoneBytes, job.TotalBytes)
 		}
 		return nil
@@ -182,7 +182,7 @@ func (m *Mount) WaitJob(limit time.Duration) *chain.JobStatus {
 // FinishJob is WaitJob for a job that must not fail.
 func (m *Mount) FinishJob(limit time.Duration) {
 	m.t.Helper()
-	if job := m.WaitJob(limit); job != nil && job.State != "done" {
+	if job := m.WaitJob(limit); job != nil && job.State != chain.JobDone {
 		m.t.Fatalf("job %s (%s): %s: %s", job.ID, job.Kind, job.State, job.Error)
 	}
 }

@@ -4,7 +4,7 @@ import "slices"
 
 // allMutants are the mutants in the order of the rules.
 func allMutants() []mutant {
-	return slices.Concat(readingMutants, writingMutants, durabilityMutants, treeMutants, namesMutants, outsideMutants, adoptionMutants, directoryMutants, damageMutants, daemonMutants)
+	return slices.Concat(readingMutants, writingMutants, durabilityMutants, treeMutants, namesMutants, outsideMutants, adoptionMutants, directoryMutants, damageMutants, daemonMutants, lostMutants)
 }
 
 // one is a mutant of a single edit.

@@ -74,7 +74,7 @@ type maker struct {
 
 var makers = map[string]maker{
 	"fmt.Errorf": {}, "errors.New": {}, // the language's own
-	"invalidf": {}, "Invalidf": {}, "foreignf": {}, "usagef": {}, "wrongUse": {at: 1}, "refuse": {at: 1}, // cmd, chain, fs
+	"invalidf": {}, "Invalidf": {}, "Changedf": {}, "foreignf": {}, "usagef": {}, "wrongUse": {at: 1}, "refuse": {at: 1}, // cmd, chain, fs
 	"corrupt": {0, "ErrCorrupt"}, "unsupported": {0, "ErrUnsupported"}, // overlay
 }
 

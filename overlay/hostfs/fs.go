@@ -88,6 +88,7 @@ type Info struct {
 	ModTime   time.Time
 	Inode     uint64
 	Device    uint64
+	Links     uint64 // how many names the file has; 0 of one that was removed while it is open
 	Mode      os.FileMode
 }
 

@@ -297,6 +297,7 @@ func hostInfo(st fs.FileInfo) (Info, error) {
 		ModTime:   st.ModTime(),
 		Inode:     sys.Ino,
 		Device:    sys.Dev,
+		Links:     uint64(sys.Nlink),
 		Mode:      st.Mode(),
 	}, nil
 }

@@ -30,11 +30,15 @@ const environment = "VARVE_READY_FD"
 // ready is what the daemon writes into the pipe.
 const ready = "ready\n"
 
+// ErrInterrupted is that the daemon was told to end before it had begun with anything.
+var ErrInterrupted = errors.New("interrupted; nothing was mounted")
+
 // Start runs this program again with the given arguments, in the caller's
 // working directory, and waits for it. The code is 0 when the daemon is ready,
 // else the exit code with which it ended; what went wrong it has said on
 // stderr itself. When ctx ends, the daemon is asked to end (SIGTERM) and Start
-// goes on waiting for one of the two.
+// goes on waiting for one of the two. ErrInterrupted when it ended by that signal; where a
+// limit of the host kept it from starting, the error says which.
 func Start(ctx context.Context, args []string, stderr *os.File) (code int, err error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -48,12 +52,21 @@ func Start(ctx context.Context, args []string, stderr *os.File) (code int, err e
 	cmd := exec.Command(exe, args...)
 	cmd.Env = append(os.Environ(), environment+"=3")
 	cmd.ExtraFiles = []*os.File{w} // descriptor 3
-	cmd.Stderr = stderr
+	words, err := giveStderr(cmd, stderr)
+	if err != nil {
+		return 0, fmt.Errorf("make a pipe to the daemon: %w", err)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	inherit.Nothing()
 	err = cmd.Start()
 	w.Close()
-	if err != nil {
+	if words != nil {
+		words.w.Close()
+	}
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return 0, fmt.Errorf("start the daemon: %w; raise the limit of processes and threads (ulimit -u, TasksMax= of a systemd unit, pids.max of a container)", err)
+	case err != nil:
 		return 0, fmt.Errorf("start the daemon: %w", err)
 	}
 
@@ -67,18 +80,51 @@ func Start(ctx context.Context, args []string, stderr *os.File) (code int, err e
 		return 0, fmt.Errorf("wait for the daemon: %w", err)
 	}
 	if string(said) == ready {
+		words.end()
 		return 0, cmd.Process.Release()
 	}
 	err = cmd.Wait()
+	if means := words.end(); means != nil {
+		return 0, means
+	}
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.Exited():
 		return exit.ExitCode(), nil
+	case ctx.Err() != nil && signalOf(exit) == syscall.SIGTERM:
+		return 0, ErrInterrupted
+	case signalOf(exit) > 0:
+		return 0, fmt.Errorf("the daemon was ended by a signal (%v) before the disk was mounted", signalOf(exit))
 	case err != nil:
-		return 0, fmt.Errorf("the daemon ended early: %w", err)
+		return 0, fmt.Errorf("wait for the daemon: %w", err)
 	default:
-		return 0, errors.New("the daemon ended without a word")
+		return 0, errors.New("the daemon ended before the disk was mounted, and did not say why")
 	}
+}
+
+// signalOf is the signal that has ended a process, 0 for none.
+func signalOf(exit *exec.ExitError) syscall.Signal {
+	if exit == nil {
+		return 0
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return status.Signal()
+	}
+	return 0
+}
+
+// giveStderr has what a command says come to stderr through a screen, which is nil where it
+// goes there directly: systemd's journal knows its own stream again.
+func giveStderr(cmd *exec.Cmd, stderr *os.File) (*screen, error) {
+	cmd.Stderr = stderr
+	if isJournal(stderr) {
+		return nil, nil
+	}
+	words, err := listen(stderr)
+	if err == nil {
+		cmd.Stderr = words.w
+	}
+	return words, err
 }
 
 // Pipe is the daemon's end.
@@ -129,9 +175,11 @@ func (p *Pipe) Ready(keepStderr bool) error {
 // journal (systemd.exec(5), JOURNAL_STREAM: the stream's device and inode). A
 // variable that was merely inherited, with stderr somewhere else, does not
 // count.
-func StderrIsJournal() bool {
+func StderrIsJournal() bool { return isJournal(os.Stderr) }
+
+func isJournal(stderr *os.File) bool {
 	var st unix.Stat_t
-	if err := unix.Fstat(2, &st); err != nil {
+	if err := unix.Fstat(int(stderr.Fd()), &st); err != nil {
 		return false
 	}
 	return os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", st.Dev, st.Ino)

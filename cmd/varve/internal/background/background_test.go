@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestMain plays the daemon when Start has run this test program again.
@@ -44,6 +45,19 @@ func daemon(p *Pipe, role string) int {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	case "silent":
 		return 0
+	case "no thread":
+		fmt.Fprint(os.Stderr, "said before\nruntime: failed to create new OS thread (have 2 already; errno=11)\n"+
+			"runtime: may need to increase max user processes (ulimit -u)\nfatal error: newosproc\n\ngoroutine 1 [running]:\n")
+		return 2
+	case "no memory":
+		fmt.Fprint(os.Stderr, "fatal error: runtime: out of memory\n\nruntime stack:\n")
+		return 2
+	case "bug":
+		fmt.Fprint(os.Stderr, "fatal error: concurrent map writes\n\ngoroutine 1 [running]:\nend")
+		return 2
+	case "early": // the signal comes before anybody would take it
+		fmt.Fprintln(os.Stderr, "waiting")
+		time.Sleep(time.Hour)
 	case "session":
 		sid, err := syscall.Getpgid(0)
 		if err != nil || sid != os.Getpid() {
@@ -85,9 +99,12 @@ func TestStart(t *testing.T) {
 	}{
 		{role: "ready", said: "said before\n"},
 		{role: "fails", said: "no such disk\n", code: 2},
-		{role: "killed", err: "the daemon ended early: signal: killed"},
-		{role: "silent", err: "the daemon ended without a word"},
+		{role: "killed", err: "the daemon was ended by a signal (killed) before the disk was mounted"},
+		{role: "silent", err: "the daemon ended before the disk was mounted, and did not say why"},
 		{role: "session", code: 5},
+		{role: "no thread", said: "said before\n", err: errNoThread.Error()},
+		{role: "no memory", err: errNoMemory.Error()},
+		{role: "bug", said: "fatal error: concurrent map writes\n\ngoroutine 1 [running]:\nend", code: 2},
 	} {
 		t.Run(c.role, func(t *testing.T) {
 			code, said, err := start(t, t.Context(), c.role)
@@ -99,23 +116,30 @@ func TestStart(t *testing.T) {
 }
 
 func TestInterruptedStart(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	said := make(chan string, 1)
-	go func() {
-		p := make([]byte, len("waiting\n"))
-		n, _ := io.ReadFull(r, p) // what is missing shows below
-		cancel()
-		said <- string(p[:n])
-	}()
-	code, err := Start(ctx, []string{"patient"}, w)
-	w.Close()
-	if words := <-said; code != 4 || words != "waiting\n" || err != nil {
-		t.Errorf("code %d, said %q, error %v", code, words, err)
+	for _, c := range []struct {
+		role string
+		code int
+		err  error
+	}{{"patient", 4, nil}, {"early", 0, ErrInterrupted}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		said := make(chan string, 1)
+		go func() {
+			p := make([]byte, len("waiting\n"))
+			n, _ := io.ReadFull(r, p) // what is missing shows below
+			cancel()
+			said <- string(p[:n])
+		}()
+		code, err := Start(ctx, []string{c.role}, w)
+		w.Close()
+		if words := <-said; code != c.code || words != "waiting\n" || err != c.err {
+			t.Errorf("%s: code %d, said %q, error %v", c.role, code, words, err)
+		}
 	}
 }
 

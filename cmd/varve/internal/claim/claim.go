@@ -51,7 +51,7 @@ func Words(m mounts.Mount, believed bool) string {
 	if believed {
 		return m.Source
 	}
-	return fmt.Sprintf("%s (says uid %d)", m.Source, m.UID)
+	return fmt.Sprintf("%s (claimed by uid %d)", m.Source, m.UID)
 }
 
 // own says that the mount is root's or the caller's.

@@ -31,7 +31,7 @@ type Disk interface {
 	Layers() ([]chain.LayerStatus, error)
 	// Map is the whole map as an SVG picture, or when ctx ends a part of it.
 	Map(ctx context.Context) ([]byte, error)
-	Plan(operation string, names []string) (chain.Plan, error)
+	Plan(operation chain.Operation, names []string) (chain.Plan, error)
 	// Diff compares two views. A disk that is not mounted is open to be read only.
 	Diff(a, b string) (Differences, error)
 	// View opens the view of a layer: of a snapshot, "base" or "leaf". With share its blocks

@@ -67,7 +67,7 @@ func exchange(t where.Target, f *os.File, line string) (text, job string, err er
 	case writeErr == nil && readErr == nil && ok:
 		return string(content), outcome.Job, nil
 	case writeErr == nil && readErr != nil:
-		return "", "", fmt.Errorf("it was done, but how cannot be read: %w", t.Explain(readErr))
+		return "", "", fmt.Errorf("it was done, but the daemon's answer cannot be read: %w", t.Explain(readErr))
 	case writeErr == nil:
 		return "", "", fmt.Errorf("it was done, but what %s says is not understood: %.200q", f.Name(), content)
 	case readErr == nil && ok && outcome.Errno != 0 && errors.Is(writeErr, outcome.Errno):

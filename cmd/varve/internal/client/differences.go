@@ -65,7 +65,7 @@ func openShown(t where.Target, log *slog.Logger) (*chain.Disk, error) {
 		return openChain(t, chain.OpenOptions{Log: log, ReadOnly: true})
 	}
 	if t.Owner != 0 && t.Owner != os.Geteuid() {
-		return nil, fmt.Errorf("uid %d mounted it, and which files it shows is that user's word; become that user, with \"%s varve\" and the same words", t.Owner, where.Become(t.Owner))
+		return nil, fmt.Errorf("uid %d mounted it, and only that user can vouch for the files that it shows; run the command as that user, with \"%s varve\" and the same words", t.Owner, where.Become(t.Owner))
 	}
 	_, st, err := t.Document()
 	if err != nil {
@@ -134,7 +134,7 @@ func openMountedDifferences(t where.Target, a, b string) (_ Differences, err err
 	defer waiting.For(t.ReadWait())()
 	f, err := openToWrite(t, control.Dir, control.Diff)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("the daemon at %s is of a varve without diff; unmount and mount the disk to renew it", t.Mountpoint)
+		return nil, fmt.Errorf("the daemon at %s is of an older varve, which has no diff; unmount and mount the disk to renew it", t.Mountpoint)
 	}
 	if err != nil {
 		return nil, err

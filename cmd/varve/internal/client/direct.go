@@ -84,7 +84,7 @@ func (d *direct) Map(ctx context.Context) ([]byte, error) {
 	return picture.Bytes(), err
 }
 
-func (d *direct) Plan(operation string, names []string) (chain.Plan, error) {
+func (d *direct) Plan(operation chain.Operation, names []string) (chain.Plan, error) {
 	return d.disk.Plan(operation, names)
 }
 

@@ -70,11 +70,11 @@ func (m *mounted) Map(ctx context.Context) ([]byte, error) {
 	}
 }
 
-func (m *mounted) Plan(operation string, names []string) (chain.Plan, error) {
+func (m *mounted) Plan(operation chain.Operation, names []string) (chain.Plan, error) {
 	if err := apart(names...); err != nil {
 		return chain.Plan{}, err
 	}
-	text, err := ask(m.t, control.Plan, control.Line(append([]string{operation}, names...)...))
+	text, err := ask(m.t, control.Plan, control.Line(append([]string{operation.String()}, names...)...))
 	if err != nil {
 		return chain.Plan{}, err
 	}
@@ -249,19 +249,19 @@ func (m *mounted) Wait(ctx context.Context, job Job, progress func(done, total i
 		asked := time.Now()
 		_, st, err := m.t.Document()
 		if err != nil {
-			return 0, fmt.Errorf("how job %s went on cannot be seen: %w; \"varve status %s\" tells, and one that had not ended goes on, at the next mount if the disk was unmounted", id, err, arg)
+			return 0, fmt.Errorf("job %s can no longer be followed: %w; \"varve status %s\" shows how far it is, and a job that has not ended goes on, at the next mount if the disk was unmounted", id, err, arg)
 		}
 		switch {
 		case st.Job == nil || st.Job.ID != id:
 			// It has ended and another one took its place: the next merge of several.
-			if st.Job != nil && st.Job.Kind == jobDelete && !job.flatten {
+			if st.Job != nil && st.Job.Kind == chain.DeleteJob && !job.flatten {
 				id = st.Job.ID // also when that has ended: it may have failed
 				forget()
 				forget = leaves()
 				continue
 			}
 			return 0, nil
-		case st.Job.State != JobRunning:
+		case st.Job.State != chain.JobRunning:
 			return st.Job.TotalBytes, ended(m.t, *st.Job)
 		}
 		progress(st.Job.DoneBytes, st.Job.TotalBytes)
@@ -273,18 +273,9 @@ func (m *mounted) Wait(ctx context.Context, job Job, progress func(done, total i
 	}
 }
 
-// States of a job, as status.json names them.
-const (
-	JobRunning   = "running"
-	JobDone      = "done"
-	JobCancelled = "cancelled"
-
-	jobDelete = "delete" // a job's kind
-)
-
 // running is the id of the job under way.
 func running(st chain.Status) (string, error) {
-	if st.Job == nil || st.Job.State != JobRunning {
+	if st.Job == nil || st.Job.State != chain.JobRunning {
 		return "", errors.New("no job is under way")
 	}
 	return st.Job.ID, nil
@@ -293,11 +284,11 @@ func running(st chain.Status) (string, error) {
 // ended is what became of a job that has ended; nil when it is done.
 func ended(t where.Target, st chain.JobStatus) error {
 	switch {
-	case st.State == JobDone:
+	case st.State == chain.JobDone:
 		return nil
-	case st.State == JobCancelled && st.Kind == jobDelete:
+	case st.State == chain.JobCancelled && st.Kind == chain.DeleteJob:
 		return fmt.Errorf("job %s was cancelled; \"varve delete %s --unnamed\" goes on with it", st.ID, chain.ShellWord(t.Arg))
-	case st.State == JobCancelled:
+	case st.State == chain.JobCancelled:
 		return fmt.Errorf("job %s was cancelled", st.ID)
 	}
 	return fmt.Errorf("job %s has %s: %s", st.ID, st.State, st.Error)

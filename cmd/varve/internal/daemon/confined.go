@@ -23,7 +23,7 @@ import (
 func (m *server) startOutside() *outside.Process {
 	process, err := outside.Start(outsideKinds())
 	if err != nil {
-		m.log.Warn("the daemon will not be confined to the files of the disk", "error", err)
+		m.log.Warn("the daemon keeps all rights of its user, for the process varve-outside, which has to do what a daemon with fewer rights may not, did not start", "error", err)
 	}
 	return process
 }
@@ -37,7 +37,7 @@ func (m *server) confine(d *chain.Disk, mount *fs.Server, process *outside.Proce
 	task := outsideTask{Place: mount.Place(), Daemon: os.Getpid()}
 	task.Disk, _ = d.DirectoryID()
 	if err := process.Ask(outsideBegin, outsideBeginTime, task, nil); err != nil {
-		m.log.Warn("the daemon is not confined to the files of the disk", "error", err)
+		m.log.Warn("the daemon keeps all rights of its user, for the process varve-outside, which has to do what a daemon with fewer rights may not, gives no answer", "error", err)
 		return
 	}
 	o := outsideProcess{process}
@@ -47,7 +47,7 @@ func (m *server) confine(d *chain.Disk, mount *fs.Server, process *outside.Proce
 	_, _ = time.Now().Local().Zone() // of which Go reads the file when it is first needed
 	confined, err := confine.Confine(m.needs(d))
 	if err != nil {
-		m.log.Warn("the daemon is confined in part only", "error", err)
+		m.log.Warn("the daemon keeps more rights than it needs, for it could not give all of them up", "error", err)
 		return
 	}
 	m.log.Info("confined", "by", confined.String())

@@ -121,7 +121,7 @@ func (o *optionsValue) set(option string) error {
 	case "allow_other":
 		m.allowOther = true
 	case "allow_root":
-		return errors.New("allow_root is not supported; allow_other with a umask lets in whom the modes do")
+		return errors.New("allow_root is not supported; use allow_other, with a umask that keeps other users out")
 	case "ro":
 		m.readOnly = true
 	case "rw":

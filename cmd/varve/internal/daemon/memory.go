@@ -92,7 +92,7 @@ func (m *server) recallMount() error {
 		}
 	}
 	if err := m.flags.recall(last.Options); err != nil {
-		return fmt.Errorf("chain.json remembers options of the last mount that cannot be used, %q: %w; give others, or mount with --defaults", last.Options, err)
+		return fmt.Errorf("the options of the last mount, %q in chain.json, cannot be used: %w; give others, or mount with --defaults", last.Options, err)
 	}
 	tell.Line(m.stderr, "mount %s: as it was last mounted, with -o %s (--defaults mounts it without)", m.source, chain.ShellWord(last.Options))
 	return nil

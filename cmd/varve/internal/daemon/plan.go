@@ -158,7 +158,7 @@ func findSource(flags *Flags, source string) (plan, error) {
 func directorySource(flags *Flags, dir string) (plan, error) {
 	switch {
 	case !where.IsDiskDirectory(dir):
-		return plan{}, errors.New("it is a directory without chain.json, so neither an image nor a disk directory")
+		return plan{}, errors.New("it is neither an image nor a disk directory (it has no chain.json)")
 	case flags.disk != "":
 		return plan{}, errors.New("it is a disk directory itself; --disk goes with an image")
 	case flags.format != "":

@@ -94,7 +94,7 @@ func TestMakePlan(t *testing.T) {
 		{name: "read-only with one", source: "ubuntu.raw", flags: Flags{readOnly: true}, want: plan{image: "ubuntu.raw", dir: "ubuntu.raw.varve"}},
 		{name: "missing", source: "gone.raw", err: "no such image or disk directory"},
 		{name: "misspelt", source: "ubuntu.raw.varve/../new", err: "no such image or disk directory"},
-		{name: "directory", source: "plain", err: "it is a directory without chain.json"},
+		{name: "directory", source: "plain", err: "it is neither an image nor a disk directory (it has no chain.json)"},
 		{name: "two directories", source: "ubuntu.raw.varve", flags: Flags{disk: "x"}, err: "--disk goes with an image"},
 		{name: "format again", source: "ubuntu.raw.varve", flags: Flags{format: "raw"}, err: "which knows its formats"},
 		{name: "inside", source: "ubuntu.raw.varve", mountpoint: "ubuntu.raw.varve/mnt", err: "lies inside the disk directory"},

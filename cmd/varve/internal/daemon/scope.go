@@ -38,14 +38,14 @@ func (m *server) leaveLogin() {
 
 // askAgain unmounts when those who use the mount are done, if that is soon. It
 // gives up when done is closed.
-func askAgain(mount *fs.Server, done <-chan struct{}) {
+func (m *server) askAgain(mount *fs.Server, done <-chan struct{}) {
 	for deadline := time.Now().Add(askedTime); time.Now().Before(deadline); {
 		select {
 		case <-done:
 			return
 		case <-time.After(askedPoll):
 		}
-		if err := mount.Unmount(); !errors.Is(err, syscall.EBUSY) {
+		if err := m.takeDown(mount); !errors.Is(err, syscall.EBUSY) {
 			return
 		}
 	}
@@ -53,14 +53,14 @@ func askAgain(mount *fs.Server, done <-chan struct{}) {
 
 // endWhenUnused ends a mount that is out of sight when the last file of it is closed: a
 // copy in another mount namespace would keep it. It gives up when done is closed.
-func endWhenUnused(mount *fs.Server, done <-chan struct{}) {
+func (m *server) endWhenUnused(mount *fs.Server, done <-chan struct{}) {
 	for {
 		select {
 		case <-done:
 			return
 		case <-time.After(askedPoll):
 		}
-		if err := mount.Unmount(); !errors.Is(err, fs.ErrNotMounted) {
+		if err := m.takeDown(mount); !errors.Is(err, fs.ErrNotMounted) {
 			return
 		}
 	}

@@ -16,7 +16,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -26,6 +28,7 @@ import (
 	"varve/cmd/varve/internal/background"
 	"varve/cmd/varve/internal/libvirt"
 	"varve/cmd/varve/internal/logfile"
+	"varve/cmd/varve/internal/outside"
 	"varve/cmd/varve/internal/tell"
 	"varve/cmd/varve/internal/waiting"
 	"varve/cmd/varve/internal/where"
@@ -76,7 +79,11 @@ type server struct {
 	scope     string    // systemd's unit of its own, "" without one
 	endAlone  sync.Once // starts what ends a mount that is out of sight
 	// users says who uses the mount; nil: this process may look itself.
-	users func() string
+	users      func() string
+	takingDown sync.Mutex  // held while the mount is taken away, or left behind
+	leftBehind atomic.Bool // the mount was left behind without a daemon
+	// saidLost: a signal was refused for files that were removed.
+	saidLost bool
 }
 
 func (m *server) run() error {
@@ -310,11 +317,14 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 
 	done := make(chan struct{})
 	defer close(done)
+	if apart != nil {
+		go m.watchOutside(apart, done)
+	}
 	go func() {
 		for {
 			select {
 			case s := <-signals:
-				m.asked(mount, s, done)
+				m.asked(d, mount, s, done)
 			case <-done:
 				return
 			}
@@ -322,7 +332,9 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 	}()
 	mount.Wait()
 	m.notify(daemon.SdNotifyStopping)
-	m.log.Info("unmounted", "mountpoint", m.plan.mountpoint)
+	if !m.leftBehind.Load() {
+		m.log.Info("unmounted", "mountpoint", m.plan.mountpoint)
+	}
 	return nil
 }
 
@@ -330,7 +342,7 @@ func (m *server) serve(d *chain.Disk, signals <-chan os.Signal) error {
 func (m *server) ready(signals <-chan os.Signal) error {
 	select {
 	case s := <-signals:
-		return fmt.Errorf("stopped by a signal (%v)", s)
+		return fmt.Errorf("interrupted (%v); the disk was unmounted again", s)
 	default:
 	}
 	if m.pipe != nil {
@@ -342,9 +354,17 @@ func (m *server) ready(signals <-chan os.Signal) error {
 	return nil
 }
 
-// asked answers a signal: it unmounts, unless somebody uses the mount.
-func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
-	err := mount.Unmount()
+// asked answers a signal: it unmounts, unless somebody uses the mount, or files of the disk
+// were removed, which would be lost; a second signal unmounts then too.
+func (m *server) asked(d *chain.Disk, mount *fs.Server, s os.Signal, done <-chan struct{}) {
+	if lost := d.LostFiles(); len(lost) > 0 && !m.saidLost && mount.Mounted() {
+		m.saidLost = true
+		m.log.Error("not unmounted: files of the disk were removed or replaced, and what was in them would be lost with the unmount; \"varve flatten DISK leaf\" copies what disk.raw needs into a new file, and a second signal unmounts all the same",
+			"signal", s.String(), "files", strings.Join(lost, ", "))
+		m.notify("STATUS=not unmounted: files of the disk were removed, and what was in them would be lost")
+		return
+	}
+	err := m.takeDown(mount)
 	if err == nil {
 		return
 	}
@@ -353,16 +373,51 @@ func (m *server) asked(mount *fs.Server, s os.Signal, done <-chan struct{}) {
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
 		m.notify("STATUS=in use, not unmounted: " + tell.Visible(who))
 		if m.scope != "" {
-			go askAgain(mount, done)
+			go m.askAgain(mount, done)
 		}
 		return
 	}
 	if errors.Is(err, fs.ErrNotMounted) {
 		m.log.Warn("it is unmounted already, and ends when nobody uses it any more", "signal", s.String(), "by", m.whoUses(mount))
-		m.endAlone.Do(func() { go endWhenUnused(mount, done) })
+		m.endAlone.Do(func() { go m.endWhenUnused(mount, done) })
 		return
 	}
 	m.log.Error("not unmounted", "signal", s.String(), "error", err)
+}
+
+// takeDown unmounts. Without the process outside, which alone may do that for a daemon that
+// is confined, it leaves the mount behind without a daemon: the disk is closed in order.
+func (m *server) takeDown(mount *fs.Server) error {
+	m.takingDown.Lock()
+	defer m.takingDown.Unlock()
+	if m.leftBehind.Load() {
+		return nil
+	}
+	err := mount.Unmount()
+	if !errors.Is(err, outside.ErrGone) {
+		return err
+	}
+	m.leftBehind.Store(true) // before Wait returns
+	if err := mount.Abandon(); err != nil {
+		m.leftBehind.Store(false)
+		return err
+	}
+	m.log.Warn("varve-outside is gone, so the mount stays behind without a daemon; the disk is closed, and \"varve umount\" or the next \"varve mount\" takes the mount away", "mountpoint", m.plan.mountpoint)
+	return nil
+}
+
+// watchOutside says it when the process outside ends before the mount does.
+func (m *server) watchOutside(process *outside.Process, done <-chan struct{}) {
+	select {
+	case <-done:
+		return
+	case <-process.Ended():
+	}
+	select {
+	case <-done: // it was closed
+	default:
+		m.log.Error("the process varve-outside has ended, perhaps somebody killed it: the disk goes on and \"varve umount\" works as always, but no clone can be made, and a SIGTERM will leave the mount behind; unmount and mount the disk to have it again")
+	}
 }
 
 // whoUses says who uses the mount that this process serves.

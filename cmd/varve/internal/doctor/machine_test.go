@@ -88,17 +88,17 @@ func TestDomains(t *testing.T) {
 		{"right", "/mnt/vm1/disk.raw", "raw", disk, "", ""},
 		{"another disk", "/mnt/vm10/disk.raw", "qcow2", disk, "", ""},
 		{"the base", "/srv/base.raw", "raw", disk,
-			"problem vm-layer: libvirt's domain vm1 has the base, /srv/base.raw, to write: every write falsifies the layers above",
+			"problem vm-layer: libvirt's domain vm1 has the base, /srv/base.raw, to write: every write changes what the layers above show",
 			"virsh edit vm1, then give it /mnt/vm1/disk.raw (format raw) instead"},
 		{"a snapshot", "/srv/d.varve/layers/000001.qcow2", "qcow2", disk,
-			"problem vm-layer: libvirt's domain vm1 has the file of the snapshot one, /srv/d.varve/layers/000001.qcow2, to write: every write falsifies the layers above", "virsh edit"},
+			"problem vm-layer: libvirt's domain vm1 has the file of the snapshot one, /srv/d.varve/layers/000001.qcow2, to write: every write changes what the layers above show", "virsh edit"},
 		{"the leaf", "/srv/d.varve/layers/000002.qcow2", "qcow2", disk,
 			"problem vm-layer: libvirt's domain vm1 has the leaf's file, /srv/d.varve/layers/000002.qcow2, to write, past the mount: two writers destroy it", "virsh edit"},
-		{"another format", "/mnt/vm1/disk.raw", "qcow2", disk, "problem vm-options: libvirt's domain vm1 has disk.raw as qcow2, and it is raw: with that it does not start", "virsh edit vm1, and write type='raw' into the disk's <driver>"},
+		{"another format", "/mnt/vm1/disk.raw", "qcow2", disk, "problem vm-options: libvirt's domain vm1 has disk.raw as qcow2, but it is raw: with that it does not start", "virsh edit vm1, and write type='raw' into the disk's <driver>"},
 		{"the chain of before", "/mnt/vm1/disk.raw'/><backingStore type='file'><format type='qcow2'/><source file='/srv/vm1.s1'/><backingStore/></backingStore><address type='x", "raw", disk,
 			"problem vm-options: libvirt's domain vm1 has disk.raw on /srv/vm1.s1, by the <backingStore> that libvirt has kept: with that it does not start", "virsh edit vm1, and take out the disk's <backingStore>"},
 		{"the base with a chain of before", "/srv/base.raw'/><backingStore type='file'><source file='/srv/older.raw'/></backingStore><address type='x", "raw", disk,
-			"problem vm-layer: libvirt's domain vm1 has the base, /srv/base.raw, to write: every write falsifies the layers above",
+			"problem vm-layer: libvirt's domain vm1 has the base, /srv/base.raw, to write: every write changes what the layers above show",
 			"virsh edit vm1, then give it /mnt/vm1/disk.raw (format raw) instead; take out the disk's <backingStore> with all that is in it, too"},
 		{"a layer to write", "/mnt/vm1/layers/one.raw", "raw", disk,
 			"warning vm-options: libvirt's domain vm1 has layers/one.raw to write, which cannot be written: it does not start with that", "<readonly/>"},
@@ -391,7 +391,7 @@ func TestOpenFiles(t *testing.T) {
 	writer := harness.KeepShell(t, "exec 7<>"+base)
 	got := summary(hostChecks(t, s))
 	want := []string{
-		fmt.Sprintf("problem open-files: pid %d sh has the base, %s, open to write: every write falsifies the layers above", writer, base),
+		fmt.Sprintf("problem open-files: pid %d sh has the base, %s, open to write: every write changes what the layers above show", writer, base),
 		fmt.Sprintf("note open-files: the base, %s, is open: pid %d sh read only", base, reader),
 		fmt.Sprintf("note open-files: disk.raw is open: pid %d sh read only", reader),
 	}

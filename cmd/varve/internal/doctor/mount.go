@@ -159,7 +159,7 @@ func (s *Scope) hung(m mounts.Mount) Finding {
 	switch state(pid) {
 	case "T", "t":
 		f.What += fmt.Sprintf(": pid %d %s is stopped", pid, holders.Command(pid))
-		f.Fix = fmt.Sprintf("let it go on: kill -CONT %d", pid)
+		f.Fix = fmt.Sprintf("have it go on: kill -CONT %d", pid)
 	case "D":
 		f.What += fmt.Sprintf(": pid %d %s waits for the host's disk", pid, holders.Command(pid))
 		f.Fix = "look whether the host's disk answers (dmesg)"
@@ -186,7 +186,7 @@ func state(pid int) string {
 // lookAtClaim tells of a mount whose disk is no more than the word of who mounted it.
 func lookAtClaim(_ context.Context, s *Scope) []Finding {
 	m := s.Claimed
-	return []Finding{{Severity: Note, What: fmt.Sprintf("uid %d has mounted something there that calls itself a varve mount of %s: the disk is not that user's, and nobody who holds it serves this mount, so nothing else is made of it", m.UID, m.Source),
+	return []Finding{{Severity: Note, What: fmt.Sprintf("uid %d has mounted a file system there that claims to be the disk %s: that disk is another user's and is not served from there, so the claim is not believed", m.UID, m.Source),
 		Fix: "ask that user; umount " + chain.ShellWord(m.Mountpoint) + " takes it away"}}
 }
 
@@ -194,13 +194,13 @@ func lookAtClaim(_ context.Context, s *Scope) []Finding {
 func lookAtJob(_ context.Context, s *Scope) []Finding {
 	var found []Finding
 	for i, m := range s.Mounts {
-		if j := s.answers[i].status.Job; j != nil && j.State == "failed" {
+		if j := s.answers[i].status.Job; j != nil && j.State == chain.JobFailed {
 			again := fmt.Sprintf("varve delete %s --unnamed goes on with it", chain.ShellWord(s.nameOf(m)))
-			if j.Kind != "delete" {
+			if j.Kind != chain.DeleteJob {
 				again = "do it again"
 			}
 			found = append(found, Finding{Severity: Problem, Subject: m.Mountpoint, What: fmt.Sprintf("job %s (%s) failed: %s", j.ID, j.Kind, j.Error),
-				Fix: "no view is harmed; put right what it says, then " + again})
+				Fix: "every snapshot is as it was; remove that cause, then " + again})
 		}
 	}
 	return found

@@ -136,15 +136,15 @@ func (s *Scope) judgeWriter(l Layer, h holders.Handle) Finding {
 		end = "detach it (losetup -d " + h.Device + ")"
 	}
 	switch {
-	case l.State == "leaf" && len(s.Mounts) == 0:
+	case l.State == chain.StateLeaf && len(s.Mounts) == 0:
 		f.Severity = Warning
 		f.What += ": until it lets go the disk cannot be mounted"
 		f.Fix = end
 		return f
-	case l.State == "leaf":
+	case l.State == chain.StateLeaf:
 		f.What += ", past the mount: two writers destroy it"
 	default:
-		f.What += ": every write falsifies the layers above"
+		f.What += ": every write changes what the layers above show"
 	}
 	f.Fix = end + ", or open the file read only"
 	if s.Directory != "" {

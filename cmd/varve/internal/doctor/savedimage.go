@@ -28,7 +28,10 @@ type savedImage struct {
 }
 
 // savedImages finds the images that libvirt would resume. hidden says that there are
-// directories that may not be looked at.
+// directories that may not be looked at. libvirt looks for a domain's image under the domain's
+// name, and refuses one that is another domain's by its content (libvirt,
+// src/qemu/qemu_driver.c: qemuDomainManagedSavePath, qemuDomainObjRestore): a file under another
+// name, such as a copy, is never resumed.
 func (m *machine) savedImages() (list []savedImage, hidden bool) {
 	for _, dir := range m.saveDirectories() {
 		if !m.answers(dir.path) {
@@ -43,7 +46,7 @@ func (m *machine) savedImages() (list []savedImage, hidden bool) {
 			}
 			v, err := readSavedImage(filepath.Join(path, e.Name()))
 			hidden = hidden || errors.Is(err, os.ErrPermission)
-			if err == nil {
+			if err == nil && e.Name() == v.Name+".save" {
 				list = append(list, savedImage{vm: v, File: filepath.Join(dir.path, e.Name()), User: dir.user, Of: dir.uid})
 			}
 		}

@@ -50,7 +50,7 @@ type Layer chain.ExaminedLayer
 // Label is what a layer is called in a message.
 func (l Layer) Label() string {
 	switch {
-	case l.State == "leaf":
+	case l.State == chain.StateLeaf:
 		return "the leaf"
 	case l.Name != "":
 		return l.Name

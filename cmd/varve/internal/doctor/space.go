@@ -237,7 +237,7 @@ func bestDelete(word string) ([]byte, error) {
 func (s *Scope) growth() (g growth) {
 	for _, l := range s.Layers {
 		var st unix.Stat_t
-		if l.State != "leaf" || !s.writable() || unix.Stat(l.File, &st) != nil {
+		if l.State != chain.StateLeaf || !s.writable() || unix.Stat(l.File, &st) != nil {
 			continue
 		}
 		g.left, g.disks = max(0, s.Size-st.Blocks*512), 1

@@ -54,11 +54,13 @@ func TestSavedImages(t *testing.T) {
 	write(t, root+system+"vm6.save", string(savedImageFile(binary.LittleEndian, domainText("vm6", domainDisk("raw", raw, "")))))
 	write(t, root+system+"other.save", string(savedImageFile(binary.LittleEndian, domainText("other", domainDisk("raw", "/elsewhere/disk.raw", "")))))
 	write(t, root+system+"part.save", "LibvirtQemudPart")
+	// A copy of an image under another name is never resumed.
+	write(t, root+system+"copy.save", string(savedImageFile(binary.LittleEndian, domainText("vm6", domainDisk("raw", raw, "")))))
 	write(t, root+system+"notes.txt", raw)
 	write(t, root+session+"mine.save", string(savedImageFile(binary.BigEndian, domainText("mine",
 		domainDisk("qcow2", "/x1.qcow2", "<backingStore type='file'><format type='raw'/><source file='"+raw+"'/><backingStore/></backingStore>")))))
 
-	write(t, root+"/root/.config/libvirt/qemu/save/roots.save", string(savedImageFile(binary.LittleEndian, domainText("root's", domainDisk("raw", raw, "")))))
+	write(t, root+"/root/.config/libvirt/qemu/save/root's.save", string(savedImageFile(binary.LittleEndian, domainText("root's", domainDisk("raw", raw, "")))))
 
 	s.Mounts[0].UID = 61001
 	if list := s.saved(); len(list) != 1 || list[0].image.Name != "vm6" {

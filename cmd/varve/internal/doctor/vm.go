@@ -166,11 +166,11 @@ func (s *Scope) own(l Layer) bool { return s.Directory == "" && l.File == s.Imag
 // what is a layer with its file, in a message.
 func (s *Scope) what(l Layer) string {
 	switch l.State {
-	case "leaf":
+	case chain.StateLeaf:
 		return "the leaf's file, " + l.File + ","
-	case "base":
+	case chain.StateBase:
 		return "the base, " + l.File + ","
-	case "frozen":
+	case chain.StateFrozen:
 		return fmt.Sprintf("the file of the snapshot %s, %s,", l.Name, l.File)
 	case "":
 		if s.own(l) {
@@ -227,17 +227,17 @@ func (s *Scope) judgeLayer(v vm, d vmDisk, l Layer) (Finding, bool) {
 		return Finding{}, false
 	case d.ReadOnly:
 		return Finding{Severity: Note, What: fmt.Sprintf("%s reads %s and does not write it", v.who(), strings.TrimSuffix(s.what(l), ","))}, true
-	case l.State == "leaf" && len(s.Mounts) == 0:
+	case l.State == chain.StateLeaf && len(s.Mounts) == 0:
 		return Finding{Severity: Warning,
 			What: fmt.Sprintf("%s has %s to write: while it runs the disk cannot be mounted", v.who(), s.what(l)),
 			Fix:  v.end() + ", then " + s.right(v, d)}, true
-	case l.State == "leaf":
+	case l.State == chain.StateLeaf:
 		return Finding{Severity: Problem,
 			What: fmt.Sprintf("%s has %s to write, past the mount: two writers destroy it", v.who(), s.what(l)),
 			Fix:  v.end() + " now, then " + s.right(v, d) + s.checkAfter(v)}, true
 	}
 	return Finding{Severity: Problem,
-		What: fmt.Sprintf("%s has %s to write: every write falsifies the layers above", v.who(), s.what(l)),
+		What: fmt.Sprintf("%s has %s to write: every write changes what the layers above show", v.who(), s.what(l)),
 		Fix:  v.end() + ", then " + s.right(v, d) + s.checkAfter(v)}, true
 }
 
@@ -271,7 +271,7 @@ func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Fin
 	case d.Format == "":
 		add(Warning, vmOptions, "has disk.raw without a format: QEMU guesses it from what the guest has written", "give it format=raw")
 	default:
-		add(Warning, vmOptions, fmt.Sprintf("has disk.raw as %s, and it is raw", d.Format), "give it format=raw")
+		add(Warning, vmOptions, fmt.Sprintf("has disk.raw as %s, but it is raw", d.Format), "give it format=raw")
 	}
 	if d.NoFlush && !d.ReadOnly {
 		add(Warning, vmOptions, "ignores the guest's flushes (cache=unsafe): a power cut takes what the guest believes to be safe", "give it cache=none")
@@ -290,7 +290,7 @@ func (s *Scope) judgeInside(v vm, d vmDisk, m mounts.Mount, inside string) []Fin
 func (s *Scope) judgeDefinition(v vm, d vmDisk, m mounts.Mount) (f Finding, wrong bool) {
 	var what, fix []string
 	if d.Format != "raw" {
-		what = append(what, fmt.Sprintf("as %s, and it is raw", d.Format))
+		what = append(what, fmt.Sprintf("as %s, but it is raw", d.Format))
 		fix = append(fix, "write type='raw' into the disk's <driver>")
 	}
 	if len(d.Below) > 0 {

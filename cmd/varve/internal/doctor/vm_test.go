@@ -169,17 +169,17 @@ func TestRealVMs(t *testing.T) {
 			"warning vm-options: VM v (pid PID qemu-system-x86) has disk.raw without a lock (locking=off): a second VM could write it too",
 			"note open-files: disk.raw is open: pid PID qemu-system-x86 to write"}},
 		{"the base", "file=DIR/base.raw,format=raw", false, []string{
-			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write falsifies the layers above"}},
+			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write changes what the layers above show"}},
 		{"the base by a link", "file=DIR/link.raw,format=raw", true, []string{
-			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write falsifies the layers above"}},
+			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write changes what the layers above show"}},
 		{"the base by another name", "file=DIR/hard.raw,format=raw", true, []string{
-			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write falsifies the layers above"}},
+			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write changes what the layers above show"}},
 		{"the base nested", "file.driver=file,file.filename=DIR/base.raw,driver=raw", false, []string{
-			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write falsifies the layers above"}},
+			"problem vm-layer: VM v (pid PID qemu-system-x86) has the base, DIR/base.raw, to write: every write changes what the layers above show"}},
 		{"the base read only", "file=DIR/base.raw,format=raw,readonly=on", false, []string{
 			"note vm-layer: VM v (pid PID qemu-system-x86) reads the base, DIR/base.raw and does not write it"}},
 		{"a snapshot's file", "file=DIR/d.varve/layers/000001.qcow2,format=qcow2", false, []string{
-			"problem vm-layer: VM v (pid PID qemu-system-x86) has the file of the snapshot one, DIR/d.varve/layers/000001.qcow2, to write: every write falsifies the layers above"}},
+			"problem vm-layer: VM v (pid PID qemu-system-x86) has the file of the snapshot one, DIR/d.varve/layers/000001.qcow2, to write: every write changes what the layers above show"}},
 		{"the leaf's file", "file=DIR/d.varve/layers/000002.qcow2,format=qcow2", false, []string{
 			"problem vm-layer: VM v (pid PID qemu-system-x86) has the leaf's file, DIR/d.varve/layers/000002.qcow2, to write, past the mount: two writers destroy it"}},
 		{"the leaf's file without a mount", "file=DIR/d.varve/layers/000002.qcow2,format=qcow2", true, []string{

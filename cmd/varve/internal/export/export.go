@@ -118,7 +118,7 @@ func checkPlace(t where.Target, place output.Place, o Options) error {
 		return CheckOut(t, place.Path, o.Force)
 	}
 	if o.Format == "qcow2" {
-		return errors.New("a qcow2 cannot go into a pipe or such: its tables are written last and stand in front; name a file")
+		return errors.New("a qcow2 cannot be written there: its tables come first in the file and are written last; name a regular file")
 	}
 	return nil
 }
@@ -134,7 +134,7 @@ func exportStream(ctx context.Context, e overlay.Export, place output.Place) err
 		if !qcow2.IsDamage(err) { // which says where it is
 			err = output.Underlying(err)
 		}
-		return fmt.Errorf("write %s: %w; a part is written", f.Name(), err)
+		return fmt.Errorf("write %s: %w; only a part was written", f.Name(), err)
 	}
 	return err
 }
@@ -150,7 +150,7 @@ func CheckOut(t where.Target, out string, force bool) error {
 	}
 	for _, above := range []string{dir, filepath.Dir(dir)} {
 		if where.IsDiskDirectory(above) {
-			return fmt.Errorf("%s lies in %s, where only that disk's own files are", out, above)
+			return fmt.Errorf("%s lies in %s, which holds only that disk's own files; name another place", out, above)
 		}
 	}
 	info, err := os.Stat(out)

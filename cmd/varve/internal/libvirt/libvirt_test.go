@@ -50,27 +50,27 @@ func host(t *testing.T, files map[string]string) *Host {
 func TestStates(t *testing.T) {
 	s1, s2 := fixture(t, s1File, "/img"), fixture(t, s2File, "/img")
 	internal := strings.NewReplacer("snapshot='external' type='file'", "snapshot='internal'", "<source file='/img/vm2.s2'/>\n    </disk>\n  </disks>", "</disk>\n  </disks>").Replace(s2)
-	of := func(name string) chain.State {
-		return chain.State{Name: name, By: "libvirt's snapshot " + name + " of domain vm2"}
+	of := func(name string) chain.SnapshotState {
+		return chain.SnapshotState{Name: name, By: "libvirt's snapshot " + name + " of domain vm2"}
 	}
 	for _, test := range []struct {
 		name   string
 		s2     string
 		chain  []string // top first
-		states []chain.State
+		states []chain.SnapshotState
 		note   string
 	}{
-		{"as virsh made it", s2, []string{"/img/vm2.s2", "/img/vm2.s1", "/img/vm2.qcow2"}, []chain.State{{}, of("s2"), of("s1")}, ""},
-		{"on the first overlay", s2, []string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.State{{}, of("s1")}, "no layer shows s2"},
+		{"as virsh made it", s2, []string{"/img/vm2.s2", "/img/vm2.s1", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, of("s2"), of("s1")}, ""},
+		{"on the first overlay", s2, []string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, of("s1")}, "no layer shows s2"},
 		// virsh blockpull --base vm2.qcow2: the overlay of s2 stands on the state of s1.
-		{"after blockpull", s2, []string{"/img/vm2.s2", "/img/vm2.qcow2"}, []chain.State{{}, {}}, "no layer shows s1, s2"},
-		{"another chain", s2, []string{"/img/vm3.s2", "/img/vm3.qcow2"}, []chain.State{{}, {}}, ""},
-		{"an internal one", internal, []string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.State{{}, of("s1")}, "no layer shows s2"},
-		{"excluded from s2", strings.Replace(s2, "snapshot='external'", "snapshot='no'", 1), []string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.State{{}, of("s1")}, ""},
-		{"what was before is not known", strings.ReplaceAll(s2, "/img/vm2.s1", ""), []string{"/img/vm2.s2", "/img/vm2.s1", "/img/vm2.qcow2"}, []chain.State{{}, {}, of("s1")}, "no layer shows s2"},
+		{"after blockpull", s2, []string{"/img/vm2.s2", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, {}}, "no layer shows s1, s2"},
+		{"another chain", s2, []string{"/img/vm3.s2", "/img/vm3.qcow2"}, []chain.SnapshotState{{}, {}}, ""},
+		{"an internal one", internal, []string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, of("s1")}, "no layer shows s2"},
+		{"excluded from s2", strings.Replace(s2, "snapshot='external'", "snapshot='no'", 1), []string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, of("s1")}, ""},
+		{"what was before is not known", strings.ReplaceAll(s2, "/img/vm2.s1", ""), []string{"/img/vm2.s2", "/img/vm2.s1", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, {}, of("s1")}, "no layer shows s2"},
 		{"taken again under another name", strings.NewReplacer("<name>s2<", "<name>a<", "vm2.s2", "vm2.s1", "vm2.s1", "vm2.qcow2", "<creationTime>1", "<creationTime>2").Replace(s2),
-			[]string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.State{{}, of("s1")}, "snapshot a of domain vm2 is the same state as s1"},
-		{"broken", s2[:len(s2)/2], []string{"/img/vm2.s2", "/img/vm2.s1", "/img/vm2.qcow2"}, []chain.State{{}, {}, of("s1")}, ""},
+			[]string{"/img/vm2.s1", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, of("s1")}, "snapshot a of domain vm2 is the same state as s1"},
+		{"broken", s2[:len(s2)/2], []string{"/img/vm2.s2", "/img/vm2.s1", "/img/vm2.qcow2"}, []chain.SnapshotState{{}, {}, of("s1")}, ""},
 	} {
 		h := host(t, map[string]string{"etc/passwd": passwd, "var/lib/libvirt/qemu/snapshot/vm2/s1.xml": s1, "var/lib/libvirt/qemu/snapshot/vm2/0.xml": test.s2})
 		states, notes := h.States(test.chain)

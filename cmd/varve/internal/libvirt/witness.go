@@ -67,8 +67,8 @@ func (h *Host) With(path string) []string {
 // then, and the chain has the snapshot's overlay directly above it. One of the two is not
 // enough: after virsh blockcommit or blockpull the file of then has another content, or
 // the overlay stands on an older file.
-func (h *Host) States(files []string) (states []chain.State, notes []string) {
-	states = make([]chain.State, len(files))
+func (h *Host) States(files []string) (states []chain.SnapshotState, notes []string) {
+	states = make([]chain.SnapshotState, len(files))
 	snapshots, hidden := h.Snapshots()
 	at := map[string]int{}
 	for i, file := range files {
@@ -91,7 +91,7 @@ func (h *Host) States(files []string) (states []chain.State, notes []string) {
 		case found < 0:
 			lost, domain = append(lost, s.Name), s.Domain
 		case states[found].Name == "":
-			states[found] = chain.State{Name: s.Name, By: fmt.Sprintf("libvirt's snapshot %s of domain %s", s.Name, s.Domain)}
+			states[found] = chain.SnapshotState{Name: s.Name, By: fmt.Sprintf("libvirt's snapshot %s of domain %s", s.Name, s.Domain)}
 		default:
 			notes = append(notes, fmt.Sprintf("libvirt's snapshot %s of domain %s is the same state as %s", s.Name, s.Domain, states[found].Name))
 		}

@@ -119,8 +119,11 @@ func (p *Process) hear() {
 	}
 }
 
+// Ended is closed when the process cannot be asked any more: it has ended, or Close was called.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
 // ErrGone is that the process is not there any more.
-var ErrGone = errors.New("the process that does this for the daemon (varve-outside) is gone; all else goes on, \"varve umount\" too: mount the disk anew to have it again")
+var ErrGone = errors.New("the process that does this for the daemon (varve-outside) is gone; all else goes on, \"varve umount\" too: unmount and mount the disk to have it again")
 
 // ErrUnanswered is the ErrGone of a request that was under way: what was asked for may have
 // been done, or may still be.
@@ -307,7 +310,7 @@ func handle(request message, kinds []error, handlers map[string]Handler) message
 }
 
 // errTooLong is of a message that is not sent.
-var errTooLong = errors.New("a message that is too long")
+var errTooLong = errors.New("the question to varve-outside, or its answer, is too long")
 
 func send(w io.Writer, m message) error {
 	text, err := json.Marshal(m)

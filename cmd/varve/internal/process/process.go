@@ -58,7 +58,7 @@ func (p Process) Terminate() error {
 		return unix.ESRCH
 	}
 	if !strings.HasPrefix(p.command, "varve") && p.command != holders.Command(os.Getpid()) {
-		return fmt.Errorf("it is %s, and no varve", p.command)
+		return fmt.Errorf("that process is %s, not varve", p.command)
 	}
 	return unix.PidfdSendSignal(p.fd, unix.SIGTERM, nil, 0)
 }

@@ -107,6 +107,13 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen wher
 	if err := daemon.Terminate(); err != nil {
 		return fmt.Errorf("%w, and it cannot be asked to end: %w", unseen, err)
 	}
+	if flags.Lazy || flags.Force {
+		// A daemon that would lose files of its disk ends at the second signal only.
+		if missing, err := chain.Missing(t.Dir); err == nil && len(missing) > 0 {
+			time.Sleep(endSoon)
+			_ = daemon.Terminate() // it may have ended
+		}
+	}
 	if flags.Lazy {
 		return nil
 	}
@@ -172,9 +179,9 @@ func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended proce
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
 			if u, err := t.Users(false); err == nil && !u.None() {
-				return stillUsed(t, pid, u)
+				return fmt.Errorf("%s: %w", endOfWait(ctx), stillUsed(t, pid, u))
 			}
-			return fmt.Errorf("%s is no longer mounted, but pid %d still writes; do not touch %s until it has ended", t.Mountpoint, pid, c.dir())
+			return fmt.Errorf("%s: %s is unmounted, but its daemon (pid %d) has not written everything yet; wait until that process has ended before you copy or use %s", endOfWait(ctx), t.Mountpoint, pid, c.dir())
 		}
 	}
 }

@@ -49,7 +49,7 @@ func watchClosing(t where.Target) (c closing, err error) {
 	}
 	if serves, known := holders.Connection(pid); held && known && serves != t.Device && !claim.Serves(t.Dir, t.Device) {
 		// Any user can mount something under this name.
-		return c, fmt.Errorf("the mount there says that it shows %s, which pid %d has mounted elsewhere; \"umount %s\" takes it away", t.Dir, pid, chain.ShellWord(t.Mountpoint))
+		return c, fmt.Errorf("the mount there claims to be %s, but that disk is mounted elsewhere, by pid %d; \"umount %s\" takes the false mount away", t.Dir, pid, chain.ShellWord(t.Mountpoint))
 	}
 	if c.pid == 0 {
 		c.pid, c.held = pid, held
@@ -124,5 +124,5 @@ func (c *closing) check(stderr io.Writer) error {
 }
 
 func unknownEnd(log string) error {
-	return fmt.Errorf("unmounted, but whether the daemon closed the disk in order cannot be told; %s says it", log)
+	return fmt.Errorf("unmounted, but it cannot be told whether the daemon closed the disk in order; if it did, the last line of %s says \"closed\"", log)
 }

@@ -3,6 +3,7 @@ package umount
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"varve/chain"
 	"varve/chain/mounts"
@@ -17,9 +18,6 @@ import (
 // A directory that was moved as a whole is in order.
 func (c *closing) checkInPlace() error {
 	t := c.t
-	if t.ReadOnly {
-		return nil
-	}
 	dir := c.dir()
 	if dir == "" {
 		m, there, err := mounts.At(t.Mountpoint)
@@ -35,10 +33,18 @@ func (c *closing) checkInPlace() error {
 	case len(missing) == 0, where.DaemonGone(t.Mountpoint):
 		return nil
 	}
+	if filepath.Dir(missing[0]) == filepath.Clean(dir) { // chain.json, with the whole directory perhaps
+		return fmt.Errorf("%s was removed while the disk was mounted, and all that the disk holds would be lost with the unmount: put it back if it was moved; otherwise copy disk.raw and what is needed of layers/ out of %s first, and unmount with --lazy: %w",
+			missing[0], t.Mountpoint, os.ErrNotExist)
+	}
 	more := ""
 	if len(missing) > 1 {
 		more = fmt.Sprintf(" (and %d more)", len(missing)-1)
 	}
-	return fmt.Errorf("%s%s is not there any more, and what it holds would be lost with the mount: put it back if it was moved; if it was removed, copy disk.raw and what is needed of layers/ out of %s first, then unmount with --lazy: %w",
-		missing[0], more, t.Mountpoint, os.ErrNotExist)
+	if t.ReadOnly { // nothing is written into a new file then
+		return fmt.Errorf("%s%s was removed or replaced while the disk was mounted, and what was in it would be lost with the unmount: put the file back if it was moved; otherwise \"varve export %s leaf OUT\" copies the disk into an image; --lazy unmounts all the same: %w",
+			missing[0], more, chain.ShellWord(t.Mountpoint), os.ErrNotExist)
+	}
+	return fmt.Errorf("%s%s was removed or replaced while the disk was mounted, and what was in it would be lost with the unmount: put the file back if it was moved; otherwise \"varve flatten %s leaf\" copies what disk.raw needs into a new file, and \"varve export %s NAME OUT\" copies a snapshot out; --lazy unmounts all the same: %w",
+		missing[0], more, chain.ShellWord(t.Mountpoint), chain.ShellWord(t.Mountpoint), os.ErrNotExist)
 }

@@ -135,10 +135,10 @@ func Detach(stderr io.Writer, what, mountpoint string, device uint64) error {
 		return err
 	}
 	if len(who.Uses) > 0 || len(who.Places) == 0 {
-		tell.Line(stderr, "%s: still in use, though its daemon is gone: %s; that gets errors only and has to be started anew", what, where.UseWords(who.Uses))
+		tell.Line(stderr, "%s: still in use, although its daemon is gone: %s; that only gets errors now, and has to be started again", what, where.UseWords(who.Uses))
 	}
 	if len(who.Places) > 0 {
-		tell.Line(stderr, "%s: its daemon is gone, and what can be seen of it elsewhere gives errors only: %s", what, where.PlaceWords(who.Places))
+		tell.Line(stderr, "%s: its daemon is gone, and the other places at which it can be seen give errors only: %s", what, where.PlaceWords(who.Places))
 	}
 	return nil
 }

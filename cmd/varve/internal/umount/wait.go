@@ -91,9 +91,17 @@ func takeDown(ctx context.Context, t where.Target, stderr io.Writer, flags Optio
 		select {
 		case <-time.After(busyPoll):
 		case <-ctx.Done():
-			return fmt.Errorf("still in use: %s; it stays mounted", said)
+			return fmt.Errorf("%s: it is still in use: %s; it stays mounted", endOfWait(ctx), said)
 		}
 	}
+}
+
+// endOfWait says why a wait has ended before what was waited for came.
+func endOfWait(ctx context.Context) string {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return "the time of --timeout is over"
+	}
+	return "interrupted"
 }
 
 // tryUnmount unmounts at the mountpoint, unless the mount is wanted at another place or

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"varve/chain"
 	"varve/chain/mounts"
@@ -87,6 +88,37 @@ func mountedElsewhere(path string) (mounts.Mount, bool) {
 		}
 	}
 	return mounts.Mount{}, false
+}
+
+// OnlyElsewhere gives the mounts that other mount namespaces have and this one does not, each
+// by one place: those of disks whose daemon holds the disk directory that they name. A disk
+// that a container has at another path than this host is not among them.
+func OnlyElsewhere(table mounts.Table, places []mounts.Mount) []mounts.Mount {
+	seen := map[uint64]bool{} // devices
+	for _, m := range table.List() {
+		seen[m.Device] = true
+	}
+	var list []mounts.Mount
+	for _, m := range places {
+		if m.PID == 0 || m.Rooted || !m.Whole() || !m.Reachable() || seen[m.Device] || !servesSoon(m) {
+			continue
+		}
+		seen[m.Device] = true
+		list = append(list, m)
+	}
+	return list
+}
+
+// servesSoon is claim.Serves for a disk whose file system may hang.
+func servesSoon(m mounts.Mount) bool {
+	answer := make(chan bool, 1)
+	go func() { answer <- claim.Serves(m.Source, m.Device) }()
+	select {
+	case serves := <-answer:
+		return serves
+	case <-time.After(AnswerTime):
+		return false
+	}
 }
 
 // Reach is the target of an argument whose disk is mounted out of sight, by the first

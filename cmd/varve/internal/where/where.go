@@ -177,7 +177,7 @@ func DiskDirectory(path string) (string, error) {
 	}
 	if info.IsDir() {
 		if !IsDiskDirectory(path) {
-			words := "it is a directory without chain.json, so no disk directory, and no varve mount"
+			words := "it is neither a disk directory (it has no chain.json) nor a varve mount"
 			if m, ok := mountedElsewhere(path); ok {
 				words += fmt.Sprintf(" here; in the mount namespace of pid %d the disk %s is mounted there: name that", m.PID, m.Source)
 			}
@@ -221,7 +221,7 @@ func (t Target) Explain(err error) error {
 	case errors.Is(err, os.ErrPermission) && t.Owner >= 0 && t.Owner != os.Geteuid():
 		err = fmt.Errorf("only uid %d, who mounted %s, may do that: %w", t.Owner, t.Mountpoint, err)
 		if os.Geteuid() == 0 {
-			err = fmt.Errorf("%w; become that user, with \"%s varve\" and the same words", err, Become(t.Owner))
+			err = fmt.Errorf("%w; run the command as that user, with \"%s varve\" and the same words", err, Become(t.Owner))
 		}
 	}
 	return err
@@ -250,7 +250,7 @@ func (t Target) NotMounted() error {
 func (t Target) RefuseInside(dir, file string) error {
 	for _, own := range []string{t.Dir, t.Mountpoint} {
 		if own != "" && (own == t.Dir || t.Mount.Here()) && mounts.Within(dir, own) {
-			return fmt.Errorf("%s lies in %s, where only the disk's own files are", file, own)
+			return fmt.Errorf("%s lies in %s, which holds only the disk's own files; name another place", file, own)
 		}
 	}
 	return nil

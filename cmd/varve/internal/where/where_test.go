@@ -40,7 +40,7 @@ func TestFind(t *testing.T) {
 		{arg: "link.raw", dir: "ubuntu.raw.varve"},
 		{arg: "vm1", err: "no such disk; did you mean vm1.varve?"},
 		{arg: "nothing", err: "no such disk directory, mountpoint or image"},
-		{arg: "plain", err: "it is a directory without chain.json, so no disk directory, and no varve mount"},
+		{arg: "plain", err: "it is neither a disk directory (it has no chain.json) nor a varve mount"},
 		{arg: "lonely.raw", err: `it is an image without a disk directory; "varve mount lonely.raw MOUNTPOINT" makes one`},
 	} {
 		got, err := Find(filepath.Join(dir, c.arg))

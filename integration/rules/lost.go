@@ -1,0 +1,36 @@
+package main
+
+// lostMutants: files that are removed beneath a mount, D33, and the end of a daemon without the
+// process outside, M23.
+var lostMutants = []mutant{
+	one("D33", "a snapshot is built on a leaf whose file was removed", "chain/snapshot.go",
+		"d.keepsChain(d.manifest, d.manifest.Layer(d.manifest.Leaf)); err != nil {", "d.keepsChain(d.manifest, d.manifest.Layer(d.manifest.Leaf)); false && err != nil {",
+		"chain.TestLostFiles"),
+	one("D33", "a merge goes into a file that was removed", "chain/merge.go",
+		"	away, err := d.awayFromLost(m, x, c)", "	away, err := \"\", error(nil)",
+		"chain.TestLostFiles"),
+	one("D33", "a file in the place of a layer's is taken for it", "chain/lost.go",
+		"	case err == nil && (there.Inode", "	case false && (there.Inode",
+		"chain.TestLostFiles"),
+	one("D33", "a leaf whose file was removed is flattened in that file", "chain/lost.go",
+		"	if err := d.freezeLeaf(\"\"); err != nil {\n		return nil, nil, err\n	}\n", "",
+		"chain.TestLostFiles"),
+	one("D33", "a revert goes to a snapshot whose file was removed", "chain/revert.go",
+		"d.keepsChain(m, target); err != nil {", "d.keepsChain(m, target); false && err != nil {",
+		"chain.TestLostFiles"),
+	one("D33", "the close of a disk is in order although a file was removed", "chain/disk.go",
+		"	errs := []error{d.lostAtClose(m)}", "	errs := []error{}",
+		"chain.TestLostAtClose"),
+	one("D33", "umount sees no file that was replaced", "chain/missing.go",
+		"!l.Foreign || unlinked[path] {", "!l.Foreign || false && unlinked[path] {",
+		"cmd/varve.TestRemovedLayersAreRescued"),
+	one("D33", "the first SIGTERM unmounts a disk whose files were removed", "cmd/varve/internal/daemon/server.go",
+		"	if lost := d.LostFiles(); len(lost) > 0 &&", "	if lost := d.LostFiles(); false && len(lost) > 0 &&",
+		"cmd/varve.TestRemovedLayersAreRescued"),
+	one("M23", "without the process outside no SIGTERM ends the daemon", "cmd/varve/internal/daemon/server.go",
+		"	if !errors.Is(err, outside.ErrGone) {", "	if !errors.Is(err, outside.ErrGone) || true {",
+		"cmd/varve.TestSIGTERMWithoutTheProcessOutside"),
+	one("M23", "a mount is abandoned under its users", "fs/unmount.go",
+		"	if !s.fs.open.end() {\n		return fmt.Errorf(\"leave", "	if s.fs.open.end(); false {\n		return fmt.Errorf(\"leave",
+		"fs.TestAbandon"),
+}
