@@ -53,7 +53,8 @@ const (
 	slow = "AgainstQEMU|AgainstModel|DamagedLayers|DiffOfRandomChains|DuringMerges|DuringAFlatten|DuringJobs|CrashDuring|WriteDuringFlush|" +
 		"FaultsInARow|MergesOnAFullHost|MergeNeedsLittle|EveryCallOfAJob|EverythingAtOnce|StepsDoNotGrow|GoneLayers|PunchInFlight|" +
 		"ExportToADevice|TestModes|TestDomains|TestRealVMs|TestRedefinition|ManyLayersWithPartitions|" +
-		"TestCheck$|FreesIs|FreesOf|TestExamine|TestPlanOf|FuzzOpen|AcceptRefuses|AdoptDepth|TestAdopt$|CreateFaults|RepairPowerCut|PowerCutCreate|OldDisk"
+		"TestCheck$|FreesIs|FreesOf|TestExamine|TestPlanOf|^Fuzz|AcceptRefuses|AdoptDepth|TestAdopt$|CreateFaults|RepairPowerCut|PowerCutCreate|OldDisk|" +
+		"FindsWrittenZeros|TestRealFiles|TestCheckDamage$|TestShrink|DeleteCopiesOnce|RefcountTableGrows|TestCutOff|MergeMetrics|HeadersFollowAfter"
 	// Of the program: each command once or twice, and what needs no mount.
 	basics = "FirstAndNext|CommandsMountedOrNot|TestCreate$|TestAccept$|ExportOverAPart|ImportFromAnotherDisk|DiffRefused|JobInBackground|CheckInOrder|" +
 		"SaysWhoUsesIt|MountModes|StatusIsOneDocument|TestTree|TestMap$|TestUse$|Sizes|EmptyArgument|" +
@@ -79,6 +80,7 @@ var suites = map[string][]part{
 		}},
 		{title: "power cuts and faults of a disk", packages: []string{"./chain"}, flags: []string{"-run=" + crash},
 			testFlags: []string{"-crash.stride=16", "-fault.stride=32"}, env: crashes},
+		{title: "faults while chain.json is written", packages: []string{"./chain/manifest"}, flags: []string{"-run=" + crash}},
 		{title: "the program, with the race detector", packages: []string{"./cmd/varve"}, flags: []string{"-race", "-run=" + beside}},
 		{title: "FUSE, with the race detector", packages: []string{"./fs", "./fs/device"}, flags: []string{"-race"}},
 		{title: "the program's packages, with the race detector", packages: []string{
