@@ -359,8 +359,8 @@ func TestDiffDuringMerges(t *testing.T) {
 			must(t, err)
 			looks := 0
 			for running := true; running; looks++ {
-				if looks == 3 {
-					must(t, d.SetJobRate(16<<20))
+				if looks == 4 {
+					must(t, d.SetJobRate(64<<20))
 				}
 				running = d.lastJob().running()
 				for i, p := range pairs {

@@ -28,9 +28,9 @@ func callStride() int {
 	case os.Getenv("VARVE_LONG") != "":
 		return 1
 	case testing.Short():
-		return 37
+		return 71
 	default:
-		return 23
+		return 37
 	}
 }
 

@@ -409,7 +409,8 @@ func TestPowerCutOldDisk(t *testing.T) {
 			s.views(s.host)
 			c := newCrashJudge(s.simGuest, 1)
 			player, states := powercut.NewPlayer(before, s.host.Recorded()), 0
-			stride, faults := max(1, flags.Stride/12), max(1, flags.FaultStride/8) // it is a short record
+			// It is a short record.
+			stride, faults := min(max(1, flags.Stride/12), 4), min(max(1, flags.FaultStride/8), 6)
 			for {
 				op, ok := player.Next()
 				if !ok {

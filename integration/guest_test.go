@@ -145,7 +145,7 @@ func (s *scenario) remember(name string) {
 // snapshotWhileWriting: the guest writes, and writes on after snapshot one.
 func (s *scenario) snapshotWhileWriting() {
 	g := s.boot()
-	g.Run("put big.one 24576")
+	g.Run("put big.one 8192")
 	g.StartWriter("a")
 	g.WaitFsynced(6)
 	s.one = g.Fsynced()
@@ -155,7 +155,7 @@ func (s *scenario) snapshotWhileWriting() {
 	s.remember("one")
 	g.WaitFsynced(6)
 	g.StopWriter()
-	g.Run("put big.later 8192")
+	g.Run("put big.later 4096")
 	g.Verify()
 	all := g.Fsynced()
 	g.PowerOff()
@@ -187,12 +187,12 @@ func (s *scenario) revertAndBranch() {
 		g.Run("[ ! -e /data/" + file.Name + " ]")
 	}
 	g.Verify()
-	g.Run("put big.two 32768")
+	g.Run("put big.two 20480")
 	g.StartWriter("b")
 	g.WaitFsynced(4)
 	s.m.Do("snapshot", "two")
 	// As much on each side: whichever way the delete merges, it takes a while.
-	g.Run("put big.three 32768")
+	g.Run("put big.three 20480")
 	s.m.Do("snapshot", "three")
 	s.remember("two")
 	s.remember("three")

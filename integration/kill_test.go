@@ -50,9 +50,9 @@ const (
 //   - every frozen view is what it was, and a new one is of its moment;
 //   - what a control write had reported as done is done.
 //
-// Half of the moments have their turn in one run.
+// One in three of the moments has its turn in one run.
 func TestKill(t *testing.T) {
-	kills, first := 6, turn.Window(6, 12)
+	kills, first := 4, turn.Window(4, 12)
 	if harness.Long() {
 		kills, first = 102, 0
 	}

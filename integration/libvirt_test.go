@@ -34,7 +34,8 @@ var libvirtMounts = []struct {
 // TestLibvirt has a real libvirtd run virtual machines on disk.raw: start, stop,
 // pull the plug, start again, grow, with snapshots and reverts by varve between.
 // Nothing is ever redefined. The guest goes through all of it on the mount whose turn it
-// is; on the other one QEMU opens the disk, and a snapshot is taken, while no guest runs.
+// is, and reads a layer; on the other one QEMU opens the disk, and a snapshot is taken, while
+// no guest runs.
 func TestLibvirt(t *testing.T) {
 	d := libvirt.Start(t)
 	p := guest.Prepare(t)
@@ -49,7 +50,8 @@ func TestLibvirt(t *testing.T) {
 			d.Define(l.name, p, libvirt.Disk(m.Raw(), way.driver))
 			defined := d.Run("dumpxml", "--inactive", l.name)
 
-			if harness.Long() || i == turn.Of(0, len(libvirtMounts)) {
+			whole := harness.Long() || i == turn.Of(0, len(libvirtMounts))
+			if whole {
 				l.snapshotAndRevert()
 			} else {
 				l.snapshotOfAPaused()
@@ -61,7 +63,9 @@ func TestLibvirt(t *testing.T) {
 				t.Errorf("the domain was\n%s\nand is\n%s", defined, again)
 			}
 			d.Run("undefine", l.name)
-			l.readLayer(way.driver, i == 0)
+			if whole {
+				l.readLayer(way.driver, i == 0)
+			}
 
 			views := m.SaveViews()
 			m.Unmount() // also from under libvirtd, which still runs

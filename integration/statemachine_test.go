@@ -179,7 +179,7 @@ func (m *mountTarget) Reopen(_ bool, want map[string][]byte) error {
 // a blank disk, and an adopted chain of qemu-img's, and compares every view with a
 // model in memory. Ten seeds take turns; make test-long does thousands of steps.
 func TestStateMachine(t *testing.T) {
-	steps, seeds := 300, []uint64{1 + uint64(turn.Of(0, 10))}
+	steps, seeds := 200, []uint64{1 + uint64(turn.Of(0, 10))}
 	if harness.Long() {
 		steps, seeds = 1500, []uint64{1, 2, 3}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"varve/cmd/varve/internal/doctor"
 	"varve/integration/harness"
+	"varve/integration/turn"
 	"varve/overlay/qcow2"
 )
 
@@ -90,7 +91,12 @@ func TestDoctorOfAHealthyDisk(t *testing.T) {
 	put(t, mnt, "two", 8192)
 	must(t, dir, "snapshot", "mnt", "two")
 	put(t, mnt, "three", 1<<20)
-	check("mnt", mnt, "vm.raw", "vm.raw.varve", "vm.raw.varve/layers", "mnt/layers/one.raw", "vm.raw.varve/layers/000002.qcow2", "vm.raw.varve/chain.json")
+	// Names of the disk, which take turns.
+	for i, name := range []string{"mnt", mnt, "vm.raw", "vm.raw.varve", "vm.raw.varve/layers", "mnt/layers/one.raw", "vm.raw.varve/layers/000002.qcow2", "vm.raw.varve/chain.json"} {
+		if turn.Of(i, 3) == 0 || os.Getenv("VARVE_LONG") != "" {
+			check(name)
+		}
+	}
 	must(t, dir, "delete", "mnt", "one")
 	check("mnt")
 	must(t, dir, "umount", "mnt")

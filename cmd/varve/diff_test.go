@@ -2,10 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
+
+	"varve/integration/turn"
 )
 
 // diffDocument is what diff --json prints.
@@ -66,7 +69,7 @@ func TestDiff(t *testing.T) {
 	dir, want := exportDisk(t)
 	pairs := [][2]string{{"base", "one"}, {"one", "leaf"}, {"leaf", "base"}, {"one", "one"}}
 	lists := map[[2]string]string{}
-	for _, state := range []string{"mounted", "not mounted", "read-only"} {
+	for n, state := range []string{"mounted", "not mounted", "read-only"} {
 		disk := "mnt"
 		switch state {
 		case "not mounted":
@@ -75,7 +78,10 @@ func TestDiff(t *testing.T) {
 		case "read-only":
 			must(t, dir, "mount", "--read-only", "vm.raw", "mnt")
 		}
-		for _, p := range pairs {
+		for i, p := range pairs {
+			if turn.Of(i+n, 2) != 0 && os.Getenv("VARVE_LONG") == "" {
+				continue // each pair has its turn in one state at least
+			}
 			a, b := want[p[0]], want[p[1]]
 			tables := diffJSONOf(t, dir, disk, p[0], p[1])
 			cmpBytes(t, dir, a, b, tables)

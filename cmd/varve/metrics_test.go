@@ -164,7 +164,7 @@ func TestMetricsFile(t *testing.T) {
 	fails(t, dir, exitFailed, []string{"exists already and holds no metrics"}, "metrics", "mnt", "-o", "empty.raw")
 	trace := dir + "/trace"
 	cmd = command(dir, "metrics", "mnt", "-o", file)
-	cmd.Args = append([]string{"strace", "-f", "-e", "trace=fsync,rename,renameat,renameat2", "-o", trace, cmd.Path}, cmd.Args[1:]...)
+	cmd.Args = append([]string{"strace", "-f", "--seccomp-bpf", "-e", "trace=fsync,rename,renameat,renameat2", "-o", trace, cmd.Path}, cmd.Args[1:]...)
 	if cmd.Path, err = exec.LookPath("strace"); err != nil {
 		t.Fatal(err)
 	}

@@ -52,13 +52,30 @@ func BackingChain(t testing.TB, file, format string) []ImageInfo {
 // as qemu-img compare reads them, the same content.
 func SameContent(t testing.TB, a, formatA, b, formatB string) {
 	t.Helper()
+	sameContent(t, a, formatA, guestSize(t, a, formatA), b, formatB, guestSize(t, b, formatB))
+}
+
+func sameContent(t testing.TB, a, formatA string, sizeA int64, b, formatB string, sizeB int64) {
+	t.Helper()
 	r := Try(t, "qemu-img", "compare", "-f", formatA, "-F", formatB, a, b)
 	if r.Code != 0 {
 		t.Errorf("qemu-img compare %s %s: exit code %d\n%s", a, b, r.Code, indent(r.Stdout+r.Stderr))
 	}
-	if sizeA, sizeB := BackingChain(t, a, formatA)[0].Size, BackingChain(t, b, formatB)[0].Size; sizeA != sizeB {
+	if sizeA != sizeB {
 		t.Errorf("%s has %d guest bytes, %s has %d", a, sizeA, b, sizeB)
 	}
+}
+
+// guestSize is an image's size in bytes: of a raw file its length, to a whole sector, and
+// of everything else what qemu-img info says.
+func guestSize(t testing.TB, file, format string) int64 {
+	t.Helper()
+	if format == "raw" {
+		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
+			return (info.Size() + 511) &^ 511
+		}
+	}
+	return BackingChain(t, file, format)[0].Size
 }
 
 // Judge checks the files of a disk that was unmounted cleanly against what
@@ -71,17 +88,29 @@ func Judge(t testing.TB, disk string, views map[string]string) {
 	status := List(t, disk)
 	layers := map[string]chain.LayerStatus{}
 	own := map[string]bool{}
+	stoodOn := map[string]bool{} // of which another layer's chain has all
 	for _, layer := range status.Layers {
 		layers[layer.ID] = layer
 		if !layer.Foreign {
 			own[layer.File] = true
 		}
+		if layer.Parent != nil {
+			stoodOn[*layer.Parent] = true
+		}
 	}
+	sizes := map[string]int64{} // of the layers' images, by id
 	for _, layer := range status.Layers {
 		if layer.Format == "qcow2" {
 			CheckImage(t, layer.File)
 		}
-		judgeBacking(t, layers, layer)
+		if !stoodOn[layer.ID] {
+			judgeBacking(t, layers, layer, sizes)
+		}
+	}
+	for id := range layers {
+		if sizes[id] == 0 {
+			t.Errorf("layer %s is in no backing chain that qemu-img finds", id)
+		}
 	}
 	for id, view := range views {
 		layer, ok := layers[id]
@@ -89,7 +118,7 @@ func Judge(t testing.TB, disk string, views map[string]string) {
 			t.Errorf("the mount showed a layer %s that the unmounted disk does not have", id)
 			continue
 		}
-		SameContent(t, view, "raw", layer.File, layer.Format)
+		sameContent(t, view, "raw", guestSize(t, view, "raw"), layer.File, layer.Format, sizes[id])
 	}
 
 	dir := filepath.Join(disk, "layers")
@@ -109,27 +138,34 @@ func Judge(t testing.TB, disk string, views map[string]string) {
 	}
 }
 
-// judgeBacking compares a layer's chain in `varve list` with qemu-img's.
-func judgeBacking(t testing.TB, layers map[string]chain.LayerStatus, layer chain.LayerStatus) {
+// judgeBacking compares the chain of a layer on which no other stands, and with it those of
+// all below, in `varve list` with qemu-img's: each file, its format as the header above it
+// has it, and how deep it is. It notes the size of each layer's image, in bytes.
+func judgeBacking(t testing.TB, layers map[string]chain.LayerStatus, top chain.LayerStatus, sizes map[string]int64) {
 	t.Helper()
 	describe := func(file, format string) string { return fmt.Sprintf("%s (%s)", realPath(t, file), format) }
 
-	var listed, found []string
-	for id := &layer.ID; id != nil; id = layers[*id].Parent {
-		above, ok := layers[*id]
+	var ids, listed, found []string
+	for id := &top.ID; id != nil; id = layers[*id].Parent {
+		layer, ok := layers[*id]
 		if !ok {
 			t.Fatalf("varve lists a parent %s that it does not list as a layer", *id)
 		}
-		listed = append(listed, describe(above.File, above.Format))
+		ids, listed = append(ids, *id), append(listed, describe(layer.File, layer.Format))
 	}
-	for _, image := range BackingChain(t, layer.File, layer.Format) {
+	for i, image := range BackingChain(t, top.File, top.Format) {
 		found = append(found, describe(image.File, image.Format))
+		if i < len(ids) {
+			sizes[ids[i]] = image.Size
+		}
 	}
 	if a, b := strings.Join(listed, "\n"), strings.Join(found, "\n"); a != b {
-		t.Errorf("layer %s: varve lists\n%s\nqemu-img finds\n%s", layer.ID, indent(a), indent(b))
+		t.Errorf("layer %s: varve lists\n%s\nqemu-img finds\n%s", top.ID, indent(a), indent(b))
 	}
-	if depth := len(listed); layer.Depth != depth {
-		t.Errorf("layer %s: varve lists depth %d, its chain has %d layers", layer.ID, layer.Depth, depth)
+	for i, id := range ids {
+		if depth := len(ids) - i; layers[id].Depth != depth {
+			t.Errorf("layer %s: varve lists depth %d, its chain has %d layers", id, layers[id].Depth, depth)
+		}
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 // TestPackageLife installs the package, uses it as an administrator does, upgrades
 // it under a mount that is in use, and removes it.
 func TestPackageLife(t *testing.T) {
-	checkout := checkoutCopy(t)
-	older, newer := makeDeb(t, checkout, "1.0.0"), makeDeb(t, checkout, "1.1.0")
+	older, _ := firstDeb(t)
+	newer := makeDeb(t, checkoutCopy(t), "1.1.0")
 	s := newSystem(t)
 	s.copyIn(older, "/older.deb")
 	s.copyIn(newer, "/newer.deb")

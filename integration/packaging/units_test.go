@@ -17,9 +17,9 @@ import (
 // TestUnits: systemd understands the units, and what its generator makes of the
 // line for /etc/fstab in docs/install.md.
 func TestUnits(t *testing.T) {
-	checkout := checkoutCopy(t)
+	deb, _ := firstDeb(t)
 	s := newSystem(t)
-	s.copyIn(makeDeb(t, checkout, "1.0.0"), "/varve.deb")
+	s.copyIn(deb, "/varve.deb")
 	s.run("dpkg -i /varve.deb; printf 'DISK=/srv/vm1.raw\\nMOUNTPOINT=/mnt/vm1\\n' >/etc/varve/vm1.conf")
 	for _, unit := range []string{"varve@vm1.service", "varve-prune@vm1.service", "varve-prune@vm1.timer", "varve-metrics.service", "varve-metrics.timer"} {
 		if r := s.try("systemd-analyze verify --man=no " + unit); r.Code != 0 || complaints(r) != "" {
@@ -31,7 +31,7 @@ func TestUnits(t *testing.T) {
 		t.Errorf("systemd-analyze does not see a mistake: %s", complaints(r))
 	}
 
-	page, err := os.ReadFile(filepath.Join(checkout, "docs/install.md"))
+	page, err := os.ReadFile(filepath.Join(harness.Checkout(t), "docs/install.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

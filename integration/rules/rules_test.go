@@ -85,17 +85,18 @@ func TestVerdicts(t *testing.T) {
 		noticed bool
 		verdict string
 	}{
-		{"BaseName = \"bass\"", true, "TestCheckName"},
-		{"BaseName = \"base\" // the same", false, "NONE"},
-		{"BaseName = base", false, "BROKEN: it does not compile"},
+		{"n < 0 {", true, "TestJSON"},
+		{"n > mostValues { // the same", false, "NONE"},
+		{"n > most {", false, "BROKEN: it does not compile"},
 	} {
-		m := one("M1", c.new, "chain/manifest/manifest.go", `BaseName = "base"`, c.new, "chain/manifest.TestCheckName")
+		// A package that is built fast.
+		m := one("M1", c.new, "chain/bounded/bounded.go", "n > mostValues {", c.new, "chain/bounded.TestJSON")
 		r := new(tester).try(m)
 		if r.noticed != c.noticed || !strings.HasPrefix(r.verdict, c.verdict) {
 			t.Errorf("%s: %+v", c.new, r)
 		}
 	}
-	if err := new(tester).baseline([]mutant{{tests: []string{"chain.TestNobodyWrote"}}}); err == nil {
+	if err := new(tester).baseline([]mutant{{tests: []string{"chain/bounded.TestNobodyWrote"}}}); err == nil {
 		t.Error("a test that is not there passes")
 	}
 }

@@ -28,6 +28,19 @@ const (
 		"TestExamine|TestPlan|TestAdopt|TestAccept|TestCheck|DiffPlaces|AfterACrash|CommitRefuses|OldDisk|" +
 		"WindowThatCannotSettle|FailedRevert|EveryCallOfAJob|TestShrink|FailedSyncIsSticky|LargestFile|FlushWithoutRoom|TestCutOff|" +
 		"RefcountTableGrows|TestHostile|TestHeader|TestExportToADevice"
+	// The like of these, of which most of the time with the race detector is copying and
+	// comparing: what is refused, counted, written down, adopted, cloned or undone, and what a
+	// single job or request makes of an image.
+	sequential = "TestCreate(WithoutRights|Modes|Refuses|AfterCrash)|GoBackToABase|GuestsQcow2|UsedNumbers|LeafThatIsNotPlain|MarkedLayers|" +
+		"EmptyLeafWith|Unreadable|AllocateNothing|OrderOfHostCalls|TestRepair|TestCounts$|TestCountsOf|CountingPanics|Damage|DiffTells|DiffRefused|" +
+		"PeekAndCount|TestFlatten$|ShrunkLeaf|LeafChanged|HolesAndBlocks|TestReadOnly|TestModTime|RemovalAfterCrash|TestSetAside|BranchingPoint|" +
+		"BlankDisk|ExtentMap|MapBins|TooManyLayers|Fingerprint|ForeignHeader|FreesOf|TestFullHost|TestNoRoom|DeleteOnAFullHost|ScanAgainstSectors|" +
+		"TestClone(CutShort|OfTheBase|Refused|OfA)|TestRebase|OtherChain|CloneThatMayStand|HolesBehind|ShorterLayer|PartsOfSubclusters|" +
+		"LockOfAWrittenLayer|FailedMergeKeeps|MergeOfAChangedLeaf|TestManifest|TestUndo|UnevenDisk|GrowthOfAShrunk|ShrunkBlank|Sectors|UnevenQcow2|" +
+		"MetricsMove|MergeMetrics|LayerMetrics|MetricsCountNothing|OpenAndCacheMetrics|FlushErrorsAreCounted|HiddenBadEntry|" +
+		"LayerClips|EndOfALayer|CloneRange|PageCache|TestSalvage|ExportFinds|EachRun|TestGrow|TestHostF|RewritesStay|MemoryForClaims|FarCluster|" +
+		"ZeroBits|TestTruncated|CompressedAt|InternalSnapshot|UnallocatedIs|NoAllocations|LargeImage|TestRaw|TestTableIndex|ClusterSet|LeaksAre|" +
+		"LowRefcounts|ReservedClusters|TestRealFiles|TestForged|NextAgainstMap|ChangesOutlive|StreamIsInterrupted|UnevenLayer|CountedBehind"
 	// These wait for a guest that boots or for a daemon that starts, more than they work.
 	guests = "Guest|Guide|Libvirt|Kill|VM|Pages|OneMountWins"
 	// Of the program, where one does something while another does: a daemon and its job,
@@ -39,12 +52,14 @@ const (
 	// what has to go on for a time, or copies much.
 	slow = "AgainstQEMU|AgainstModel|DamagedLayers|DiffOfRandomChains|DuringMerges|DuringAFlatten|DuringJobs|CrashDuring|WriteDuringFlush|" +
 		"FaultsInARow|MergesOnAFullHost|MergeNeedsLittle|EveryCallOfAJob|EverythingAtOnce|StepsDoNotGrow|GoneLayers|PunchInFlight|" +
-		"ExportToADevice|TestModes|TestDomains|TestRealVMs|TestRedefinition|ManyLayersWithPartitions"
+		"ExportToADevice|TestModes|TestDomains|TestRealVMs|TestRedefinition|ManyLayersWithPartitions|" +
+		"TestCheck$|FreesIs|FreesOf|TestExamine|TestPlanOf|^Fuzz|AcceptRefuses|AdoptDepth|TestAdopt$|CreateFaults|RepairPowerCut|PowerCutCreate|OldDisk|" +
+		"FindsWrittenZeros|TestRealFiles|TestCheckDamage$|TestShrink|DeleteCopiesOnce|RefcountTableGrows|TestCutOff|MergeMetrics|HeadersFollowAfter"
 	// Of the program: each command once or twice, and what needs no mount.
-	basics = "FirstAndNext|CommandsMountedOrNot|TestCreate|TestAccept|TestExport$|TestImport$|TestDiff$|JobInBackground|CheckInOrder|" +
-		"DoctorOfAHealthyDisk|SaysWhoUsesIt|MountModes|TestTree|TestMap$|TestMetrics$|TestWatch$|TestUse$|Sizes|WrongUse|EmptyArgument|" +
-		"TestHelp$|TestReport|Messages|Quotes|ManPages$|ManDate|Target|Plan|CheckMountpoint|UsersOf|HelperArgs|MountOptions$|Defaults|" +
-		"SplitOptions|Completion$|KnowsAllWords|RawView|OtherFormats|TestWriteMounts|VersionLine"
+	basics = "FirstAndNext|CommandsMountedOrNot|TestCreate$|TestAccept$|ExportOverAPart|ImportFromAnotherDisk|DiffRefused|JobInBackground|CheckInOrder|" +
+		"SaysWhoUsesIt|MountModes|StatusIsOneDocument|TestTree|TestMap$|TestUse$|Sizes|EmptyArgument|" +
+		"TestHelp$|TestReport|Messages|Quotes|ManPages$|ManDate|Plan|CheckMountpoint|UsersOf|HelperArgs|MountOptions$|Defaults|" +
+		"SplitOptions|KnowsAllWords|RawView|TestWriteMounts|VersionLine"
 )
 
 // suites are what can be run. Of parts that run beside each other the longest come
@@ -54,18 +69,20 @@ var suites = map[string][]part{
 		{title: "integration", packages: []string{"./integration"}, flags: []string{"-skip=" + guests}},
 		{title: "the program", packages: []string{"./cmd/..."}},
 		{title: "guests and libvirt", packages: []string{"./integration"}, flags: []string{"-run=" + guests}},
-		{title: "chain and overlay, one thing at a time", packages: []string{"./chain/...", "./overlay/..."}, flags: []string{"-run=" + single, "-skip=" + crash}},
-		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
-		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single}},
-		{title: "integration, one piece each", packages: []string{
+		{title: "chain and overlay, one thing at a time", packages: []string{"./chain/...", "./overlay/..."}, flags: []string{"-run=" + single + "|" + sequential, "-skip=" + crash}},
+		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single + "|" + sequential}},
+		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single + "|" + sequential}},
+		{title: "integration and the views of a mount, one piece each", packages: []string{
+			"./fs/partition", "./fs/prom", "./fs/show",
 			"./integration/bench", "./integration/bigchain", "./integration/bulk", "./integration/guest", "./integration/harness",
 			"./integration/packaging", "./integration/patience", "./integration/powercut", "./integration/rules", "./integration/stamps",
 			"./integration/testrun", "./integration/turn", "./integration/words",
 		}},
 		{title: "power cuts and faults of a disk", packages: []string{"./chain"}, flags: []string{"-run=" + crash},
-			testFlags: []string{"-crash.stride=10", "-fault.stride=20"}, env: crashes},
+			testFlags: []string{"-crash.stride=16", "-fault.stride=32"}, env: crashes},
+		{title: "faults while chain.json is written", packages: []string{"./chain/manifest"}, flags: []string{"-run=" + crash}},
 		{title: "the program, with the race detector", packages: []string{"./cmd/varve"}, flags: []string{"-race", "-run=" + beside}},
-		{title: "FUSE, with the race detector", packages: []string{"./fs/..."}, flags: []string{"-race"}},
+		{title: "FUSE, with the race detector", packages: []string{"./fs", "./fs/device"}, flags: []string{"-race"}},
 		{title: "the program's packages, with the race detector", packages: []string{
 			"./cmd/varve/internal/aside", "./cmd/varve/internal/background", "./cmd/varve/internal/client", "./cmd/varve/internal/holders", "./cmd/varve/internal/keep",
 			"./cmd/varve/internal/logfile", "./cmd/varve/internal/output", "./cmd/varve/internal/progress", "./cmd/varve/internal/session",
@@ -81,7 +98,7 @@ var suites = map[string][]part{
 		{title: "chain", packages: []string{"./chain/..."}, flags: []string{"-short", "-skip=" + crash + "|" + slow}},
 		{title: "overlay", packages: []string{"./overlay/..."}, flags: []string{"-short", "-skip=" + crash + "|" + slow}},
 		{title: "FUSE and the program's packages", packages: []string{"./fs/...", "./cmd/varve/internal/..."}, flags: []string{"-short", "-skip=" + slow}},
-		{title: "power cuts and faults", packages: []string{"./chain", "./overlay"}, flags: []string{"-short", "-run=" + crash},
+		{title: "power cuts and faults", packages: []string{"./chain", "./overlay"}, flags: []string{"-short", "-run=" + crash, "-skip=" + slow},
 			testFlags: []string{"-crash.stride=250", "-fault.stride=250"}, env: crashes},
 	},
 	"long": {
