@@ -73,7 +73,7 @@ var suites = map[string][]part{
 		{title: "overlay, with the race detector", packages: []string{"./overlay/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single + "|" + sequential}},
 		{title: "chain, with the race detector", packages: []string{"./chain/..."}, flags: []string{"-race", "-skip=" + crash + "|" + single + "|" + sequential}},
 		{title: "integration and the views of a mount, one piece each", packages: []string{
-			"./fs/partition", "./fs/prom", "./fs/show",
+			"./fs/control", "./fs/partition", "./fs/prom", "./fs/show",
 			"./integration/bench", "./integration/bigchain", "./integration/bulk", "./integration/guest", "./integration/harness",
 			"./integration/packaging", "./integration/patience", "./integration/powercut", "./integration/rules", "./integration/stamps",
 			"./integration/testrun", "./integration/turn", "./integration/words",
