@@ -81,13 +81,25 @@ func (w *statusWatch) run(ctx context.Context, every time.Duration) (err error) 
 			return nil // that is how it ends
 		case <-tick.C:
 		}
-		if text, err = w.look(ctx); ctx.Err() != nil {
-			return nil
-		} else if err != nil {
-			return err
+		// A disk that is mounted or unmounted in the middle of a look shows neither state.
+		for tries := 1; ; tries++ {
+			if text, err = w.look(ctx); ctx.Err() != nil {
+				return nil
+			} else if err == nil {
+				break
+			} else if tries == watchTries {
+				return err
+			}
+			time.Sleep(watchPause)
 		}
 	}
 }
+
+// How often a look that failed is tried again before the watch ends, and after how long.
+const (
+	watchTries = 5
+	watchPause = 100 * time.Millisecond
+)
 
 // look is what there is to be said of the disk now.
 func (w *statusWatch) look(ctx context.Context) (string, error) {
