@@ -229,7 +229,7 @@ func (o *Overlay) takeHost(cluster int64, host, bitmap uint64) (uint64, error) {
 // newAtOnce is how much one call writes to a new place. The host's page cache
 // keeps in one folio what came in one call, and ext4 goes through all blocks of a
 // folio for each later write into it: with 128 KiB at once rewriting 4 KiB pieces is
-// a quarter slower, with 32 KiB writing in order is (docs/performance.md).
+// a quarter slower, with 32 KiB writing in order is (docs/performance-log.md).
 const newAtOnce = 64 << 10
 
 // writeNew writes to a place that no entry shows yet.

@@ -6,7 +6,7 @@
 // go-fuse has a server of its own for this, which takes locks for each request,
 // writes replies in pieces, and starts a goroutine whenever its last reader gets a
 // request. With one file behind each, 4 KiB and 32 at a time, a loop like this one
-// did 29 % more reads and 65 % more writes (docs/performance.md).
+// did 29 % more reads and 65 % more writes (docs/performance-log.md).
 package device
 
 import (
