@@ -62,7 +62,7 @@ func accept(fs hostfs.FS, dir string, m *manifest.Manifest, name string) (err er
 	case l == nil:
 		return fmt.Errorf("layer %q %w", name, ErrNotExist)
 	case l.Writing:
-		return fmt.Errorf("%w: varve had not finished writing the layer; mount and unmount the disk once", ErrBusy)
+		return fmt.Errorf("%w: the layer was not yet written to its end; mount and unmount the disk once", ErrBusy)
 	}
 	path := l.Path(dir)
 	if err := checkFile(fs, path); err != nil {

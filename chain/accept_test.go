@@ -121,7 +121,7 @@ func TestAcceptRefuses(t *testing.T) {
 		{what: "no such layer", layer: "two", want: ErrNotExist, line: `"two"`},
 		{what: "the empty name", layer: "", want: ErrNotExist, line: `""`},
 		{what: "read-only", layer: "base", o: OpenOptions{ReadOnly: true}, want: ErrReadOnly},
-		{what: "not settled", layer: "one", want: ErrBusy, line: "had not finished writing", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
+		{what: "not settled", layer: "one", want: ErrBusy, line: "was not yet written to its end", edit: func(t *testing.T, dir string, m *manifest.Manifest) {
 			m.ByName("one").Writing = true
 			if err := m.Commit(fs, dir); err != nil {
 				t.Fatal(err)
