@@ -206,6 +206,9 @@ func (d *Disk) copyDown(j *job, x, c *view.Node) error {
 	settle := func(start, end int64) error {
 		// Where room is short a window ends anywhere, and nothing behind it has moved.
 		end = (end + from.ClusterSize() - 1) &^ (from.ClusterSize() - 1)
+		if err := d.keepsTarget(x); err != nil {
+			return err
+		}
 		forget := into.Copied()
 		if err := from.Flush(); err != nil {
 			return err

@@ -191,7 +191,7 @@ func TestCreateRefuses(t *testing.T) {
 		{filepath.Join(parent, "x"), CreateOptions{}, ErrInvalid, "needs a size"},
 		{filepath.Join(parent, "x"), CreateOptions{Size: -1}, ErrInvalid, "-1 bytes"},
 		{filepath.Join(parent, "x"), CreateOptions{Size: maxDiskBytes + 1}, ErrInvalid, "a size of"},
-		{filepath.Join(parent, "x"), CreateOptions{Size: 1 << 20, Format: "raw"}, ErrInvalid, "for a base"},
+		{filepath.Join(parent, "x"), CreateOptions{Size: 1 << 20, Format: "raw"}, ErrInvalid, "a blank disk has none"},
 		{filepath.Join(parent, "x"), CreateOptions{Base: base, Size: 1<<20 - 512}, ErrInvalid, "less than the 1048576"},
 		{filepath.Join(parent, "x"), CreateOptions{Base: base, Format: "vmdk"}, ErrInvalid, `"vmdk"`},
 	}

@@ -161,10 +161,13 @@ func (d *Disk) runJob(j *job) {
 
 func (d *Disk) workOn(j *job) error {
 	return d.survive(j, func() error {
-		if j.kind == FlattenJob {
+		switch j.kind {
+		case FlattenJob:
 			return d.flattenLayer(j)
+		case DeleteJob:
+			return d.mergeLayer(j)
 		}
-		return d.mergeLayer(j)
+		return fmt.Errorf("no job is a %s", j.kind)
 	})
 }
 

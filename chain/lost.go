@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"varve/chain/diskdir"
 	"varve/chain/manifest"
 	"varve/chain/refusal"
@@ -22,22 +24,34 @@ const (
 	fileReplaced = "was replaced by another file"
 )
 
-// lost says how the file of a layer was lost, "" for one that is where chain.json has it.
-// What cannot be told counts as being there. The file must stay open meanwhile.
+// lost says how the file of a layer was lost, "" for one that is where it was opened. What
+// cannot be told counts as being there. The file must stay open meanwhile.
 func (d *Disk) lost(rec *manifest.Layer, l *view.Layer) string {
 	if _, entered := d.fs.(*diskdir.Dir); !entered || l == nil {
 		return "" // a simulated host
 	}
 	open, err := l.File.Stat()
-	if err != nil || rec.Foreign && (open.Links > 0 || !open.Mode.IsRegular()) {
-		return "" // a foreign file may have been moved
+	if err != nil || !open.Mode.IsRegular() {
+		return ""
 	}
-	there, err := d.fs.Stat(d.path(rec))
+	gone := open.Links == 0
+	if rec.Foreign {
+		if gone {
+			return fileRemoved // what stands there is not asked: its host may hang
+		}
+		return "" // it may have been moved
+	}
+	// The record may name another file already, when a merge is about to end.
+	there, err := d.fs.Stat(l.Path)
 	switch {
+	case err == nil && there.Inode == open.Inode && there.Device == open.Device:
+		return ""
 	case errors.Is(err, os.ErrNotExist):
 		return fileRemoved
-	case err == nil && (there.Inode != open.Inode || there.Device != open.Device):
+	case err == nil || errors.Is(err, unix.ELOOP) || errors.Is(err, diskdir.ErrForeign):
 		return fileReplaced
+	case gone:
+		return fileRemoved
 	}
 	return ""
 }
@@ -45,15 +59,20 @@ func (d *Disk) lost(rec *manifest.Layer, l *view.Layer) string {
 // LostFiles are the paths of those layers' files that were removed or replaced while the disk
 // is open. What is in them is lost when the disk is closed.
 func (d *Disk) LostFiles() (paths []string) {
-	section := d.readers.Enter() // the files stay open
-	defer d.readers.Exit(section)
 	m, nodes := d.tree()
 	for _, rec := range m.Layers {
-		if n := nodes[rec.ID]; n != nil && d.lost(rec, n.Layer()) != "" {
-			paths = append(paths, d.path(rec))
+		if n := nodes[rec.ID]; n != nil && d.isLost(rec, n) {
+			paths = append(paths, n.Layer().Path)
 		}
 	}
 	return paths
+}
+
+// isLost is lost, for who has no hold on the layer.
+func (d *Disk) isLost(rec *manifest.Layer, n *view.Node) bool {
+	section := d.readers.Enter() // the file stays open
+	defer d.readers.Exit(section)
+	return d.lost(rec, n.Layer()) != ""
 }
 
 // lostError is the refusal of something for a layer whose file was lost.
@@ -114,8 +133,8 @@ func (d *Disk) coverLost(m *manifest.Manifest, rec *manifest.Layer) (*manifest.M
 	return m, m.Layer(m.Leaf), nil
 }
 
-// awayFromLost is the direction in which a merge of x with c, which stands on it, ends in a
-// file that is there: "" where both are. Called with opMu held.
+// awayFromLost is the direction in which a merge of x with c, which stands on x, ends in a
+// file that still exists: "" where both exist and either will do. Called with opMu held.
 func (d *Disk) awayFromLost(m *manifest.Manifest, x, c *manifest.Layer) (manifest.Direction, error) {
 	lostX, lostC := d.lost(x, d.nodes[x.ID].Layer()), d.lost(c, d.nodes[c.ID].Layer())
 	switch {
@@ -129,6 +148,22 @@ func (d *Disk) awayFromLost(m *manifest.Manifest, x, c *manifest.Layer) (manifes
 		return "", d.keepsChain(m, c)
 	}
 	return "", d.lostError(m, c, lostC, d.exportWords(c))
+}
+
+// keepsTarget refuses to give back what a merge has copied when the file into which it goes
+// was lost meanwhile: the copy would be lost with the disk's close. The views stay as they
+// are, and the merge that is begun next takes the other direction.
+func (d *Disk) keepsTarget(into *view.Node) error {
+	m, _ := d.tree()
+	rec := m.Layer(into.ID)
+	if rec == nil {
+		return nil
+	}
+	how := d.lost(rec, into.Layer())
+	if how == "" {
+		return nil
+	}
+	return d.lostError(m, rec, how, fmt.Sprintf("nothing more is merged into it, and \"varve delete %s --unnamed\" merges it the other way", ShellWord(d.dir)))
 }
 
 // lostAtClose says what goes with the close of the disk.

@@ -346,6 +346,9 @@ func (d *Disk) copyUp(j *job, x, c *view.Node) error {
 		d.dropRegions(c, from, to-from)
 		d.readers.Synchronize()
 		forget()
+		if err := d.keepsTarget(c); err != nil {
+			return err
+		}
 		return d.punchSource(x, from, to)
 	}
 	return d.mergeRegions(j, x, c, regionWork{d.window, over.Size, d.within(next), held, fill, part, over.SubclusterSize(), over, settle})
@@ -443,6 +446,9 @@ func (d *Disk) finishUp(j *job, x, c *view.Node) error {
 	if err := d.withRoom(j, func() error { return d.coverGrowth(j, x, c) }); err != nil {
 		return err
 	}
+	if err := d.keepsTarget(c); err != nil {
+		return err
+	}
 	m := d.edit()
 	xr, cr := m.Layer(x.ID), m.Layer(c.ID)
 	// The same view already, whether chain.json still says x or not (M15).
@@ -460,6 +466,9 @@ func (d *Disk) finishDown(j *job, x, c *view.Node) error {
 		return err
 	}
 	defer d.opMu.Unlock()
+	if err := d.keepsTarget(x); err != nil {
+		return err
+	}
 	m := d.edit()
 	children := m.Children(c.ID)
 	writes := append(m.MarkWriting(children...), x.ID, c.ID)

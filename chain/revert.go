@@ -252,11 +252,17 @@ func (d *Disk) installWithout(m *manifest.Manifest, gone []*manifest.Layer, leaf
 func (d *Disk) discardLayer(l *view.Layer, foreign bool) {
 	d.flushes.forget(l.Over())
 	d.readers.Synchronize()
+	file := manifest.LayersDir + "/" + filepath.Base(l.Path)
+	replaced := !foreign && d.lost(&manifest.Layer{File: file}, l) == fileReplaced
 	if err := l.Close(); err != nil {
 		d.log.Warn("a layer that is no longer needed could not be closed", "file", l.Path, "error", err)
 	}
-	if foreign {
-		return
+	switch {
+	case foreign:
+	case replaced: // perhaps by what somebody has put back from a backup
+		d.log.Warn("the layer is no longer needed; another file stands in its place, and stays", "file", l.Path)
+		d.removed = append(d.removed, file)
+	default:
+		d.unlink(file)
 	}
-	d.unlink(manifest.LayersDir + "/" + filepath.Base(l.Path))
 }

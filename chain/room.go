@@ -150,14 +150,20 @@ func (d *Disk) flattenBound(name string) int64 {
 	if name == manifest.LeafName {
 		rec = m.Layer(m.Leaf)
 	}
-	if rec == nil || nodes[rec.Parent] == nil {
+	if rec == nil {
 		return 0
 	}
-	parent := nodes[rec.Parent]
-	if bytes, known, err := d.figures.View(parent, time.Time{}); err == nil && known {
+	source := nodes[rec.Parent]
+	if leaf := nodes[rec.ID]; rec.ID == m.Leaf && leaf != nil && d.isLost(rec, leaf) {
+		source = leaf // a new leaf gets all of it (coverLost)
+	}
+	if source == nil {
+		return 0
+	}
+	if bytes, known, err := d.figures.View(source, time.Time{}); err == nil && known {
 		return bytes
 	}
-	return parent.Size()
+	return source.Size()
 }
 
 // tablesMissing is how many bytes of L2 tables the file of target has not yet for what

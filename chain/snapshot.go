@@ -182,7 +182,11 @@ func (d *Disk) settleFrozen(id string) {
 		d.log.Warn("a frozen layer could not be brought to rest; the unmount tries again", "layer", rec.Label(), "error", err)
 		return
 	}
-	d.figures.Froze(n, rec.Counts)
+	var known *manifest.Counts // chain.json has none where a layer below is being written
+	if counted {
+		known = &counts
+	}
+	d.figures.Froze(n, known)
 	d.install(m, nil)
 }
 

@@ -41,7 +41,8 @@ type LayerStatus struct {
 	Clones   []string `json:"clones"`
 	SetAside bool     `json:"set_aside"`
 	// Lost: the file was removed, or replaced by another one, while the disk is mounted.
-	// What is in it is lost with the unmount.
+	// What is in it is lost with the unmount. A file that was moved elsewhere is not
+	// counted as lost here: that would need a look at the path of each file.
 	Lost bool `json:"lost"`
 	// Frees is how many bytes of the host a delete would give back, 0 where nothing can
 	// be deleted; nil while it is not known.

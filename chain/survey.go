@@ -127,7 +127,8 @@ func (d *Disk) survey(until time.Time) (s Status, counted bool, err error) {
 		if info, err = d.hostInfo(n); err == nil {
 			l.HostBytes = info.Blocks
 			// A look at the path of each file would cost more than all else.
-			l.Lost = info.Links == 0 && d.isLost(m, n)
+			rec := m.Layer(l.ID)
+			l.Lost = info.Links == 0 && rec != nil && d.isLost(rec, n)
 			l.OwnBytes, l.Counted, err = d.figures.Own(n, until)
 		}
 		if err != nil {
@@ -247,12 +248,4 @@ func (d *Disk) hostInfo(n *view.Node) (hostfs.Info, error) {
 	section := d.readers.Enter() // the file stays open
 	defer d.readers.Exit(section)
 	return n.Layer().File.Stat()
-}
-
-// isLost says whether a layer's file was removed or replaced while the disk is open.
-func (d *Disk) isLost(m *manifest.Manifest, n *view.Node) bool {
-	section := d.readers.Enter()
-	defer d.readers.Exit(section)
-	rec := m.Layer(n.ID)
-	return rec != nil && d.lost(rec, n.Layer()) != ""
 }

@@ -4,8 +4,8 @@
 //	Figures   what was counted, by node, and a pass that counts the rest in the background
 //	Map       which bytes of the disk which layer holds, in bins
 //
-// It reads the layers' tables, never data, and holds nobody up: a figure that is not known
-// yet is the best one so far, and says so. Who changes what a layer maps, or what stands on
+// It reads the layers' tables, never data, and makes nobody wait: until a figure is counted
+// it gives the best one so far, with ok = false. Who changes what a layer maps, or what stands on
 // what, tells it that a figure is not right any more (Settled, Replaced, Moving, ViewChanged,
 // Froze). What was counted of a frozen layer goes into chain.json (Note) and comes from
 // there (Believe). The package commits nothing itself and knows no jobs.

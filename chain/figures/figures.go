@@ -64,8 +64,8 @@ func (f *Figures) Counting() bool {
 // Close ends what counts in the background.
 func (f *Figures) Close() { f.counter.close() }
 
-// of gives what is remembered of a node; of one that the tree has not, or not any more,
-// something that is soon forgotten.
+// of gives what is remembered of a node. For a node outside the tree it is a fresh record
+// that nobody else sees.
 func (f *Figures) of(n *view.Node) *nodeFigures {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -102,8 +102,7 @@ func (f *Figures) Replaced(n *view.Node) {
 	f.hidesOthers(n)
 }
 
-// Moving is told when a merge begins, or ceases, to write into x what c holds, which
-// stands on x.
+// Moving is told before and after a merge moves the content of c down into its parent x.
 func (f *Figures) Moving(x, c *view.Node) {
 	f.of(x).view.forget()
 	f.of(c).live.forget() // it is relative to x
@@ -193,8 +192,8 @@ func (f *Figures) Note(m *manifest.Manifest) {
 	}
 }
 
-// waiting looks until a figure is known, at most for countPatience from the start of
-// the pass on that counts it in the background: of many looks only the first wait.
+// Await calls look, and calls it again after each pass in the background, until it says ok:
+// countPatience from the start of the pass at most, so that later callers hardly wait.
 func (f *Figures) Await(look func(until time.Time) (ok bool, err error)) (ok bool, err error) {
 	// One pass may have been under way already, on what was there when it began.
 	for range 3 {

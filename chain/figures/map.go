@@ -40,7 +40,7 @@ const (
 	mapChunk = qcow2.TouchedSpans * view.RegionSize // 1 GiB
 )
 
-// rowBins has the figures of a layer, see MapLayer.
+// rowBins has the figures of a layer, see MapRow.
 type rowBins struct{ data, zero, seen, lost []float32 }
 
 // mapKey says what of a frozen layer a row was made of.

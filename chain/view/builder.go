@@ -24,7 +24,8 @@ type Builder struct {
 // in small pieces that is ten times as much.
 var builders = sync.Pool{New: func() any { return new(Builder) }}
 
-// Build begins the region with an index. End it with finish, but after an error.
+// Build begins the region with an index. End it with Finish; after an
+// error drop it.
 func Build(i int64) *Builder {
 	b := builders.Get().(*Builder)
 	b.region = &Region{base: i << RegionBits, at: i}

@@ -71,7 +71,7 @@ type Cache struct {
 // Step counts a piece of guest space that a walk has looked at.
 func (c *Cache) Step() { c.steps.Inc() }
 
-// stepsTaken is how many there were: what a walk costs, whatever the machine.
+// Steps is how many there were: what a walk costs, whatever the machine.
 func (c *Cache) Steps() int64 { return c.steps.Load() }
 
 // insert publishes a region that was resolved at a generation. When regions
@@ -156,5 +156,5 @@ func (c *Cache) Metrics() CacheMetrics {
 	}
 }
 
-// newRegionCache is a cache of so many bytes.
+// NewCache is a cache of so many bytes.
 func NewCache(limit int64) *Cache { return &Cache{limit: limit} }

@@ -60,7 +60,7 @@ type foundDamage struct {
 	read bool
 }
 
-// all are the damages, in the order of the guest's bytes.
+// Damages are what was found, in the order of the guest's bytes.
 func (d *damages) Damages() []Damage {
 	if !d.found.Load() {
 		return nil

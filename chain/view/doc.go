@@ -7,9 +7,9 @@
 //	Grace    lets who takes something out of sight wait for those who still look at it
 //
 // A read costs the same at any depth since the layers are asked once for each region, from
-// the top down, and the answer is kept. What a layer says that is being written changes:
-// its view is asked at each read (ReadLive), and a view that a job changes is not kept
-// while it does (SetAbsorbing); who changes what a layer says drops the regions that have
+// the top down, and what they say is kept. A layer that is being written is asked at each
+// read instead (ReadLive), and a view that a job changes is not kept while it does
+// (SetAbsorbing); who changes what a layer says drops the regions that have
 // it (Cache.Drop) and waits for their readers (Grace.Synchronize) before anything goes on
 // the host (M1 in docs/inside.md).
 //

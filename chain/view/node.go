@@ -37,7 +37,7 @@ func (n *Node) Absorbing() bool { return n.absorbing.Load() }
 // caller's to drop.
 func (n *Node) SetAbsorbing(yes bool) { n.absorbing.Store(yes) }
 
-// place is what the node stands for at this moment.
+// Link is the node's layer and its parent at this moment, both of one instant.
 func (n *Node) Link() Link { return *n.link.Load() }
 
 // Replace has the node stand for another layer, or for one on another parent. What was

@@ -268,7 +268,7 @@ func TestDoctorOfAnothersDisk(t *testing.T) {
 func TestDoctorRefuses(t *testing.T) {
 	dir := hostDir(t)
 	fails(t, dir, exitFailed, []string{"doctor none.raw: no such disk directory, mountpoint or image"}, "doctor", "none.raw")
-	fails(t, dir, exitFailed, []string{"doctor .: it is a directory without chain.json"}, "doctor", ".")
+	fails(t, dir, exitFailed, []string{"doctor .: it is neither a disk directory (it has no chain.json) nor a varve mount"}, "doctor", ".")
 	fails(t, dir, exitUsage, []string{"one argument too many"}, "doctor", "a", "b")
 	fails(t, dir, exitUsage, []string{"DISK is empty"}, "doctor", "")
 	if err := syscall.Mkfifo(dir+"/fifo", 0o600); err != nil {

@@ -134,7 +134,7 @@ func TestMountMemoryIsNotTrusted(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		fails(t, dir, exitFailed, []string{"mount vm.raw: chain.json remembers options of the last mount that cannot be used", words, "--defaults"}, "mount", "vm.raw", "mnt")
+		fails(t, dir, exitFailed, []string{"mount vm.raw: the options of the last mount, ", words, " cannot be used: ", "--defaults"}, "mount", "vm.raw", "mnt")
 	}
 	must(t, dir, "mount", "vm.raw", "mnt", "--defaults")
 	must(t, dir, "umount", "mnt")

@@ -60,9 +60,9 @@ func TestNothingIsGivenUpForARefusal(t *testing.T) {
 		words             string
 	}{
 		{"nothing", false, true, nil, ""},
-		{"memory", false, true, []doctor.Stake{memory}, "memory: it would destroy"},
+		{"memory", false, true, []doctor.Stake{memory}, "memory: on another disk content that would destroy"},
 		{"memory, given up", true, true, []doctor.Stake{memory}, ""},
-		{"an image behind memory that is given up", true, true, []doctor.Stake{memory, image}, "image: it would stand on something else"},
+		{"an image behind memory that is given up", true, true, []doctor.Stake{memory, image}, "image: that image would then stand on another disk content"},
 		{"an image that does not matter", true, false, []doctor.Stake{image}, ""},
 	} {
 		err := (&savedStateFlag{discard: c.discard}).refuse(c.stakes, c.overlays)

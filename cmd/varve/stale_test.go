@@ -86,7 +86,7 @@ func TestStaleMountIsMended(t *testing.T) {
 				if want := "varve: mount vm.raw: at " + mnt + " was a mount of this disk whose daemon was gone; unmounted it; what the guest had not flushed"; !strings.Contains(r.stderr, want) {
 					t.Errorf("says %q, lacks %q", r.stderr, want)
 				}
-				inUse := fmt.Sprintf("still in use, though its daemon is gone: disk.raw is open (pid %d sh)", program.Process.Pid)
+				inUse := fmt.Sprintf("still in use, although its daemon is gone: disk.raw is open (pid %d sh)", program.Process.Pid)
 				if strings.Contains(r.stderr, inUse) != busy {
 					t.Errorf("says %q; %q is in it: want %v", r.stderr, inUse, busy)
 				}
@@ -214,7 +214,7 @@ func TestStaleMountInWords(t *testing.T) {
 	}
 	r := must(t, dir, "umount", "vm.raw.varve")
 	for _, want := range []string{
-		fmt.Sprintf("varve: umount vm.raw.varve: still in use, though its daemon is gone: disk.raw is open (pid %d ", os.Getpid()),
+		fmt.Sprintf("varve: umount vm.raw.varve: still in use, although its daemon is gone: disk.raw is open (pid %d ", os.Getpid()),
 		"varve: umount vm.raw.varve: its daemon was gone before; what the guest had not flushed is lost",
 	} {
 		if !strings.Contains(r.stderr, want) {

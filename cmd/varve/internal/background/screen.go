@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Go's runtime ends a program that gets no thread or no memory from the kernel, with words for
@@ -37,7 +39,7 @@ var runtimeWords = []struct {
 // screen hands on what a daemon says, line by line. From a line of Go's runtime on it holds
 // everything back, to be dropped when it means that a limit of the host was met.
 type screen struct {
-	to    io.Writer
+	to    *os.File // closed by end
 	r, w  *os.File
 	ended chan struct{}
 
@@ -46,9 +48,16 @@ type screen struct {
 }
 
 // listen makes a screen. Its w is to be the daemon's stderr, and to be closed here then.
-func listen(to io.Writer) (*screen, error) {
+func listen(stderr *os.File) (*screen, error) {
+	// Go ends a program whose descriptor 2 nobody reads any more; another one gives an error.
+	fd, err := unix.FcntlInt(stderr.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, err
+	}
+	to := os.NewFile(uintptr(fd), stderr.Name())
 	r, w, err := os.Pipe()
 	if err != nil {
+		to.Close()
 		return nil, err
 	}
 	s := &screen{to: to, r: r, w: w, ended: make(chan struct{})}
@@ -107,5 +116,6 @@ func (s *screen) end() (means error) {
 	if s.means == nil {
 		_, _ = s.to.Write(s.held)
 	}
+	s.to.Close() // written without a buffer
 	return s.means
 }

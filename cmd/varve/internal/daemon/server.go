@@ -359,6 +359,9 @@ func (m *server) ready(signals <-chan os.Signal) error {
 func (m *server) asked(d *chain.Disk, mount *fs.Server, s os.Signal, done <-chan struct{}) {
 	if lost := d.LostFiles(); len(lost) > 0 && !m.saidLost && mount.Mounted() {
 		m.saidLost = true
+		if err := d.Flush(); err != nil { // SIGKILL may be next
+			m.log.Error("what was written last could not be made durable", "error", err)
+		}
 		m.log.Error("not unmounted: files of the disk were removed or replaced, and what was in them would be lost with the unmount; \"varve flatten DISK leaf\" copies what disk.raw needs into a new file, and a second signal unmounts all the same",
 			"signal", s.String(), "files", strings.Join(lost, ", "))
 		m.notify("STATUS=not unmounted: files of the disk were removed, and what was in them would be lost")
