@@ -174,7 +174,7 @@ func (e *examiner) look(m *manifest.Manifest, held bool) error {
 	}
 	slices.SortFunc(e.found.Layers, func(a, b ExaminedLayer) int { return strings.Compare(a.ID, b.ID) })
 	if held && diskdir.OnHost(e.fs) {
-		e.unlinked = unlinkedFiles(e.dir)
+		e.unlinked, _ = filesOfHolder(e.dir)
 	}
 	if err := e.layers(m, held); err != nil {
 		return err

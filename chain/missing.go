@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"varve/chain/dirlock"
 	"varve/chain/manifest"
 	"varve/overlay/hostfs"
@@ -34,11 +36,12 @@ func Missing(dir string) ([]string, error) {
 			return nil, err
 		}
 		missing = missing[:0]
-		unlinked := unlinkedFiles(dir)
+		unlinked, open := filesOfHolder(dir)
 		for _, l := range before.Layers {
 			path := l.Path(dir)
-			_, err := fs.Stat(path)
-			if errors.Is(err, os.ErrNotExist) && !l.Foreign || unlinked[path] {
+			info, err := fs.Stat(path)
+			replaced := err == nil && !l.Foreign && len(open) > 0 && !open[inode{info.Device, info.Inode}]
+			if errors.Is(err, os.ErrNotExist) && !l.Foreign || unlinked[path] || replaced {
 				missing = append(missing, path)
 			}
 		}
@@ -52,25 +55,33 @@ func Missing(dir string) ([]string, error) {
 	return missing, nil
 }
 
-// unlinkedFiles are the files that the holder of a disk directory has open and that have no
-// name any more, by the paths that they had. A daemon closes a layer's file before it removes it.
-func unlinkedFiles(dir string) map[string]bool {
+// inode is which file something is.
+type inode struct{ device, number uint64 }
+
+// filesOfHolder are the files that the holder of a disk directory has open: those that have no
+// name any more, by the paths that they had, and which files all are; none where this user may
+// not see them. A daemon has the files of all layers open, and closes one before it removes it.
+func filesOfHolder(dir string) (unlinked map[string]bool, open map[inode]bool) {
 	pid, _, held, err := dirlock.Holder(dir)
 	if err != nil || !held || pid <= 0 {
-		return nil
+		return nil, nil
 	}
 	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	files := make(map[string]bool)
+	unlinked, open = make(map[string]bool), make(map[inode]bool)
 	for _, link := range links {
 		// The kernel marks a file without a name (d_path in fs/d_path.c).
 		if to, err := os.Readlink(link); err == nil && strings.HasSuffix(to, unlinkedMark) {
-			files[strings.TrimSuffix(to, unlinkedMark)] = true
+			unlinked[strings.TrimSuffix(to, unlinkedMark)] = true
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(link, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+			open[inode{st.Dev, st.Ino}] = true
 		}
 	}
-	return files
+	return unlinked, open
 }
 
 // unlinkedMark stands behind the former path of a file in /proc/PID/fd.

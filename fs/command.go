@@ -112,7 +112,7 @@ func commands() []command {
 			control.Plan, "delete NAME, flatten NAME or revert NAME and read what that would do; it does nothing", "delete before-upgrade", nil, nil,
 			func(d disk, line string) (string, error) {
 				words := control.Words(line)
-				if line == "" || words[0] != control.Delete && len(words) != 2 {
+				if line == "" || words[0] != chain.OpDelete.String() && len(words) != 2 {
 					return "", refuse(unix.EINVAL, "plan takes delete and names, or none for the best one, or flatten or revert and one name")
 				}
 				operation, err := chain.ParseOperation(words[0])

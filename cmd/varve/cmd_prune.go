@@ -112,7 +112,7 @@ type pruneDocument struct {
 // and any other run carries it out.
 type prunePlan struct {
 	snapshots   []pruneDecision // newest first
-	forgetAside bool
+	forgetAside string          // id of the leaf that was set aside and is to go; "" for none
 }
 
 // gone are the names of the snapshots that go.
@@ -131,6 +131,22 @@ func (p prunePlan) check(d client.Disk) error {
 	if err != nil {
 		return err
 	}
+	return p.checkSnapshots(layers)
+}
+
+// checkAside is check, and fails too when another leaf was set aside since.
+func (p prunePlan) checkAside(d client.Disk) error {
+	layers, err := d.Layers()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(layers, func(l chain.LayerStatus) bool { return l.SetAside && l.ID == p.forgetAside }) {
+		return errors.New("the leaf that was set aside is another one than the prune had looked at; nothing was deleted, prune again")
+	}
+	return p.checkSnapshots(layers)
+}
+
+func (p prunePlan) checkSnapshots(layers []chain.LayerStatus) error {
 	for _, s := range p.snapshots {
 		same := func(l chain.LayerStatus) bool { return l.Name == s.Name && l.Frozen.Equal(s.Time) }
 		if len(s.Keep) == 0 && !slices.ContainsFunc(layers, same) {
@@ -141,15 +157,14 @@ func (p prunePlan) check(d client.Disk) error {
 }
 
 func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
-	ctx, stop := interruptible(cmd)
-	defer stop()
 	t, err := where.Find(arg)
 	if err != nil {
 		return err
 	}
+	// A look is ended by an interrupt at once, as long as nothing waits for it.
 	var st chain.Status
 	err = readTarget(cmd, t, func(d client.Disk) (err error) {
-		st, err = d.Status(ctx)
+		st, err = d.Status(context.Background())
 		return err
 	})
 	if err != nil {
@@ -162,6 +177,8 @@ func prune(cmd *cobra.Command, arg string, flags *pruneFlags) error {
 	case flags.dry.on:
 		return flags.show(cmd, t, plan)
 	}
+	ctx, stop := interruptible(cmd)
+	defer stop()
 	return flags.carryOut(ctx, cmd, t, plan)
 }
 
@@ -173,9 +190,14 @@ func (flags *pruneFlags) plan(st chain.Status, now time.Time) (prunePlan, error)
 
 func (flags *pruneFlags) carryOut(ctx context.Context, cmd *cobra.Command, t where.Target, plan prunePlan) error {
 	out := cmd.ErrOrStderr()
-	if plan.forgetAside {
+	if plan.forgetAside != "" {
 		// Waited for: nothing is deleted beside its merge.
-		if err := followJob(ctx, cmd, t, client.Disk.Forget, false, flags.rate); err != nil {
+		if err := followJob(ctx, cmd, t, func(d client.Disk) (client.Job, error) {
+			if err := plan.checkAside(d); err != nil {
+				return client.Job{}, err
+			}
+			return d.Forget()
+		}, false, flags.rate); err != nil {
 			return err
 		}
 	}
@@ -197,7 +219,7 @@ func (flags *pruneFlags) carryOut(ctx context.Context, cmd *cobra.Command, t whe
 func (flags *pruneFlags) decide(st chain.Status, now time.Time) ([]pruneDecision, error) {
 	var snapshots []keep.Snapshot
 	for _, l := range st.Layers {
-		if l.State == "frozen" && !l.Foreign && (flags.all || keep.IsAuto(l.Name)) {
+		if l.State == chain.StateFrozen && !l.Foreign && (flags.all || keep.IsAuto(l.Name)) {
 			snapshots = append(snapshots, keep.Snapshot{Name: l.Name, Time: l.Frozen.Local()})
 		}
 	}
@@ -236,19 +258,20 @@ func protectedNames(st chain.Status) map[string][]string {
 	return why
 }
 
-// forgetsAside says whether a leaf that was set aside has been so for long enough.
-func (flags *pruneFlags) forgetsAside(st chain.Status, now time.Time) bool {
+// forgetsAside gives the id of a leaf that was set aside and has been so for long enough,
+// "" for none.
+func (flags *pruneFlags) forgetsAside(st chain.Status, now time.Time) string {
 	for _, l := range st.Layers {
-		if l.SetAside {
-			return !l.Frozen.After(flags.aside.before(now))
+		if l.SetAside && !l.Frozen.After(flags.aside.before(now)) {
+			return l.ID
 		}
 	}
-	return false
+	return ""
 }
 
 func (flags *pruneFlags) show(cmd *cobra.Command, t where.Target, plan prunePlan) error {
 	list := plan.snapshots
-	doc := pruneDocument{Version: 1, Snapshots: list, ForgetAside: plan.forgetAside}
+	doc := pruneDocument{Version: 1, Snapshots: list, ForgetAside: plan.forgetAside != ""}
 	if names := plan.gone(); len(names) > 0 {
 		err := readTarget(cmd, t, func(d client.Disk) error {
 			if err := plan.check(d); err != nil {
@@ -269,7 +292,7 @@ func (flags *pruneFlags) show(cmd *cobra.Command, t where.Target, plan prunePlan
 	if err := writeDecisions(out, list); err != nil {
 		return err
 	}
-	if plan.forgetAside {
+	if plan.forgetAside != "" {
 		if _, err := fmt.Fprintln(out, "the leaf that was set aside would be forgotten"); err != nil {
 			return err
 		}

@@ -1,13 +1,19 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"varve/chain"
 	"varve/cmd/varve/internal/client"
+	"varve/cmd/varve/internal/where"
 )
 
 // layersAre is a disk of which only the layers are known.
@@ -17,6 +23,39 @@ type layersAre struct {
 }
 
 func (d layersAre) Layers() ([]chain.LayerStatus, error) { return d.list, nil }
+
+// A prune forgets no other leaf than the one that had been set aside when it looked.
+func TestPruneForgetsTheLeafThatItHasSeen(t *testing.T) {
+	plan := prunePlan{forgetAside: "000003"}
+	for id, refuse := range map[string]bool{"000003": false, "000005": true} {
+		err := plan.checkAside(layersAre{list: []chain.LayerStatus{{ID: id, SetAside: true}}})
+		if (err != nil) != refuse {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+}
+
+// An interrupt that comes before the delete has begun leaves everything as it is.
+func TestInterruptBeforeAJob(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir := hostDir(t)
+	must(t, dir, "create", "vm.varve", "--size", "4M")
+	must(t, dir, "snapshot", "vm.varve", "one")
+	found, err := where.Find(dir + "/vm.varve")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := &cobra.Command{Use: "prune"}
+	cmd.SetErr(io.Discard)
+	begin := func(client.Disk) (client.Job, error) {
+		t.Error("it was begun")
+		return client.Job{}, nil
+	}
+	if err := followJob(ctx, cmd, found, begin, false, rateFlag{}); !errors.Is(err, errInterrupted) {
+		t.Error(err)
+	}
+}
 
 // A prune is carried out on the snapshots that it has looked at, and on no others of their
 // names; what happens to those that are kept does not matter.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -56,6 +57,9 @@ func runJob(cmd *cobra.Command, arg string, begin func(client.Disk) (client.Job,
 	return wrapped(cmd, arg, err)
 }
 
+// errInterrupted is that an interrupt came before anything was begun.
+var errInterrupted = errors.New("interrupted; nothing was done")
+
 func followJob(ctx context.Context, cmd *cobra.Command, t where.Target, begin func(client.Disk) (client.Job, error), background bool, rate rateFlag) error {
 	out, title := cmd.ErrOrStderr(), cmd.Name()+" "+t.Name()
 	var job client.Job
@@ -63,6 +67,9 @@ func followJob(ctx context.Context, cmd *cobra.Command, t where.Target, begin fu
 	copied, bar := int64(0), progress.New(out, title)
 	o := client.Options{Log: tell.Warnings(out), HoldJob: background, JobRate: rate.limit()}
 	err := on(t, o, func(d client.Disk) (err error) {
+		if ctx.Err() != nil {
+			return errInterrupted
+		}
 		if job, err = begin(d); err != nil || job.ID == "" {
 			return err
 		}

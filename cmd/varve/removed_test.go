@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"varve/chain/mounts"
 )
@@ -161,4 +162,45 @@ func TestRemovedBeneathAReadOnlyMount(t *testing.T) {
 		t.Errorf("the copy has %q", got)
 	}
 	must(t, dir, "umount", "--lazy", "mnt")
+}
+
+// A file that is removed while umount waits is noticed before the unmount, and so is one that
+// was moved away with a copy put in its place: the daemon goes on writing into the one that
+// was moved.
+func TestUmountMeetsALostFile(t *testing.T) {
+	dir, mnt := mounted(t, 8<<20, 1<<20)
+	must(t, dir, "snapshot", "mnt", "one")
+	put(t, mnt, "first", 1<<20)
+	leaf := dir + "/vm.raw.varve/layers/000003.qcow2"
+	f, err := os.Open(mnt + "/disk.raw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := command(dir, "umount", "mnt", "--wait")
+	var words strings.Builder
+	cmd.Stderr = &words
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		t.Fatalf("it did not wait: %v, %s", err, words.String())
+	case <-time.After(time.Second):
+	}
+	tool(t, dir, "mv", leaf, "moved")
+	tool(t, dir, "cp", "moved", leaf)
+	f.Close()
+	if err := <-ended; err == nil || !strings.Contains(words.String(), leaf+" was removed or replaced") {
+		t.Errorf("umount --wait: %v, %s", err, words.String())
+	}
+	put(t, mnt, "second", 2<<20)
+	tool(t, dir, "mv", "moved", leaf)
+	must(t, dir, "umount", "mnt")
+	must(t, dir, "export", "vm.raw.varve", "leaf", "leaf.raw")
+	if got := get(t, dir+"/leaf.raw", 2<<20, 6); got != "second" {
+		t.Errorf("the leaf has %q", got)
+	}
 }

@@ -54,6 +54,7 @@ func Start(ctx context.Context, args []string, stderr *os.File) (code int, err e
 	cmd.ExtraFiles = []*os.File{w} // descriptor 3
 	words, err := giveStderr(cmd, stderr)
 	if err != nil {
+		w.Close()
 		return 0, fmt.Errorf("make a pipe to the daemon: %w", err)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -211,7 +211,7 @@ func leafParent(st chain.Status) string {
 		return "base"
 	}
 	parent := layerOf(st, *leaf.Parent)
-	if parent.State == "base" {
+	if parent.State == chain.StateBase {
 		return "base"
 	}
 	return parent.Name

@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"varve/chain"
 	"varve/cmd/varve/internal/session"
 	"varve/fs"
 )
@@ -36,14 +37,18 @@ func (m *server) leaveLogin() {
 	m.log.Info("moved out of the login session", "scope", unit)
 }
 
-// askAgain unmounts when those who use the mount are done, if that is soon. It
-// gives up when done is closed.
-func (m *server) askAgain(mount *fs.Server, done <-chan struct{}) {
+// askAgain unmounts when those who use the mount are done, if that is soon. It gives up
+// when done is closed, and when other files of the disk are lost than the signal was told of.
+func (m *server) askAgain(d *chain.Disk, mount *fs.Server, lost string, done <-chan struct{}) {
 	for deadline := time.Now().Add(askedTime); time.Now().Before(deadline); {
 		select {
 		case <-done:
 			return
 		case <-time.After(askedPoll):
+		}
+		if now := lostSoon(d); now != "" && now != lost {
+			m.log.Error("not unmounted: files of the disk were removed or replaced while it was in use", "files", now)
+			return
 		}
 		if err := m.takeDown(mount); !errors.Is(err, syscall.EBUSY) {
 			return

@@ -20,6 +20,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -82,8 +83,8 @@ type server struct {
 	users      func() string
 	takingDown sync.Mutex  // held while the mount is taken away, or left behind
 	leftBehind atomic.Bool // the mount was left behind without a daemon
-	// saidLost: a signal was refused for files that were removed.
-	saidLost bool
+	// saidLost are the lost files for which a signal was refused; "" for none.
+	saidLost string
 }
 
 func (m *server) run() error {
@@ -357,13 +358,15 @@ func (m *server) ready(signals <-chan os.Signal) error {
 // asked answers a signal: it unmounts, unless somebody uses the mount, or files of the disk
 // were removed, which would be lost; a second signal unmounts then too.
 func (m *server) asked(d *chain.Disk, mount *fs.Server, s os.Signal, done <-chan struct{}) {
-	if lost := d.LostFiles(); len(lost) > 0 && !m.saidLost && mount.Mounted() {
-		m.saidLost = true
+	lost := lostSoon(d)
+	refused := lost != "" && lost != m.saidLost && mount.Mounted()
+	m.saidLost = lost
+	if refused {
 		if err := d.Flush(); err != nil { // SIGKILL may be next
 			m.log.Error("what was written last could not be made durable", "error", err)
 		}
-		m.log.Error("not unmounted: files of the disk were removed or replaced, and what was in them would be lost with the unmount; \"varve flatten DISK leaf\" copies what disk.raw needs into a new file, and a second signal unmounts all the same",
-			"signal", s.String(), "files", strings.Join(lost, ", "))
+		m.log.Error("not unmounted: files of the disk were removed or replaced, and what was in them would be lost with the unmount; \"varve flatten\" of the leaf copies what disk.raw needs into a new file, and a second signal unmounts all the same",
+			"signal", s.String(), "disk", d.Dir(), "files", lost)
 		m.notify("STATUS=not unmounted: files of the disk were removed, and what was in them would be lost")
 		return
 	}
@@ -376,7 +379,7 @@ func (m *server) asked(d *chain.Disk, mount *fs.Server, s os.Signal, done <-chan
 		m.log.Warn("not unmounted: it is in use", "signal", s.String(), "by", who)
 		m.notify("STATUS=in use, not unmounted: " + tell.Visible(who))
 		if m.scope != "" {
-			go m.askAgain(mount, done)
+			go m.askAgain(d, mount, lost, done)
 		}
 		return
 	}
@@ -387,6 +390,22 @@ func (m *server) asked(d *chain.Disk, mount *fs.Server, s os.Signal, done <-chan
 	}
 	m.log.Error("not unmounted", "signal", s.String(), "error", err)
 }
+
+// lostSoon gives the files of the disk that were lost, as far as the host tells it soon: one
+// that hangs must not keep the daemon from its end.
+func lostSoon(d *chain.Disk) string {
+	answer := make(chan string, 1)
+	go func() { answer <- strings.Join(d.LostFiles(), ", ") }()
+	select {
+	case lost := <-answer:
+		return lost
+	case <-time.After(lostTime):
+		return ""
+	}
+}
+
+// lostTime is how long the host has to tell which files were lost.
+const lostTime = 5 * time.Second
 
 // takeDown unmounts. Without the process outside, which alone may do that for a daemon that
 // is confined, it leaves the mount behind without a daemon: the disk is closed in order.

@@ -2,6 +2,7 @@ package keep
 
 import (
 	"errors"
+	"syscall"
 	"time"
 
 	"varve/chain"
@@ -27,7 +28,7 @@ func ByTime(take func(name string) error) (name string, err error) {
 		now := time.Now().UTC()
 		name = now.Format(autoLayout)
 		err = take(name)
-		if errors.Is(err, chain.ErrExist) && attempt < mostByTime {
+		if (errors.Is(err, chain.ErrExist) || errors.Is(err, syscall.EEXIST)) && attempt < mostByTime {
 			time.Sleep(time.Until(now.Truncate(time.Second).Add(time.Second)))
 			continue
 		}

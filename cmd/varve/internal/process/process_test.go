@@ -12,7 +12,7 @@ import (
 func TestTerminateAsksVarvesOnly(t *testing.T) {
 	other := Open(harness.KeepShell(t, "true"))
 	defer other.Close()
-	if err := other.Terminate(); err == nil || !strings.Contains(err.Error(), "it is sh, and no varve") {
+	if err := other.Terminate(); err == nil || !strings.Contains(err.Error(), "that process is sh, not varve") {
 		t.Errorf("%v", err)
 	}
 }

@@ -81,7 +81,7 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen wher
 	if pid, _, held, err := dirlock.Holder(t.Dir); err != nil || !held || pid != unseen.PID {
 		return err // it has ended meanwhile
 	}
-	c := closing{t: t, pid: unseen.PID, held: true}
+	c := closing{t: t, pid: unseen.PID, held: true, asked: !flags.Lazy && !flags.Force}
 	defer c.close()
 	var err error
 	if c.session, err = dirlock.SessionAt(t.Dir); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -109,7 +109,7 @@ func umountUnseen(ctx context.Context, stderr io.Writer, arg string, unseen wher
 	}
 	if flags.Lazy || flags.Force {
 		// A daemon that would lose files of its disk ends at the second signal only.
-		if missing, err := chain.Missing(t.Dir); err == nil && len(missing) > 0 {
+		if missing, err := chain.Missing(c.dir()); err == nil && len(missing) > 0 {
 			time.Sleep(endSoon)
 			_ = daemon.Terminate() // it may have ended
 		}
@@ -148,7 +148,12 @@ func waitReleased(ctx context.Context, stderr io.Writer, c *closing, ended proce
 			if err != nil {
 				return err
 			}
-			if u.None() && (len(u.Copies) > 0 || inPIDNamespace()) {
+			if c.asked && time.Since(begun) > patience {
+				if err := c.checkInPlace(); err != nil {
+					return err // which is why the daemon has refused to end
+				}
+			}
+			if u.None() && !c.asked && (len(u.Copies) > 0 || inPIDNamespace()) {
 				if err := ended.Terminate(); err != nil {
 					return fmt.Errorf("%s is no longer mounted here, but pid %d goes on for copies of the mount in other mount namespaces (%s), and cannot be asked to end: %w", t.Mountpoint, pid, where.PlaceWords(u.Copies), err)
 				}

@@ -26,6 +26,7 @@ type closing struct {
 	session *dirlock.Session // nil for a read-only mount, and where pid is 0
 	held    bool             // somebody held the disk
 	dead    bool             // the mount's daemon is gone
+	asked   bool             // the daemon was asked to end once, and is not to be asked again
 }
 
 // watchClosing finds the daemon of a mount that is to be unmounted. A question to a daemon

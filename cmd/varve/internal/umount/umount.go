@@ -65,17 +65,19 @@ func Run(ctx context.Context, stderr io.Writer, arg string, flags Options) error
 		ctx, cancel = context.WithTimeout(ctx, flags.Timeout)
 		defer cancel()
 	}
-	if !flags.Force && !flags.Lazy {
-		if err := c.checkInPlace(); err != nil {
-			return err
-		}
+	inPlace := c.checkInPlace
+	if flags.Force || flags.Lazy {
+		inPlace = func() error { return nil }
+	}
+	if err := inPlace(); err != nil {
+		return err
 	}
 	if flags.Force {
 		if err := endConnection(t, stderr); err != nil {
 			return err
 		}
 	}
-	if err := takeDown(ctx, t, stderr, flags); err != nil {
+	if err := takeDown(ctx, t, stderr, flags, inPlace); err != nil {
 		return t.Explain(err)
 	}
 	if flags.Lazy {

@@ -47,14 +47,18 @@ const (
 
 // takeDown unmounts at the mountpoint. A mount in use is an error that says by
 // whom, unless the flags say otherwise, and so is one that can be seen at other places;
-// one whose daemon is gone is taken from its users.
-func takeDown(ctx context.Context, t where.Target, stderr io.Writer, flags Options) error {
+// one whose daemon is gone is taken from its users. inPlace is asked before each try: files
+// of the disk may be removed while it waits.
+func takeDown(ctx context.Context, t where.Target, stderr io.Writer, flags Options, inPlace func() error) error {
 	if flags.Lazy {
 		return unmount(t.Mountpoint, t.Device, true)
 	}
 	var looked time.Time
 	said, begun := "", time.Now()
 	for {
+		if err := inPlace(); err != nil {
+			return err
+		}
 		err := tryUnmount(t)
 		if !errors.Is(err, unix.EBUSY) {
 			if said != "" && unmountedMeanwhile(t) {

@@ -98,27 +98,33 @@ func OnlyElsewhere(table mounts.Table, places []mounts.Mount) []mounts.Mount {
 	for _, m := range table.List() {
 		seen[m.Device] = true
 	}
+	type sight struct {
+		source string
+		device uint64
+	}
+	asked := map[sight]bool{} // of many containers that have the same mount one is asked
+	end := time.After(AnswerTime)
 	var list []mounts.Mount
 	for _, m := range places {
-		if m.PID == 0 || m.Rooted || !m.Whole() || !m.Reachable() || seen[m.Device] || !servesSoon(m) {
+		at := sight{m.Source, m.Device}
+		if m.PID == 0 || m.Rooted || !m.Whole() || !m.Reachable() || seen[m.Device] || asked[at] {
 			continue
 		}
-		seen[m.Device] = true
-		list = append(list, m)
+		asked[at] = true
+		// The disk's file system may hang.
+		answer := make(chan bool, 1)
+		go func() { answer <- claim.Serves(m.Source, m.Device) }()
+		select {
+		case serves := <-answer:
+			if serves {
+				seen[m.Device] = true
+				list = append(list, m)
+			}
+		case <-end:
+			return list
+		}
 	}
 	return list
-}
-
-// servesSoon is claim.Serves for a disk whose file system may hang.
-func servesSoon(m mounts.Mount) bool {
-	answer := make(chan bool, 1)
-	go func() { answer <- claim.Serves(m.Source, m.Device) }()
-	select {
-	case serves := <-answer:
-		return serves
-	case <-time.After(AnswerTime):
-		return false
-	}
 }
 
 // Reach is the target of an argument whose disk is mounted out of sight, by the first
