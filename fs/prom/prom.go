@@ -1,7 +1,8 @@
 // Package prom writes metrics in Prometheus' text form (exposition formats, "Text
 // format details"). The client library has all of it and a registry beside, for
 // which a daemon per disk would pay twice its size; what is needed of it is here,
-// and held against the library's own linter in the tests.
+// and held against the library's own linter in the tests. Which metrics there are stands in
+// fs/chainmetrics.go (of a disk) and fs/metrics.go (of a mount).
 package prom
 
 import (

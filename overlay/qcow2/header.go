@@ -29,6 +29,8 @@ const (
 	AutoclearBitmaps         = 1 << 0 // the bitmaps extension is up to date
 	AutoclearRawExternalData = 1 << 1
 
+	// Header extensions (section "Header extensions"). overlay/create.go writes them, and
+	// overlay.Plain refuses to write a layer that has one that it does not know.
 	ExtensionEnd              = 0
 	ExtensionBackingFormat    = 0xe2792aca
 	ExtensionFeatureNames     = 0x6803f857
