@@ -34,11 +34,8 @@ func (d *Disk) lost(rec *manifest.Layer, l *view.Layer) string {
 	if err != nil || !open.Mode.IsRegular() {
 		return ""
 	}
-	gone := open.Links == 0
-	if rec.Foreign {
-		if gone {
-			return fileRemoved // what stands there is not asked: its host may hang
-		}
+	gone := open.Links == 0 // or of a file system that counts no links
+	if rec.Foreign && !gone {
 		return "" // it may have been moved
 	}
 	// The record may name another file already, when a merge is about to end.
@@ -50,7 +47,7 @@ func (d *Disk) lost(rec *manifest.Layer, l *view.Layer) string {
 		return fileRemoved
 	case err == nil || errors.Is(err, unix.ELOOP) || errors.Is(err, diskdir.ErrForeign):
 		return fileReplaced
-	case gone:
+	case gone && !rec.Foreign:
 		return fileRemoved
 	}
 	return ""
