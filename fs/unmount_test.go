@@ -123,6 +123,7 @@ func TestUnmountOfWhatIsOutOfSight(t *testing.T) {
 func TestAbandon(t *testing.T) {
 	for _, way := range []bool{true, false} {
 		dir, d, s := mounted(t, mib, Options{})
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // which a test that fails leaves behind
 		if !way {
 			s.abort = nil
 		}
