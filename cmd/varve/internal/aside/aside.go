@@ -27,6 +27,12 @@ var ErrNoAnswer = errors.New("no answer")
 // called is what a child is called as, the first word of its command line.
 const called = "varve-aside"
 
+// IsChild says whether a process is a child of Ask, of this process or of another one.
+func IsChild(pid int) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && strings.HasPrefix(string(line), called+"\x00")
+}
+
 // began is what a child writes before it looks at the path; JSON skips it. On a busy
 // host it can take seconds until a program runs, and no file system hangs meanwhile.
 const began = "\n"

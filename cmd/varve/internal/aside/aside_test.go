@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -108,5 +109,23 @@ func TestAskAs(t *testing.T) {
 	}
 	if text, err := AskAs(context.Background(), as, "session", "", patience.Hang); err != nil || string(text) != "true" {
 		t.Errorf("in a session of its own: %s, %v", text, err)
+	}
+}
+
+// doctor does not tell of its own children, which may hang in a mount for a moment.
+func TestIsChild(t *testing.T) {
+	if IsChild(os.Getpid()) {
+		t.Error("the test itself")
+	}
+	child := exec.Cmd{Path: "/bin/sleep", Args: []string{called, "60"}}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		child.Process.Kill()
+		child.Wait()
+	})
+	if !IsChild(child.Process.Pid) {
+		t.Error("a process of that name")
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"varve/chain"
 	"varve/chain/dirlock"
 	"varve/chain/mounts"
+	"varve/cmd/varve/internal/aside"
 	"varve/cmd/varve/internal/holders"
 )
 
@@ -167,7 +168,7 @@ func (s *Scope) openInside(m mounts.Mount, daemon int, told []chain.OpenStatus) 
 		return h.PID != daemon && (h.ID.Device == m.Device || h.ID == (holders.Identity{}))
 	}) {
 		inside, ok := m.Inside(h.Path)
-		if !ok {
+		if !ok || aside.IsChild(h.PID) { // one that asks for this command, or is about to end
 			continue
 		}
 		write, locked := h.Mode()
