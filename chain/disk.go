@@ -196,6 +196,8 @@ func (d *Disk) commit(m *manifest.Manifest) error {
 	m.Next = max(m.Next, d.numbers)
 	m.Modified = d.ModTime().UTC()
 	m.Removing = append(m.Removing, d.orphans...)
+	// The next Open removes what this names, and another file than a layer's is not varve's.
+	m.Removing = slices.DeleteFunc(m.Removing, d.replacedFile)
 	d.figures.Note(m)
 	if err := d.commitWithReserve(m); err != nil {
 		return d.takeBack(m, err)

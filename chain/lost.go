@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -15,8 +16,8 @@ import (
 
 // A disk goes on when somebody removes the file of a layer, or puts another file in its
 // place: the disk has the file open, and everything in it. With the disk's close that is lost.
-// So until then nothing is built on such a layer (D33), a merge goes into the file that is in its
-// place, and Flatten copies out what the disk needs.
+// So until then nothing is built on such a layer (D33), a merge goes into the file that is still
+// there, and Flatten copies out what the disk needs.
 
 // How a layer's file was lost, in words for the middle of a sentence.
 const (
@@ -145,6 +146,19 @@ func (d *Disk) awayFromLost(m *manifest.Manifest, x, c *manifest.Layer) (manifes
 		return "", d.keepsChain(m, c)
 	}
 	return "", d.lostError(m, c, lostC, d.exportWords(c))
+}
+
+// replacedFile says whether another file stands in the place of a layer's file, named as
+// chain.json names it: perhaps a backup that somebody has put back, which is not varve's to
+// remove. Called with opMu held.
+func (d *Disk) replacedFile(file string) bool {
+	path := filepath.Join(d.dir, file)
+	for _, n := range d.nodes {
+		if l := n.Layer(); l != nil && l.Path == path {
+			return d.lost(&manifest.Layer{File: file}, l) == fileReplaced
+		}
+	}
+	return false
 }
 
 // keepsTarget refuses to give back what a merge has copied when the file into which it goes
