@@ -53,7 +53,7 @@ func clone(cmd *cobra.Command, arg, name, newDisk string) error {
 		if err := d.Clone(name, dir); err != nil {
 			return err
 		}
-		layers, _ = d.Layers() // the clone is there without
+		layers, _ = d.Layers() // where they cannot be listed the clone stands all the same
 		return nil
 	})
 	if err != nil {
