@@ -17,10 +17,10 @@
 //	                source back to the host
 //	settle          make a written layer durable and its fingerprint right, so that it is
 //	                frozen at rest; thaw is the way back
-//	diff            what of two views comes from different layers (diff.go); who compares the
-//	                bytes there is the command
-//	clone           another disk directory on a snapshot of this one. It knows files, not its
-//	                parent; the parent lists its clones
+//	diff            the places at which two views have their bytes from different layers
+//	                (diff.go); the command compares the bytes
+//	clone           another disk directory, whose base is a snapshot of this disk. The clone
+//	                names the files that it reads, and not the disk; the disk lists its clones
 //	set aside       the leaf that a revert replaced, kept for undo
 //	fingerprint     by which a layer that somebody else changed is known
 //	reserve         blocks kept so that a full host can still commit chain.json
